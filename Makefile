@@ -1,0 +1,55 @@
+# Everything is a target here; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/vis-run
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install dev test test-all lint format bench clean nie2018-figure4 nie2018-figure5
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## the environment in .venv, with vis-run in it
+dev: $(VENV)/installed-dev ## the same with the tools for development
+
+demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-16 and the bundled tabby
+	$(RUN) method=gbp model=vgg16_random
+
+nie2018-figure4: $(VENV)/installed ## Nie et al. 2018, Figure 4: three methods in a random CNN and FCN
+	$(RUN) experiment=nie2018/figure4
+
+nie2018-figure5: $(VENV)/installed ## Nie et al. 2018, Figure 5: guided backpropagation against filters and hidden units
+	$(RUN) experiment=nie2018/figure5
+
+lint: $(VENV)/installed-dev ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint ## lint, types and the fast tests
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+test-all: lint ## all tests: large networks and long runs too
+	$(BIN)/python -m pytest --durations=20
+
+bench: $(VENV)/installed-dev ## speed against other libraries, with equality of the results
+	$(BIN)/python scripts/bench.py
+
+clean: ## remove the environment and caches, not outputs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

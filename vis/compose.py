@@ -1,0 +1,247 @@
+"""From command-line overrides to a checked config. Only Hydra and OmegaConf are imported here: a mistake is answered
+in a fraction of a second, before torch is loaded or a folder made."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vis.errors import UserError, did_you_mean
+from vis.home import CONF
+
+GROUPS = ("experiment", "model", "method", "dataset")
+PRECISIONS = ("float32", "float64", "tf32")
+
+
+def slug(text: str, longest: int = 80) -> str:
+    """A readable folder name from any text: letters, digits and `=.,_-` stay."""
+    return re.sub(r"[^\w=.,-]+", "_", str(text)).strip("_")[:longest] or "run"
+
+
+def register() -> None:
+    """The resolvers that conf/config.yaml uses, and listings that see nested options (nie2018/figure4).
+
+    Stock Hydra lists one level of a group only, so that completion, `experiment=glob(nie2018/*)` and listings miss the
+    papers' items. `get_group_options` is private: Hydra is pinned to 1.3 and a test holds this.
+    """
+    OmegaConf.register_new_resolver("vis.slug", slug, replace=True)
+    if getattr(ConfigLoaderImpl.get_group_options, "nested", False):
+        return
+    stock = ConfigLoaderImpl.get_group_options
+
+    def nested(
+        self: Any,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        options = stock(self, group_name, results_filter, config_name, overrides)
+        if results_filter == ObjectType.CONFIG and group_name.split("/")[0] in GROUPS:
+            for group in stock(self, group_name, ObjectType.GROUP, config_name, overrides):
+                options += [
+                    f"{group}/{o}"
+                    for o in nested(self, f"{group_name}/{group}", results_filter, config_name, overrides)
+                ]
+            options = [o for o in options if not o.rpartition("/")[2].startswith("_")]
+        return options
+
+    nested.nested = True  # type: ignore[attr-defined]
+    ConfigLoaderImpl.get_group_options = nested  # type: ignore[method-assign]
+
+
+def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
+    """The options of a config group, {name: file}, with those in the user's own config folders."""
+    found: dict[str, Path] = {}
+    for root in (CONF, *config_dirs):
+        for file in sorted((root / group).rglob("*.yaml")):
+            if not file.name.startswith("_"):
+                found[file.relative_to(root / group).with_suffix("").as_posix()] = file
+    return found
+
+
+def describe(file: Path) -> str:
+    """The first comment of a config file that is not a Hydra directive: what the option is, in a line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @"):
+            return line[2:].strip()
+    return ""
+
+
+def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
+    """The composed and checked config. Raises UserError for anything that is wrong with it."""
+    overrides = list(overrides)
+    parsed = _parse(overrides)
+    _check_choices(parsed, config_dirs)
+    config = _compose(overrides, config_dirs)
+    choices = [o.input_line for o in parsed if o.input_line and _group_of(o) in GROUPS]
+    if len(choices) < len(parsed):
+        _check_types(config, _compose(choices, config_dirs, lenient=True), parsed)
+    check(config)
+    return config
+
+
+def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
+    """Override lists in which each value of each swept key occurs: enough to check a sweep before it starts."""
+    parsed = _parse(list(overrides))
+    swept = [o for o in parsed if o.is_sweep_override() and o.is_discrete_sweep()]
+    fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
+    first = [_expand(o)[0] for o in swept]
+    samples = [fixed + first]
+    for i, override in enumerate(swept):
+        samples += [fixed + first[:i] + [value] + first[i + 1 :] for value in _expand(override)[1:]]
+    return samples
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """All jobs of a sweep with Hydra's basic sweeper, in its order."""
+    (jobs,) = BasicSweeper.split_arguments(_parse(list(overrides)), max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+def _expand(override: Override) -> list[str]:
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def is_sweep(overrides: Sequence[str]) -> bool:
+    """Whether any override has several values (`model.num_filters=8,16`)."""
+    return any(o.is_sweep_override() for o in _parse(list(overrides)))
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    parsed = []
+    for text in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([text])
+        except HydraException as error:
+            hint = " Options start with --; see --help" if text.startswith("-") else " Overrides are key=value"
+            raise UserError(f"cannot read {text!r}: {_first_line(error)}.{hint}") from error
+    return parsed
+
+
+def _group_of(override: Override) -> str:
+    return override.key_or_group.split("@")[0].lstrip("/")
+
+
+def _check_choices(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
+    for override in parsed:
+        group = _group_of(override)
+        if group not in GROUPS or override.is_delete() or override.is_sweep_override():
+            continue
+        known = options(group, config_dirs)
+        value = override.value()
+        for choice in value if isinstance(value, list) else [value]:
+            if choice is not None and str(choice) not in known:
+                raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
+
+
+def _compose(overrides: Sequence[str], config_dirs: Sequence[Path], lenient: bool = False) -> DictConfig:
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="run"):
+            return compose("config", overrides=[*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides, config_dirs) from error
+
+
+def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[Path]) -> UserError:
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
+    if unknown:
+        key = unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2)
+        choices = [o.input_line or "" for o in _parse(list(overrides)) if _group_of(o) in GROUPS]
+        known = [name for name, _ in leaves(_compose(choices, config_dirs))]
+        hint = did_you_mean(key, known)
+        if not hint:
+            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            hint = did_you_mean(key.rpartition(".")[2], siblings)
+        return UserError(f"unknown option {key!r}.{hint} A new key is added with +{key}=...")
+    return UserError(_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a config, unresolved; a list is a leaf."""
+    for key in node:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            yield name, None
+        elif isinstance(node[key], DictConfig):
+            yield from leaves(node[key], name)
+        else:
+            yield name, node[key]
+
+
+def _check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]) -> None:
+    """A value has the type of the default that it replaces; where that is null, anything goes."""
+    before, after = dict(leaves(defaults)), dict(leaves(config))
+    for override in parsed:
+        key = override.key_or_group
+        default, value = before.get(key), after.get(key)
+        if default is None or key not in after or key in ("target", "batch_size"):
+            continue
+        allowed: dict[type, tuple[type, ...]] = {
+            bool: (bool,),
+            int: (int,),
+            float: (int, float),
+            str: (str, type(None)),
+            ListConfig: (ListConfig, str),
+        }
+        kinds = allowed.get(type(default))
+        wrong = kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds))
+        if wrong:
+            word = {bool: "true or false", int: "an integer", float: "a number", str: "a text", ListConfig: "a list"}
+            raise UserError(f"{key}={_show(value)} is not {word[type(default)]} (default {_show(default)})")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, ListConfig):
+        return "[" + ",".join(map(_show, value)) + "]"
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if not isinstance(value, int | float) or isinstance(value, bool)
+        else str(value)
+    )
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what is missing, does not resolve or is outside its range; no torch needed. Raises UserError."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} is not given: add {missing[0]}=...")
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    if config.seeds < 1:
+        raise UserError(f"seeds={config.seeds} is a count: 1 or more")
+    if config.batch_size != "auto" and not (isinstance(config.batch_size, int) and config.batch_size >= 1):
+        raise UserError(f"batch_size={config.batch_size} is auto or a positive integer")
+    if config.precision not in PRECISIONS:
+        raise UserError(f"precision={config.precision} is one of {', '.join(PRECISIONS)}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):
+        raise UserError(f"device={config.device} is auto, cpu, cuda, cuda:1, ... or mps")
+    pictures = [config.image] if isinstance(config.image, str) else list(config.image or [])
+    for picture in pictures:
+        if not Path(str(picture)).expanduser().is_file():
+            raise UserError(f"no image file {picture}")
+    weights = config.get("model") and config.model.get("weights")
+    if weights and weights != "torchvision" and not Path(str(weights)).expanduser().is_file():
+        raise UserError(f"no weights file {weights}")

@@ -1,0 +1,22 @@
+"""What the user sees while a run works: log lines and progress bars on stderr. stdout carries the path of the result."""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+class TqdmHandler(logging.Handler):
+    """Log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
+    """A progress bar with rate and time left that appears only where the work takes more than a second."""
+    return tqdm(
+        items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options
+    )

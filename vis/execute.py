@@ -1,0 +1,188 @@
+"""Run an experiment under a config in a folder: compute what is missing, journal it, merge, judge, draw, report."""
+
+import contextlib
+import logging
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vis import __version__
+from vis.claims import Claim
+from vis.console import progress
+from vis.errors import UserError
+from vis.experiment import Experiment, Run
+from vis.figures import save
+from vis.home import HOME, provide_experiments
+from vis.instantiate import construct
+from vis.page import run_page
+from vis.record import Results, RunFolder, csv_text, markdown_text, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def execute(config: DictConfig, path: Path, command: str) -> None:
+    """Run, or go on with, the run of a config in its folder.
+
+    A mistake that is found before anything was computed removes the folder. Raises UserError for mistakes of the user,
+    anything else for failures; status.json then says `failed`, and `vis-run --resume` goes on from the last unit.
+    """
+    folder = RunFolder(path)
+    started = time.perf_counter()
+    with folder.locked():
+        try:
+            _prepare(config)
+            experiment = build_experiment(config)
+            run = Run(config)
+            units = list(experiment.units(run))
+            write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+            folder.set_status(state="running", units=len(units), cwd=str(Path.cwd()), error=None)
+            _compute(folder, experiment, run, units)
+            results = folder.merge()
+            _provenance(folder, run, command)
+            claims = conclude(folder, experiment, results)
+            seconds = time.perf_counter() - started
+            folder.set_status(state="done", seconds=seconds, peak_memory_gb=_peak_memory())
+            run_page(folder)
+            folder.clear_parts()
+        except KeyboardInterrupt:
+            folder.set_status(state="interrupted")
+            raise
+        except BaseException as error:
+            if folder.done() or not isinstance(error, UserError):
+                folder.set_status(state="failed", error=f"{type(error).__name__}: {error}")
+                write_text(path / "traceback.txt", traceback.format_exc())
+            raise
+    _summary(claims, results, seconds)
+
+
+def build_experiment(config: DictConfig) -> Experiment:
+    """The experiment of a config. Raises UserError where it cannot be built."""
+    provide_experiments()
+    values = OmegaConf.to_container(config.experiment, resolve=True)
+    assert isinstance(values, dict)
+    experiment = construct({str(k): v for k, v in values.items() if k != "name"}, "experiment")
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"experiment._target_ made a {type(experiment).__name__}, not a vis.experiment.Experiment")
+    return experiment
+
+
+def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
+    """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this."""
+    for name, rows in results.tables.items():
+        write_text(folder.path / f"{name}.csv", csv_text(rows))
+        write_text(folder.path / f"{name}.md", markdown_text(rows))
+    claims = experiment.claims(results)
+    write_json(folder.path / "claims.json", [claim.record() for claim in claims])
+    captions = {}
+    for name, figure in experiment.draw(results, claims).items():
+        save(figure, folder.path / name)
+        captions[name] = getattr(figure, "caption", "")
+    write_json(folder.path / "figures.json", captions)
+    return claims
+
+
+def redraw(path: Path) -> None:
+    """Draw a finished run's figures again from its arrays. Raises UserError where it has none."""
+    folder = RunFolder(path)
+    results = folder.results()
+    conclude(folder, build_experiment(results.config), results)
+    run_page(folder)
+
+
+def _prepare(config: DictConfig) -> None:
+    """The same state for every job, also for the third of a sweep in one process."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
+    torch.manual_seed(config.seed)
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False
+
+
+def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
+    done = folder.done()
+    todo = [(number, unit) for number, unit in enumerate(units) if number not in done]
+    if done:
+        log.info("%d of %d units are there already", len(done), len(units))
+    for number, unit in progress(todo, total=len(units), unit="units", done=len(done)):
+        began = time.perf_counter()
+        folder.add(number, experiment.compute(run, unit))
+        with (folder.path / "timings.csv").open("a") as timings:
+            timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
+
+
+def _peak_memory() -> float:
+    """Largest resident memory of this process in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def _provenance(folder: RunFolder, run: Run, command: str) -> None:
+    """What is needed to know later what was run, where and on what."""
+    packages = {}
+    for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib", "scikit-image", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    device: dict[str, Any] = {
+        "device": str(run.device),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    if run.device.type == "cuda":
+        device["gpu"] = torch.cuda.get_device_name(run.device)
+    data = None
+    if "dataset" in run.__dict__:
+        data = {"origin": run.dataset.origin, "images": len(run.dataset), "fingerprint": run.dataset.fingerprint()}
+    diff = _git("diff", "HEAD")
+    if diff:
+        write_text(folder.path / "git.diff", diff + "\n")
+    write_json(
+        folder.path / "provenance.json",
+        {
+            "command": command,
+            "version": __version__,
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_diff": "git.diff" if diff else None,
+            "python": platform.python_version(),
+            "packages": packages,
+            **device,
+            "precision": run.config.precision,
+            "seeds": run.seeds,
+            "models": run.weights_used,
+            "dataset": data,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None outside one."""
+    if not (HOME / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(HOME), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _summary(claims: list[Claim], results: Results, seconds: float) -> None:
+    if claims:
+        width = max(len(claim.name) for claim in claims)
+        for claim in claims:
+            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.rule.text)
+    log.info("done in %.1f s; open %s", seconds, results.folder / "index.html")

@@ -1,0 +1,211 @@
+"""What an experiment is, and what it works with.
+
+An experiment is one figure, table or theorem of a paper. It cuts its work into units, computes each (arrays and rows),
+and says afterwards, from what was stored, which claims were measured and what is drawn. The runner (`vis.execute`)
+does the rest: journal, resume, progress, files.
+"""
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from vis.claims import Claim
+from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
+from vis.errors import UserError, did_you_mean
+from vis.instantiate import construct
+from vis.methods import Method, NotApplicable, explain_all
+from vis.models import Model, build_model
+from vis.record import Part, Results
+from vis.target import Targets
+
+log = logging.getLogger(__name__)
+
+Unit = dict[str, Any]
+
+
+@dataclass
+class Batch:
+    """Images of a dataset made ready for a model.
+
+    x [B, C, H, W] on the run's device; pixels the same in [0, 1] on the CPU, for display; names and labels of the images.
+    """
+
+    x: Tensor
+    pixels: Tensor
+    names: list[str]
+    labels: list[int | None]
+
+
+class Run:
+    """One execution under one resolved config: builds models, data and methods, on one device in one precision."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self._model: tuple[Any, Model] | None = None
+        self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
+
+    @property
+    def seeds(self) -> list[int]:
+        """seed, seed + 1, ...: as many as `seeds` says."""
+        return [self.config.seed + i for i in range(self.config.seeds)]
+
+    def model(self, node: Mapping[str, Any] | None = None, seed: int | None = None, **changes: Any) -> Model:
+        """The model of a config node (the run's own by default) with some values changed; the last one is kept."""
+        if node is None:
+            node = self.config.get("model")
+            if node is None:
+                raise UserError("this experiment needs a model: model=vgg16_random, ...")
+        values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+        assert isinstance(values, dict)
+        values = {str(k): v for k, v in values.items()} | changes
+        seed = self.config.seed if seed is None else seed
+        key = (values, seed)
+        if self._model is None or self._model[0] != key:
+            self._model = None  # free the last one before the next is made
+            model = build_model(values, seed, self.device)
+            model.net.to(self.dtype)
+            self._model = (key, model)
+            self.weights_used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
+        return self._model[1]
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """The chosen methods, by their config names."""
+        methods = {}
+        for name, node in (self.config.get("methods") or {}).items():
+            values = OmegaConf.to_container(node, resolve=True)
+            assert isinstance(values, dict)
+            methods[str(name)] = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+        if not methods:
+            raise UserError("no method: method=gbp, method=[saliency,gbp], ...")
+        return methods
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The chosen images: those of `image=`, or the dataset's."""
+        image = self.config.image
+        if image is not None:
+            return files(image if isinstance(image, str) else list(image))
+        values = OmegaConf.to_container(self.config.dataset, resolve=True)
+        assert isinstance(values, dict)
+        own = {str(k): v for k, v in values.items() if k not in ("preprocess", "resize", "limit")}
+        return construct(own, "dataset").first(self.config.dataset.get("limit"))
+
+    def preprocess(self, model: Model) -> Preprocess:
+        """The dataset's preprocessing, or where it says `model`, the model's."""
+        name = self.config.dataset.get("preprocess", "model")
+        try:
+            return preprocessing(model.preprocess if name == "model" else name)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def batch(self, model: Model, indices: Sequence[int]) -> Batch:
+        """Images of the dataset, resized and preprocessed for a model, on the run's device."""
+        data = self.dataset
+        resize = None if self.config.image is not None else self.config.dataset.get("resize")
+        pixels = torch.stack([to_pixels(data.read(i), model.input_size, model.channels, resize) for i in indices])
+        x = self.preprocess(model)(pixels.to(self.dtype)).to(self.device, memory_format=torch.channels_last)
+        return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
+
+    def batches(self, count: int, default: int) -> list[list[int]]:
+        """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""
+        size = default if self.config.batch_size == "auto" else self.config.batch_size
+        return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+
+    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets]) -> list[dict[str, Tensor]]:
+        """The maps of the run's methods, {name: maps on the CPU} for each of `targets`, from one forward pass.
+
+        When memory runs out, the images go through in two halves.
+        """
+        try:
+            maps = explain_all(self.methods, model.net, x, targets)
+            return [{name: m.cpu() for name, m in each.items()} for each in maps]
+        except NotApplicable as error:
+            raise UserError(f"{model.name}: {error}") from error
+        except RuntimeError as error:  # CUDA's OutOfMemoryError is one; the CPU's allocator has none of its own
+            if len(x) == 1 or "memory" not in str(error).lower():
+                raise
+        log.warning("out of memory with %d images at a time: going on with %d", len(x), (len(x) + 1) // 2)
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(x) + 1) // 2
+        pieces = [slice(0, half), slice(half, None)]
+        parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets]) for p in pieces]
+        return [
+            {name: torch.cat([part[i][name] for part in parts]) for name in self.methods} for i in range(len(targets))
+        ]
+
+    @property
+    def targets(self) -> list[int | str]:
+        """The targets as the user gave them."""
+        target = self.config.target
+        return list(target) if OmegaConf.is_list(target) else [target]
+
+    def target_index(self, model: Model, target: int | str, logits: Tensor, image: str) -> int:
+        """The index that max, random, a number or a class name means for an image with these logits [K].
+
+        `random` depends on the seed and the image's name alone. Raises UserError for a class that is not there.
+        """
+        count = len(logits)
+        if target == "max":
+            return int(logits.argmax())
+        if target == "random":
+            return int(np.random.default_rng([self.config.seed, zlib.crc32(image.encode())]).integers(count))
+        if isinstance(target, int) or str(target).isdecimal():
+            if not 0 <= int(target) < count:
+                raise UserError(f"target={target}: {model.name} has the classes 0 to {count - 1}")
+            return int(target)
+        names = model.classes or []
+        matches = [i for i, name in enumerate(names) if name.lower() == str(target).lower()]
+        if not matches:
+            extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
+            raise UserError(f"there is no class {str(target)!r}.{extra}")
+        return matches[0]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise UserError(
+            f"device={name} is not there ({torch.cuda.device_count()} CUDA devices): use device=cpu or auto"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps is not there: use device=cpu or auto")
+    return torch.device(name)
+
+
+class Experiment:
+    """One figure, table or theorem. Its constructor takes what `conf/experiment/<name>.yaml` says under `experiment`.
+
+    Units must be the same, in the same order, each time: a resumed run counts on it.
+    """
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        """The pieces of the work: small dictionaries that say what is computed."""
+        return [{}]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        """One unit's arrays and rows. Names of arrays are unique over all units."""
+        raise NotImplementedError
+
+    def claims(self, results: Results) -> list[Claim]:
+        """The paper's claims, measured."""
+        return []
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        """Figures by file name, from what is stored; nothing is computed here. Their captions are in `figure.caption`."""
+        return {}

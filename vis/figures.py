@@ -1,0 +1,149 @@
+"""One look for all figures: panels like the paper's, a caption with scaling, weights, seed and numbers under them.
+
+No pyplot: a figure is an object, and nothing global remembers it.
+"""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vis.display import Picture
+from vis.record import write_bytes
+
+PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "image.interpolation": "nearest",
+    "pdf.fonttype": 42,  # embedded TrueType, which journals ask for
+    "savefig.dpi": 200,
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """The project's look: `with styled():` around everything that draws."""
+    return matplotlib.rc_context(_STYLE)
+
+
+@dataclass
+class Panel:
+    """A picture with a title above it and, where there is something to say, a line of numbers under it."""
+
+    picture: Picture | None
+    title: str = ""
+    note: str = ""
+
+
+@dataclass
+class PanelRow:
+    """Panels side by side, with a label at their left."""
+
+    panels: Sequence[Panel]
+    label: str = ""
+
+
+@dataclass
+class Caption:
+    """The sentences under a figure."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    def text(self, width: float) -> str:
+        return "\n".join(textwrap.wrap(" ".join(s.rstrip(".") + "." for s in self.sentences if s), int(width * 17)))
+
+
+def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
+    """Rows of pictures, as the papers show maps. panel: width of a picture in inches, less where a page is too narrow."""
+    columns = max(len(row.panels) for row in rows)
+    label_width = 0.24 if any(row.label for row in rows) else 0.0
+    gap, side = 0.06, 0.08
+    panel = min(panel, (PAGE_WIDTH - label_width - 2 * side + gap) / columns - gap)
+    width = max(label_width + 2 * side + columns * (panel + gap) - gap, 3.4)
+    left = (width - (columns * (panel + gap) - gap) + label_width) / 2
+
+    def row_heights(row: PanelRow) -> tuple[float, float, float]:
+        ratio = max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
+        lines = max((p.title.count("\n") + 1 for p in row.panels if p.title), default=0)
+        notes = max((p.note.count("\n") + 1 for p in row.panels if p.note), default=0)
+        return lines * 0.14 + 0.04, panel * ratio, notes * 0.12 + 0.04
+
+    text = Caption(list(caption)).text(width)
+    caption_height = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.05
+    height = side + sum(sum(row_heights(row)) for row in rows) + caption_height
+    with styled():
+        figure = Figure(figsize=(width, height))
+        y = height - side
+        for row in rows:
+            above, tall, under = row_heights(row)
+            y -= above + tall
+            for column, each in enumerate(row.panels):
+                if each.picture is None:
+                    continue
+                axes = figure.add_axes(
+                    ((left + column * (panel + gap)) / width, y / height, panel / width, tall / height)
+                )
+                axes.imshow(each.picture)
+                axes.set_axis_off()
+                if each.title:
+                    axes.set_title(each.title, pad=3)
+                if each.note:
+                    axes.text(0.5, -0.02, each.note, transform=axes.transAxes, ha="center", va="top", fontsize=6.5)
+            if row.label:
+                figure.text(
+                    (left - 0.08) / width, (y + tall / 2) / height, row.label, rotation=90, ha="right", va="center"
+                )
+            y -= under
+        _caption(figure, text, y - 0.06)
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]
+    return figure
+
+
+def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), columns: int = 1) -> tuple[Figure, list]:
+    """An empty figure with `columns` axes side by side and room for its caption. (figure, axes)"""
+    text = Caption(list(caption)).text(width)
+    below = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.0
+    with styled():
+        figure = Figure(figsize=(width, height + below), layout="constrained")
+        engine: Any = figure.get_layout_engine()
+        engine.set(rect=(0, below / (height + below), 1, height / (height + below)))
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        _caption(figure, text, below - 0.06)
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]
+    return figure, list(axes)
+
+
+def _caption(figure: Figure, text: str, top: float) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(0.08 / width, top / height, text, ha="left", va="top", fontsize=6.8, linespacing=1.25, color="0.25")
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write `stem`.png (200 dpi) and `stem`.pdf, each whole or not at all; equal figures give equal bytes."""
+    with styled():
+        FigureCanvasAgg(figure)
+        for kind, metadata in (
+            ("png", {"Software": None}),
+            ("pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
+        ):
+            data = io.BytesIO()
+            figure.savefig(data, format=kind, metadata=metadata)
+            write_bytes(stem.with_name(f"{stem.name}.{kind}"), data.getvalue())

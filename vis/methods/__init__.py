@@ -1,0 +1,25 @@
+"""Methods: (model, images, targets) -> maps. A plain library, without Hydra and without figures.
+
+from vis.methods import GuidedBackprop
+maps = GuidedBackprop()(model, images, targets=281)      # [B, C, H, W], signed, unscaled
+"""
+
+from vis.methods.backprop import DeconvNet, GuidedBackprop, Saliency
+from vis.methods.base import Method, explain_all
+from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
+from vis.target import Target
+
+__all__ = [
+    "DECONVNET",
+    "GUIDED",
+    "SALIENCY",
+    "DeconvNet",
+    "Forward",
+    "GuidedBackprop",
+    "Method",
+    "NotApplicable",
+    "ReluRule",
+    "Saliency",
+    "Target",
+    "explain_all",
+]

@@ -1,0 +1,51 @@
+"""What every method is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vis.methods.forward import Forward
+from vis.target import Targets, as_targets
+
+
+class Method(ABC):
+    """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
+
+    images [B, C, H, W]; targets: one for all images or one for each, see `vis.target`; None is the largest logit.
+    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
+    found, also after an exception. A batch gives what its images give one by one.
+
+    A subclass implements `explain`, on a forward pass that it may share with other methods.
+    """
+
+    title: ClassVar[str] = ""  # for figures; the class name by default
+    display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.display
+
+    @abstractmethod
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        """The maps of the targets of a forward pass."""
+
+    def layers(self, model: nn.Module) -> Sequence[str]:
+        """The layers whose outputs it needs from the forward pass."""
+        return ()
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
+        return explain_all({"": self}, model, images, [targets])[0][""]
+
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
+        return f"{type(self).__name__}({parameters})"
+
+
+def explain_all(
+    methods: Mapping[str, Method], model: nn.Module, images: Tensor, targets: Sequence[Targets]
+) -> list[dict[str, Tensor]]:
+    """The maps of several methods and targets from one forward pass: for each of `targets`, {name: maps}."""
+    batch = images.shape[0]
+    layers = {target.layer for each in targets for target in as_targets(each, batch) if target.layer is not None}
+    for method in methods.values():
+        layers.update(method.layers(model))
+    with Forward(model, images, sorted(layers)) as forward:
+        return [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]

@@ -1,0 +1,85 @@
+"""Numbers that say what a map shows. Maps and images are [B, C, H, W]; a metric returns one number for each image, [B].
+
+x is the network's input (mean-subtracted image), as in nie2018.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation over all values of an image. 0 where one of them is constant."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    norm = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where(norm > 0, (a * b).sum(1) / norm.clamp(min=torch.finfo(torch.float64).tiny), norm)
+
+
+def pearson_per_channel(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over channels of the correlation within each: blind to an offset between the channels."""
+    return torch.stack([pearson(a[:, c], b[:, c]) for c in range(a.shape[1])]).mean(0)
+
+
+def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
+    """Gray image minus its Gaussian blur (reflected borders, cut at 4 sigma): [B, 1, H, W]."""
+    gray = images.double().mean(1, keepdim=True)
+    radius = min(int(4 * sigma + 0.5), gray.shape[-1] - 1, gray.shape[-2] - 1)
+    offsets = torch.arange(-radius, radius + 1, device=gray.device, dtype=gray.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    blurred = F.pad(gray, (radius, radius, radius, radius), mode="reflect")
+    blurred = F.conv2d(F.conv2d(blurred, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return gray - blurred
+
+
+def high_pass_pearson(a: Tensor, b: Tensor, sigma: float = 2.0) -> Tensor:
+    """HP: correlation of the gray high-passed images, the best measure of how far fine detail is recovered."""
+    return pearson(high_pass(a, sigma), high_pass(b, sigma))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of the angle between two images."""
+    return F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1)
+
+
+def unit_distance(a: Tensor, b: Tensor) -> Tensor:
+    """l2 distance after each is divided by its l2 norm: between 0 and 2."""
+    a, b = F.normalize(a.flatten(1).double()), F.normalize(b.flatten(1).double())
+    return (a - b).norm(dim=1)
+
+
+def patch_weight(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """The matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over the patches j that cover it.
+
+    In a random three-layer CNN guided backpropagation tends to A x, not to x (nie2018, appendix B): dividing by A
+    undoes the weighting. Patches of zero norm count 0.
+    """
+    ones = x.new_ones(1, x.shape[1], kernel_size, kernel_size)
+    norms = F.conv2d(x**2, ones, stride=stride, padding=padding).clamp(min=0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    full = F.conv_transpose2d(inverse, ones[:, :1], stride=stride)
+    height, width = x.shape[-2:]
+    full = F.pad(
+        full, (0, max(0, width + 2 * padding - full.shape[-1]), 0, max(0, height + 2 * padding - full.shape[-2]))
+    )
+    return full[:, :, padding : padding + height, padding : padding + width]
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of the two after min-max scaling to [0, 1]. It has a noise floor of .05 to .12."""
+    from skimage.metrics import structural_similarity
+
+    def unit(image: Tensor) -> Tensor:
+        low, high = image.min(), image.max()
+        return (image - low) / (high - low) if high > low else torch.zeros_like(image)
+
+    return torch.tensor(
+        [
+            structural_similarity(
+                unit(p).double().cpu().numpy(), unit(q).double().cpu().numpy(), channel_axis=0, data_range=1
+            )
+            for p, q in zip(a, b, strict=True)
+        ],
+        dtype=torch.float64,
+    )

@@ -1,0 +1,217 @@
+"""The networks of the papers that torchvision does not have, or has only behind an import of seconds."""
+
+import torch
+from torch import Tensor, nn
+
+from vis.models.streamed import dense
+
+VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class CNN3(nn.Module):
+    """nie2018, section 3.1: convolution, ReLU, (max-pooling,) dense layer; f_k(x) of Eq. (3).
+
+    "SAME" padding, as its authors use: 224x224 with stride 2 gives 112x112 positions.
+    pool: None, "9x9" (stride 1, the authors' choice for Figure 6) or "2x2" (stride 2).
+    """
+
+    def __init__(
+        self,
+        num_filters: int = 256,
+        kernel_size: int = 7,
+        stride: int = 2,
+        pool: str | None = None,
+        num_classes: int = 1000,
+        input_size: int = 224,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        pools = {
+            None: nn.Identity(),
+            "9x9": nn.MaxPool2d(9, stride=1, padding=4),
+            "2x2": nn.MaxPool2d(2, stride=2),
+        }
+        if pool not in pools:
+            raise ValueError(f"pool is 9x9, 2x2 or null, not {pool!r}")
+        self.conv1 = nn.Conv2d(in_channels, num_filters, kernel_size, stride, padding=kernel_size // 2)
+        self.relu = nn.ReLU()
+        self.pool = pools[pool]
+        side = (input_size + 2 * (kernel_size // 2) - kernel_size) // stride + 1
+        side = side // 2 if pool == "2x2" else side
+        self.fc = dense(num_filters * side * side, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.relu(self.conv1(x))).flatten(1))
+
+
+class FCN3(nn.Module):
+    """nie2018, section 4: the fully connected counterpart, dense layer, ReLU, dense layer."""
+
+    def __init__(
+        self, hidden: int = 4096, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.fc1 = dense(in_channels * input_size**2, hidden)
+        self.relu = nn.ReLU()
+        self.fc2 = dense(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.relu(self.fc1(x.flatten(1))))
+
+
+def _vgg_features(last_pool: bool = True, last_channels: int = 512, pool: str = "max") -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for block in VGG16_BLOCKS:
+        for width in block:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
+    if not last_pool:
+        layers = layers[:-1]
+        layers[-2] = nn.Conv2d(channels, last_channels, 3, padding=1)
+    return nn.Sequential(*layers)
+
+
+def _vgg_classifier(features: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(features, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(4096, num_classes),
+    )
+
+
+def vgg16_layer_names() -> dict[str, str]:
+    """nie2018's layer names (conv1_1 ... conv5_3, fc1, fc2, fc3) -> names of modules."""
+    names, index = {}, 0
+    for b, block in enumerate(VGG16_BLOCKS, start=1):
+        for c in range(1, len(block) + 1):
+            names[f"conv{b}_{c}"] = f"features.{index}"
+            index += 2
+        index += 1
+    return names | {"fc1": "classifier.0", "fc2": "classifier.3", "fc3": "classifier.6"}
+
+
+class VGG16(nn.Module):
+    """VGG-16 (configuration D), with the module names of torchvision's, so that its state dicts load as they are.
+
+    pool: "max", or "avg" for the ablation that shows what DeconvNet owes to max-pooling.
+    """
+
+    arch = "vgg16"  # whose pretrained weights it takes
+
+    def __init__(self, num_classes: int = 1000, pool: str = "max") -> None:
+        super().__init__()
+        if pool not in ("max", "avg"):
+            raise ValueError(f"pool is max or avg, not {pool!r}")
+        self.features = _vgg_features(pool=pool)
+        self.avgpool = nn.AdaptiveAvgPool2d(7)
+        self.classifier = _vgg_classifier(512 * 7 * 7, num_classes)
+        self.layer_names = vgg16_layer_names()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+def _wall(linear: nn.Linear, channels: int, height: int, width: int, live_rows: int) -> None:
+    """Zero the weights of `linear` [out, C*H*W] that read rows `live_rows`.. of the feature map [C, H, W]."""
+    with torch.no_grad():
+        linear.weight.view(-1, channels, height, width)[:, :, live_rows:] = 0
+
+
+class MaskedVGG16(nn.Module):
+    """taimeskhanov2024, section 4: VGG-16 that cannot see the lower quarter of its image.
+
+    No last max-pool, 256 channels in the last convolution, and a first dense layer whose weights from the lower 9 of
+    the 14 rows of the feature map are 0 (the wall). `apply_wall` makes them 0 again after loading or a training step.
+    """
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.features = _vgg_features(last_pool=False, last_channels=256)
+        self.classifier = _vgg_classifier(256 * 14 * 14, num_classes)
+        self.layer_names = vgg16_layer_names()
+
+    def apply_wall(self) -> None:
+        first = self.classifier[0]
+        assert isinstance(first, nn.Linear)
+        _wall(first, 256, 14, 14, live_rows=5)
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' state dicts are those of one nn.Sequential: 0..29 convolutions, 31.* the classifier."""
+        if "0.weight" not in state:
+            return state
+        return {
+            ("classifier." + key[len("31.") :] if key.startswith("31.") else "features." + key): value
+            for key, value in state.items()
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class MaskedCNN(nn.Module):
+    """Small networks with a wall, for digits (taimeskhanov2024).
+
+    variant "stacked":   three 3x3 convolutions on 1x56x28, two digits one above the other; the dense layer reads the
+                         upper half of the rows less the receptive field, so the lower digit is never seen.
+    variant "one_layer": the network of Figure 3 at initialisation, on a digit padded to 1x29x29.
+    """
+
+    def __init__(self, variant: str = "stacked", num_classes: int = 10) -> None:
+        super().__init__()
+        self.variant = variant
+        if variant == "stacked":
+            self.features = nn.Sequential(
+                nn.Conv2d(1, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(32, 64, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(64, 64, 3, padding=1),
+                nn.ReLU(),
+            )
+            # A cell of the 14x7 map sees 18x18 pixels; row i sees image rows 4i-7 .. 4i+10. Rows 0..4 end at row 26.
+            self.map_shape, self.live_rows = (64, 14, 7), 5
+            self.classifier = nn.Sequential(
+                nn.Linear(64 * 14 * 7, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
+            )
+        elif variant == "one_layer":
+            self.features = nn.Sequential(nn.Conv2d(1, 256, 2, bias=False), nn.ReLU(), nn.MaxPool2d(2))
+            self.map_shape, self.live_rows = (256, 14, 14), 7
+            self.classifier = nn.Sequential(nn.Linear(256 * 14 * 14, num_classes, bias=False))
+        else:
+            raise ValueError(f"variant is stacked or one_layer, not {variant!r}")
+
+    def apply_wall(self) -> None:
+        first = self.classifier[0]
+        assert isinstance(first, nn.Linear)
+        _wall(first, *self.map_shape, live_rows=self.live_rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+def torchvision_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
+    """Any classifier of torchvision by its name, with the random weights of its constructor.
+
+    Raises ValueError for a name that torchvision does not have.
+    """
+    from torchvision import models
+
+    from vis.errors import did_you_mean
+
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise ValueError(f"torchvision has no classifier {arch!r}.{did_you_mean(arch, known)}")
+    # The auxiliary heads of googlenet and inception_v3 are for training, and pretrained files contain them.
+    extra = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    net = models.get_model(arch, weights=None, num_classes=num_classes, **extra)
+    if arch == "vgg16":
+        net.layer_names = vgg16_layer_names()
+    return net

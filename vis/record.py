@@ -1,0 +1,222 @@
+"""The folder of a run: reserved for one run, filled with files that are whole or absent, readable as Python objects.
+
+While a run works, `parts/` is its journal: one file for each finished unit of work. A run that was killed goes on behind
+the last of them. At the end the parts are merged and go.
+"""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from vis.errors import UserError
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Part:
+    """What one unit of work gave: named arrays, and rows for named tables."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, Rows] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """What a whole run gave: arrays by name (read when asked for), rows of its tables, its config."""
+
+    arrays: Mapping[str, np.ndarray]
+    tables: dict[str, Rows]
+    config: DictConfig
+    folder: Path
+
+    def rows(self, table: str = "table", **where: Any) -> Rows:
+        """The rows of a table whose columns have the given values."""
+        return [r for r in self.tables.get(table, []) if all(r.get(k) == v for k, v in where.items())]
+
+
+def reserve(root: Path, name: str) -> Path:
+    """A new folder `root/<date>/<time>_<name>`; two runs in the same second get two folders. Raises UserError."""
+    try:
+        while True:
+            now = time.localtime()
+            day = root / time.strftime("%Y-%m-%d", now)
+            day.mkdir(parents=True, exist_ok=True)
+            stem = time.strftime("%H-%M-%S", now) + "_" + name
+            for suffix in ("", *(f"_{i}" for i in range(2, 100))):
+                try:
+                    (day / (stem + suffix)).mkdir()
+                except FileExistsError:
+                    continue
+                return (day / (stem + suffix)).resolve()
+    except OSError as error:
+        raise UserError(f"cannot make a folder in outputs={root}: {error.strerror}") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole or not there at all, also when the power goes: beside, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinities become null, since JSON has none."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; columns in the order in which they first occur."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def markdown_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, numbers to four digits."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cell = lambda v: f"{v:.4g}" if isinstance(v, float) else str("" if v is None else v).replace("|", "\\|")  # noqa: E731
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+class RunFolder:
+    """One run's folder. Only one process works in it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._parts = self.path / "parts"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; UserError if another process does."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is working in {self.path}") from error
+            yield
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says; {} before the run began."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def set_status(self, **changes: Any) -> None:
+        """Change entries of status.json."""
+        write_json(self.path / "status.json", self.status | changes)
+
+    def config(self) -> DictConfig:
+        """The run's resolved config. Raises UserError where the folder is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.path} is not the folder of a run: it has no config.yaml")
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def done(self) -> set[int]:
+        """The numbers of the units that are finished."""
+        return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
+
+    def add(self, number: int, part: Part) -> None:
+        """Journal the unit `number`."""
+        self._parts.mkdir(exist_ok=True)
+        tables = np.frombuffer(json.dumps(part.tables).encode(), dtype=np.uint8)
+        data = io.BytesIO()
+        np.savez(data, allow_pickle=False, **part.arrays, __tables__=tables)
+        write_bytes(self._parts / f"{number:06d}.npz", data.getvalue())
+
+    def merge(self) -> Results:
+        """All parts as maps.npz and tables/*.json in the order of the units, whatever the order they were made in."""
+        tables: dict[str, Rows] = {}
+        temporary = self.path / ".maps.npz.tmp"
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as merged:
+            for number in sorted(self.done()):
+                with zipfile.ZipFile(self._parts / f"{number:06d}.npz") as part:
+                    for entry in part.infolist():
+                        data = part.read(entry)
+                        if entry.filename == "__tables__.npy":
+                            rows = json.loads(np.load(io.BytesIO(data)).tobytes())
+                            for table, more in rows.items():
+                                tables.setdefault(table, []).extend(more)
+                        else:
+                            merged.writestr(zipfile.ZipInfo(entry.filename), data)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.path / "maps.npz")
+        write_json(self.path / "tables.json", tables)
+        return self.results()
+
+    def clear_parts(self) -> None:
+        """Remove the journal, once everything in it stands elsewhere."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def results(self) -> Results:
+        """The stored results. Raises UserError where the run has none yet."""
+        try:
+            arrays = np.load(self.path / "maps.npz")
+            tables = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} has no results to read ({error}); finish it with vis-run --resume") from error
+        return Results(arrays, tables, self.config(), self.path)
+
+
+def load_run(folder: str | Path) -> Results:
+    """The results of a finished run, for work in Python: `.arrays[name]`, `.tables`, `.config`. Raises UserError."""
+    run = RunFolder(Path(folder))
+    if not run.path.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    run.config()
+    return run.results()
+
+
+def failure(error: BaseException, folder: Path) -> str:
+    """One line on why a run failed, and what to do next."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
+    first = (str(error).splitlines() or [""])[0][:300]
+    place = f"see {folder / 'traceback.txt'}; " if (folder / "traceback.txt").exists() else ""
+    return f"the run failed: {type(error).__name__}: {first} ({place}go on with vis-run --resume {folder})"

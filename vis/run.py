@@ -1,0 +1,279 @@
+"""The command line: `vis-run`, or `python -m vis.run`.
+
+Only Hydra and OmegaConf are imported until a run really starts, so that help, listings, completion and mistakes are
+answered at once.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from vis.errors import UserError
+from vis.home import CONF
+
+HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
+
+Three commands to start with:
+  vis-run method=gbp model=vgg16_random                    a method on a model, shown on the bundled tabby
+  vis-run method=[saliency,gbp] model=vgg16 image=cat.jpg target=tabby      methods side by side on your picture
+  vis-run experiment=nie2018/figure4                       a paper's figure, with its claims measured
+
+What can be chosen: vis-run --list
+  experiment=  model=  method=  dataset=       groups; each option's parameters: vis-run model=vgg16 --cfg job
+  target=max|random|<index>|<class name>|[..]  image=FILE  seed=0  seeds=8  device=auto|cpu|cuda  batch_size=auto|n
+  precision=float32|float64|tf32  outputs=FOLDER
+
+Options:
+  --list              every experiment, model, method and dataset, a line on each
+  --dry-run           what would be computed, and about what it costs
+  -m, --multirun      a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
+  --resume FOLDER     go on with a run (or a sweep) that was stopped
+  --redraw FOLDER     draw a finished run's figures again, without computing
+  --cfg job           show the config of a command without running it
+  --config-dir DIR    configs of your own beside ours
+  --install-completion  how to get tab completion
+  --version, --help
+
+Each run gets a folder outputs/<date>/<time>_<experiment>/ with index.html, figures, tables, arrays, claims; its path is
+what stdout says. Exit code 0: the run succeeded, 1: it failed, 2: the command was wrong.
+"""
+
+COMPLETION = """Tab completion for this shell session (put the line into your shell's start-up file to keep it):
+  bash:  eval "$(vis-run -sc install=bash)"
+  zsh:   eval "$(vis-run -sc install=bash)"      (after: autoload -Uz bashcompinit && bashcompinit)
+  fish:  vis-run -sc install=fish | source
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 1 (a run failed), 2 (the command was wrong), 130 (interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"vis-run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vis-run: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    command = "vis-run " + shlex.join(argv)
+    options, overrides, config_dirs = _split(argv)
+    if "help" in options:
+        print(HELP, end="")
+        return 0
+    if "version" in options:
+        from vis import __version__
+
+        print(f"vis-run {__version__}")
+        return 0
+    if "install-completion" in options:
+        print(COMPLETION, end="")
+        return 0
+    if "resume" in options:
+        return _finish(options["resume"], lambda folder: _resume(folder, command))
+    if "redraw" in options:
+        return _finish(options["redraw"], _redraw)
+
+    from vis import compose
+
+    compose.register()
+    if "list" in options:
+        print(_listing(config_dirs), end="")
+        return 0
+    if "hydra" in options:
+        return _hydra([*overrides, *options["hydra"]], config_dirs)
+    if "multirun" in options:
+        return _sweep(overrides, config_dirs, command)
+    if compose.is_sweep(overrides):
+        raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
+    config = compose.compose_config(overrides, config_dirs)
+    if "dry-run" in options:
+        from vis.estimate import dry_run
+
+        print(dry_run(config), end="")
+        return 0
+    return _single(config, overrides, config_dirs, command)
+
+
+def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
+    """Options, overrides, folders of configs."""
+    options: dict[str, Any] = {}
+    overrides: list[str] = []
+    config_dirs: list[Path] = []
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if word in ("-h", "--help"):
+            options["help"] = True
+        elif word in ("--list", "--dry-run", "--version", "--install-completion"):
+            options[word[2:]] = True
+        elif word in ("-m", "--multirun"):
+            options["multirun"] = True
+        elif name in ("--resume", "--redraw", "--config-dir"):
+            value = value or next(words, "")
+            if not value:
+                raise UserError(f"{name} needs a folder")
+            folder = Path(value).expanduser()
+            if not folder.is_dir():
+                raise UserError(f"there is no folder {value}")
+            if name == "--config-dir":
+                config_dirs.append(folder.resolve())
+            else:
+                options[name[2:]] = folder.resolve()
+        elif name in (
+            "--cfg",
+            "-c",
+            "--info",
+            "-i",
+            "--shell-completion",
+            "-sc",
+            "--package",
+            "-p",
+            "--resolve",
+            "--hydra-help",
+        ):
+            rest = [word]
+            if name in ("--cfg", "-c", "--package", "-p") and not value:
+                rest.append(next(words, "job"))
+            options["hydra"] = options.get("hydra", []) + rest
+        elif word.startswith("-"):
+            from vis.errors import did_you_mean
+
+            known = (
+                "--help",
+                "--list",
+                "--dry-run",
+                "--resume",
+                "--redraw",
+                "--multirun",
+                "--cfg",
+                "--config-dir",
+                "--version",
+            )
+            raise UserError(f"unknown option {word}.{did_you_mean(word, known)}")
+        else:
+            overrides.append(word)
+    return options, overrides, config_dirs
+
+
+def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> int:
+    """Let Hydra do what Hydra does: show configs, complete words, launch jobs."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and are made readable here
+    if config_dirs:
+        arguments = [*arguments, f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"]
+    before = sys.argv
+    sys.argv = ["vis-run", *arguments]
+    try:
+        decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
+            job or (lambda config: None)
+        )
+        decorated()
+    except (HydraException, OmegaConfBaseException) as error:
+        from vis.compose import _explain
+
+        raise _explain(error, [a for a in arguments if not a.startswith("-")], config_dirs) from error
+    except SystemExit as error:
+        return int(error.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _single(config: Any, overrides: list[str], config_dirs: list[Path], command: str) -> int:
+    from vis.record import reserve
+
+    folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
+
+    def work(_: Path) -> None:
+        from vis.jobs import Job
+
+        _hydra([*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, Job(command))
+
+    return _finish(folder, work, fresh=True)
+
+
+def _folder_name(config: Any) -> str:
+    from vis.compose import slug
+
+    return slug(str(config.experiment.name))
+
+
+def _quote(path: Path) -> str:
+    """A path as a value of Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
+    """Do the work of a folder; say where it is. A fresh folder in which nothing was computed goes again."""
+    try:
+        work(folder)
+    except (UserError, KeyboardInterrupt):
+        if fresh and not any((folder / "parts").glob("*.npz")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Exception as error:
+        from vis.record import failure
+
+        print(f"vis-run: {failure(error, folder)}", file=sys.stderr)
+        return 1
+    print(folder)
+    return 0
+
+
+def _resume(folder: Path, command: str) -> None:
+    from vis.jobs import resume
+
+    resume(folder, command)
+
+
+def _redraw(folder: Path) -> None:
+    from vis.execute import redraw
+
+    redraw(folder)
+
+
+def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
+    from vis import compose
+    from vis.jobs import Job
+    from vis.record import reserve
+    from vis.sweep import aggregate
+
+    configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
+    folder = reserve(Path(configs[0].outputs).expanduser(), _folder_name(configs[0]) + "_sweep")
+
+    def work(_: Path) -> None:
+        try:
+            _hydra(["--multirun", *overrides, f"hydra.sweep.dir={_quote(folder)}"], config_dirs, Job(command))
+        finally:
+            aggregate(folder)
+
+    return _finish(folder, work)
+
+
+def _listing(config_dirs: list[Path]) -> str:
+    from vis.compose import GROUPS, describe, options
+
+    lines = []
+    for group in GROUPS:
+        lines.append(f"{group}=")
+        found = options(group, config_dirs)
+        width = max(map(len, found), default=0)
+        lines += [f"  {name:<{width}}  {describe(file)}" for name, file in found.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

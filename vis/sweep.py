@@ -1,0 +1,2 @@
+def aggregate(folder):
+    pass
