@@ -20,6 +20,9 @@ BATCH = 4  # images at a time where batch_size is auto
 class Visualize(Experiment):
     """scaling: a name of vis.display.SCALINGS, or "method" for each method's own. rows: of the figure, at most."""
 
+    metrics = ("pearson_input", "high_pass_pearson_input")
+    series = "method"
+
     def __init__(self, scaling: str = "method", rows: int = 12) -> None:
         self.scaling = scaling
         self.rows = rows

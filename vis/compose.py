@@ -15,7 +15,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vis.errors import UserError, did_you_mean
@@ -83,7 +83,7 @@ def describe(file: Path) -> str:
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The composed and checked config. Raises UserError for anything that is wrong with it."""
     overrides = list(overrides)
-    parsed = _parse(overrides)
+    parsed = parse_overrides(overrides)
     _check_choices(parsed, config_dirs)
     config = _compose(overrides, config_dirs)
     choices = [o.input_line for o in parsed if o.input_line and _group_of(o) in GROUPS]
@@ -95,7 +95,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
     """Override lists in which each value of each swept key occurs: enough to check a sweep before it starts."""
-    parsed = _parse(list(overrides))
+    parsed = parse_overrides(list(overrides))
     swept = [o for o in parsed if o.is_sweep_override() and o.is_discrete_sweep()]
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     first = [_expand(o)[0] for o in swept]
@@ -107,20 +107,39 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     """All jobs of a sweep with Hydra's basic sweeper, in its order."""
-    (jobs,) = BasicSweeper.split_arguments(_parse(list(overrides)), max_batch_size=None)
+    (jobs,) = BasicSweeper.split_arguments(parse_overrides(list(overrides)), max_batch_size=None)
     return [list(job) for job in jobs]
+
+
+def fixed_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that have one value in all jobs of a sweep."""
+    parsed = parse_overrides(list(overrides))
+    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+    return [o.key_or_group for o in parsed if o.key_or_group not in swept]
 
 
 def _expand(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
+def quoted(word: str) -> str:
+    """`key=value`, with the value in quotes where Hydra's grammar could not read it: image=cat(1).jpg."""
+    key, equals, value = word.partition("=")
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except HydraException:
+        if equals and key and value and value[0] not in "[{'\"":
+            return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return word
+
+
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Whether any override has several values (`model.num_filters=8,16`)."""
-    return any(o.is_sweep_override() for o in _parse(list(overrides)))
+    return any(o.is_sweep_override() for o in parse_overrides(list(overrides)))
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def parse_overrides(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of `key=value` words. Raises UserError."""
     parsed = []
     for text in overrides:
         try:
@@ -163,12 +182,11 @@ def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[P
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if unknown:
         key = unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2)
-        choices = [o.input_line or "" for o in _parse(list(overrides)) if _group_of(o) in GROUPS]
+        choices = [o.input_line or "" for o in parse_overrides(list(overrides)) if _group_of(o) in GROUPS]
         known = [name for name, _ in leaves(_compose(choices, config_dirs))]
-        hint = did_you_mean(key, known)
-        if not hint:
-            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-            hint = did_you_mean(key.rpartition(".")[2], siblings)
+        parent = key.rpartition(".")[0]
+        near = [name for name in known if parent and name.startswith(parent + ".")]
+        hint = did_you_mean(key, near or [*GROUPS, *(name for name in known if "." not in name)])
         return UserError(f"unknown option {key!r}.{hint} A new key is added with +{key}=...")
     return UserError(_first_line(error))
 
@@ -178,11 +196,13 @@ def _first_line(error: Exception) -> str:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a config, unresolved; a list is a leaf."""
+    """(dotted key, value) of every leaf of a config; a list is a leaf, an interpolation None, what is `???` MISSING."""
     for key in node:
         name = f"{prefix}.{key}" if prefix else str(key)
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+        if OmegaConf.is_interpolation(node, key):
             yield name, None
+        elif OmegaConf.is_missing(node, key):
+            yield name, MISSING
         elif isinstance(node[key], DictConfig):
             yield from leaves(node[key], name)
         else:
@@ -190,7 +210,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]) -> None:
-    """A value has the type of the default that it replaces; where that is null, anything goes."""
+    """A value has the type of the default that it replaces, a count is 1 or more; where the default is null, anything goes."""
     before, after = dict(leaves(defaults)), dict(leaves(config))
     for override in parsed:
         key = override.key_or_group
@@ -209,6 +229,8 @@ def _check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override
         if wrong:
             word = {bool: "true or false", int: "an integer", float: "a number", str: "a text", ListConfig: "a list"}
             raise UserError(f"{key}={_show(value)} is not {word[type(default)]} (default {_show(default)})")
+        if isinstance(default, int) and not isinstance(default, bool) and default > 0 and int(value or 0) < 1:
+            raise UserError(f"{key}={value} is not 1 or more (default {default})")
 
 
 def _show(value: Any) -> str:
@@ -223,15 +245,19 @@ def _show(value: Any) -> str:
 
 def check(config: DictConfig) -> None:
     """Refuse what is missing, does not resolve or is outside its range; no torch needed. Raises UserError."""
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = next((key for key, value in leaves(config) if value is MISSING), None)
     if missing:
-        raise UserError(f"{missing[0]} is not given: add {missing[0]}=...")
+        raise UserError(f"{missing} is not given: add {missing}=...")
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
-    if config.seeds < 1:
-        raise UserError(f"seeds={config.seeds} is a count: 1 or more")
+    own = list(config.experiment.get("models") or [])
+    if own and config.get("model"):
+        raise UserError(
+            f"{config.experiment.name} names its own models: change one with experiment.models.{own[0]}.<option>=..., "
+            f"or put another in its place with model@experiment.models.{own[0]}=..., instead of model="
+        )
     if config.batch_size != "auto" and not (isinstance(config.batch_size, int) and config.batch_size >= 1):
         raise UserError(f"batch_size={config.batch_size} is auto or a positive integer")
     if config.precision not in PRECISIONS:

@@ -15,6 +15,12 @@ class TqdmHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def start_logging() -> None:
+    """For what does not go through Hydra (--resume, --redraw); Hydra's jobs have conf/hydra/job_logging/vis.yaml."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TqdmHandler()])
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+
+
 def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
     """A progress bar with rate and time left that appears only where the work takes more than a second."""
     return tqdm(

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Something the user asked for cannot be: the message says what is wrong and what would be right."""
 
 
+class Incomplete(Exception):
+    """Some jobs of a sweep failed or never ran; the others are done and stand in its table."""
+
+
 def did_you_mean(word: object, options: Iterable[object]) -> str:
     """A hint such as ` Did you mean 'gbp'?`, or the options themselves where there are few, or nothing."""
     names = [str(option) for option in options]

@@ -46,7 +46,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             run = Run(config)
             units = list(experiment.units(run))
             write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            folder.set_status(state="running", units=len(units), cwd=str(Path.cwd()), error=None)
+            folder.set_status(state="running", command=command, cwd=str(Path.cwd()), units=len(units), error=None)
             _compute(folder, experiment, run, units)
             results = folder.merge()
             _provenance(folder, run, command)
@@ -59,11 +59,10 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             folder.set_status(state="interrupted")
             raise
         except BaseException as error:
-            if folder.done() or not isinstance(error, UserError):
-                folder.set_status(state="failed", error=f"{type(error).__name__}: {error}")
+            if not isinstance(error, UserError):
                 write_text(path / "traceback.txt", traceback.format_exc())
             raise
-    _summary(claims, results, seconds)
+    _summary(claims, seconds)
 
 
 def build_experiment(config: DictConfig) -> Experiment:
@@ -180,9 +179,9 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def _summary(claims: list[Claim], results: Results, seconds: float) -> None:
+def _summary(claims: list[Claim], seconds: float) -> None:
     if claims:
         width = max(len(claim.name) for claim in claims)
         for claim in claims:
             log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.rule.text)
-    log.info("done in %.1f s; open %s", seconds, results.folder / "index.html")
+    log.info("done in %.1f s", seconds)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -193,6 +193,9 @@ class Experiment:
 
     Units must be the same, in the same order, each time: a resumed run counts on it.
     """
+
+    metrics: ClassVar[Sequence[str]] = ()  # columns of `table` that the figure of a sweep shows
+    series: ClassVar[str] = ""  # the column that tells its lines apart
 
     def units(self, run: Run) -> Sequence[Unit]:
         """The pieces of the work: small dictionaries that say what is computed."""

@@ -2,49 +2,119 @@
 
 import logging
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vis.errors import UserError
+from vis import sweep
+from vis.errors import Incomplete, UserError
+from vis.record import RunFolder, failure
+
+log = logging.getLogger(__name__)
 
 
 class Job:
-    """Runs a composed config in the folder that Hydra made for it."""
+    """Runs a composed config in the folder that Hydra made for it.
+
+    It keeps what went wrong in `error` instead of raising it: Hydra would print it in its own way, and one failed job
+    must not end a sweep. (A job of a sweep may run in another process; its folder's status.json says how it ended.)
+    """
 
     def __init__(self, command: str) -> None:
         self.command = command
+        self.error: Exception | None = None
         self.__name__ = "job"  # hydra.main wraps functions
 
-    def __call__(self, config: DictConfig) -> str:
+    def __call__(self, config: DictConfig) -> None:
         from vis.compose import check, register
         from vis.execute import execute
 
         register()
-        check(config)
         folder = Path(HydraConfig.get().runtime.output_dir)
-        execute(config, folder, self.command)
-        return str(folder)
+        try:
+            check(config)
+            execute(config, folder, self.command)
+        except Exception as error:
+            self.error = error
+            RunFolder(folder).set_status(state="failed", error=f"{type(error).__name__}: {error}")
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error("%s", failure(error, folder))
 
 
 def resume(folder: Path, command: str) -> None:
-    """Go on with a run that was stopped, in the folder where it was started. Raises UserError where there is none."""
-    from vis.console import TqdmHandler
+    """Go on with a run or a sweep that was stopped, in the folder where it was started. Raises UserError."""
+    from vis.compose import register
+    from vis.console import start_logging
+
+    start_logging()
+    register()
+    plan = sweep.plan(folder)
+    if plan is None:
+        _resume_run(folder, command)
+        return
+    _enter(plan["cwd"])
+    with finish_sweep(folder):
+        for number, overrides in enumerate(plan["jobs"]):
+            try:
+                _resume_job(folder, number, overrides, [Path(d) for d in plan["config_dirs"]], command)
+            except Exception as error:  # one failed job must not end a sweep
+                log.error("job %d: %s", number, failure(error, sweep.job_folder(folder, number) or folder))
+
+
+def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
+    path = sweep.job_folder(folder, number)
+    if path is not None and (path / "config.yaml").exists():
+        if RunFolder(path).status.get("state") != "done":
+            log.info("job %d: %s", number, " ".join(overrides))
+            _resume_run(path, command)
+        return
+    from vis.compose import compose_config, slug
     from vis.execute import execute
-    from vis.record import RunFolder
+
+    log.info("job %d: %s", number, " ".join(overrides))
+    path = path or folder / f"{number}_{slug(','.join(overrides))}"
+    path.mkdir(exist_ok=True)
+    try:
+        execute(compose_config(overrides, config_dirs), path, command)
+    except Exception as error:
+        RunFolder(path).set_status(state="failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _resume_run(folder: Path, command: str) -> None:
+    from vis.execute import execute
 
     run = RunFolder(folder)
     config = run.config()
     status = run.status
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TqdmHandler()])
     if status.get("state") == "done":
-        print("vis-run: this run is complete; --redraw draws its figures again", file=sys.stderr)
+        log.info("this run is complete; --redraw draws its figures again")
         return
-    cwd = status.get("cwd")
-    if cwd:  # relative paths in the config were meant from there
-        if not Path(cwd).is_dir():
-            raise UserError(f"the folder {cwd}, from which this run was started, is gone")
-        os.chdir(cwd)
-    execute(config, folder, status.get("command", command))
+    _enter(status.get("cwd"))
+    try:
+        execute(config, folder, status.get("command", command))
+    except Exception as error:
+        run.set_status(state="failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _enter(cwd: str | None) -> None:
+    """Stand where the run was started: relative paths in its config were meant from there."""
+    if cwd and not Path(cwd).is_dir():
+        raise UserError(f"the folder {cwd}, from which this run was started, is gone")
+    os.chdir(cwd or ".")
+
+
+@contextmanager
+def finish_sweep(folder: Path) -> Iterator[None]:
+    """Aggregate a sweep whatever happens to its jobs; Incomplete where not all are done."""
+    try:
+        yield
+    finally:
+        problems = sweep.aggregate(folder)
+    if problems:
+        raise Incomplete(f"{len(problems)} of the sweep's jobs not done: {'; '.join(problems)[:400]}")

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vis.errors import UserError
+from vis.errors import Incomplete, UserError
 
 Rows = list[dict[str, Any]]
 
@@ -153,8 +154,12 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UserError(f"{self.path} is not the folder of a run: it has no config.yaml")
-        config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
+        try:
+            config = OmegaConf.load(path)
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, DictConfig) or "experiment" not in config:
+            raise UserError(f"{path} is damaged: it names no experiment")
         return config
 
     def done(self) -> set[int]:
@@ -215,8 +220,11 @@ def load_run(folder: str | Path) -> Results:
 
 def failure(error: BaseException, folder: Path) -> str:
     """One line on why a run failed, and what to do next."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
-    first = (str(error).splitlines() or [""])[0][:300]
+    first = (str(error).splitlines() or [""])[0][:500]
     place = f"see {folder / 'traceback.txt'}; " if (folder / "traceback.txt").exists() else ""
-    return f"the run failed: {type(error).__name__}: {first} ({place}go on with vis-run --resume {folder})"
+    reason = first if isinstance(error, Incomplete) else f"the run failed: {type(error).__name__}: {first}"
+    return f"{reason} ({place}go on with vis-run --resume {folder})"

@@ -85,6 +85,7 @@ def _dispatch(argv: list[str]) -> int:
     from vis import compose
 
     compose.register()
+    overrides = [compose.quoted(word) for word in overrides]
     if "list" in options:
         print(_listing(config_dirs), end="")
         return 0
@@ -199,7 +200,10 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
     def work(_: Path) -> None:
         from vis.jobs import Job
 
-        _hydra([*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, Job(command))
+        job = Job(command)
+        _hydra([*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, job)
+        if job.error:
+            raise job.error
 
     return _finish(folder, work, fresh=True)
 
@@ -219,15 +223,19 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
     """Do the work of a folder; say where it is. A fresh folder in which nothing was computed goes again."""
     try:
         work(folder)
-    except (UserError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt) as error:
         if fresh and not any((folder / "parts").glob("*.npz")):
             shutil.rmtree(folder, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
+            return 130
         raise
     except Exception as error:
         from vis.record import failure
 
         print(f"vis-run: {failure(error, folder)}", file=sys.stderr)
         return 1
+    print(f"open {folder / 'index.html'}", file=sys.stderr)
     print(folder)
     return 0
 
@@ -239,25 +247,29 @@ def _resume(folder: Path, command: str) -> None:
 
 
 def _redraw(folder: Path) -> None:
+    from vis.console import start_logging
     from vis.execute import redraw
 
+    start_logging()
     redraw(folder)
 
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     from vis import compose
-    from vis.jobs import Job
+    from vis.jobs import Job, finish_sweep
     from vis.record import reserve
-    from vis.sweep import aggregate
+    from vis.sweep import begin
 
     configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
     folder = reserve(Path(configs[0].outputs).expanduser(), _folder_name(configs[0]) + "_sweep")
 
+    # Folders of jobs are named after what differs between them.
+    names = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"]
+    begin(folder, compose.sweep_jobs(overrides), config_dirs, command)
+
     def work(_: Path) -> None:
-        try:
-            _hydra(["--multirun", *overrides, f"hydra.sweep.dir={_quote(folder)}"], config_dirs, Job(command))
-        finally:
-            aggregate(folder)
+        with finish_sweep(folder):
+            _hydra(["--multirun", *overrides, f"hydra.sweep.dir={_quote(folder)}", *names], config_dirs, Job(command))
 
     return _finish(folder, work)
 

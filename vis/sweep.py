@@ -1,2 +1,123 @@
-def aggregate(folder):
-    pass
+"""A sweep as a whole: one table, one figure, one page over its jobs, also over those that failed or never ran."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from vis.compose import parse_overrides
+from vis.figures import plot, save, styled
+from vis.page import document, html_table
+from vis.record import Rows, RunFolder, csv_text, markdown_text, write_json, write_text
+
+
+def begin(folder: Path, jobs: Sequence[Sequence[str]], config_dirs: Sequence[Path], command: str) -> None:
+    """Write down what the sweep will do, so that it can be finished by `vis-run --resume`."""
+    plan = {"command": command, "cwd": str(Path.cwd()), "config_dirs": list(map(str, config_dirs)), "jobs": jobs}
+    write_json(folder / "sweep.json", plan)
+
+
+def plan(folder: Path) -> dict[str, Any] | None:
+    """What `begin` wrote; None where the folder is no sweep."""
+    path = folder / "sweep.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def job_folder(folder: Path, number: int) -> Path | None:
+    """The folder of a job, if it was started."""
+    return next(folder.glob(f"{number}_*"), None)
+
+
+def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """For each job, the values of the keys that differ between jobs."""
+    values = [{o.key_or_group: o.value() for o in parse_overrides(list(job))} for job in jobs]
+    keys = [key for key in values[0] if len({str(v.get(key)) for v in values}) > 1]
+    return [{key: v[key] if isinstance(v[key], int | float) else str(v[key]) for key in keys} for v in values]
+
+
+def aggregate(folder: Path) -> list[str]:
+    """Write table.csv, figure and index.html over all jobs of a sweep; returns a line for each that is not done."""
+    jobs = (plan(folder) or {"jobs": []})["jobs"]
+    rows: Rows = []
+    problems = []
+    metrics: Sequence[str] = ()
+    series = ""
+    for number, values in enumerate(swept_values(jobs)):
+        path = job_folder(folder, number)
+        status = RunFolder(path).status if path else {}
+        state = status.get("state", "not started")
+        head = {"job": number, **values, "state": state}
+        if path is None or state != "done":
+            rows.append({**head, "error": status.get("error")})
+            problems.append(f"job {number} {state}" + (f": {status['error']}" if status.get("error") else ""))
+            continue
+        results = RunFolder(path).results()
+        if not metrics:
+            from vis.execute import build_experiment  # torch comes with it: only once a job is done
+
+            experiment = build_experiment(results.config)
+            metrics, series = experiment.metrics, experiment.series
+        rows += [{**head, **{k: v for k, v in row.items() if k not in head}} for row in results.tables.get("table", [])]
+    write_text(folder / "table.csv", csv_text(rows))
+    write_text(folder / "table.md", markdown_text(rows))
+    done = [row for row in rows if row["state"] == "done"]
+    keys = list(swept_values(jobs)[0]) if jobs else []
+    has_figure = bool(done and keys and metrics)
+    if has_figure:
+        with styled():
+            figure = _figure(done, keys, [m for m in metrics if m in done[0]], series)
+        save(figure, folder / "figure")
+    _page(folder, rows, has_figure, problems)
+    return problems
+
+
+def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any:
+    """Each metric against the swept key with the most values, a line for each series; mean ± std over seeds and images."""
+    x = max(keys, key=lambda key: len({row[key] for row in rows}))
+    others = [key for key in keys if key != x]
+    columns = [c for c in (series, *others) if c and c in rows[0]]
+    xs = sorted({row[x] for row in rows}, key=lambda v: (isinstance(v, str), v))
+    numeric = all(isinstance(v, int | float) for v in xs)
+    caption = [f"{', '.join(metrics)} against {x}: mean over seeds and images, bars ± one standard deviation"]
+    figure, axes = plot(3.3 * len(metrics), 2.5, caption, columns=len(metrics))
+    for ax, metric in zip(axes, metrics, strict=True):
+        for name in dict.fromkeys(tuple(row[c] for c in columns) for row in rows):
+            groups = [[r[metric] for r in rows if r[x] == v and tuple(r[c] for c in columns) == name] for v in xs]
+            points = [(v, g) for v, g in zip(xs, groups, strict=True) if g]
+            ax.errorbar(
+                [v if numeric else str(v) for v, _ in points],
+                [statistics.fmean(g) for _, g in points],
+                [statistics.stdev(g) if len(g) > 1 else 0 for _, g in points],
+                marker="o",
+                capsize=2,
+                label=", ".join(map(str, name)),
+            )
+        if numeric and min(xs) > 0 and max(xs) >= 8 * min(xs):
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(xs, [f"{v:g}" for v in xs])
+            ax.minorticks_off()
+        elif numeric:
+            ax.set_xticks(xs)
+        ax.set_xlabel(x)
+        ax.set_ylabel(metric.replace("_", " "))
+        ax.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+        if columns:
+            ax.legend()
+    return figure
+
+
+def _page(folder: Path, rows: Rows, has_figure: bool, problems: list[str]) -> None:
+    parts = [f"<h1>{escape(folder.name)}</h1>"]
+    if problems:
+        parts.append("<ul>" + "".join(f"<li class=fails>{escape(p)}</li>" for p in problems) + "</ul>")
+    if has_figure:
+        parts.append(
+            '<figure><a href="figure.png"><img src="figure.png" alt="metrics against the swept key"></a></figure>'
+        )
+    parts.append(html_table(rows[:500]))
+    pages = sorted(folder.glob("*/index.html"), key=lambda p: int(p.parent.name.partition("_")[0]))
+    links = "".join(f'<li><a href="{escape(p.parent.name)}/index.html">{escape(p.parent.name)}</a></li>' for p in pages)
+    parts.append(f"<h2>Jobs</h2><ul>{links}</ul>")
+    write_text(folder / "index.html", document(folder.name, parts))

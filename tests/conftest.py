@@ -1,0 +1,68 @@
+"""What all tests share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = ("model=cnn3_random", "model.num_filters=4", "model.num_classes=10", "model.input_size=32")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail at once and for the same reason everywhere."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def data() -> Path:
+    """Real data for development, where there is any."""
+    folder = os.environ.get("VIS_TEST_DATA")
+    if not folder:
+        pytest.skip("VIS_TEST_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`vis-run` as a user runs it: a process of its own, standing in an empty folder."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run([sys.executable, "-m", "vis.run", *arguments], check=False, **options)  # type: ignore[call-overload]
+
+    return run
+
+
+@pytest.fixture
+def vis_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., "Ran"]:
+    """`vis-run` in this process (torch is imported once for all tests), standing in an empty folder."""
+    from vis.run import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Ran:
+        code = main(list(arguments))
+        output = capsys.readouterr()
+        return Ran(code, output.out, output.err)
+
+    return run
+
+
+class Ran:
+    """How a command ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the result."""
+        assert self.code == 0, self.err
+        return Path(self.out.strip())

@@ -1,0 +1,199 @@
+"""The command line: help, listings, completion, the config, the run folder."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from PIL import Image
+
+import vis
+from vis.compose import GROUPS, compose_config, describe, options, register
+
+FILES = (
+    "figure.png", "figure.pdf", "maps.npz", "table.csv", "table.md", "predictions.csv", "claims.json", "config.yaml",
+    ".hydra/overrides.yaml", "provenance.json", "status.json", "run.log", "index.html",
+)  # fmt: skip
+
+
+def test_help_teaches_three_commands_that_work(vis_run):
+    text = vis_run("--help").out
+    commands = [line.split("   ")[0].strip() for line in text.splitlines() if line.startswith("  vis-run ")]
+    assert len(commands) >= 3
+    register()
+    for line in commands[:3]:
+        overrides = [word for word in line.split()[1:] if not word.startswith(("image=", "-"))]
+        compose_config(overrides)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--cfg", "job"], ["--version"], ["method=gbq"]])
+def test_answers_without_torch(arguments, tmp_path):
+    code = f"import sys; from vis.run import main; main({arguments!r}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_listing_names_every_option_with_a_line_on_each(group, vis_run):
+    text = vis_run("--list").out
+    for name, file in options(group).items():
+        assert describe(file), f"{file} has no comment that says what it is"
+        assert f"  {name} " in text
+
+
+def test_completion_sees_nested_experiments(tmp_path):
+    line = "vis-run experiment="
+    done = subprocess.run(
+        [sys.executable, "-m", "vis.run", "-sc", "query=bash"], capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))},
+    )  # fmt: skip
+    words = done.stdout.split()
+    assert "experiment=visualize" in words
+    assert "experiment=nie2018/figure4" in words
+    assert not any("/_" in word for word in words)
+
+
+def test_a_run_folder_is_complete(vis_run):
+    folder = vis_run(
+        *SMALL, "method=[saliency,deconvnet,gbp]", "target=[max,random,3]", "dataset.names=[tabby,coffee]"
+    ).folder
+    for name in FILES:
+        assert (folder / name).stat().st_size > 0, name
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "done"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["command"].startswith("vis-run model=cnn3_random")
+    assert provenance["dataset"]["images"] == 2
+    results = vis.load_run(folder)
+    assert results.arrays["0/coffee/random/gbp"].shape == (3, 32, 32)
+    assert {row["method"] for row in results.rows(image="tabby", target="3")} == {"saliency", "deconvnet", "gbp"}
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_two_runs_in_one_second_get_two_folders(tmp_path):
+    from vis.record import reserve
+
+    assert reserve(tmp_path, "visualize") != reserve(tmp_path, "visualize")
+
+
+def test_a_picture_of_ones_own_whatever_its_name(vis_run, tmp_path):
+    Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / "mein Kätzchen (1), it's.png")
+    folder = vis_run(*SMALL, "image=mein Kätzchen (1), it's.png").folder
+    assert "0/mein Kätzchen (1), it's/max/gbp" in vis.load_run(folder).arrays
+
+
+def test_random_targets_depend_on_the_seed_and_the_image_only(vis_run):
+    def classes(*more: str) -> list[str]:
+        rows = vis.load_run(vis_run(*SMALL, "target=random", *more).folder).rows()
+        return [row["class"] for row in rows]
+
+    both = classes("dataset.names=[tabby,coffee,rocket]")
+    assert classes("dataset.names=[coffee]") == both[1:2]
+    assert classes("dataset.names=[tabby,coffee,rocket]", "batch_size=1") == both
+
+
+def test_a_folder_of_the_users_does_not_shadow_ours(command, tmp_path):
+    for name in ("conf", "experiments"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong folder')")
+    (tmp_path / "conf" / "config.yaml").write_text("nonsense: true")
+    done = command(*SMALL)
+    assert done.returncode == 0, done.stderr
+
+
+def test_configs_of_ones_own(vis_run, tmp_path):
+    own = tmp_path / "mine" / "method"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package methods.mine\n# My method\n_target_: vis.methods.Saliency\n")
+    assert "mine" in vis_run("--list", "--config-dir", "mine").out
+    folder = vis_run("--config-dir", "mine", *SMALL, "method=[mine,gbp]").folder
+    assert "0/tabby/max/mine" in vis.load_run(folder).arrays
+
+
+def test_a_method_of_ones_own(vis_run, tmp_path, monkeypatch):
+    (tmp_path / "ownmethod.py").write_text(
+        "from vis.methods import Method\n\n\nclass Mine(Method):\n    def explain(self, forward, targets):\n"
+        "        return forward.gradient(targets) * forward.images\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = vis_run(*SMALL, "+methods.mine._target_=ownmethod.Mine").folder
+    assert "0/tabby/max/mine" in vis.load_run(folder).arrays
+
+
+def test_a_failing_run_exits_1_with_one_line_and_can_be_resumed(vis_run, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(
+        "import os\nfrom vis.methods import Saliency\n\n\nclass Failing(Saliency):\n    def explain(self, forward, targets):\n"
+        "        if not os.path.exists('mended'):\n            raise RuntimeError('broken\\nin two lines')\n"
+        "        return super().explain(forward, targets)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran = vis_run(*SMALL, "+methods.mine._target_=failing.Failing")
+    assert ran.code == 1
+    assert "RuntimeError: broken (see" in ran.err.strip().splitlines()[-1]
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    assert "in two lines" in (folder / "traceback.txt").read_text()
+    (tmp_path / "mended").touch()
+    assert vis_run("--resume", str(folder)).folder == folder
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+
+
+def test_redraw_draws_without_computing(vis_run):
+    folder = vis_run(*SMALL).folder
+    before = (folder / "figure.png").read_bytes()
+    (folder / "figure.png").unlink()
+    assert vis_run("--redraw", str(folder)).folder == folder
+    assert (folder / "figure.png").read_bytes() == before
+
+
+MANY = (*SMALL, "dataset.names=all", "batch_size=1", "seeds=4", "method=[saliency,gbp]")
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(command, tmp_path):
+    whole = Path(command(*MANY, "outputs=whole").stdout.strip())
+    words = [sys.executable, "-m", "vis.run", *MANY, "outputs=killed"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.glob("killed/*/*/parts/*.npz"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    (killed,) = tmp_path.glob("killed/*/*")
+    assert 3 <= len(list(killed.glob("parts/*.npz"))) < 20
+    assert not (killed / "maps.npz").exists()
+    done = command("--resume", str(killed))
+    assert done.returncode == 0, done.stderr
+    for name in ("maps.npz", "tables.json", "table.csv", "predictions.csv", "claims.json", "figure.png", "figure.pdf"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (killed / "parts").exists()
+
+
+def test_one_folder_takes_one_process(vis_run, tmp_path):
+    from vis.record import RunFolder
+
+    folder = vis_run(*SMALL).folder
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"state": "interrupted"}))
+    with RunFolder(folder).locked():
+        ran = vis_run("--resume", str(folder))
+    assert ran.code == 2
+    assert "another process is working in" in ran.err
+
+
+def test_seeds_and_thread_counts_do_not_leak_between_runs(vis_run):
+    first = vis.load_run(vis_run(*SMALL, "seed=5").folder).arrays["5/tabby/max/gbp"]
+    vis_run(*SMALL, "seed=6")
+    assert np.array_equal(first, vis.load_run(vis_run(*SMALL, "seed=5").folder).arrays["5/tabby/max/gbp"])
+
+
+@pytest.mark.parametrize("broken", ["maps.npz", "tables.json", "config.yaml"])
+def test_a_damaged_run_folder_is_a_clear_error(broken, vis_run):
+    folder = vis_run(*SMALL).folder
+    (folder / broken).write_bytes((folder / broken).read_bytes()[:20])
+    ran = vis_run("--redraw", str(folder))
+    assert ran.code == 2
+    assert "Traceback" not in ran.err

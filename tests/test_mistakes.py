@@ -1,0 +1,138 @@
+"""A user's mistake: one clear line, exit code 2, nothing left behind."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+MISTAKES = {
+    "unknown key": (["methd=gbp"], "unknown option 'methd'. Did you mean 'method'"),
+    "unknown parameter": ([*SMALL, "model.num_filter=3"], "Did you mean 'model.num_filters'"),
+    "unknown method": (["method=gbq"], "there is no method 'gbq'. Did you mean 'gbp'?"),
+    "unknown method in a list": (["method=[gbp,gbq]"], "there is no method 'gbq'"),
+    "unknown experiment": (["experiment=visualise"], "Did you mean 'visualize'?"),
+    "unknown model": (["model=vgg16_randm"], "Did you mean 'vgg16_random'"),
+    "text for a number": ([*SMALL, "model.num_filters=abc"], "model.num_filters=abc is not an integer"),
+    "fraction for a count": (["seed=1.5"], "seed=1.5 is not an integer"),
+    "no seeds": (["seeds=0"], "seeds=0 is not 1 or more"),
+    "no filters": ([*SMALL, "model.num_filters=0"], "num_filters"),
+    "no pixels": ([*SMALL, "model.input_size=0"], "input_size"),
+    "no such device": ([*SMALL, "device=cuda:77"], "device=cuda:77 is not there"),
+    "no device at all": (["device=gpu"], "device=gpu is auto, cpu, cuda"),
+    "batch of nothing": (["batch_size=0"], "batch_size=0 is auto or a positive integer"),
+    "precision": (["precision=float16"], "precision=float16 is one of float32"),
+    "no such file": (["image=nope.png"], "no image file nope.png"),
+    "not an image": ([*SMALL, "image=text.png"], "cannot read the image text.png: it is no image"),
+    "truncated image": ([*SMALL, "image=truncated.png"], "cannot read the image truncated.png"),
+    "class out of range": ([*SMALL, "target=5000"], "target=5000: cnn3_random has the classes 0 to 9"),
+    "no such class": ([*SMALL, "model.num_classes=1000", "target=tabbi"], "no class 'tabbi'. Did you mean 'tabby'?"),
+    "class names unknown": ([*SMALL, "target=tabby"], "give an index"),
+    "no weights": (["model=vgg16_masked"], "model vgg16_masked has no weights. Ways out: model.weights=FILE"),
+    "no weights file": (["model=vgg16", "model.weights=nofile.pt"], "no weights file nofile.pt"),
+    "weights that are text": ([*SMALL, "model.weights=text.pt"], "text.pt is not a checkpoint"),
+    "weights that run code": (
+        [*SMALL, "model.weights=evil.pt"],
+        "evil.pt is not a checkpoint that can be loaded safely",
+    ),
+    "weights of another shape": (
+        [*SMALL, "model.weights=wrong.pt"],
+        "conv1.weight is (8, 3, 7, 7) there and (4, 3, 7, 7)",
+    ),
+    "weights of another network": (
+        [*SMALL, "model.weights=other.pt"],
+        "is not a checkpoint of CNN3: it lacks conv1.weight",
+    ),
+    "untrained layers of a random net": (["model.trained_up_to=conv5_1"], "need trained weights"),
+    "no such architecture": (
+        ["model=torchvision", "model.arch=alexnt", "model.weights=null", "model.init=default"],
+        "no classifier 'alexnt'. Did you mean 'alexnet'?",
+    ),
+    "architecture missing": (["model=torchvision"], "model.arch is not given"),
+    "no such initialisation": ([*SMALL, "model.init=gaussian"], "unknown model.init=gaussian; there is default"),
+    "own class missing": ([*SMALL, "+methods.mine._target_=mypackage.Mine"], "there is no module mypackage"),
+    "class missing in a module": (
+        [*SMALL, "+methods.mine._target_=vis.methods.Mine"],
+        "module vis.methods has no Mine",
+    ),
+    "parameter that a method lacks": ([*SMALL, "+methods.gbp.steps=3"], "takes no parameter methods.gbp.steps"),
+    "folder missing": ([*SMALL, "dataset=folder", "dataset.path=nix"], "dataset.path=nix is no folder"),
+    "folder not given": ([*SMALL, "dataset=folder"], "dataset.path is not given"),
+    "folder without images": ([*SMALL, "dataset=folder", "dataset.path=empty"], "dataset.path=empty holds no image"),
+    "no such sample": ([*SMALL, "dataset.names=[taby]"], "no sample image 'taby'. Did you mean 'tabby'?"),
+    "no image left": ([*SMALL, "dataset.limit=0"], "dataset.limit=0 leaves no image"),
+    "scaling": ([*SMALL, "experiment.scaling=foo"], "no scaling 'foo'"),
+    "preprocessing": ([*SMALL, "dataset.preprocess=foo"], "unknown preprocessing 'foo'"),
+    "sweep without -m": ([*SMALL, "model.num_filters=1,2"], "are a sweep: add -m"),
+    "mistake in a sweep": (["-m", *SMALL, "model.num_filters=8,abc"], "model.num_filters=abc is not an integer"),
+    "no override": (["gbp"], "cannot read 'gbp'"),
+    "open bracket": (["method=[gbp,"], "cannot read 'method=[gbp,'"),
+    "unknown option": (["--lst"], "unknown option --lst. Did you mean '--list'?"),
+    "resume nothing": (["--resume", "nowhere"], "there is no folder nowhere"),
+    "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
+    "redraw another folder": (["--redraw", "empty"], "has no results to read"),
+    "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "no network for a data set": (["dataset=cifar10", "dataset.path=nix", *SMALL], "CIFAR10 is not in nix"),
+}
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, ("ran.txt", "w"))
+
+
+@pytest.fixture
+def _files(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(data, "PNG")
+    (tmp_path / "truncated.png").write_bytes(data.getvalue()[:1000])
+    torch.save(
+        {
+            "conv1.weight": torch.zeros(8, 3, 7, 7),
+            "conv1.bias": torch.zeros(4),
+            "fc.weight": torch.zeros(10, 1024),
+            "fc.bias": torch.zeros(10),
+        },
+        tmp_path / "wrong.pt",
+    )
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pt")
+
+
+@pytest.mark.usefixtures("_files")
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_one_clear_line_and_nothing_left_behind(arguments, message, vis_run, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ran = vis_run(*arguments)
+    assert ran.code == 2
+    line = ran.err.strip().splitlines()[-1]
+    assert line.startswith("vis-run: ")
+    assert message in line
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert [path for path in left if path.is_file()] == []
+    assert not (tmp_path / "ran.txt").exists()
+
+
+def test_pretrained_weights_without_a_network_name_the_ways_out(vis_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    ran = vis_run("model=vgg16")
+    assert ran.code == 2
+    message = ran.err.strip().splitlines()[-1]
+    assert "could not be downloaded" in message
+    for way in (str(tmp_path / "hub"), "model.weights=FILE", "model.init="):
+        assert way in message
+
+
+def test_the_process_itself_answers_without_a_traceback(command):
+    done = command("method=gbq")
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
