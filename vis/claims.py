@@ -6,7 +6,7 @@ where something is missing, it is not measured, with the reason.
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,33 +14,56 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed or image)."""
+    """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed, image or setting)."""
 
     text: str
     holds: Callable[[Sequence[float]], bool]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def mean(values: Sequence[float]) -> float:
+    """The mean; NaN where a value is not finite."""
+    return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample's standard deviation; NaN where a value is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """`0.763 ± 0.016`: mean and standard deviation to the decimal place where the larger has `digits` digits."""
+    average = mean(values)
+    deviation = spread(values) if len(values) > 1 else 0.0
+    size = max(abs(average), deviation)
+    if not math.isfinite(size):
+        texts = [str(average), str(deviation)]
+    elif size >= 1e5 or 0 < size < 1e-3:
+        texts = [f"{v:.{digits - 1}e}" for v in (average, deviation)]
+    else:
+        decimals = min(3, max(0, digits - 1 - math.floor(math.log10(size)))) if size else 0
+        texts = [f"{v:z.{decimals}f}" for v in (average, deviation)]
+    return " ± ".join(texts) if len(values) > 1 else texts[0]
 
 
 def above(bound: float, each: bool = False) -> Rule:
     """The mean (or each value) is greater than the bound."""
     if each:
         return Rule(f"each > {bound:g}", lambda values: min(values) > bound)
-    return Rule(f"mean > {bound:g}", lambda values: _mean(values) > bound)
+    return Rule(f"mean > {bound:g}", lambda values: mean(values) > bound)
 
 
 def below(bound: float, each: bool = False) -> Rule:
     """The mean (or each value) is less than the bound."""
     if each:
         return Rule(f"each < {bound:g}", lambda values: max(values) < bound)
-    return Rule(f"mean < {bound:g}", lambda values: _mean(values) < bound)
+    return Rule(f"mean < {bound:g}", lambda values: mean(values) < bound)
 
 
-def near_zero(bound: float) -> Rule:
-    """The mean lies within the bound of 0."""
-    return Rule(f"|mean| < {bound:g}", lambda values: abs(_mean(values)) < bound)
+def near_zero(bound: float, each: bool = False) -> Rule:
+    """The mean (or each value) lies within the bound of 0."""
+    if each:
+        return Rule(f"each |value| < {bound:g}", lambda values: max(map(abs, values)) < bound)
+    return Rule(f"|mean| < {bound:g}", lambda values: abs(mean(values)) < bound)
 
 
 def within(target: float, fraction: float) -> Rule:
@@ -61,8 +84,10 @@ class Claim:
     """One claim.
 
     name: short and unique in the experiment; sentence: the paper's, or a finding's; source: where it stands;
-    metric: what the numbers are; values: one for each seed, image or setting; paper: the paper's own value, if it gives
-    one; reason: why it could not be measured (then there are no values).
+    metric: what the numbers are; paper: the paper's own value, if it gives one.
+    values: one for each seed or image; or, for a claim over settings, {setting: values}, where the rule judges the
+    settings' means in the order given.
+    reason: why there is no verdict. Values that are given all the same are shown beside it.
     """
 
     name: str
@@ -70,32 +95,47 @@ class Claim:
     source: str
     metric: str
     rule: Rule
-    values: Sequence[float] = field(default=())
+    values: Sequence[float] | Mapping[str, Sequence[float]] = field(default=())
     paper: float | str | None = None
     reason: str = ""
 
     @property
+    def _settings(self) -> Mapping[str, Sequence[float]]:
+        return self.values if isinstance(self.values, Mapping) else {"": self.values}
+
+    @property
+    def _complete(self) -> bool:
+        return all(len(values) for values in self._settings.values()) and bool(self._settings)
+
+    @property
     def verdict(self) -> str:
-        """`holds`, `fails` or `not measured`."""
-        if self.reason or not len(self.values):
+        """`holds`, `fails` or `not measured`. A value that is not finite fails."""
+        if self.reason or not self._complete:
             return "not measured"
-        if any(not math.isfinite(value) for value in self.values):
+        if not all(math.isfinite(value) for values in self._settings.values() for value in values):
             return "fails"
-        return "holds" if self.rule.holds(self.values) else "fails"
+        judged = [mean(v) for v in self.values.values()] if isinstance(self.values, Mapping) else self.values
+        return "holds" if self.rule.holds(judged) else "fails"
 
     @property
     def measured(self) -> str:
-        """mean ± standard deviation (n), or the values where there are few and the rule is about their order."""
-        if self.verdict == "not measured":
+        """mean ± standard deviation (n), for each setting; the reason where there is no verdict."""
+        if not self._complete:
             return self.reason or "no values"
-        if self.rule.text == "increasing":
-            return ", ".join(f"{value:.3g}" for value in self.values)
-        if len(self.values) == 1:
-            return f"{self.values[0]:.4g}"
-        return f"{_mean(self.values):.4g} ± {statistics.stdev(self.values):.2g} (n = {len(self.values)})"
+        texts = [
+            f"{name}: {mean_and_spread(values)}" if name else mean_and_spread(values)
+            for name, values in self._settings.items()
+        ]
+        counts = sorted({len(values) for values in self._settings.values()})
+        text = ", ".join(texts) + (f" (n = {'/'.join(map(str, counts))})" if counts != [1] else "")
+        return f"{self.reason}; here {text}" if self.reason else text
 
     def record(self) -> dict[str, Any]:
-        """What claims.json holds."""
+        """What claims.json holds; `values`, `mean` and `std` by setting for a claim over settings."""
+        values = {name: [float(value) for value in each] for name, each in self._settings.items()}
+        means = {name: mean(each) if each else None for name, each in values.items()}
+        stds = {name: spread(each) if len(each) > 1 else None for name, each in values.items()}
+        single = not isinstance(self.values, Mapping)
         return {
             "name": self.name,
             "verdict": self.verdict,
@@ -105,7 +145,24 @@ class Claim:
             "rule": self.rule.text,
             "paper": self.paper,
             "measured": self.measured,
-            "values": [float(value) for value in self.values],
-            "mean": _mean(self.values) if len(self.values) else None,
-            "std": statistics.stdev(self.values) if len(self.values) > 1 else None,
+            "values": values[""] if single else values,
+            "mean": means[""] if single else means,
+            "std": stds[""] if single else stds,
         }
+
+
+def departures(config: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
+    """Where a config leaves the paper's settings: `models.cnn.stride is 1 (paper: 2)`, or nothing.
+
+    A claim of the paper is judged at the paper's settings only: this is its reason not to be, elsewhere.
+    """
+    return ", ".join(_departures(config, paper, ""))
+
+
+def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in paper.items():
+        given = config.get(key)
+        if isinstance(value, Mapping):
+            yield from _departures(given or {}, value, f"{prefix}{key}.")
+        elif (list(given) if isinstance(value, list) and given is not None else given) != value:
+            yield f"{prefix}{key} is {given} (paper: {value})"

@@ -4,21 +4,24 @@ No pyplot: a figure is an object, and nothing global remembers it.
 """
 
 import io
-import textwrap
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 
 from vis.display import Picture
 from vis.record import write_bytes
 
 PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
+_CAPTION_SIZE = 6.8  # points
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8,
@@ -61,14 +64,23 @@ class PanelRow:
     label: str = ""
 
 
-@dataclass
-class Caption:
-    """The sentences under a figure."""
+def typeset(text: str) -> str:
+    """A real minus before a number, a real cross between two."""
+    return re.sub(r"(?<=\d)x(?=\d)", "×", re.sub(r"(?<![\w.])-(?=[\d.])", "−", text))
 
-    sentences: list[str] = field(default_factory=list)
 
-    def text(self, width: float) -> str:
-        return "\n".join(textwrap.wrap(" ".join(s.rstrip(".") + "." for s in self.sentences if s), int(width * 17)))
+def _paragraph(sentences: Sequence[str], width: float) -> str:
+    """The sentences under a figure, broken into lines of `width` inches."""
+    measure = TextToPath().get_text_width_height_descent
+    font = FontProperties(family=_STYLE["font.family"], size=_CAPTION_SIZE)
+    lines = [""]
+    for word in typeset(" ".join(s.rstrip(".") + "." for s in sentences if s)).split():
+        line = f"{lines[-1]} {word}".strip()
+        if measure(line, font, ismath=False)[0] <= 0.98 * 72 * width:  # renderers round
+            lines[-1] = line
+        else:
+            lines.append(word)
+    return "\n".join(lines).strip()
 
 
 def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
@@ -86,7 +98,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
         notes = max((p.note.count("\n") + 1 for p in row.panels if p.note), default=0)
         return lines * 0.14 + 0.04, panel * ratio, notes * 0.12 + 0.04
 
-    text = Caption(list(caption)).text(width)
+    text = _paragraph(caption, width - 2 * side)
     caption_height = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.05
     height = side + sum(sum(row_heights(row)) for row in rows) + caption_height
     with styled():
@@ -104,12 +116,19 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 axes.imshow(each.picture)
                 axes.set_axis_off()
                 if each.title:
-                    axes.set_title(each.title, pad=3)
+                    axes.set_title(typeset(each.title), pad=3)
                 if each.note:
-                    axes.text(0.5, -0.02, each.note, transform=axes.transAxes, ha="center", va="top", fontsize=6.5)
+                    axes.text(
+                        0.5, -0.02, typeset(each.note), transform=axes.transAxes, ha="center", va="top", fontsize=6.5
+                    )
             if row.label:
                 figure.text(
-                    (left - 0.08) / width, (y + tall / 2) / height, row.label, rotation=90, ha="right", va="center"
+                    (left - 0.08) / width,
+                    (y + tall / 2) / height,
+                    typeset(row.label),
+                    rotation=90,
+                    ha="right",
+                    va="center",
                 )
             y -= under
         _caption(figure, text, y - 0.06)
@@ -119,7 +138,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
 
 def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), columns: int = 1) -> tuple[Figure, list]:
     """An empty figure with `columns` axes side by side and room for its caption. (figure, axes)"""
-    text = Caption(list(caption)).text(width)
+    text = _paragraph(caption, width - 0.16)
     below = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.0
     with styled():
         figure = Figure(figsize=(width, height + below), layout="constrained")
@@ -133,7 +152,9 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
 
 def _caption(figure: Figure, text: str, top: float) -> None:
     width, height = figure.get_size_inches()
-    figure.text(0.08 / width, top / height, text, ha="left", va="top", fontsize=6.8, linespacing=1.25, color="0.25")
+    figure.text(
+        0.08 / width, top / height, text, ha="left", va="top", fontsize=_CAPTION_SIZE, linespacing=1.25, color="0.25"
+    )
 
 
 def save(figure: Figure, stem: Path) -> None:

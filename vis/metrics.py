@@ -10,10 +10,16 @@ from torch import Tensor
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over all values of an image. 0 where one of them is constant."""
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    norm = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norm > 0, (a * b).sum(1) / norm.clamp(min=torch.finfo(torch.float64).tiny), norm)
+    return (_standard(a) * _standard(b)).sum(1)
+
+
+def _standard(images: Tensor) -> Tensor:
+    """Images [B, ...] as centred vectors [B, d] of norm 1; zeros for a constant image, whatever the rounding."""
+    flat = images.flatten(1).double()
+    centred = flat - flat.mean(1, keepdim=True)
+    norm = centred.norm(dim=1, keepdim=True)
+    constant = norm <= 1e-13 * flat.norm(dim=1, keepdim=True)
+    return torch.where(constant, 0.0, centred / norm)
 
 
 def pearson_per_channel(a: Tensor, b: Tensor) -> Tensor:
@@ -22,7 +28,10 @@ def pearson_per_channel(a: Tensor, b: Tensor) -> Tensor:
 
 
 def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
-    """Gray image minus its Gaussian blur (reflected borders, cut at 4 sigma): [B, 1, H, W]."""
+    """Gray image minus its Gaussian blur: [B, 1, H, W]. The blur is `scipy.ndimage.gaussian_filter` with mode "mirror".
+
+    The kernel is cut at 4 sigma, or at the border for an image that is smaller.
+    """
     gray = images.double().mean(1, keepdim=True)
     radius = min(int(4 * sigma + 0.5), gray.shape[-1] - 1, gray.shape[-2] - 1)
     offsets = torch.arange(-radius, radius + 1, device=gray.device, dtype=gray.dtype)
@@ -50,20 +59,28 @@ def unit_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def patch_weight(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """The matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over the patches j that cover it.
+    """The matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over the patches j on it.
 
-    In a random three-layer CNN guided backpropagation tends to A x, not to x (nie2018, appendix B): dividing by A
-    undoes the weighting. Patches of zero norm count 0.
+    In a random three-layer CNN guided backpropagation tends to A x, not to x (nie2018, appendix B, without its
+    assumption that all patches have the same norm). Patches of zero norm count 0; so do pixels that no patch covers.
     """
-    ones = x.new_ones(1, x.shape[1], kernel_size, kernel_size)
-    norms = F.conv2d(x**2, ones, stride=stride, padding=padding).clamp(min=0).sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    full = F.conv_transpose2d(inverse, ones[:, :1], stride=stride)
+    ones = x.new_ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)
+    energy = x.double().square().sum(1, keepdim=True)
+    norms = F.conv2d(energy, ones, stride=stride, padding=padding).clamp(min=0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, 0.0)
     height, width = x.shape[-2:]
-    full = F.pad(
-        full, (0, max(0, width + 2 * padding - full.shape[-1]), 0, max(0, height + 2 * padding - full.shape[-2]))
-    )
-    return full[:, :, padding : padding + height, padding : padding + width]
+    uncovered = [(side + 2 * padding - kernel_size) % stride for side in (height, width)]
+    return F.conv_transpose2d(inverse, ones, stride=stride, padding=padding, output_padding=uncovered)
+
+
+def cosine_weighted(map_: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """cosL: cosine of map and image after dividing the map by `patch_weight`, 0 where that is 0."""
+    return cosine(torch.where(weight > 0, map_.double() / weight, 0.0), x)
+
+
+def tan2(cosine: Tensor) -> Tensor:
+    """tan^2 of the angle: energy of the noise over that of the signal. Falls as 1/N (Theorem 1)."""
+    return 1 / cosine**2 - 1
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

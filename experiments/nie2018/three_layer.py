@@ -1,0 +1,129 @@
+"""Random three-layer networks (nie2018, section 3.1): their maps, and how much of the input a map recovers.
+
+Numbers of a map m of an input x (mean-subtracted), one row of the table for each seed, image, network and method:
+
+    pear, pearc   correlation of m and x: over all values; mean of those within each channel
+    HP, SSIM      correlation of the gray high-passed images; structural similarity
+    cosine, cosL  cosine of m and x; of A^-1 m and x, with A the weights sum_j 1/||y_j|| of Theorem 1
+    tan2          tan^2 of the angle of cosL: noise energy over signal energy, about 9.3 d'/N with d' inputs per filter
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vis import display, metrics
+from vis.errors import UserError
+from vis.experiment import Experiment, Run, Unit
+from vis.models import Model
+from vis.record import Part, Results
+
+LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's, in its order
+BATCH = 4  # images at a time where batch_size is auto
+WEIGHTS = {"init": "truncated_normal", "std": 0.1}
+CNN = {"kernel_size": 7, "stride": 2, "pool": None, "input_size": 224, **WEIGHTS}
+FCN = {"input_size": 224, **WEIGHTS}
+
+
+class ThreeLayer(Experiment):
+    """models: the config nodes of its networks, by name. Arrays are kept for the first seed only."""
+
+    metrics = ("pear", "HP", "cosL")
+    series = "method"
+
+    def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
+        self.models = models
+
+    def settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """{name of a setting: (network, what is changed in its config node)}."""
+        return {network: (network, {}) for network in self.models}
+
+    def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """The columns of the table, [B] each."""
+        cosL = metrics.cosine_weighted(map_, x, weight)
+        return {
+            "pear": metrics.pearson(map_, x),
+            "pearc": metrics.pearson_per_channel(map_, x),
+            "HP": metrics.high_pass_pearson(map_, x),
+            "SSIM": metrics.ssim(map_, x),
+            "cosine": metrics.cosine(map_, x),
+            "cosL": cosL,
+            "tan2": metrics.tan2(cosL),
+        }
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [
+            {"seed": seed, "setting": setting, "images": batch}
+            for seed in run.seeds
+            for setting in self.settings()
+            for batch in run.batches(len(run.dataset), BATCH)
+        ]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        seed, setting = unit["seed"], unit["setting"]
+        network, changes = self.settings()[setting]
+        node = {**self.models[network], **changes}
+        model = run.model(node, seed)
+        batch = run.batch(model, unit["images"])
+        (maps,) = run.explain(model, batch.x, [_target(run, model, node, batch.names)])
+        x = batch.x.cpu()
+        weight = _patch_weight(model, x)
+        size: dict[str, Any] = {
+            key: node[key] for key in ("num_filters", "stride", "hidden", "input_size") if key in node
+        }
+        part = Part(tables={"table": []})
+        for method, map_ in maps.items():
+            numbers = self.numbers(map_, x, weight)
+            for i, image in enumerate(batch.names):
+                row = {"seed": seed, "image": image, "setting": setting, "network": network, **size, "method": method}
+                part.tables["table"].append({**row, **{name: values[i].item() for name, values in numbers.items()}})
+        if seed == run.seeds[0]:
+            for i, image in enumerate(batch.names):
+                part.arrays[f"{image}/{setting}/input"] = batch.pixels[i].numpy()
+                for method, map_ in maps.items():
+                    part.arrays[f"{image}/{setting}/{method}"] = map_[i].numpy()
+        return part
+
+
+def column(results: Results, name: str, **where: Any) -> list[float]:
+    """A column of the table, of the rows whose other columns have the given values."""
+    return [row[name] for row in results.rows(**where)]
+
+
+def images(results: Results) -> list[str]:
+    """The names of the images."""
+    return list(dict.fromkeys(row["image"] for row in results.rows()))
+
+
+def random_networks(results: Results) -> list[str]:
+    """The sentences of a caption on what was random, what was explained and how it is shown."""
+    config = results.config
+    node = next(iter(config.experiment.models.values()))
+    init = {"truncated_normal": "truncated Gaussian"}.get(node.init, node.init)
+    logit = "the maximum logit" if config.target == "max" else f"logit {config.target}"
+    spread = f"; numbers are mean ± standard deviation over {config.seeds} seeds" if config.seeds > 1 else ""
+    return [
+        f"Weights: {init}, std {node.std}, zero biases. Explained: {logit}",
+        f"Maps of seed {config.seed}, {display.scaling('minmax')[1]}{spread}",
+    ]
+
+
+def _target(run: Run, model: Model, node: Mapping[str, Any], names: Sequence[str]) -> list[int] | None:
+    """The run's one target: None is the maximum logit, which needs no forward pass of its own."""
+    if len(run.targets) != 1:
+        raise UserError(f"target={run.config.target}: this experiment explains one logit at a time")
+    (target,) = run.targets
+    if target == "max":
+        return None
+    logits = torch.zeros(node["num_classes"])  # only their number matters here
+    return [run.target_index(model, target, logits, name) for name in names]
+
+
+def _patch_weight(model: Model, x: Tensor) -> Tensor:
+    """A of Theorem 1; the hidden units of the FCN see one patch, the whole image."""
+    conv = getattr(model.net, "conv1", None)
+    if isinstance(conv, torch.nn.Conv2d):
+        return metrics.patch_weight(x, conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
+    return torch.ones_like(x[:, :1])

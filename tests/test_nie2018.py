@@ -1,0 +1,160 @@
+"""nie2018: Lemma 1 as an independent oracle, Theorem 1 at a small size, and Figures 4 and 5 from command to verdict."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vis import load_run, metrics
+from vis.methods import DeconvNet, GuidedBackprop, Saliency
+from vis.models import build_model
+
+METHODS = {
+    "saliency": (Saliency(), lambda t: t, True),
+    "deconvnet": (DeconvNet(), lambda t: np.maximum(t, 0), False),
+    "gbp": (GuidedBackprop(), lambda t: np.maximum(t, 0), True),
+}
+RANDOM = {"init": "truncated_normal", "std": 0.1}
+CNN = {"_target_": "vis.models.CNN3", "num_filters": 6, "num_classes": 5, "input_size": 18, **RANDOM}
+FCN = {"_target_": "vis.models.FCN3", "hidden": 40, "num_classes": 5, "input_size": 18, **RANDOM}
+
+
+def lemma1(x, W, V, stride, padding, h, masked):
+    """Eq. 4: s_k(x) = sum_j D_j^T sum_i h(V_q_ij,k) w~(i,j), patch by patch. x [3,H,W], W [N,3,k,k], V [N,J]."""
+    size, side = W.shape[-1], x.shape[-1]
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
+    map_ = np.zeros_like(padded)
+    steps = range(0, padded.shape[-1] - size + 1, stride)
+    for j, (row, column) in enumerate((r, c) for r in steps for c in steps):
+        patch = (slice(None), slice(row, row + size), slice(column, column + size))
+        for w, v in zip(W, V[:, j], strict=True):
+            if not masked or (w * padded[patch]).sum() > 0:
+                map_[patch] += h(v) * w
+    return map_[:, padding : padding + side, padding : padding + side]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_lemma_1_in_the_cnn(method, stride):
+    net = build_model({**CNN, "stride": stride}).net.double()
+    x = torch.randn(1, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apply, h, masked = METHODS[method]
+    V = net.fc.weight[3].detach().numpy().reshape(6, -1)
+    expected = lemma1(x[0].numpy(), net.conv1.weight.detach().numpy(), V, stride, 3, h, masked)
+    error = np.abs(apply(net, x, targets=3)[0].numpy() - expected).max() / np.abs(expected).max()
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lemma_1_in_the_fcn_whose_one_patch_is_the_image(method):
+    net = build_model(FCN).net.double()
+    x = torch.randn(1, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apply, h, masked = METHODS[method]
+    W = net.fc1.weight.detach().numpy().reshape(40, 3, 18, 18)
+    k = int(net(x).argmax())  # the maximum logit, the methods' default
+    expected = lemma1(x[0].numpy(), W, net.fc2.weight[k].detach().numpy()[:, None], 1, 0, h, masked)
+    error = np.abs(apply(net, x)[0].numpy() - expected).max() / np.abs(expected).max()
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_theorem_1_the_map_approaches_A_x_as_1_over_N(stride):
+    x = (
+        torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+        .repeat_interleave(2, 2)
+        .repeat_interleave(2, 3)
+    )
+    x = x * 255 - 110
+    weight = metrics.patch_weight(x, 7, stride, 3)
+    law = {}
+    for N in (32, 128):
+        tan2 = []
+        for seed in range(4):
+            node = {**CNN, "num_filters": N, "num_classes": 2, "stride": stride, "input_size": 96}
+            map_ = GuidedBackprop()(build_model(node, seed).net, x, targets=0)
+            tan2.append(metrics.tan2(metrics.cosine_weighted(map_, x, weight)).item())
+        law[N] = np.mean(tan2) / (0.943 * math.pi**2 * 3 * stride**2 / N)
+    assert law == pytest.approx({32: 1, 128: 1}, rel=0.25)
+
+
+FIGURE4 = (
+    "experiment=nie2018/figure4",
+    "seeds=2",
+    "experiment.models.cnn.num_filters=4",
+    "experiment.models.cnn.input_size=28",
+    "experiment.models.fcn.hidden=20",
+    "experiment.models.fcn.input_size=28",
+    "experiment.models.cnn.num_classes=10",
+    "experiment.models.fcn.num_classes=10",
+)
+FIGURE5 = (
+    "experiment=nie2018/figure5",
+    "experiment.filters=[4,16]",
+    "experiment.hidden=[20,200]",
+    "experiment.models.cnn.input_size=32",
+    "experiment.models.fcn.input_size=16",
+    "experiment.models.cnn.num_classes=10",
+    "experiment.models.fcn.num_classes=10",
+)
+
+
+def claims(folder) -> dict:
+    return {c["name"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
+
+
+def test_figure4_from_the_command_line(command):
+    done = command(*FIGURE4)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["seed"], r["network"], r["method"]) for r in rows] == [
+        (seed, network, method)
+        for seed in "01"
+        for network in ("cnn", "fcn")
+        for method in ("saliency", "deconvnet", "gbp")
+    ]
+    results = load_run(folder)
+    assert set(results.arrays) == {
+        f"tabby/{network}/{name}" for network in ("cnn", "fcn") for name in ("input", *METHODS)
+    }  # of the first seed
+    found = claims(folder)
+    assert {c["verdict"] for c in found.values()} == {"not measured"}  # these are not the paper's networks
+    assert "models.cnn.num_filters is 4 (paper: 256)" in found["gbp_cnn"]["measured"]
+    assert (folder / "figure.pdf").stat().st_size > 0
+    caption = json.loads((folder / "figures.json").read_text(encoding="utf-8"))["figure"]
+    assert "N = 4, stride 2" in caption
+    assert "over 2 seeds" in caption
+
+
+def test_figure4_with_another_logit_and_fewer_methods(vis_run):
+    done = vis_run(*FIGURE4, "seeds=1", "method=gbp", "target=3")
+    folder = done.folder
+    assert {r["method"] for r in load_run(folder).rows()} == {"gbp"}
+
+
+def test_figure5_grows_with_its_networks(vis_run):
+    done = vis_run(*FIGURE5, "seeds=4")
+    folder = done.folder
+    results = load_run(folder)
+    settings = ["cnn_4", "cnn_16", "cnn_16_stride_1", "fcn_20", "fcn_200"]
+    assert [r["setting"] for r in results.rows(seed=0)] == settings
+    assert results.arrays["tabby/cnn_16/gbp"].shape == (3, 32, 32)
+    assert results.arrays["tabby/cnn_16/gbp_viewed"].shape == (3, 16, 16)
+    mean = {s: np.mean([r["cosL"] for r in results.rows(setting=s)]) for s in settings}
+    assert mean["cnn_4"] < mean["cnn_16"] < mean["cnn_16_stride_1"]
+    assert mean["fcn_20"] < mean["fcn_200"]
+    found = claims(folder)
+    assert "N = 16" in found["cnn_grows"]["measured"]
+    assert (Path(folder) / "comparison.png").is_file()
+
+
+@pytest.mark.parametrize("wrong", ["model=vgg16_random", "target=[1,2]"])
+def test_what_these_experiments_cannot_do_is_said(vis_run, wrong):
+    done = vis_run(*FIGURE4, wrong)
+    assert done.code == 2
+    assert ("experiment.models.cnn" if "model" in wrong else "one logit") in done.err
