@@ -30,12 +30,12 @@ class Job:
         self.__name__ = "job"  # hydra.main wraps functions
 
     def __call__(self, config: DictConfig) -> None:
-        from vis.compose import check, register
-        from vis.execute import execute
-
-        register()
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
+            from vis.compose import check, register
+            from vis.execute import execute
+
+            register()
             check(config)
             execute(config, folder, self.command)
         except Exception as error:

@@ -1,0 +1,201 @@
+"""Datasets: images with names and, where known, labels.
+
+A dataset is a sequence of pictures. What size they get and what preprocessing they go through is the model's choice
+(`vis.data.preprocess`), unless the config says otherwise.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vis.data.images import SUFFIXES, read_image, to_pixels
+from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
+from vis.errors import UserError, did_you_mean
+
+__all__ = [
+    "PREPROCESSING",
+    "Dataset",
+    "Preprocess",
+    "cifar10",
+    "digits",
+    "folder",
+    "imagenet",
+    "mnist",
+    "preprocessing",
+    "read_image",
+    "samples",
+    "to_pixels",
+]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Named pictures: `read(i)` is the i-th as a PIL image, `names[i]` its unique name, `labels[i]` its class or None.
+
+    classes: names of the labels, where known. origin: in words, for provenance.
+    """
+
+    origin: str
+    names: Sequence[str]
+    labels: Sequence[int | None]
+    read: Callable[[int], Image.Image]
+    classes: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def first(self, limit: int | None) -> "Dataset":
+        """The first `limit` pictures; all for None."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise UserError(f"dataset.limit={limit} leaves no image: give 1 or more")
+        return Dataset(self.origin, self.names[:limit], self.labels[:limit], self.read, self.classes)
+
+    def fingerprint(self) -> str:
+        """sha256 over names, labels and up to 64 pictures spread evenly: enough to notice other data."""
+        digest = hashlib.sha256(repr((list(self.names), list(self.labels))).encode())
+        for i in np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).round().astype(int)):
+            picture = self.read(int(i))
+            digest.update(repr(picture.size).encode() + picture.tobytes())
+        return digest.hexdigest()
+
+
+# The photographs that scikit-image ships, all CC0 or public domain. Their files are read without importing it.
+_SAMPLES = {
+    "tabby": "chelsea.png",
+    "astronaut": "astronaut.png",
+    "coffee": "coffee.png",
+    "rocket": "rocket.jpg",
+    "cameraman": "camera.png",
+}
+
+
+def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
+    """The bundled photographs, by name: tabby (scikit-image's cat Chelsea), astronaut, coffee, rocket, cameraman."""
+    names = [names] if isinstance(names, str) else list(names)
+    if names == ["all"]:
+        names = list(_SAMPLES)
+    for name in names:
+        if name not in _SAMPLES:
+            raise UserError(f"there is no sample image {name!r}.{did_you_mean(name, _SAMPLES)}")
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise UserError("the bundled images come with scikit-image, which is not installed: pip install scikit-image")
+    home = Path(spec.origin).parent / "data"
+    return Dataset(
+        "photographs bundled with scikit-image", names, [None] * len(names), lambda i: read_image(home / _SAMPLES[names[i]])
+    )
+
+
+def _from_files(origin: str, files: list[Path], root: Path, labels: list[int | None], classes: Any = None) -> Dataset:
+    names = [file.relative_to(root).as_posix() for file in files]
+    return Dataset(origin, names, labels, lambda i: read_image(files[i]), classes)
+
+
+def _image_files(root: Path) -> list[Path]:
+    return sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+
+
+def files(paths: Sequence[str] | str) -> Dataset:
+    """Single pictures (`image=cat.jpg`); names are the files' names. Raises UserError for a missing file."""
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    found = [Path(path).expanduser() for path in paths]
+    for path in found:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: use dataset=folder dataset.path={path}")
+        if not path.is_file():
+            raise UserError(f"no image file {path}")
+    stems = [path.stem for path in found]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in found]
+    return Dataset("image files", names, [None] * len(found), lambda i: read_image(found[i]))
+
+
+def folder(path: str) -> Dataset:
+    """All images of a folder and the folders in it, in the order of their names; no labels."""
+    root = _existing(path, "dataset.path")
+    found = _image_files(root)
+    if not found:
+        raise UserError(f"dataset.path={path} holds no image ({', '.join(SUFFIXES)})")
+    return _from_files(f"folder {root}", found, root, [None] * len(found))
+
+
+def imagenet(path: str, split: str = "val") -> Dataset:
+    """ImageNet in torchvision's layout, `path/val/<wnid>/*.JPEG`; the label is the rank of the wnid among 1000.
+
+    A folder with fewer classes has no labels, since their ranks would be wrong.
+    """
+    root = _existing(path, "dataset.path")
+    root = root / split if (root / split).is_dir() else root
+    wnids = sorted(d.name for d in root.iterdir() if d.is_dir())
+    if not wnids:
+        raise UserError(f"{root} has no class folders: ImageNet lies as {split}/<wnid>/*.JPEG")
+    found = _image_files(root)
+    if not found:
+        raise UserError(f"{root} holds no image")
+    rank = {wnid: i for i, wnid in enumerate(wnids)} if len(wnids) == 1000 else {}
+    return _from_files(f"ImageNet {split}, {root}", found, root, [rank.get(f.relative_to(root).parts[0]) for f in found])
+
+
+def _torchvision_dataset(name: str, root: str, train: bool) -> Any:
+    import urllib.error
+
+    import torchvision
+
+    make = getattr(torchvision.datasets, name)
+    try:
+        return make(root, train=train, download=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        reason = str(getattr(error, "reason", None) or error).split("\n")[0]
+        raise UserError(
+            f"{name} is not in {root} and could not be downloaded ({reason}): put it there or give dataset.path=FOLDER"
+        ) from error
+
+
+def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
+    data = _torchvision_dataset(name, path, train)
+    split = "train" if train else "test"
+    labels = [int(label) for label in data.targets]
+    names = [f"{split}_{i:05d}" for i in range(len(labels))]
+    return Dataset(f"{name} {split}", names, labels, lambda i: data[i][0], [str(c) for c in data.classes])
+
+
+def mnist(path: str = "data", train: bool = False) -> Dataset:
+    """MNIST through torchvision, downloaded into `path` on first use."""
+    return _from_torchvision("MNIST", path, train)
+
+
+def cifar10(path: str = "data", train: bool = False) -> Dataset:
+    """CIFAR-10: an image folder `path/<train|test>/<class>/*`, or else torchvision's files, downloaded on first use."""
+    root = Path(path).expanduser() / ("train" if train else "test")
+    if not root.is_dir():
+        return _from_torchvision("CIFAR10", path, train)
+    classes = sorted(d.name for d in root.iterdir() if d.is_dir())
+    found = _image_files(root)
+    if not found:
+        raise UserError(f"{root} holds no image in class folders")
+    return _from_files(f"CIFAR-10, {root}", found, root, [classes.index(f.relative_to(root).parts[0]) for f in found], classes)
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, 8x8, offline."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pictures = (data.images / 16 * 255).round().astype(np.uint8)
+    names = [f"digit_{i:04d}" for i in range(len(pictures))]
+    labels = [int(label) for label in data.target]
+    return Dataset("scikit-learn's digits", names, labels, lambda i: Image.fromarray(pictures[i]), [str(i) for i in range(10)])
+
+
+def _existing(path: str, key: str) -> Path:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{key}={path} is no folder")
+    return root
