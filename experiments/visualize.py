@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 
 from vis import display, metrics
 from vis.claims import Claim
-from vis.experiment import Experiment, Run, Unit
+from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.instantiate import locate
 from vis.methods import Method
-from vis.record import Part, Results
+from vis.record import Part, Results, Rows
 
 BATCH = 4  # images at a time where batch_size is auto
 
@@ -31,6 +31,10 @@ class Visualize(Experiment):
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"seed": seed, "images": batch} for seed in run.seeds for batch in run.batches(len(run.dataset), BATCH)]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        images, maps = len(unit["images"]), len(run.methods) * len(run.targets)
+        return Load(run.config.model, unit["seed"], images, maps, stored=images * (1 + maps))
 
     def compute(self, run: Run, unit: Unit) -> Part:
         seed = unit["seed"]
@@ -74,7 +78,6 @@ class Visualize(Experiment):
                             "target": str(target),
                             "class": model.class_name(indices[i]),
                             "method": method,
-                            "weights": model.weights,
                             "logit": logits[i, indices[i]].item(),
                             "probability": probabilities[i, indices[i]].item(),
                             "pearson_input": correlation[i].item(),
@@ -82,33 +85,36 @@ class Visualize(Experiment):
                             "min": values[i].min().item(),
                             "max": values[i].max().item(),
                             "l2": values[i].norm().item(),
+                            "weights": model.weights,
                         }
                     )
         return part
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        config = results.config
-        first = config.seed
-        rows, sentences = [], []
-        keys = list(dict.fromkeys((r["image"], r["target"], r["class"]) for r in results.rows(seed=first)))
+        config, seed = results.config, results.config.seed
         scalings = {name: self._scaling(name, config) for name in config.methods}
-        for image, target, class_ in keys[: self.rows]:
-            cells = results.rows(seed=first, image=image, target=target)
-            panels = [Panel(display.picture(results.arrays[f"{first}/{image}/pixels"]), f"input: {image}")]
-            for cell in cells:
+        table = results.rows(seed=seed)
+        images = list(dict.fromkeys(row["image"] for row in table))
+        keys = [(image, *key) for image in images for key in _targets(results.rows(seed=seed, image=image))]
+        rows = []
+        for number, (image, target, class_) in enumerate(keys[: self.rows]):
+            titles = number == 0  # the columns are the same in all rows
+            panels = [
+                Panel(display.picture(results.arrays[f"{seed}/{image}/pixels"]), "Input" if titles else "", image)
+            ]
+            for cell in results.rows(seed=seed, image=image, target=target):
                 show, _ = display.scaling(scalings[cell["method"]])
-                map_ = results.arrays[f"{first}/{image}/{target}/{cell['method']}"]
-                panels.append(Panel(show(map_), _title(cell["method"], config), f"r = {cell['pearson_input']:.2f}"))
-            rows.append(PanelRow(panels, f"{target}: {class_}" if target != class_ else class_))
-        table = results.rows(seed=first)
-        best = results.rows("predictions", seed=first, rank=1)
-        sentences.append(f"{config.model.name}, {table[0]['weights']}")
-        sentences += [
-            f"{p['image']}: prediction {p['class']} with probability {p['probability']:.2g}" for p in best[:4]
+                map_ = results.arrays[f"{seed}/{image}/{target}/{cell['method']}"]
+                title = _title(cell["method"], config) if titles else ""
+                panels.append(Panel(show(map_), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00")))
+            rows.append(PanelRow(panels, class_ if target.isdecimal() else f"{target}: {class_}"))
+        best = results.rows("predictions", seed=seed, rank=1)[:4]
+        sentences = [
+            f"{config.model.name}, {table[0]['weights']}",
+            *(f"{p['image']}: prediction {p['class']}, probability {p['probability']:.2g}" for p in best),
+            "Maps: " + "; ".join(display.scaling(name)[1] for name in sorted(set(scalings.values()))),
+            "r is the correlation of map and input",
         ]
-        shown = sorted({scalings[name] for name in config.methods})
-        sentences.append("Maps: " + "; ".join(display.scaling(name)[1] for name in shown))
-        sentences.append("r is the correlation of map and input")
         if len(keys) > self.rows:
             sentences.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
         return {"figure": panel_grid(rows, sentences)}
@@ -125,3 +131,8 @@ def _class(method: str, config: DictConfig) -> type[Method]:
 
 def _title(method: str, config: DictConfig) -> str:
     return _class(method, config).title or method
+
+
+def _targets(rows: Rows) -> list[tuple[str, str]]:
+    """(target as given, class it meant) of an image's rows, each once."""
+    return list(dict.fromkeys((row["target"], row["class"]) for row in rows))

@@ -45,6 +45,21 @@ class Batch:
     labels: list[int | None]
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a unit of work asks of a network, for `--dry-run`.
+
+    model: its config node; images that go through it; maps computed of each (backward passes); stored: arrays of an
+    image's size that go to disk.
+    """
+
+    model: Mapping[str, Any]
+    seed: int
+    images: int
+    maps: int
+    stored: int
+
+
 class Run:
     """One execution under one resolved config: builds models, data and methods, on one device in one precision."""
 
@@ -200,6 +215,10 @@ class Experiment:
     def units(self, run: Run) -> Sequence[Unit]:
         """The pieces of the work: small dictionaries that say what is computed."""
         return [{}]
+
+    def load(self, run: Run, unit: Unit) -> Load | None:
+        """What a unit costs; None where that is not known."""
+        return None
 
     def compute(self, run: Run, unit: Unit) -> Part:
         """One unit's arrays and rows. Names of arrays are unique over all units."""
