@@ -1,6 +1,9 @@
 """From a config node with `_target_` to an object, with errors that a user can read."""
 
+import importlib
 import inspect
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,36 +21,54 @@ def construct(node: Mapping[str, Any], where: str) -> Any:
     if not target:
         raise UserError(f"{where} has no _target_: give {where}._target_=package.module.Class")
     function = locate(str(target), f"{where}._target_")
-    signature = inspect.signature(function)
-    parameters = signature.parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for key in node:
+    if not callable(function):
+        raise UserError(f"{where}._target_={target} is a {type(function).__name__}, which cannot be called")
+    parameters = parameters_of(function)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
         if key not in parameters and not takes_any:
-            raise UserError(f"{target} takes no parameter {where}.{key}.{did_you_mean(key, parameters)}")
-    needed = [
-        n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    missing = [name for name in needed if name not in node]
-    if missing:
-        raise UserError(f"{target} needs {where}.{missing[0]}")
+            hint = did_you_mean(key, parameters) or f" Leave it out: ~{where}.{key}"
+            raise UserError(f"{target} takes no parameter {where}.{key}.{hint}")
+        wanted = parameters[key].annotation if key in parameters else None
+        if wanted is str and isinstance(value, int | float):
+            value = node[key] = str(value)  # a folder called 2024
+        if wanted in (int, float, bool, str) and not isinstance(value, int | float if wanted is float else wanted):
+            raise UserError(f"{where}.{key}={value} is not of type {wanted.__name__}")
+    for key, p in parameters.items():
+        if key not in node and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            raise UserError(f"{target} needs {where}.{key}")
     try:
         return function(**node)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def locate(path: str, where: str) -> Any:
-    """The object that a dotted path names, e.g. a class. Raises UserError if there is none."""
-    import importlib
-
-    module_name, _, attribute = path.rpartition(".")
-    if not module_name:
-        raise UserError(f"{where}={path} is no dotted path such as package.module.Class")
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable, by name."""
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no callable, or a builtin without a signature: take what comes
+        return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
+
+
+def locate(path: str, where: str) -> Any:
+    """The object that a dotted path names, e.g. a class. Raises UserError if there is none.
+
+    Modules are also found in the folder where the user stands, after all others.
+    """
+    module_name, _, attribute = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")) or not module_name:
+        raise UserError(f"{where}={path} is no dotted path such as package.module.Class")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise UserError(f"{where}: there is no module {error.name} on the Python path") from error
+            raise UserError(f"{where}={path}: there is no module {error.name} on the Python path") from error
         raise
-    except AttributeError as error:
-        raise UserError(f"{where}: module {module_name} has no {attribute}") from error
+    if not hasattr(module, attribute):
+        raise UserError(
+            f"{where}={path}: module {module_name} has no {attribute}.{did_you_mean(attribute, vars(module))}"
+        )
+    return getattr(module, attribute)

@@ -4,7 +4,9 @@ A dataset is a sequence of pictures. What size they get and what preprocessing t
 (`vis.data.preprocess`), unless the config says otherwise.
 """
 
+import contextlib
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -79,9 +81,11 @@ _SAMPLES = {
 
 def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
     """The bundled photographs, by name: tabby (scikit-image's cat Chelsea), astronaut, coffee, rocket, cameraman."""
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if names == ["all"]:
         names = list(_SAMPLES)
+    if not names:
+        raise UserError(f"dataset.names is empty: there is {', '.join(_SAMPLES)}, or all")
     for name in names:
         if name not in _SAMPLES:
             raise UserError(f"there is no sample image {name!r}.{did_you_mean(name, _SAMPLES)}")
@@ -90,7 +94,10 @@ def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
         raise UserError("the bundled images come with scikit-image, which is not installed: pip install scikit-image")
     home = Path(spec.origin).parent / "data"
     return Dataset(
-        "photographs bundled with scikit-image", names, [None] * len(names), lambda i: read_image(home / _SAMPLES[names[i]])
+        "photographs bundled with scikit-image",
+        names,
+        [None] * len(names),
+        lambda i: read_image(home / _SAMPLES[names[i]]),
     )
 
 
@@ -100,7 +107,17 @@ def _from_files(origin: str, files: list[Path], root: Path, labels: list[int | N
 
 
 def _image_files(root: Path) -> list[Path]:
-    return sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+    """The image files under a folder in the order of their paths; nothing that is hidden or lies in a hidden folder."""
+    found = [f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
+    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts))
+
+
+def _class_folders(root: Path) -> tuple[list[str], list[Path]]:
+    """The names of the folders in `root` that hold images, and those images. UserError where there are none."""
+    found = [f for f in _image_files(root) if f.parent != root]
+    if not found:
+        raise UserError(f"{root} holds no class folders with images: <class>/<image>.jpg")
+    return sorted({f.relative_to(root).parts[0] for f in found}), found
 
 
 def files(paths: Sequence[str] | str) -> Dataset:
@@ -119,7 +136,7 @@ def files(paths: Sequence[str] | str) -> Dataset:
 
 def folder(path: str) -> Dataset:
     """All images of a folder and the folders in it, in the order of their names; no labels."""
-    root = _existing(path, "dataset.path")
+    root = _existing(path)
     found = _image_files(root)
     if not found:
         raise UserError(f"dataset.path={path} holds no image ({', '.join(SUFFIXES)})")
@@ -131,35 +148,27 @@ def imagenet(path: str, split: str = "val") -> Dataset:
 
     A folder with fewer classes has no labels, since their ranks would be wrong.
     """
-    root = _existing(path, "dataset.path")
+    root = _existing(path)
     root = root / split if (root / split).is_dir() else root
-    wnids = sorted(d.name for d in root.iterdir() if d.is_dir())
-    if not wnids:
-        raise UserError(f"{root} has no class folders: ImageNet lies as {split}/<wnid>/*.JPEG")
-    found = _image_files(root)
-    if not found:
-        raise UserError(f"{root} holds no image")
+    wnids, found = _class_folders(root)
     rank = {wnid: i for i, wnid in enumerate(wnids)} if len(wnids) == 1000 else {}
-    return _from_files(f"ImageNet {split}, {root}", found, root, [rank.get(f.relative_to(root).parts[0]) for f in found])
-
-
-def _torchvision_dataset(name: str, root: str, train: bool) -> Any:
-    import urllib.error
-
-    import torchvision
-
-    make = getattr(torchvision.datasets, name)
-    try:
-        return make(root, train=train, download=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        reason = str(getattr(error, "reason", None) or error).split("\n")[0]
-        raise UserError(
-            f"{name} is not in {root} and could not be downloaded ({reason}): put it there or give dataset.path=FOLDER"
-        ) from error
+    return _from_files(
+        f"ImageNet {split}, {root}", found, root, [rank.get(f.relative_to(root).parts[0]) for f in found]
+    )
 
 
 def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
-    data = _torchvision_dataset(name, path, train)
+    import torchvision
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads; stdout is for the run's path
+            data = getattr(torchvision.datasets, name)(Path(path).expanduser(), train=train, download=True)
+    except (OSError, RuntimeError, ValueError) as error:  # no network, nowhere to write, damaged files
+        reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":")
+        raise UserError(
+            f"{name} can neither be read from dataset.path={path} nor be downloaded to it ({reason}): put torchvision's "
+            "files there, or give another dataset.path"
+        ) from error
     split = "train" if train else "test"
     labels = [int(label) for label in data.targets]
     names = [f"{split}_{i:05d}" for i in range(len(labels))]
@@ -176,11 +185,10 @@ def cifar10(path: str = "data", train: bool = False) -> Dataset:
     root = Path(path).expanduser() / ("train" if train else "test")
     if not root.is_dir():
         return _from_torchvision("CIFAR10", path, train)
-    classes = sorted(d.name for d in root.iterdir() if d.is_dir())
-    found = _image_files(root)
-    if not found:
-        raise UserError(f"{root} holds no image in class folders")
-    return _from_files(f"CIFAR-10, {root}", found, root, [classes.index(f.relative_to(root).parts[0]) for f in found], classes)
+    classes, found = _class_folders(root)
+    return _from_files(
+        f"CIFAR-10, {root}", found, root, [classes.index(f.relative_to(root).parts[0]) for f in found], classes
+    )
 
 
 def digits() -> Dataset:
@@ -191,11 +199,13 @@ def digits() -> Dataset:
     pictures = (data.images / 16 * 255).round().astype(np.uint8)
     names = [f"digit_{i:04d}" for i in range(len(pictures))]
     labels = [int(label) for label in data.target]
-    return Dataset("scikit-learn's digits", names, labels, lambda i: Image.fromarray(pictures[i]), [str(i) for i in range(10)])
+    return Dataset(
+        "scikit-learn's digits", names, labels, lambda i: Image.fromarray(pictures[i]), [str(i) for i in range(10)]
+    )
 
 
-def _existing(path: str, key: str) -> Path:
+def _existing(path: str) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"{key}={path} is no folder")
+        raise UserError(f"dataset.path={path} is no folder")
     return root

@@ -32,7 +32,9 @@ class Preprocess:
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if len(self.mean) not in (1, like.shape[1]):  # broadcasting would make three channels out of a gray one
-            raise UserError(f"preprocessing {self.name} is for {len(self.mean)} channels, the images have {like.shape[1]}")
+            raise UserError(
+                f"preprocessing {self.name} is for {len(self.mean)} channels, the images have {like.shape[1]}"
+            )
         shape = (-1, 1, 1)
         return like.new_tensor(self.mean).view(shape), like.new_tensor(self.std).view(shape)
 

@@ -7,11 +7,10 @@ else it holds goes to the constructor `_target_`.
     std           of the initialisations truncated_normal and normal
     weights       null, "torchvision" (pretrained), or a checkpoint file
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
-    preprocess    what images go through before they enter (vis.data.preprocess)
-    input_size    side of the square images it takes, or [height, width]
+    preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
+    input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,10 +21,19 @@ import torch
 from torch import nn
 
 from vis.errors import UserError
-from vis.instantiate import construct, locate
+from vis.instantiate import construct, locate, parameters_of
 from vis.models.initialise import INITIALISATIONS, initialise
-from vis.models.networks import CNN3, FCN3, VGG16, MaskedCNN, MaskedVGG16, torchvision_classifier
-from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_state, trained_modules
+from vis.models.networks import (
+    CNN3,
+    FCN3,
+    VGG16,
+    MaskedCNN,
+    MaskedVGG16,
+    height_and_width,
+    torchvision_classifier,
+)
+from vis.models.streamed import StreamedLinear
+from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
 
 __all__ = [
     "CNN3",
@@ -37,6 +45,7 @@ __all__ = [
     "build_model",
     "imagenet_classes",
     "resolve_layer",
+    "skeleton",
     "torchvision_classifier",
 ]
 
@@ -80,8 +89,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
 
     Raises UserError where it has neither weights nor an initialisation, or its weights do not fit.
     """
-    node = dict(config)
-    own = {key: node.pop(key, None) for key in _OWN_KEYS}
+    node, own = _split(config)
     name = own["name"] or str(node.get("_target_", "model")).rpartition(".")[2]
     init, std, weights = own["init"], own["std"] if own["std"] is not None else 0.1, own["weights"]
     if init is None and weights is None:
@@ -95,70 +103,102 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
     if partly and weights is None:
         raise UserError("model.trained_up_to and model.trained_except need trained weights: use model.weights=")
 
-    size = own["input_size"] or 224
-    net: Any
-    net, channels = _construct(node, init, seed, size)
+    net: Any = _construct(node, own, seed, "meta" if init != "default" and _holds_only_weights(node) else "cpu")
+    for module in net.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:  # not with to_empty, which imports sympy first: half a second
+                setattr(module, key, nn.Parameter(torch.empty(tuple(parameter.shape))))
     trained = trained_modules(net, own["trained_up_to"], own["trained_except"])
+    for layer, module in net.named_modules():
+        if isinstance(module, StreamedLinear) and (init == "default" or (weights is not None and trained(layer))):
+            raise UserError(
+                f"model {name}: layer {layer} has {4e-9 * module.in_features * module.out_features:.1f} GB of weights, which "
+                "are generated at each use: they cannot come from a file or from model.init=default. Ways out: another "
+                "model.init, or a smaller network"
+            )
     words, sha256 = [], None
     if weights is None or partly:
         init = init or "truncated_normal"
         if init != "default":
-            initialise(
-                net, init, std, seed, only=(lambda module: not trained(module)) if partly else lambda module: True
-            )
+            initialise(net, init, std, seed, only=lambda module: weights is None or not trained(module))
         detail = f", std {std}" if init in ("truncated_normal", "normal") else ""
         words.append(f"random weights ({init}{detail}, seed {seed})")
     if weights is not None:
+        path = Path(str(weights)).expanduser()
         if weights == "torchvision":
-            state, sha256, origin = torchvision_state(str(node.get("arch") or getattr(net, "arch", name)))
+            path = torchvision_weights(str(node.get("arch") or getattr(net, "arch", name)))
             if hasattr(net, "transform_input"):
                 net.transform_input = True  # those files of googlenet and inception_v3 expect another normalisation
-        else:
-            origin = str(weights)
-            state, sha256 = read_checkpoint(Path(origin).expanduser())
-        load_state(net, state, origin, only=trained)
+        state, sha256 = read_checkpoint(path)
+        load_state(net, state, str(path), only=trained)
         part = ""
         if partly:
             part = f" up to {own['trained_up_to']}" if own["trained_up_to"] else f" except {own['trained_except']}"
-        words.insert(0, f"weights {Path(origin).name}{part}")
+        words.insert(0, f"weights {path.name}{part}")
     if hasattr(net, "apply_wall"):
         net.apply_wall()
     net = net.eval().to(device, memory_format=torch.channels_last)
-    count = _num_classes(net)
     return Model(
         name=name,
         net=net,
         weights=", ".join(words),
         sha256=sha256,
         trained=weights is not None,
-        input_size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
-        channels=channels,
-        preprocess=own["preprocess"] or "imagenet",
-        classes=imagenet_classes() if count == 1000 else None,
+        input_size=_input_size(net, own),
+        channels=_channels(net, node),
+        preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
+        classes=imagenet_classes() if _num_classes(net) == 1000 else None,
     )
 
 
-def _construct(node: dict[str, Any], init: str | None, seed: int, size: Any) -> tuple[nn.Module, int]:
-    """The network, and the number of channels of its images."""
-    target = node.get("_target_")
-    if target and "input_size" in inspect.signature(locate(str(target), "model._target_")).parameters:
+def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]]:
+    """The network of a config node without weights, on torch's meta device; channels and (height, width) of its images."""
+    node, own = _split(config)
+    net = _construct(node, own, 0, "meta" if _holds_only_weights(node) else "cpu")
+    return net.eval().to("meta"), _channels(net, node), _input_size(net, own)
+
+
+def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes to the constructor, and the keys of every node."""
+    node = dict(config)
+    own = {key: node.pop(key, None) for key in _OWN_KEYS}
+    return node, own
+
+
+def _holds_only_weights(node: Mapping[str, Any]) -> bool:
+    """Our own networks do: no need to draw what is overwritten at once. torchvision's have buffers besides."""
+    return str(node.get("_target_")).startswith("vis.models.") and "arch" not in node
+
+
+def _construct(node: dict[str, Any], own: Mapping[str, Any], seed: int, device: str) -> nn.Module:
+    """What `_target_` makes. It gets the input size if it takes one."""
+    for key in ("num_classes", "in_channels"):
+        if isinstance(node.get(key), int) and node[key] < 1:
+            raise UserError(f"model.{key} is 1 or more, not {node[key]}")
+    target, size = node.get("_target_"), own["input_size"]
+    if size is not None and target and "input_size" in parameters_of(locate(str(target), "model._target_")):
         node = {**node, "input_size": size}
-    if str(node.get("_target_", "")).startswith("vis.models.") and init != "default" and "arch" not in node:
-        # Our own networks hold nothing but parameters: no need to draw weights that are overwritten at once.
-        with torch.device("meta"):
-            net = construct(node, "model")
-        net = net.to_empty(device="cpu")
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = construct(node, "model")
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        net = construct(node, "model")
     if not isinstance(net, nn.Module):
-        raise UserError(f"model._target_={node.get('_target_')} made a {type(net).__name__}, not a torch.nn.Module")
+        raise UserError(f"model._target_={target} made a {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _input_size(net: nn.Module, own: Mapping[str, Any]) -> tuple[int, int]:
+    try:
+        return height_and_width(own["input_size"] or getattr(net, "input_size", 224))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model: {error}") from error
+
+
+def _channels(net: nn.Module, node: Mapping[str, Any]) -> int:
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    return net, int(first.in_channels) if first is not None else int(node.get("in_channels", 3))
+    return int(node.get("in_channels", 3)) if first is None else first.in_channels
 
 
 def _num_classes(net: nn.Module) -> int | None:
-    """The width of the last dense layer."""
-    widths = [getattr(module, "out_features", None) for module in net.modules()]
+    """The width of the last layer that has one: dense, or a 1x1 convolution as in SqueezeNet."""
+    widths = [getattr(module, "out_features", getattr(module, "out_channels", None)) for module in net.modules()]
     return next((int(width) for width in reversed(widths) if width), None)

@@ -1,59 +1,64 @@
 """Named random initialisations, generated in blocks.
 
-A weight [out, in, ...] is seen as a matrix [out, in * ...] and cut into fixed blocks. Every block has a generator of
-its own, seeded from (seed, name of the weight, number of the block). So the same seed gives the same weights for any
-number of threads, on any device (the CPU generates), and for a layer that never holds its weights at all
-(`vis.models.streamed`).
+A weight [out, in, ...] is seen as a matrix [out, in * ...] and cut into fixed blocks, each with a bit generator of its
+own that is seeded by (seed, name of the weight, place of the block). So the same seed gives the same weights for any
+number of threads, in any order, on any device (the CPU generates), and for a layer that never holds its weights at all
+(`vis.models.streamed`). The bits are numpy's SFC64, whose stream is fixed for good, which PyTorch's is not.
 """
 
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 18  # elements: one megabyte of float32, which stays in the cache of one core
+BLOCK = 1 << 18  # numbers: one megabyte of float32, which stays in the cache of one core
+_ROWS = 8  # at least, in a block: a product reads its other factor once for all of them
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def _truncated_normal(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    # Inverse CDF of a Gaussian cut at two (nominal) standard deviations, so that the true one is 0.880 std. PyTorch's
-    # trunc_normal_ with its default bounds (-2, 2) does not cut at all for std = 0.1.
-    bound = math.erf(math.sqrt(2))
-    block.uniform_(-bound, bound, generator=generator).erfinv_().mul_(std * math.sqrt(2))
+def _gaussian(u: Tensor, std: float) -> Tensor:
+    return u.erfinv_().mul_(std * math.sqrt(2))
 
 
-def _normal(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    block.normal_(0, std, generator=generator)
+def _truncated_normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    # A Gaussian cut at two (nominal) standard deviations, so that the true one is 0.880 std. PyTorch's trunc_normal_
+    # with its default bounds (-2, 2) does not cut at all for std = 0.1.
+    return _gaussian(u.mul_(math.erf(math.sqrt(2))), std)
 
 
-def _kaiming_normal(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    block.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+def _normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    return _gaussian(u.mul_(1 - 2**-24), std)  # the largest float32 below 1, where the inverse is still finite
 
 
-def _kaiming_uniform(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    bound = math.sqrt(6 / fan_in)
-    block.uniform_(-bound, bound, generator=generator)
+def _kaiming_normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    return _normal(u, math.sqrt(2 / fan_in), fan_in, fan_out)
 
 
-def _xavier_normal(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    block.normal_(0, math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+def _kaiming_uniform(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    return u.mul_(math.sqrt(6 / fan_in))
 
 
-def _xavier_uniform(block: Tensor, std: float, fan_in: int, fan_out: int, generator: torch.Generator) -> None:
-    bound = math.sqrt(6 / (fan_in + fan_out))
-    block.uniform_(-bound, bound, generator=generator)
+def _xavier_normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    return _normal(u, math.sqrt(2 / (fan_in + fan_out)), fan_in, fan_out)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _xavier_uniform(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
+    return u.mul_(math.sqrt(6 / (fan_in + fan_out)))
 
 
-Fill = Callable[[Tensor, float, int, int, torch.Generator], None]
-INITIALISATIONS: dict[str, Fill] = {
+# Each turns u, uniform in [-1, 1], into its distribution, in place: the inverse of the cumulative distribution.
+INITIALISATIONS: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
     "truncated_normal": _truncated_normal,
     "normal": _normal,
     "kaiming_normal": _kaiming_normal,
@@ -65,9 +70,9 @@ INITIALISATIONS: dict[str, Fill] = {
 
 @dataclass(frozen=True)
 class RandomWeight:
-    """A random weight matrix [rows, columns] that can be generated as a whole or a block of rows at a time.
+    """A random weight matrix [rows, columns] that is generated a block at a time.
 
-    fan_in and fan_out count connections as torch.nn.init does: for a convolution, kernel size included.
+    columns is the fan-in; fan_out counts connections as torch.nn.init does: for a convolution, kernel size included.
     """
 
     init: str
@@ -78,52 +83,38 @@ class RandomWeight:
     columns: int
     fan_out: int
 
-    def _generator(self, block: int) -> torch.Generator:
-        # mt19937 takes 32 bits of seed: neighbouring blocks of one weight never share one.
-        start = zlib.crc32(f"{self.seed}/{self.name}".encode())
-        return torch.Generator().manual_seed((start + block) % 2**32)
+    def column_tiles(self) -> list[slice]:
+        """The columns of the blocks."""
+        return _tiles(self.columns, BLOCK // _ROWS)
 
-    def blocks(self) -> Iterator[tuple[int, slice, slice]]:
-        """(number, rows, columns) of every block, in row order."""
-        height = max(1, BLOCK // self.columns)
-        number = 0
-        for row in range(0, self.rows, height):
-            for column in range(0, self.columns, BLOCK):
-                yield (
-                    number,
-                    slice(row, min(row + height, self.rows)),
-                    slice(column, min(column + BLOCK, self.columns)),
-                )
-                number += 1
+    def row_tiles(self) -> list[slice]:
+        """The rows of the blocks."""
+        return _tiles(self.rows, BLOCK // min(self.columns, BLOCK // _ROWS))
 
-    def row_groups(self, elements: int) -> list[list[tuple[int, slice, slice]]]:
-        """The blocks in groups of whole rows, each of about `elements` numbers."""
-        height = max(1, BLOCK // self.columns)
-        rows = max(height, elements // self.columns // height * height)
-        groups: dict[int, list[tuple[int, slice, slice]]] = {}
-        for block in self.blocks():
-            groups.setdefault(block[1].start // rows, []).append(block)
-        return list(groups.values())
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        """The weights of one block, given by one of `row_tiles` and one of `column_tiles`: float32, on the CPU."""
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        count = math.prod(shape)
+        key = [self.seed % 2**64, zlib.crc32(self.name.encode()), rows.start, columns.start]
+        bits = np.random.SFC64(key).random_raw((count + 1) // 2).view(np.int32)[:count]
+        u = torch.from_numpy(bits).to(torch.float32).mul_(2**-31)
+        return INITIALISATIONS[self.init](u, self.std, self.columns, self.fan_out).view(shape)
 
-    def fill(self, blocks: list[tuple[int, slice, slice]], out: Tensor, first_row: int = 0) -> None:
-        """Write the blocks into `out`, whose row 0 is row `first_row` of the matrix."""
-        make = INITIALISATIONS[self.init]
 
-        def one(block: tuple[int, slice, slice]) -> None:
-            number, rows, columns = block
-            target = out[rows.start - first_row : rows.stop - first_row, columns]
-            values = (
-                target
-                if target.is_contiguous() and out.dtype == torch.float32
-                else target.new_empty(target.shape, dtype=torch.float32)
-            )
-            make(values, self.std, self.columns, self.fan_out, self._generator(number))
-            if values is not target:
-                target.copy_(values)
+def _tiles(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
-        # Two levels of threads would fight: the blocks are the parallel unit.
-        with ThreadPoolExecutor(max_workers=_cores()) as pool:
-            list(pool.map(one, blocks))
+
+def parallel(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """[task(item) for item in items] on all cores, whatever torch.set_num_threads says."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the new threads take this over: two levels of them would fight for the cores
+    try:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(task, items))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -132,32 +123,38 @@ def initialise(
 ) -> None:
     """Fill the parameters of `net` in place: weights by the named initialisation, biases 0, norms the identity.
 
-    only: which modules (by name) to fill; all by default. Streamed layers learn what they have to generate.
+    only: which modules (by name) to fill; all by default. Streamed layers learn what they have to generate. What is
+    neither weight nor bias (the layer scale of ConvNeXt, the slope of a PReLU) keeps its value.
     Raises ValueError for an unknown name.
     """
     from vis.models.streamed import StreamedLinear
 
     if init not in INITIALISATIONS:
         raise ValueError(f"unknown initialisation {init!r}; there is {', '.join(INITIALISATIONS)} and default")
+    blocks: list[tuple[RandomWeight, Tensor, slice, slice]] = []
     for module_name, module in net.named_modules():
         if not only(module_name):
             continue
         if isinstance(module, StreamedLinear):
-            module.source = RandomWeight(
-                init, std, seed, f"{module_name}.weight", module.out_features, module.in_features, module.out_features
-            )
+            rows, columns = module.out_features, module.in_features
+            module.source = RandomWeight(init, std, seed, f"{module_name}.weight", rows, columns, rows)
+        if isinstance(module, _NORMS):
+            module.reset_parameters()
             continue
-        for name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{module_name}.{name}" if module_name else name
-            if parameter.ndim >= 2:
-                matrix = parameter.detach().view(parameter.shape[0], -1)
-                kernel = math.prod(parameter.shape[2:])
-                source = RandomWeight(
-                    init, std, seed, full_name, len(matrix), matrix.shape[1], parameter.shape[0] * kernel
-                )
-                source.fill(list(source.blocks()), matrix)
-            else:
-                identity = name == "weight" and "Norm" in type(module).__name__
-                parameter.fill_(1.0 if identity else 0.0)
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            module.reset_running_stats()
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            own_name = name.rpartition(".")[2]
+            columns = math.prod(parameter.shape[1:])
+            if "bias" in own_name:
+                parameter.zero_()
+            elif columns > 1 or (parameter.ndim >= 2 and "weight" in own_name):
+                parameter.data = parameter.contiguous()  # the same tensor, unless it was in channels_last
+                rows, kernel = len(parameter), math.prod(parameter.shape[2:])
+                source = RandomWeight(init, std, seed, name, rows, columns, rows * kernel)
+                matrix = parameter.detach().view(rows, columns)
+                blocks += [(source, matrix, r, c) for r in source.row_tiles() for c in source.column_tiles()]
+
+    def fill(block: tuple[RandomWeight, Tensor, slice, slice]) -> None:
+        source, matrix, rows, columns = block
+        matrix[rows, columns] = source.block(rows, columns)
+
+    parallel(fill, blocks)

@@ -1,11 +1,25 @@
 """The networks of the papers that torchvision does not have, or has only behind an import of seconds."""
 
+import re
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from vis.models.streamed import dense
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+Size = int | Sequence[int]  # of images: the side of a square, or (height, width)
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """(height, width) of a size. ValueError for anything that is no size."""
+    sides = list(size) if isinstance(size, Sequence) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"input_size is the side of a square or [height, width], not {size}")
+    return sides[0], sides[1]
 
 
 class CNN3(nn.Module):
@@ -22,10 +36,12 @@ class CNN3(nn.Module):
         stride: int = 2,
         pool: str | None = None,
         num_classes: int = 1000,
-        input_size: int = 224,
+        input_size: Size = 224,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        if min(num_filters, kernel_size, stride) < 1:
+            raise ValueError("num_filters, kernel_size and stride are 1 or more")
         pools = {
             None: nn.Identity(),
             "9x9": nn.MaxPool2d(9, stride=1, padding=4),
@@ -36,9 +52,10 @@ class CNN3(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, num_filters, kernel_size, stride, padding=kernel_size // 2)
         self.relu = nn.ReLU()
         self.pool = pools[pool]
-        side = (input_size + 2 * (kernel_size // 2) - kernel_size) // stride + 1
-        side = side // 2 if pool == "2x2" else side
-        self.fc = dense(num_filters * side * side, num_classes)
+        height, width = ((n + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for n in height_and_width(input_size))
+        if pool == "2x2":
+            height, width = height // 2, width // 2
+        self.fc = dense(num_filters * height * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.relu(self.conv1(x))).flatten(1))
@@ -48,10 +65,13 @@ class FCN3(nn.Module):
     """nie2018, section 4: the fully connected counterpart, dense layer, ReLU, dense layer."""
 
     def __init__(
-        self, hidden: int = 4096, num_classes: int = 1000, input_size: int = 224, in_channels: int = 3
+        self, hidden: int = 4096, num_classes: int = 1000, input_size: Size = 224, in_channels: int = 3
     ) -> None:
         super().__init__()
-        self.fc1 = dense(in_channels * input_size**2, hidden)
+        if hidden < 1:
+            raise ValueError("hidden is 1 or more")
+        height, width = height_and_width(input_size)
+        self.fc1 = dense(in_channels * height * width, hidden)
         self.relu = nn.ReLU()
         self.fc2 = dense(hidden, num_classes)
 
@@ -130,8 +150,10 @@ class MaskedVGG16(nn.Module):
     the 14 rows of the feature map are 0 (the wall). `apply_wall` makes them 0 again after loading or a training step.
     """
 
-    def __init__(self, num_classes: int = 1000) -> None:
+    def __init__(self, num_classes: int = 1000, input_size: Size = 224) -> None:
         super().__init__()
+        if height_and_width(input_size) != (224, 224):
+            raise ValueError("the wall of the masked VGG is built for 224x224 images")
         self.features = _vgg_features(last_pool=False, last_channels=256)
         self.classifier = _vgg_classifier(256 * 14 * 14, num_classes)
         self.layer_names = vgg16_layer_names()
@@ -162,7 +184,7 @@ class MaskedCNN(nn.Module):
     variant "one_layer": the network of Figure 3 at initialisation, on a digit padded to 1x29x29.
     """
 
-    def __init__(self, variant: str = "stacked", num_classes: int = 10) -> None:
+    def __init__(self, variant: str = "stacked", num_classes: int = 10, input_size: Size | None = None) -> None:
         super().__init__()
         self.variant = variant
         if variant == "stacked":
@@ -177,16 +199,18 @@ class MaskedCNN(nn.Module):
                 nn.ReLU(),
             )
             # A cell of the 14x7 map sees 18x18 pixels; row i sees image rows 4i-7 .. 4i+10. Rows 0..4 end at row 26.
-            self.map_shape, self.live_rows = (64, 14, 7), 5
+            self.input_size, self.map_shape, self.live_rows = (56, 28), (64, 14, 7), 5
             self.classifier = nn.Sequential(
                 nn.Linear(64 * 14 * 7, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
             )
         elif variant == "one_layer":
             self.features = nn.Sequential(nn.Conv2d(1, 256, 2, bias=False), nn.ReLU(), nn.MaxPool2d(2))
-            self.map_shape, self.live_rows = (256, 14, 14), 7
+            self.input_size, self.map_shape, self.live_rows = (29, 29), (256, 14, 14), 7
             self.classifier = nn.Sequential(nn.Linear(256 * 14 * 14, num_classes, bias=False))
         else:
             raise ValueError(f"variant is stacked or one_layer, not {variant!r}")
+        if input_size is not None and height_and_width(input_size) != self.input_size:
+            raise ValueError(f"the {variant} masked CNN takes images of {list(self.input_size)}, not {input_size}")
 
     def apply_wall(self) -> None:
         first = self.classifier[0]
@@ -197,9 +221,10 @@ class MaskedCNN(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def torchvision_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
+def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size | None = None) -> nn.Module:
     """Any classifier of torchvision by its name, with the random weights of its constructor.
 
+    input_size: by default that of its pretrained weights: 224, 299 for inception_v3, ...
     Raises ValueError for a name that torchvision does not have.
     """
     from torchvision import models
@@ -209,9 +234,29 @@ def torchvision_classifier(arch: str, num_classes: int = 1000) -> nn.Module:
     known = models.list_models(module=models)
     if arch not in known:
         raise ValueError(f"torchvision has no classifier {arch!r}.{did_you_mean(arch, known)}")
-    # The auxiliary heads of googlenet and inception_v3 are for training, and pretrained files contain them.
-    extra = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    published = models.get_model_weights(arch).DEFAULT.transforms.keywords
+    size = height_and_width(published["crop_size"] if input_size is None else input_size)
+    extra: dict[str, object] = {}
+    if arch in ("googlenet", "inception_v3"):
+        extra["init_weights"] = True  # said aloud: otherwise a warning. Pretrained files contain their training heads
+    elif arch.startswith("vit_"):  # these two are made for one size
+        extra["image_size"] = size[0]
+    elif arch.startswith("maxvit"):
+        extra["input_size"] = size
     net = models.get_model(arch, weights=None, num_classes=num_classes, **extra)
+    net.input_size = size
+    net.preprocess = "symmetric" if published.get("mean") == (0.5, 0.5, 0.5) else "imagenet"
+    net.adapt_state_dict = _current_keys
     if arch == "vgg16":
         net.layer_names = vgg16_layer_names()
     return net
+
+
+def _current_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's older files of DenseNet and ViT name their layers otherwise, its constructors rename them."""
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
+        key = re.sub(r"mlp\.linear_([12])\.", lambda match: f"mlp.{3 * (int(match[1]) - 1)}.", key)
+        renamed[key] = value
+    return renamed

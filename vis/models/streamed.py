@@ -2,7 +2,8 @@
 
 `cnn3_random` at 224x224 with N = 256 filters ends in a layer of 1000 x 3,211,264 weights (12.8 GB), nie2018's fully
 connected network with 70,000 hidden units starts with one of 3.4 GB. Being random, such weights need not be stored:
-each block is generated when it is needed, used and forgotten. The layer equals the dense one with the same seed.
+each block is generated when it is needed, multiplied while it is in the cache, and forgotten. The layer equals the
+dense one with the same seed.
 """
 
 from typing import Any
@@ -10,48 +11,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vis.models.initialise import RandomWeight
+from vis.models.initialise import RandomWeight, parallel
 
 STREAM_BYTES = 2_500_000_000  # float32 weights beyond this are streamed
-_GROUP = 1 << 24  # elements in memory at a time: 64 MB
+_GROUP = 64  # tiles of rows that are added up at once: fixed, so that rounding is the same for any number of threads
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T for x [B, in], W [out, in]; its gradient R W generates only the rows where R is not 0."""
+    """y = x W^T for x [B, in], W [out, in]; its gradient R W generates only the rows where R is not 0.
+
+    Both are computed on the CPU, where the weights are generated: that takes longer than any product with them.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, source: RandomWeight) -> Tensor:
         ctx.source = source
-        result = x.new_empty(x.shape[0], source.rows)
-        buffer: Tensor | None = None
-        for group in source.row_groups(_GROUP):
-            first, last = group[0][1].start, group[-1][1].stop
-            if buffer is None or buffer.shape[0] < last - first:
-                buffer = torch.empty(last - first, source.columns)
-            weight = buffer[: last - first]
-            source.fill(group, weight, first)
-            result[:, first:last] = x @ weight.to(x).T
-        return result
+        values = x.detach().cpu()
+
+        def outputs(rows: slice) -> Tensor:
+            result = values.new_zeros(len(values), rows.stop - rows.start)
+            for columns in source.column_tiles():
+                result += values[:, columns] @ source.block(rows, columns).to(values.dtype).T
+            return result
+
+        return torch.cat(parallel(outputs, source.row_tiles()), dim=1).to(x.device)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         source: RandomWeight = ctx.source
-        result = gradient.new_zeros(gradient.shape[0], source.columns)
-        used = gradient.ne(0).any(dim=0).cpu()
-        buffer: Tensor | None = None
-        for group in source.row_groups(_GROUP):
-            group = [block for block in group if used[block[1]].any()]
-            if not group:
-                continue
-            first, last = group[0][1].start, group[-1][1].stop
-            if buffer is None or buffer.shape[0] < last - first:
-                buffer = torch.zeros(last - first, source.columns)
-            weight = buffer[: last - first]
-            source.fill(group, weight, first)
-            rows = used[first:last].nonzero().flatten()
-            result += gradient[:, first:last][:, rows.to(gradient.device)] @ weight[rows].to(gradient)
-        return result, None
+        R = gradient.detach().cpu()
+        used = R.ne(0).any(dim=0)
+        tiles = [rows for rows in source.row_tiles() if used[rows].any()]
+        tasks = [(tiles[i : i + _GROUP], c) for c in source.column_tiles() for i in range(0, len(tiles), _GROUP)]
+
+        def part(task: tuple[list[slice], slice]) -> Tensor:
+            group, columns = task
+            result = R.new_zeros(len(R), columns.stop - columns.start)
+            for rows in group:
+                result += R[:, rows] @ source.block(rows, columns).to(R.dtype)
+            return result
+
+        result = R.new_zeros(len(R), source.columns)
+        for (_, columns), values in zip(tasks, parallel(part, tasks), strict=True):
+            result[:, columns] += values
+        return result.to(gradient.device), None
 
 
 class StreamedLinear(nn.Module):

@@ -1,8 +1,8 @@
 """Weights from files: checkpoints, torchvision's pretrained weights, partly trained networks."""
 
 import hashlib
-import pickle
-import urllib.error
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,91 +21,90 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_mmap(path))
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            zipped = file.read(4) == b"PK\x03\x04"  # torch >= 1.6 writes zip files, and only those can be mapped
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of strange pickles: the error says enough
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch.load raises whatever its unpickler or zip reader meets
-        reason = str(error).split("\n")[0].rstrip(".")[:160]
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely (weights only): {reason}") from error
+        # Its own advice, to load with weights_only=False, would run any code that the file contains.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = (
+            f"it contains code or objects ({code[1]}), not only weights" if code else "it is damaged or no checkpoint"
+        )
+        raise UserError(f"cannot load the weights {path}: {reason}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict (a dictionary of tensors)")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, _sha256(path)
+    return {str(key).removeprefix("module."): value for key, value in state.items()}, sha256
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _can_mmap(path: Path) -> bool:
-    """Only the zip format of torch >= 1.6 can be mapped."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def torchvision_state(arch: str) -> tuple[dict[str, Tensor], str, str]:
-    """(state dict, sha256, file name) of torchvision's pretrained weights, downloaded on first use to torch's hub folder.
+def torchvision_weights(arch: str) -> Path:
+    """The file of torchvision's pretrained weights in torch's hub folder, downloaded on first use.
 
     Raises UserError where torchvision has none, or they cannot be downloaded.
     """
     from torchvision import models
 
     try:
-        weights = models.get_model_weights(arch).DEFAULT
+        url = models.get_model_weights(arch).DEFAULT.url
     except ValueError as error:
-        raise UserError(f"torchvision has no pretrained weights for {arch!r}; give model.weights=FILE") from error
-    name = Path(weights.url).name
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    try:
-        # Through the builder, which knows the old keys and the auxiliary heads of some files.
-        state = models.get_model(arch, weights=weights).state_dict()
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"torchvision's weights {name} could not be downloaded ({_reason(error)}). Ways out: put the file at "
-            f"{cached}, give your own with model.weights=FILE, or use random weights with model.weights=null "
-            f"model.init=truncated_normal"
-        ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{cached} is damaged ({_reason(error)}): delete it to download it again") from error
-    return state, _sha256(cached), name
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or error).split("\n")[0]
+        raise UserError(f"torchvision has no pretrained weights for {arch!r}: give model.weights=FILE") from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not path.is_file():
+        digest = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
+        except (OSError, RuntimeError) as error:  # no network (URLError), nowhere to write, another hash
+            raise UserError(
+                f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)}). Ways out: put "
+                f"{url} at {path}, give your own with model.weights=FILE, or use random weights with "
+                "model.weights=null model.init=truncated_normal"
+            ) from error
+    return path
 
 
 def load_state(net: nn.Module, state: dict[str, Tensor], origin: str, only: Callable[[str], bool]) -> None:
     """Copy the tensors of the modules chosen by `only` (a predicate on their names) into `net`.
 
-    Raises UserError that names the first tensor that is missing, unexpected or of another shape.
+    Those of the other modules may be missing or of another shape. Raises UserError that names the first of the chosen
+    that is missing, unexpected or of another shape.
     """
     adapt = getattr(net, "adapt_state_dict", None)
     state = adapt(state) if adapt else state
-    own = net.state_dict()
-    unexpected = [key for key in state if key not in own and not key.endswith("num_batches_tracked")]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    if unexpected or missing:
-        words = []
-        if missing:
-            words.append(f"lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
-        if unexpected:
-            words.append(
-                f"has {unexpected[0]}"
-                + (f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else "")
-                + ", which the network does not have"
-            )
-        raise UserError(f"{origin} is not a checkpoint of {type(net).__name__}: it {' and '.join(words)}")
+
+    def chosen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        counter = "num_batches_tracked"  # of batch norm's training: old files lack it, and no map depends on it
+        return {k: v for k, v in tensors.items() if only(k.rpartition(".")[0]) and not k.endswith(counter)}
+
+    state, own = chosen(state), chosen(net.state_dict())
+    unexpected = [key for key in state if key not in own]
+    missing = [key for key in own if key not in state]
+    problems = [f"lacks {_first(missing)}"] if missing else []
+    problems += [f"has {_first(unexpected)}, which the network does not have"] if unexpected else []
+    if problems:
+        raise UserError(f"{origin} is not a checkpoint of {type(net).__name__}: it {' and '.join(problems)}")
     for key, value in state.items():
-        if key in own and value.shape != own[key].shape:
+        if value.shape != own[key].shape:
+            last = key.rpartition(".")[0] == list(own)[-1].rpartition(".")[0]
             raise UserError(
-                f"{origin} does not fit: {key} is {tuple(value.shape)} there and {tuple(own[key].shape)} in the network. "
-                "For another number of classes set model.num_classes"
+                f"{origin} does not fit {type(net).__name__}: {key} is {tuple(value.shape)} in the file and "
+                f"{tuple(own[key].shape)} in the network" + " (set model.num_classes)" * last
             )
     with torch.no_grad():
         for key, value in state.items():
-            if key in own and only(key.rpartition(".")[0]):
-                own[key].copy_(value)
+            own[key].copy_(value)
+
+
+def _first(keys: list[str]) -> str:
+    return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
 def trained_modules(net: nn.Module, up_to: str | None, except_layer: str | None) -> Callable[[str], bool]:
@@ -118,7 +117,7 @@ def trained_modules(net: nn.Module, up_to: str | None, except_layer: str | None)
     if up_to is not None and except_layer is not None:
         raise UserError("model.trained_up_to and model.trained_except exclude each other")
     layer = resolve_layer(net, str(up_to or except_layer))
-    order = [name for name, module in net.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    order = list(dict.fromkeys(key.rpartition(".")[0] for key in net.state_dict()))
     if layer not in order:
         inside = [name for name in order if name.startswith(layer + ".")]
         if not inside:
