@@ -73,9 +73,18 @@ def test_pearson_ignores_scale_and_shift_and_is_0_for_a_constant(scale, shift, c
 def test_high_pass_is_scipys_gaussian_filter_with_mirrored_borders(pair, sigma):
     a, _ = pair
     for i in range(2):
-        gray = a[i].mean(0).numpy()
+        gray = np.tensordot([0.299, 0.587, 0.114], a[i].numpy(), 1)
         expected = gray - gaussian_filter(gray, sigma, mode="mirror", truncate=4)
         np.testing.assert_allclose(metrics.high_pass(a, sigma)[i, 0].numpy(), expected, atol=1e-13)
+
+
+def test_gray_is_pils():
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (1, 3, 9, 7), generator=torch.Generator().manual_seed(0))
+    gray = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy().astype(np.uint8)).convert("L"))
+    np.testing.assert_allclose(metrics.luma(pixels)[0, 0].numpy(), gray, atol=1.0)
+    torch.testing.assert_close(metrics.luma(pixels[:, :1]), pixels[:, :1].double())
 
 
 def test_cosine_and_unit_distance_of_a_known_angle():

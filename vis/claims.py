@@ -76,7 +76,7 @@ def within(target: float, fraction: float) -> Rule:
 
 def increasing() -> Rule:
     """The values, in the order given, grow from each to the next."""
-    return Rule("increasing", lambda values: all(b > a for a, b in pairwise(values)))
+    return Rule("each above the one before", lambda values: all(b > a for a, b in pairwise(values)))
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,21 @@ def pearson_per_channel(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([pearson(a[:, c], b[:, c]) for c in range(a.shape[1])]).mean(0)
 
 
+def luma(images: Tensor) -> Tensor:
+    """Gray as ITU-R 601 and PIL's mode L have it, .299 R + .587 G + .114 B; other numbers of channels: their mean."""
+    channels = images.shape[1]
+    weights = images.new_tensor(
+        [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels, dtype=torch.float64
+    )
+    return (images.double() * weights.view(-1, 1, 1)).sum(1, keepdim=True)
+
+
 def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
     """Gray image minus its Gaussian blur: [B, 1, H, W]. The blur is `scipy.ndimage.gaussian_filter` with mode "mirror".
 
     The kernel is cut at 4 sigma, or at the border for an image that is smaller.
     """
-    gray = images.double().mean(1, keepdim=True)
+    gray = luma(images)
     radius = min(int(4 * sigma + 0.5), gray.shape[-1] - 1, gray.shape[-2] - 1)
     offsets = torch.arange(-radius, radius + 1, device=gray.device, dtype=gray.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

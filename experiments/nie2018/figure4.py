@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks
+from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import display, metrics
 from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import Panel, PanelRow, panel_grid
@@ -38,7 +38,7 @@ class Figure4(ThreeLayer):
 
     def claims(self, results: Results) -> list[Claim]:
         def of(name: str, network: str, method: str) -> list[float]:
-            return column(results, name, network=network, method=method)
+            return column(results, name, network=network, method=method, target=targets(results)[0])
 
         def claim(name: str, sentence: str, source: str, metric: str, rule: Rule, values: Any) -> Claim:
             network = "fcn" if "_fcn" in name else "cnn"
@@ -78,14 +78,14 @@ class Figure4(ThreeLayer):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
-        image = images(results)[0]
+        image, target = images(results)[0], targets(results)[0]
         methods = sorted(config.methods, key=lambda m: list(LABELS).index(m) if m in LABELS else len(LABELS))
         rows = []
         for network in config.experiment.models:
             panels = [Panel(display.picture(results.arrays[f"{image}/{network}/input"]), f"input: {image}")]
             for method in methods:
-                map_ = results.arrays[f"{image}/{network}/{method}"]
-                where = {"image": image, "network": network, "method": method}
+                map_ = results.arrays[f"{image}/{network}/{target}/{method}"]
+                where = {"image": image, "network": network, "target": target, "method": method}
                 pear, fine = (mean_and_spread(column(results, name, **where)) for name in ("pear", "HP"))
                 note = f"correlation {pear}\nhigh-passed {fine}"
                 title = f"{LABELS.get(method, method)}-{network.upper()}"

@@ -1,6 +1,6 @@
 """Random three-layer networks (nie2018, section 3.1): their maps, and how much of the input a map recovers.
 
-Numbers of a map m of an input x (mean-subtracted), one row of the table for each seed, image, network and method:
+Numbers of a map m of an input x (mean-subtracted), one row of the table for each seed, image, network, logit and method:
 
     pear, pearc   correlation of m and x: over all values; mean of those within each channel
     HP, SSIM      correlation of the gray high-passed images; structural similarity
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vis import display, metrics
-from vis.errors import UserError
 from vis.experiment import Experiment, Run, Unit
 from vis.models import Model
 from vis.record import Part, Results
@@ -67,23 +66,25 @@ class ThreeLayer(Experiment):
         node = {**self.models[network], **changes}
         model = run.model(node, seed)
         batch = run.batch(model, unit["images"])
-        (maps,) = run.explain(model, batch.x, [_target(run, model, node, batch.names)])
+        indices = [_indices(run, model, node, target, batch.names) for target in run.targets]
         x = batch.x.cpu()
         weight = _patch_weight(model, x)
         size: dict[str, Any] = {
             key: node[key] for key in ("num_filters", "stride", "hidden", "input_size") if key in node
         }
         part = Part(tables={"table": []})
-        for method, map_ in maps.items():
-            numbers = self.numbers(map_, x, weight)
-            for i, image in enumerate(batch.names):
-                row = {"seed": seed, "image": image, "setting": setting, "network": network, **size, "method": method}
-                part.tables["table"].append({**row, **{name: values[i].item() for name, values in numbers.items()}})
-        if seed == run.seeds[0]:
-            for i, image in enumerate(batch.names):
-                part.arrays[f"{image}/{setting}/input"] = batch.pixels[i].numpy()
-                for method, map_ in maps.items():
-                    part.arrays[f"{image}/{setting}/{method}"] = map_[i].numpy()
+        keep = seed == run.seeds[0]
+        if keep:
+            part.arrays |= {f"{n}/{setting}/input": batch.pixels[i].numpy() for i, n in enumerate(batch.names)}
+        for target, maps in zip(map(str, run.targets), run.explain(model, batch.x, indices), strict=True):
+            for method, map_ in maps.items():
+                numbers = self.numbers(map_, x, weight)
+                for i, image in enumerate(batch.names):
+                    row = {"seed": seed, "image": image, "setting": setting, "network": network, **size}
+                    values = {name: each[i].item() for name, each in numbers.items()}
+                    part.tables["table"].append({**row, "target": target, "method": method, **values})
+                    if keep:
+                        part.arrays[f"{image}/{setting}/{target}/{method}"] = map_[i].numpy()
         return part
 
 
@@ -97,12 +98,17 @@ def images(results: Results) -> list[str]:
     return list(dict.fromkeys(row["image"] for row in results.rows()))
 
 
+def targets(results: Results) -> list[str]:
+    """The logits that were explained; figures show the first."""
+    return list(dict.fromkeys(row["target"] for row in results.rows()))
+
+
 def random_networks(results: Results) -> list[str]:
     """The sentences of a caption on what was random, what was explained and how it is shown."""
-    config = results.config
+    config, target = results.config, targets(results)[0]
     node = next(iter(config.experiment.models.values()))
     init = {"truncated_normal": "truncated Gaussian"}.get(node.init, node.init)
-    logit = "the maximum logit" if config.target == "max" else f"logit {config.target}"
+    logit = {"max": "the maximum logit", "random": "a random logit"}.get(target, f"logit {target}")
     spread = f"; numbers are mean ± standard deviation over {config.seeds} seeds" if config.seeds > 1 else ""
     return [
         f"Weights: {init}, std {node.std}, zero biases. Explained: {logit}",
@@ -110,11 +116,10 @@ def random_networks(results: Results) -> list[str]:
     ]
 
 
-def _target(run: Run, model: Model, node: Mapping[str, Any], names: Sequence[str]) -> list[int] | None:
-    """The run's one target: None is the maximum logit, which needs no forward pass of its own."""
-    if len(run.targets) != 1:
-        raise UserError(f"target={run.config.target}: this experiment explains one logit at a time")
-    (target,) = run.targets
+def _indices(
+    run: Run, model: Model, node: Mapping[str, Any], target: int | str, names: Sequence[str]
+) -> list[int] | None:
+    """The target for each image; None is the maximum logit, which needs no forward pass of its own."""
     if target == "max":
         return None
     logits = torch.zeros(node["num_classes"])  # only their number matters here
