@@ -1,0 +1,46 @@
+"""Figures that can be shown: nothing is cut off, no text lies on another or on a picture."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from vis.figures import Panel, PanelRow, panel_grid, save, styled, typeset
+
+LONG = [
+    "A caption with sentences that go on for a while, WIDE CAPITALS INCLUDED, MMMM WWWW " * 3,
+    "and numbers: 0.1 ± 0.2",
+]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4, 7])
+@pytest.mark.parametrize("label", ["", "viewed at 64x64"])
+def test_nothing_is_cut_off_or_overlaps(columns, label):
+    panel = Panel(np.zeros((8, 8, 3)), "title", "r 0.12\nHP -0.3")
+    with styled():
+        figure = panel_grid([PanelRow([panel] * columns, label), PanelRow([panel], label)], LONG)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        texts = [t for axes in figure.axes for t in (axes.title, *axes.texts)] + list(figure.texts)
+        boxes = [t.get_window_extent(renderer) for t in texts if t.get_text()] + [a.bbox for a in figure.axes]
+        width, height = figure.canvas.get_width_height()
+    for box in boxes:
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one.x1 <= other.x0 or other.x1 <= one.x0 or one.y1 <= other.y0 or other.y1 <= one.y0
+        assert apart, (one, other)
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    for name in ("a", "b"):
+        save(panel_grid([PanelRow([Panel(np.ones((4, 4, 3)), "title")])], ["caption"]), tmp_path / name)
+    for kind in ("png", "pdf"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_minus_and_times_are_typeset():
+    assert typeset("7x7x3, -0.1 to -.5, up-to-date, 2018-11, box") == "7×7×3, −0.1 to −.5, up-to-date, 2018-11, box"
