@@ -22,7 +22,7 @@ def construct(node: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where} has no _target_: give {where}._target_=package.module.Class")
     function = locate(str(target), f"{where}._target_")
     if not callable(function):
-        raise UserError(f"{where}._target_={target} is a {type(function).__name__}, which cannot be called")
+        raise UserError(f"{where}._target_={target} is of type {type(function).__name__}, which cannot be called")
     parameters = parameters_of(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():

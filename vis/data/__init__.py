@@ -163,8 +163,8 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads; stdout is for the run's path
             data = getattr(torchvision.datasets, name)(Path(path).expanduser(), train=train, download=True)
-    except (OSError, RuntimeError, ValueError) as error:  # no network, nowhere to write, damaged files
-        reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":")
+    except Exception as error:  # no network, nowhere to write; on damaged files it raises almost anything
+        reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":") or "damaged files"
         raise UserError(
             f"{name} can neither be read from dataset.path={path} nor be downloaded to it ({reason}): put torchvision's "
             "files there, or give another dataset.path"

@@ -79,7 +79,8 @@ class FCN3(nn.Module):
         return self.fc2(self.relu(self.fc1(x.flatten(1))))
 
 
-def _vgg_features(last_pool: bool = True, last_channels: int = 512, pool: str = "max") -> nn.Sequential:
+def vgg_features(last_pool: bool = True, last_channels: int = 512, pool: str = "max") -> nn.Sequential:
+    """The convolutions of VGG-16: [B, 3, H, W] -> [B, last_channels, H/32, W/32], or H/16 without the last pool."""
     layers: list[nn.Module] = []
     channels = 3
     for block in VGG16_BLOCKS:
@@ -128,7 +129,7 @@ class VGG16(nn.Module):
         super().__init__()
         if pool not in ("max", "avg"):
             raise ValueError(f"pool is max or avg, not {pool!r}")
-        self.features = _vgg_features(pool=pool)
+        self.features = vgg_features(pool=pool)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = _vgg_classifier(512 * 7 * 7, num_classes)
         self.layer_names = vgg16_layer_names()
@@ -154,7 +155,7 @@ class MaskedVGG16(nn.Module):
         super().__init__()
         if height_and_width(input_size) != (224, 224):
             raise ValueError("the wall of the masked VGG is built for 224x224 images")
-        self.features = _vgg_features(last_pool=False, last_channels=256)
+        self.features = vgg_features(last_pool=False, last_channels=256)
         self.classifier = _vgg_classifier(256 * 14 * 14, num_classes)
         self.layer_names = vgg16_layer_names()
 

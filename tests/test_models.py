@@ -1,0 +1,400 @@
+"""Models: every network of the list can be built; random weights are what their name and seed say; walls are walls."""
+
+import math
+import sys
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vis.errors import UserError
+from vis.home import CONF
+from vis.models import build_model, imagenet_classes, skeleton
+from vis.models.initialise import BLOCK, INITIALISATIONS, RandomWeight, initialise, parallel
+from vis.models.networks import CNN3, FCN3, MaskedCNN, MaskedVGG16, torchvision_classifier, vgg_features
+from vis.models.streamed import StreamedLinear
+
+CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+SMALL_CNN = {"num_filters": 4, "num_classes": 10, "input_size": 32}
+
+
+def node(name: str, **changes):
+    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    return values | ({"name": values["arch"]} if values["name"] == "${.arch}" else {})
+
+
+def generate(weight: RandomWeight) -> torch.Tensor:
+    rows = [torch.cat([weight.block(r, c) for c in weight.column_tiles()], dim=1) for r in weight.row_tiles()]
+    return torch.cat(rows)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("custom", "torchvision")])
+def test_every_config_is_a_network_with_weights_or_a_way_to_them(name):
+    values = node(name)
+    net, channels, size = skeleton(values)
+    out = 10 if name == "cnn_masked" else 1000
+    assert [m for m in net.modules() if hasattr(m, "out_features")][-1].out_features == out
+    assert (channels, size) == ((1, (56, 28)) if name == "cnn_masked" else (3, (224, 224)))
+    if name.endswith("_random"):
+        assert values["init"] == "truncated_normal"
+        assert values["std"] == 0.1
+        assert values["preprocess"] == "mean_subtraction"
+    else:
+        assert values["init"] is None
+
+
+@pytest.mark.parametrize("name", ["vgg16_masked", "cnn_masked"])
+def test_a_network_without_weights_is_never_silently_random(name):
+    with pytest.raises(UserError, match=r"model\.weights=FILE .* model\.init="):
+        build_model(node(name))
+
+
+def test_the_three_layer_networks_take_any_size():
+    net = CNN3(num_filters=2, num_classes=5, input_size=(20, 12), pool="2x2", in_channels=1)
+    assert net(torch.zeros(3, 1, 20, 12)).shape == (3, 5)
+    assert CNN3(num_filters=2, num_classes=5, input_size=15, pool="9x9", stride=1)(torch.zeros(1, 3, 15, 15)).shape == (
+        1,
+        5,
+    )
+    assert FCN3(hidden=6, num_classes=5, input_size=(4, 7))(torch.zeros(2, 3, 4, 7)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("init", ["default", "truncated_normal"])
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_any_classifier_of_torchvision(arch, init):
+    model = build_model(node("torchvision", arch=arch, init=init, weights=None))
+    with torch.no_grad():
+        logits = model.net(torch.rand(2, model.channels, *model.input_size))
+    assert logits.shape == (2, 1000)
+    assert logits.isfinite().all()
+    assert model.classes == imagenet_classes()
+    assert not model.trained
+    assert model.class_name(281) == "logit 281"  # random logits have no meaning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["default", "truncated_normal"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "alexnet",
+        "googlenet",
+        "inception_v3",
+        "densenet121",
+        "mobilenet_v3_large",
+        "convnext_tiny",
+        "vit_b_16",
+        "swin_t",
+    ],
+)
+def test_larger_classifiers_of_torchvision(arch, init):
+    test_any_classifier_of_torchvision(arch, init)
+
+
+def test_input_size_and_preprocessing_follow_the_architecture():
+    assert skeleton(node("torchvision", arch="inception_v3"))[2] == (299, 299)
+    assert skeleton(node("torchvision", arch="resnet18"))[2] == (224, 224)
+    assert skeleton(node("torchvision", arch="resnet18", input_size=64))[2] == (64, 64)
+    net, _, size = skeleton(node("torchvision", arch="vit_b_32", input_size=64))
+    assert (net.image_size, size) == (64, (64, 64))
+    with torch.device("meta"):
+        assert torchvision_classifier("efficientnet_v2_s").preprocess == "imagenet"
+        assert torchvision_classifier("efficientnet_v2_l").preprocess == "symmetric"
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n"
+        "def tiny():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 5))\n"
+        "class Wide(nn.Module):\n"
+        "    def __init__(self, width=3):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(2, width)\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)  # where the user stands is enough
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = build_model(node("custom", _target_="my_networks.tiny", init="default", input_size=8))
+    assert model.channels == 1
+    assert model.net(torch.zeros(1, 1, 8, 8)).shape == (1, 5)
+    assert build_model(node("custom", _target_="my_networks.Wide", width=7, init="normal")).net.fc.out_features == 7
+    for values, message in [
+        ({"_target_": "my_networks.Tiny"}, "has no Tiny. Did you mean 'tiny'"),
+        ({"_target_": "my_networks.tiny", "width": 3}, "takes no parameter model.width. Leave it out: ~model.width"),
+        ({"_target_": "my_networks.Wide", "widht": 3}, "Did you mean 'width'"),
+        ({"_target_": "my_network.Wide"}, "there is no module my_network"),
+        ({"_target_": "Wide"}, "no dotted path"),
+        ({"_target_": "my_networks.number"}, "is of type int, which cannot be called"),
+        ({"_target_": "builtins.dict"}, "made a dict, not a torch.nn.Module"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            build_model(node("custom", init="default", **values))
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cnn3_random", {"num_filters": "many"}, "model.num_filters=many is not of type int"),
+        ("cnn3_random", {"num_filters": -1}, "1 or more"),
+        ("cnn3_random", {"num_classes": 0}, "model.num_classes is 1 or more"),
+        ("cnn3_random", {"pool": "3x3"}, "pool is 9x9, 2x2 or null"),
+        ("cnn3_random", {"input_size": [1, 2, 3]}, "input_size is the side of a square or [height, width]"),
+        ("vgg16_random", {"init": "glorot"}, "unknown model.init=glorot"),
+        ("vgg16_random", {"trained_up_to": "conv1_1"}, "need trained weights"),
+        ("vgg16_masked", {"input_size": 128, "init": "normal"}, "224x224"),
+        ("cnn_masked", {"input_size": 28, "init": "normal"}, "takes images of [56, 28]"),
+        ("torchvision", {"arch": "resnet5"}, "Did you mean 'resnet50'"),
+        ("cnn3_random", {"init": "default"}, "layer fc has 12.8 GB of weights, which are generated"),
+    ],
+)
+def test_mistakes_get_one_clear_line(name, changes, message):
+    with pytest.raises(UserError) as caught:
+        build_model(node(name, **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- random weights ---------------------------------------------------------------------------------------------------
+
+_FAN_IN, _FAN_OUT = 5 * 9, 4000 * 9  # of Conv2d(5, 4000, 3), as torch.nn.init counts
+_STDS = {
+    "truncated_normal": 0.1 * math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))),
+    "normal": 0.1,
+    "kaiming_normal": math.sqrt(2 / _FAN_IN),
+    "kaiming_uniform": math.sqrt(2 / _FAN_IN),
+    "xavier_normal": math.sqrt(2 / (_FAN_IN + _FAN_OUT)),
+    "xavier_uniform": math.sqrt(2 / (_FAN_IN + _FAN_OUT)),
+}
+
+
+@pytest.mark.parametrize("init", INITIALISATIONS)
+def test_named_initialisations_have_the_distribution_of_their_name(init):
+    conv = nn.Conv2d(5, 4000, 3)
+    initialise(conv, init, 0.1, seed=3)
+    w = conv.weight.detach().double().flatten()
+    std = _STDS[init]
+    assert w.mean().abs() < 5 * std / math.sqrt(len(w))
+    assert w.std().item() == pytest.approx(std, rel=0.01)
+    bound = {"truncated_normal": 0.2, "kaiming_uniform": std * math.sqrt(3), "xavier_uniform": std * math.sqrt(3)}.get(
+        init
+    )
+    if bound:
+        assert 0.999 * bound < w.abs().max() <= bound * (1 + 1e-6)
+    kurtosis = (w**4).mean() / (w**2).mean() ** 2
+    expected = {"truncated_normal": 2.363, "kaiming_uniform": 1.8, "xavier_uniform": 1.8}.get(init, 3.0)
+    assert kurtosis.item() == pytest.approx(expected, abs=0.08)
+    assert not conv.bias.any()
+    reference = {name: getattr(nn.init, f"{name}_", None) for name in INITIALISATIONS}[init]
+    if reference and init not in ("normal", "truncated_normal"):
+        options = {"nonlinearity": "relu"} if "kaiming" in init else {}
+        assert reference(torch.empty_like(conv.weight), **options).std().item() == pytest.approx(std, rel=0.01)
+
+
+def test_biases_are_zero_norms_the_identity_and_scales_stay():
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.LayerNorm((3, 4, 4)), nn.PReLU(), nn.MultiheadAttention(4, 2)
+    )
+    net.scale = nn.Parameter(torch.full((3, 1, 1), 1e-6))
+    net[1].running_var.fill_(7)
+    for parameter in net[:3].parameters():
+        parameter.data.fill_(9)
+    initialise(net, "normal", 0.1, seed=0)
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(net[1].eval()(x), x, rtol=1e-4, atol=1e-5)
+    assert net[2].weight.eq(1).all()
+    assert net[3].weight.item() == 0.25
+    assert net.scale.eq(1e-6).all()
+    assert not net[0].bias.any()
+    assert not net[4].in_proj_bias.any()
+    assert 0.05 < net[4].in_proj_weight.std() < 0.2
+
+
+def test_the_same_seed_gives_the_same_weights_for_any_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        nets = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            nets.append(build_model(node("fcn3_random", hidden=300, input_size=[30, 40], num_classes=7), seed=5).net)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert same(*nets)
+    assert not same(
+        nets[0], build_model(node("fcn3_random", hidden=300, input_size=[30, 40], num_classes=7), seed=6).net
+    )
+
+
+def test_weights_do_not_depend_on_the_state_or_layout_of_torch():
+    a, b = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3).double().to(memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    initialise(a, "normal", 0.1, seed=2)
+    before = torch.get_rng_state()
+    initialise(b, "normal", 0.1, seed=2)
+    assert torch.equal(a.weight.double(), b.weight)
+    build_model(node("cnn3_random", init="default", **SMALL_CNN), seed=4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_weights_of_a_seed_are_fixed_for_good():
+    # numpy guarantees the stream of SFC64; these values were written down once.
+    first = RandomWeight("kaiming_uniform", 0.1, 0, "conv1.weight", 2, 3, 2)
+    expected = torch.tensor([-1.1321061, -0.7761806, 0.4681889, 1.01837, 1.2804718, 1.3273798])
+    torch.testing.assert_close(generate(first).flatten(), expected, rtol=1e-6, atol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 90), columns=st.integers(1, 70_000), order=st.randoms(use_true_random=False))
+def test_blocks_tile_the_matrix_in_any_order(rows, columns, order):
+    weight = RandomWeight("kaiming_uniform", 0.1, 1, "w", rows, columns, rows)
+    tiles = [(r, c) for r in weight.row_tiles() for c in weight.column_tiles()]
+    order.shuffle(tiles)
+    matrix = torch.full((rows, columns), math.nan)
+    for r, c in tiles:
+        assert matrix[r, c].isnan().all()  # nothing twice
+        block = weight.block(r, c)
+        assert block.numel() <= BLOCK
+        matrix[r, c] = block
+    assert torch.equal(matrix, generate(weight))  # nothing left out
+
+
+def test_blocks_weights_and_seeds_are_independent():
+    def row(seed=0, name="w", rows=slice(0, 8), columns=slice(0, BLOCK // 8)):
+        return RandomWeight("normal", 1, seed, name, 16, BLOCK, 16).block(rows, columns).flatten()
+
+    others = [row(seed=1), row(name="v"), row(rows=slice(8, 16)), row(columns=slice(BLOCK // 8, BLOCK // 4))]
+    for other in others:
+        assert torch.corrcoef(torch.stack([row(), other]))[0, 1].abs() < 5 / math.sqrt(BLOCK)
+
+
+def test_an_error_in_a_thread_comes_out_and_threads_are_restored():
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        parallel(lambda i: 1 // i, [1, 0, 2])
+    assert torch.get_num_threads() == threads
+
+
+# --- streamed layers --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    inputs=st.sampled_from([7, 2_000, 40_000]),
+    outputs=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_streamed_layer_is_the_dense_layer_with_the_same_seed(batch, inputs, outputs, dtype):
+    streamed, dense = nn.Sequential(StreamedLinear(inputs, outputs)), nn.Sequential(nn.Linear(inputs, outputs))
+    for net in (streamed, dense):
+        initialise(net, "truncated_normal", 0.1, seed=8)
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    x = torch.randn(batch, inputs, dtype=dtype, generator=generator, requires_grad=True)
+    R = torch.randn(batch, outputs, dtype=dtype, generator=generator) * (torch.arange(outputs) % 3 == 0)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    y, y_dense = streamed(x), dense.to(dtype)(x)
+    torch.testing.assert_close(y, y_dense, **tolerance)
+    torch.testing.assert_close(torch.autograd.grad(y, x, R)[0], torch.autograd.grad(y_dense, x, R)[0], **tolerance)
+
+
+def test_the_gradient_of_one_logit_generates_the_blocks_of_its_row_only(monkeypatch):
+    layer = nn.Sequential(StreamedLinear(40_000, 64))
+    initialise(layer, "normal", 0.1, seed=0)
+    x = torch.randn(2, 40_000, requires_grad=True)
+    y = layer(x)
+    rows = []
+    block = RandomWeight.block
+    monkeypatch.setattr(RandomWeight, "block", lambda self, r, c: (rows.append(r), block(self, r, c))[1])
+    torch.autograd.grad(y[:, 17].sum(), x)
+    assert set(map(str, rows)) == {str(r) for r in layer[0].source.row_tiles() if r.start <= 17 < r.stop}
+
+
+def test_a_large_network_streams_and_a_small_one_does_not():
+    assert isinstance(skeleton(node("cnn3_random"))[0].fc, StreamedLinear)
+    assert isinstance(skeleton(node("fcn3_random", hidden=70_000, input_size=64))[0].fc1, StreamedLinear)
+    assert isinstance(skeleton(node("fcn3_random"))[0].fc1, nn.Linear)
+    assert isinstance(skeleton(node("cnn3_random", num_filters=16))[0].fc, nn.Linear)
+
+
+# --- walls ------------------------------------------------------------------------------------------------------------
+
+
+def rows_seen(net: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """Which image rows the logits depend on: where the gradient is not exactly zero, over a few images."""
+    x = torch.randn(4, *shape, dtype=torch.float64, requires_grad=True)
+    logits = net.double().eval()(x)
+    weights = torch.randn_like(logits)
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
+    return gradient.ne(0).any(dim=(0, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("variant", "shape", "dead"), [("stacked", (1, 56, 28), range(28, 56)), ("one_layer", (1, 29, 29), range(15, 29))]
+)
+def test_the_masked_cnn_does_not_see_the_lower_digit(variant, shape, dead):
+    model = build_model(node("cnn_masked", variant=variant, init="normal", std=0.1))
+    assert model.input_size == shape[1:]
+    seen = rows_seen(model.net, shape)
+    assert not seen[list(dead)].any()
+    assert seen[: shape[1] // 2 - 1].all()
+    if variant == "one_layer":  # the sanity check of its specification
+        x = torch.randn(1, *shape, dtype=torch.float64)
+        blank = x.clone()
+        blank[:, :, 15:] = 0
+        assert torch.equal(model.net(x), model.net(blank))
+
+
+def test_without_its_wall_the_masked_cnn_sees_everything():
+    net = MaskedCNN("stacked")
+    initialise(net, "normal", 0.1, seed=0)
+    assert rows_seen(net, (1, 56, 28)).all()
+
+
+def test_the_masked_vgg_has_the_published_number_of_parameters():
+    assert sum(p.numel() for p in skeleton(node("vgg16_masked"))[0].parameters()) == 239_938_088
+
+
+def test_the_wall_of_the_masked_vgg_kills_rows_170_to_223():
+    with torch.device("meta"):
+        net = MaskedVGG16()
+    last = 4  # row of the feature map, the last before the wall
+    for layer in reversed(net.features):
+        last = last + 1 if isinstance(layer, nn.Conv2d) else 2 * last + 1 if isinstance(layer, nn.MaxPool2d) else last
+    assert last == 169
+    # The same with the real convolutions, and two units of the first dense layer in place of 4096.
+    net.features = vgg_features(last_pool=False, last_channels=256)
+    net.classifier = nn.Sequential(nn.Linear(256 * 14 * 14, 2))
+    net.apply_wall()
+    x = torch.randn(1, 3, 224, 224, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    assert not gradient[:, :, 170:].any()
+    assert gradient[:, :, :160].ne(0).any(dim=(0, 1, 3)).all()
+
+
+@pytest.mark.slow
+def test_the_real_masked_vgg_in_float64():
+    model = build_model(node("vgg16_masked", init="truncated_normal"))
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64, requires_grad=True)
+    logits = model.net.double()(x)
+    (gradient,) = torch.autograd.grad((logits * torch.randn_like(logits)).sum(), x)
+    assert not gradient[:, :, 170:].any()
+    assert gradient[:, :, :160].ne(0).any(dim=(0, 1, 3)).all()
+
+
+@pytest.mark.slow
+def test_the_real_vgg_builds_from_any_number_of_threads():
+    a, b = build_model(node("vgg16_random")).net, build_model(node("vgg16_random")).net
+    assert same(a, b)
+    assert a.features[28].weight.std().item() == pytest.approx(0.088, rel=0.01)

@@ -1,0 +1,325 @@
+"""Weights from files: what fits is loaded as it is, what does not gets one clear line and leaves nothing half-loaded."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from vis.errors import UserError
+from vis.home import CONF
+from vis.models import build_model
+from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg16_layer_names
+from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
+
+SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
+
+
+def node(name: str, **changes):
+    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return build_model(node("cnn3_random", **SMALL), seed=77).net.state_dict()
+
+
+def build_small(path: Path | str, **changes):
+    return build_model(node("cnn3_random", weights=str(path), **(SMALL | changes)))
+
+
+class Evil:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module", "old format", "half"])
+def test_checkpoints_load_in_every_common_form(tmp_path, state, wrap):
+    path = tmp_path / "weights.pt"
+    content = {
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state},
+        "module": {f"module.{key}": value for key, value in state.items()},
+        "half": {key: value.half() for key, value in state.items()},
+    }.get(wrap, state)
+    torch.save(content, path, _use_new_zipfile_serialization=wrap != "old format")
+    model = build_small(path)
+    for key, value in model.net.state_dict().items():
+        torch.testing.assert_close(
+            value, state[key], rtol=1e-3 if wrap == "half" else 0, atol=1e-4 if wrap == "half" else 0
+        )
+    assert model.trained
+    assert model.weights == "weights weights.pt"
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path, state):
+    witness = tmp_path / "ran"
+    torch.save({"a": Evil(witness)}, tmp_path / "evil.pt")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil(witness)))
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(UserError, match=r"it contains code or objects \(\w+\.mkdir\), not only weights"):
+        build_small(tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="cannot load the weights"):
+        build_small(tmp_path / "evil.pkl")
+    with pytest.raises(UserError, match=r"it contains code or objects .*Linear"):
+        build_small(tmp_path / "whole.pt")
+    assert not witness.exists()
+
+
+def test_damaged_and_foreign_files_get_one_clear_line(tmp_path, state):
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+        content = (tmp_path / "whole.pt").read_bytes()
+        for length in (0, 3, 100, len(content) // 2, len(content) - 40):
+            (tmp_path / "cut.pt").write_bytes(content[:length])
+            with pytest.raises(UserError, match=r"cut\.pt: it is damaged or no checkpoint$"):
+                read_checkpoint(tmp_path / "cut.pt")
+    (tmp_path / "text.pt").write_text("hello world")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        read_checkpoint(tmp_path / "text.pt")
+    for content in ({}, {"lr": 0.1}, torch.zeros(3)):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(UserError, match="holds no state dict"):
+            read_checkpoint(tmp_path / "other.pt")
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError, match="no weights file"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_filters": 8}, "conv1.weight is (4, 3, 7, 7) in the file and (8, 3, 7, 7) in the network"),
+        (
+            {"num_classes": 11},
+            "fc.weight is (10, 1024) in the file and (11, 1024) in the network (set model.num_classes)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_the_wrong_shape(tmp_path, state, changes, message):
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(UserError) as caught:
+        build_small(tmp_path / "weights.pt", **changes)
+    assert str(caught.value).endswith(message)
+
+
+def test_a_checkpoint_of_another_network(tmp_path, state):
+    torch.save(state | {"fc2.weight": torch.zeros(1)}, tmp_path / "more.pt")
+    with pytest.raises(UserError, match=r"more\.pt is not a checkpoint of CNN3: it has fc2\.weight, which the network"):
+        build_small(tmp_path / "more.pt")
+    torch.save({key: value for key, value in state.items() if "fc" not in key}, tmp_path / "less.pt")
+    with pytest.raises(UserError, match=r"it lacks fc\.weight and 1 more$"):
+        build_small(tmp_path / "less.pt")
+
+
+def test_a_wrong_checkpoint_changes_nothing():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    wrong = {key: value + 1 for key, value in before.items()} | {"1.bias": torch.zeros(4)}
+    with pytest.raises(UserError):
+        load_state(net, wrong, "file", only=lambda name: True)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_streamed_layer_takes_no_weights_from_a_file_but_its_neighbours_do(tmp_path, state):
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"layer fc has 12\.8 GB of weights, .* cannot come from a file"):
+        build_model(node("cnn3_random", weights=str(tmp_path / "weights.pt")))
+    # 2000x2000 pixels make the dense layer of four filters a streamed one
+    values = node(
+        "cnn3_random", num_filters=4, input_size=2000, weights=str(tmp_path / "weights.pt"), trained_up_to="conv1"
+    )
+    model = build_model(values)
+    assert torch.equal(model.net.conv1.weight, state["conv1.weight"])
+    assert model.net.fc.source is not None
+
+
+# --- partly trained ---------------------------------------------------------------------------------------------------
+
+
+def test_layer_names_are_those_of_the_paper():
+    with torch.device("meta"):
+        net = torchvision_classifier("vgg16")
+    names = vgg16_layer_names()
+    convolutions = [f"conv{block}_{i + 1}" for block, count in enumerate([2, 2, 3, 3, 3], 1) for i in range(count)]
+    assert list(names) == [*convolutions, "fc1", "fc2", "fc3"]
+    kinds = [type(net.get_submodule(name)) for name in names.values()]
+    assert kinds == [nn.Conv2d] * 13 + [nn.Linear] * 3
+    assert resolve_layer(net, "conv5_1") == resolve_layer(net, "features.24") == "features.24"
+    with pytest.raises(UserError, match="Did you mean 'conv5_1'"):
+        resolve_layer(net, "conv5_11")
+
+
+@pytest.mark.parametrize(
+    ("up_to", "except_layer", "random"),
+    [
+        ("conv5_1", None, ["conv5_2", "conv5_3", "fc1", "fc2", "fc3"]),
+        ("fc3", None, []),
+        (None, "conv3_1", ["conv3_1"]),
+    ],
+)
+def test_partly_trained_vgg(up_to, except_layer, random):
+    with torch.device("meta"):
+        net = torchvision_classifier("vgg16")
+    trained = trained_modules(net, up_to, except_layer)
+    assert [name for name, module in vgg16_layer_names().items() if not trained(module)] == random
+
+
+def test_partly_trained_resnet_keeps_whole_blocks_with_their_statistics():
+    with torch.device("meta"):
+        net = torchvision_classifier("resnet50")
+    names = [key.rpartition(".")[0] for key in net.state_dict()]
+    up_to, except_ = trained_modules(net, "layer2", None), trained_modules(net, None, "layer3.1")
+    assert {n for n in names if up_to(n)} == {n for n in names if n.startswith(("conv1", "bn1", "layer1", "layer2"))}
+    assert {n for n in names if not except_(n)} == {n for n in names if n.startswith("layer3.1.")}
+    for layer, message in [("layer9", "has no layer 'layer9'"), ("relu", "has no weights")]:
+        with pytest.raises(UserError, match=message):
+            trained_modules(net, layer, None)
+    with pytest.raises(UserError, match="exclude each other"):
+        trained_modules(net, "conv1", "fc")
+
+
+def test_the_rest_is_the_random_network_of_the_same_seed(tmp_path, state):
+    torch.save(state, tmp_path / "weights.pt")
+    random = build_model(node("cnn3_random", **SMALL), seed=5).net
+    partly = build_model(
+        node("cnn3_random", weights=str(tmp_path / "weights.pt"), trained_except="fc", **SMALL), seed=5
+    )
+    assert torch.equal(partly.net.conv1.weight, state["conv1.weight"])
+    assert torch.equal(partly.net.fc.weight, random.fc.weight)
+    assert partly.weights == "weights weights.pt except fc, random weights (truncated_normal, std 0.1, seed 5)"
+    # a layer that is not taken from the file may have another shape
+    other = build_small(tmp_path / "weights.pt", num_classes=3, trained_up_to="conv1")
+    assert other.net.fc.out_features == 3
+
+
+# --- the authors' masked VGG ------------------------------------------------------------------------------------------
+
+
+def test_the_authors_state_dict_loads_as_it_is_and_gets_its_wall():
+    # Views of one number: all shapes of a network of a gigabyte at no cost.
+    with torch.device("meta"):
+        net = MaskedVGG16()
+    indices = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    own = [f"features.{i}" for i in indices] + [f"classifier.{i}" for i in (0, 3, 6)]
+    theirs = [str(i) for i in indices] + ["31.0", "31.3", "31.6"]
+    assert sorted(
+        net.adapt_state_dict({f"{n}.{k}": torch.empty(0) for n in theirs for k in ("weight", "bias")})
+    ) == sorted(f"{n}.{k}" for n in own for k in ("weight", "bias"))
+    assert sorted(net.state_dict()) == sorted(f"{n}.{k}" for n in own for k in ("weight", "bias"))
+    assert net.adapt_state_dict(net.state_dict()).keys() == net.state_dict().keys()  # this project's own checkpoints
+
+
+@pytest.mark.slow
+def test_the_authors_file_end_to_end(tmp_path):
+    with torch.device("meta"):
+        shapes = MaskedVGG16().state_dict()
+    state = {
+        key.replace("classifier.", "31.").removeprefix("features."): torch.ones(value.shape)
+        for key, value in shapes.items()
+    }
+    torch.save(state, tmp_path / "params_vgg16_masked.pt")
+    model = build_model(node("vgg16_masked", weights=str(tmp_path / "params_vgg16_masked.pt")))
+    wall = model.net.classifier[0].weight.view(4096, 256, 14, 14)
+    assert wall[:, :, :5].eq(1).all()
+    assert not wall[:, :, 5:].any()
+
+
+# --- torchvision's pretrained weights ---------------------------------------------------------------------------------
+
+
+def test_pretrained_weights_from_the_hub_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    net = torchvision_classifier("mobilenet_v3_small")
+    path = torchvision_path("mobilenet_v3_small", tmp_path)
+    torch.save(net.state_dict(), path)
+    values = node("torchvision", arch="mobilenet_v3_small") | {"name": "mobilenet_v3_small"}
+    model = build_model(values)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in model.net.state_dict().items())
+    assert model.weights == f"weights {path.name}"
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert model.class_name(281) == "tabby (281)"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"{path.name}: it is damaged"):
+        build_model(values)
+
+
+def torchvision_path(arch: str, home: Path) -> Path:
+    from torchvision import models
+
+    path = home / "hub" / "checkpoints" / Path(models.get_model_weights(arch).DEFAULT.url).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.mark.parametrize("arch", ["densenet121", "vit_b_32"])
+def test_the_old_names_in_torchvisions_files_are_understood(arch):
+    with torch.device("meta"):
+        net = torchvision_classifier(arch, input_size=32)
+    new = dict(net.state_dict())
+
+    def old(key: str) -> str:
+        for part in ("norm1", "norm2", "conv1", "conv2"):
+            key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.") if "denselayer" in key else key
+        return key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2.")
+
+    renamed = {old(key): value for key, value in new.items()}
+    assert renamed.keys() != new.keys()
+    assert net.adapt_state_dict(renamed).keys() == new.keys() == net.adapt_state_dict(new).keys()
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), RuntimeError("invalid hash value")])
+def test_without_a_network_the_message_names_the_ways_out(tmp_path, monkeypatch, error):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(UserError) as caught:
+        build_model(node("vgg16"))
+    message = str(caught.value)
+    assert str(getattr(error, "reason", error)) in message
+    for way in (
+        str(tmp_path / "hub/checkpoints/vgg16-397923af.pth"),
+        "model.weights=FILE",
+        "model.init=truncated_normal",
+    ):
+        assert way in message
+    assert "\n" not in message
+
+
+def test_a_hub_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"could not be downloaded \(.*Not a directory"):
+        torchvision_weights("vgg16")
+
+
+def test_torchvision_has_no_weights_for_ones_own_network():
+    with pytest.raises(UserError, match=r"no pretrained weights for 'cnn3_random': give model\.weights=FILE"):
+        build_model(node("cnn3_random", weights="torchvision", **SMALL))
+
+
+def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
+    code = (
+        "import sys, yaml, pathlib; from vis.models import build_model; from vis.home import CONF\n"
+        "values = yaml.safe_load((CONF / 'model/cnn3_random.yaml').read_text()) | dict(num_filters=4)\n"
+        "build_model(values); print([m for m in ('sympy', 'torchvision') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    assert done.stdout.strip() == "[]"  # each is half a second and more
