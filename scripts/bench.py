@@ -1,1 +1,130 @@
-"""Speed against other libraries."""
+"""Speed against other libraries, with the equality of the results checked in the same run.
+
+python scripts/bench.py [--device cuda] [--quick]
+
+Peer and project compute the same maps of the same network and images, in turn, in one process; the times are medians,
+the error is the largest of ||ours - peer|| / ||peer|| over the maps (float32: an l2 error, since single ReLUs near 0
+flip between two correct implementations). Each library gets the network as its users have it: the peer as its
+constructor makes it, this project as `vis.models.build_model` does, in channels_last. Weights are random.
+
+A paper adds a function that yields rows, and its name to BENCHMARKS.
+"""
+
+import argparse
+import copy
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import captum
+import torch
+from captum.attr import Deconvolution, Saliency
+from captum.attr import GuidedBackprop as CaptumGuidedBackprop
+from torch import Tensor, nn
+
+from vis import methods
+from vis.models import VGG16, torchvision_classifier
+
+
+@dataclass
+class Row:
+    """One line of the table; times in seconds."""
+
+    work: str
+    peer: str
+    peer_time: float
+    our_time: float
+    error: float
+
+    def __str__(self) -> str:
+        ratio = self.peer_time / self.our_time
+        return f"| {self.work} | {self.peer} | {self.peer_time:.3f} | {self.our_time:.3f} | {ratio:.2f} | {self.error:.1e} |"
+
+
+def compare(
+    work: str, peer: str, theirs: Callable[[], list[Tensor]], ours: Callable[[], list[Tensor]], repeats: int
+) -> Row:
+    """Both once for the equality (and to warm up), then in turn for the medians."""
+    error = max(
+        ((a - b).norm() / b.norm()).item() for a, b in zip(timed(ours)[1], timed(theirs)[1], strict=True)
+    )  # a NaN is no error below a tolerance, and `max` may lose it
+    times = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]
+    return Row(work, peer, median(t for t, _ in times), median(t for _, t in times), error)
+
+
+def timed(work: Callable[[], list[Tensor]]) -> tuple[float, list[Tensor]]:
+    _synchronise()
+    start = time.perf_counter()
+    results = work()
+    _synchronise()
+    return time.perf_counter() - start, results
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def backpropagation(device: str, quick: bool) -> Iterator[Row]:
+    """nie2018: saliency map, DeconvNet and guided backpropagation of two logits, against captum."""
+    yield _backpropagation("vgg16", VGG16(), 1, device, 3 if quick else 11)
+    if not quick:
+        yield _backpropagation("vgg16", VGG16(), 8, device, 5)
+    yield _backpropagation("resnet50", torchvision_classifier("resnet50"), 1, device, 3 if quick else 11)
+
+
+def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats: int) -> Row:
+    logits = (482, 560)
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, 224, 224).to(device)
+    net = net.eval().to(device)
+    our_net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    our_methods = {"saliency": methods.Saliency(), "deconvnet": methods.DeconvNet(), "gbp": methods.GuidedBackprop()}
+
+    def ours() -> list[Tensor]:
+        return [m for maps in methods.explain_all(our_methods, our_net, images, logits) for m in maps.values()]
+
+    def theirs() -> list[Tensor]:
+        maps = []
+        for logit in logits:
+            maps.append(Saliency(net).attribute(images, target=logit, abs=False))
+            maps += [peer(net).attribute(images, target=logit) for peer in (Deconvolution, CaptumGuidedBackprop)]
+        return [each.detach() for each in maps]
+
+    work = f"{name}, 3 methods x 2 logits, batch {batch}"
+    return compare(work, f"captum {captum.__version__}", theirs, ours, repeats)
+
+
+BENCHMARKS = (backpropagation,)
+
+
+def hardware(device: str) -> str:
+    """The processor in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="fewer networks and repetitions")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", module="captum")
+    print(f"{hardware(arguments.device)}; Python {platform.python_version()}, torch {torch.__version__}; float32\n")
+    print("| work | peer | peer [s] | ours [s] | ratio | max relative l2 error |")
+    print("|---|---|---:|---:|---:|---:|")
+    for benchmark in BENCHMARKS:
+        for row in benchmark(arguments.device, arguments.quick):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

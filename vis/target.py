@@ -4,9 +4,10 @@ A target is mostly a class: the logit `S_c` of nie2018, Eq. (3). It may also be 
 26 and 44 of nie2018, Figure 3) or a probability (zhou2018, Algorithm 3).
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ class Target:
     """One unit of one layer.
 
     unit:   an index of the flat last layer; a channel of a feature map (its sum over the map is explained); or a tuple
-            (channel, row, column) for a single neuron. None is the unit with the largest output.
+            (channel, row, column) for a single neuron. None is the unit with the largest output, in a feature map the
+            single neuron with the largest output.
     layer:  the name of a module of the network (`model.named_modules()`), `name:k` for the k-th call of a module that
             is called several times; None is the network's output, i.e. its logits.
-    output: "logit" for the unit itself, "prob" for its softmax over the layer.
+    output: "logit" for the unit itself, "prob" for its softmax over the layer (over the channels of a feature map).
     """
 
     unit: int | tuple[int, ...] | None = None
@@ -32,36 +34,51 @@ class Target:
             raise ValueError(f"Target.output is 'logit' or 'prob', not {self.output!r}")
 
 
-# What a method takes as `targets`: one for the whole batch, or one for each image. None is the largest logit.
-Targets = None | int | Target | Sequence[int | Target] | Tensor
+# What a method takes as `targets`: one for the whole batch, or one for each image (a list, a tensor or an array).
+# None is the largest logit.
+Targets = None | int | Target | Sequence[int | Target | None] | Tensor
 
 
 def as_targets(targets: Targets, batch: int) -> list[Target]:
-    """One Target for each of `batch` images. A single target counts for all; a wrong count is an error."""
-    if targets is None:
-        targets = Target()
-    if isinstance(targets, Tensor):
-        targets = [int(target) for target in targets.reshape(-1)] if targets.ndim else int(targets)
-    if isinstance(targets, int | Target):
-        targets = [targets] * batch
-    assert isinstance(targets, Sequence)
-    if len(targets) != batch:
-        raise ValueError(f"{len(targets)} targets for {batch} images: give one target, or one for each image")
-    return [t if isinstance(t, Target) else Target(int(t)) for t in targets]
+    """One Target for each of `batch` images. A single target counts for all.
+
+    Raises ValueError for a wrong count, TypeError for what is no target.
+    """
+    given: Any = targets
+    if hasattr(given, "tolist"):  # tensors, arrays, NumPy's integers
+        given = given.tolist()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        given = [given] * batch
+    if len(given) != batch:
+        raise ValueError(f"{len(given)} targets for {batch} images: give one target, or one for each image")
+    return [_as_target(target) for target in given]
+
+
+def _as_target(target: Any) -> Target:
+    if isinstance(target, Target):
+        return target
+    try:
+        return Target(None if target is None else operator.index(target))
+    except TypeError:
+        raise TypeError(f"a target is an index or a vis.target.Target, not {target!r}") from None
 
 
 def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """The explained number of each image: [B] from a layer's output [B, K] or [B, C, H, W].
 
-    Raises IndexError where a unit is not in the layer.
+    Raises IndexError where a unit is not in the layer, ValueError where the layer has no row for each image.
     """
+    if output.ndim < 2 or output.shape[0] != len(targets):
+        raise ValueError(
+            f"a layer's output of shape {tuple(output.shape)} has no row for each of {len(targets)} images"
+        )
     scores = []
-    for values, target in zip(output, targets, strict=True):
-        unit = target.unit
+    for values, target in zip(output.unbind(), targets, strict=True):
         if target.output == "prob":
             values = torch.softmax(values, dim=0)
-        if unit is None:
-            scores.append(values.flatten().max())
+        unit = target.unit
+        if unit is None:  # argmax, not max: the gradient belongs to one unit, also where several are equal
+            scores.append(values.flatten()[values.argmax()])
             continue
         index = unit if isinstance(unit, tuple) else (unit,)
         inside = len(index) <= values.ndim and all(0 <= i < n for i, n in zip(index, values.shape, strict=False))
