@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vis import load_run, metrics
+from vis.data import preprocessing, samples, to_pixels
 from vis.methods import DeconvNet, GuidedBackprop, Saliency
 from vis.models import build_model
 
@@ -79,6 +80,18 @@ def test_theorem_1_the_map_approaches_A_x_as_1_over_N(stride):
             tan2.append(metrics.tan2(metrics.cosine_weighted(map_, x, weight)).item())
         law[N] = np.mean(tan2) / (0.943 * math.pi**2 * 3 * stride**2 / N)
     assert law == pytest.approx({32: 1, 128: 1}, rel=0.25)
+
+
+@pytest.mark.slow
+def test_theorem_1_with_8_filters_takes_many_seeds():
+    """Over 8 seeds, as in Figure 5, tan2 of the mean cosine may be 30 % off its law; over 64 seeds it is not."""
+    pixels = to_pixels(samples().read(0), (224, 224), 3)[None]
+    x = preprocessing("mean_subtraction")(pixels)
+    weight = metrics.patch_weight(x, 7, 2, 3)
+    node = {**CNN, "num_filters": 8, "num_classes": 1, "input_size": 224}
+    maps = (GuidedBackprop()(build_model(node, seed).net, x, targets=0) for seed in range(64))
+    cosL = np.mean([metrics.cosine_weighted(map_, x, weight).item() for map_ in maps])
+    assert (1 / cosL**2 - 1) / (0.943 * math.pi**2 * 3 * 2**2 / 8) == pytest.approx(1, rel=0.1)
 
 
 FIGURE4 = (
