@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -197,3 +198,17 @@ def test_a_damaged_run_folder_is_a_clear_error(broken, vis_run):
     ran = vis_run("--redraw", str(folder))
     assert ran.code == 2
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("experiment", list(options("experiment")))
+def test_every_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run, tmp_path):
+    ran = vis_run(f"experiment={experiment}", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"experiment {experiment}: ")
+    assert re.search(r"estimate +\d+ (s|min|h), [\d.]+ GB of memory, \d+ MB on disk", ran.out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_counts_what_the_network_does(vis_run):
+    out = vis_run("--dry-run", "dataset.names=all", "method=[gbp,saliency]").out
+    assert "138.4 M weights, 30.94 GFLOP forward" in out  # VGG-16's published numbers: 138 M, 15.5 G multiply-adds

@@ -83,7 +83,7 @@ def count(load: Load) -> Cost:
     image = torch.empty(1, channels, height, width, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(image)
-    weights = 4.0 * (sum(p.numel() for p in net.parameters()) - forward)
+    weights = 4.0 * (sum(p.numel() for p in net.parameters()) - forward)  # streamed layers became dense ones above
     name = str(load.model.get("name") or load.model.get("_target_"))
     return Cost(name, counter.get_total_flops(), weights, activations, 4.0 * image.numel(), forward, backward)
 
@@ -109,7 +109,7 @@ def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -
 
 
 def _flops_per_second(device: torch.device) -> float:
-    conv = nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
+    conv = nn.Conv2d(128, 128, 3, padding=1).to(device).to(memory_format=torch.channels_last)
     images = torch.zeros(1, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
 
     def work() -> None:

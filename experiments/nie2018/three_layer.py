@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vis import display, metrics
-from vis.experiment import Experiment, Run, Unit
+from vis.experiment import Experiment, Load, Run, Unit
 from vis.models import Model
 from vis.record import Part, Results
 
@@ -59,6 +59,12 @@ class ThreeLayer(Experiment):
             for setting in self.settings()
             for batch in run.batches(len(run.dataset), BATCH)
         ]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        network, changes = self.settings()[unit["setting"]]
+        images, maps = len(unit["images"]), len(run.methods)
+        stored = images * (1 + maps) if unit["seed"] == run.seeds[0] else 0
+        return Load({**self.models[network], **changes}, unit["seed"], images, maps, stored)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         seed, setting = unit["seed"], unit["setting"]
