@@ -161,12 +161,12 @@ class Figure5(ThreeLayer):
                 [panel(s, "", "cosine_viewed", "_viewed") for s, _ in networks], f"viewed at {self.view}x{self.view}"
             ),
         ]
-        verdicts = [f"{c.metric.partition(', ')[2]}, {c.verdict}" for c in claims if c.sentence == COMPARABLE]
+        verdicts = [f"{c.verdict} {c.metric.partition(', ')[2]}" for c in claims if c.sentence == COMPARABLE]
         other = [
             f"{label} in the largest networks, as computed (top) and all at the FCN's resolution (bottom)",
             *random_networks(results),
             "Under each map: its cosine with the input, at that resolution",
-            "The FCN cannot achieve a comparable performance: " + "; ".join(verdicts),
+            "That the FCN cannot achieve a comparable performance " + "; ".join(verdicts),
         ]
         return {"figure": panel_grid(rows, caption), "comparison": panel_grid(compared, other)}
 
