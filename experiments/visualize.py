@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -40,13 +39,10 @@ class Visualize(Experiment):
         seed = unit["seed"]
         model = run.model(seed=seed)
         batch = run.batch(model, unit["images"])
-        with torch.no_grad():
-            logits = model.net(batch.x).double().cpu()
+        units = [run.units_of(model, target, batch.names) for target in run.targets]
+        maps, logits = run.explain(model, batch.x, units)
+        logits = logits.double()
         probabilities = logits.softmax(1)
-        targets = [
-            [run.target_index(model, target, row, name) for row, name in zip(logits, batch.names, strict=True)]
-            for target in run.targets
-        ]
         part = Part()
         table = part.tables["table"] = []
         predictions = part.tables["predictions"] = []
@@ -65,8 +61,9 @@ class Visualize(Experiment):
                     }
                 )
         x = batch.x.cpu()
-        for target, indices, maps in zip(run.targets, targets, run.explain(model, batch.x, targets), strict=True):
-            for method, values in maps.items():
+        for target, given, by_method in zip(run.targets, units, maps, strict=True):
+            indices = given or logits.argmax(1).tolist()
+            for method, values in by_method.items():
                 correlation = metrics.pearson(values.expand_as(x), x)
                 fine = metrics.high_pass_pearson(values, x)
                 for i, name in enumerate(batch.names):

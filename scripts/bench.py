@@ -87,7 +87,7 @@ def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats
     our_methods = {"saliency": methods.Saliency(), "deconvnet": methods.DeconvNet(), "gbp": methods.GuidedBackprop()}
 
     def ours() -> list[Tensor]:
-        return [m for maps in methods.explain_all(our_methods, our_net, images, logits) for m in maps.values()]
+        return [m for maps in methods.explain_all(our_methods, our_net, images, logits)[0] for m in maps.values()]
 
     def theirs() -> list[Tensor]:
         maps = []

@@ -408,7 +408,7 @@ def test_every_spelling_of_a_relu_follows_the_rule(spelling, rule, values):
 def test_a_larger_logit_gives_a_larger_map_of_the_same_form(seed, scale, network):
     """The rules are positively homogeneous in the gradient."""
     net, x = networks.build(network, seed), networks.images(1, seed)
-    before = explain_all({name: Case.method for name, Case in zip(RULES, CASES, strict=True)}, net, x, [0])[0]
+    before = explain_all({name: Case.method for name, Case in zip(RULES, CASES, strict=True)}, net, x, [0])[0][0]
     with torch.no_grad():
         last_layer(net).weight.mul_(scale)
     for case, maps in zip(CASES, before.values(), strict=True):
@@ -431,7 +431,7 @@ def test_one_forward_pass_serves_three_methods_and_two_logits():
     net, x = networks.build("residual"), networks.images()
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    maps = explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [1, [3, 0, 2]])
+    maps, _ = explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [1, [3, 0, 2]])
     assert len(calls) == 1
     for case, first, second in zip(CASES, maps[0].values(), maps[1].values(), strict=True):
         assert close(first, case.reference(net, x, 1))
@@ -562,7 +562,7 @@ def captum_maps(net: nn.Module, x: Tensor, unit: int) -> dict[str, Tensor]:
 
 
 def our_maps(net: nn.Module, x: Tensor, unit: int) -> dict[str, Tensor]:
-    return explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [unit])[0]
+    return explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [unit])[0][0]
 
 
 @pytest.mark.slow

@@ -25,21 +25,24 @@ MISTAKES = {
     "batch of nothing": (["batch_size=0"], "batch_size=0 is auto or a positive integer"),
     "precision": (["precision=float16"], "precision=float16 is one of float32"),
     "no such file": (["image=nope.png"], "no image file nope.png"),
-    "not an image": ([*SMALL, "image=text.png"], "cannot read the image text.png: it is no image"),
+    "not an image": ([*SMALL, "image=text.png"], "text.png is no image that can be read"),
     "truncated image": ([*SMALL, "image=truncated.png"], "cannot read the image truncated.png"),
     "class out of range": ([*SMALL, "target=5000"], "target=5000: cnn3_random has the classes 0 to 9"),
     "no such class": ([*SMALL, "model.num_classes=1000", "target=tabbi"], "no class 'tabbi'. Did you mean 'tabby'?"),
     "class names unknown": ([*SMALL, "target=tabby"], "give an index"),
     "no weights": (["model=vgg16_masked"], "model vgg16_masked has no weights. Ways out: model.weights=FILE"),
     "no weights file": (["model=vgg16", "model.weights=nofile.pt"], "no weights file nofile.pt"),
-    "weights that are text": ([*SMALL, "model.weights=text.pt"], "text.pt is not a checkpoint"),
+    "weights that are text": (
+        [*SMALL, "model.weights=text.pt"],
+        "cannot load the weights text.pt: it is damaged or no checkpoint",
+    ),
     "weights that run code": (
         [*SMALL, "model.weights=evil.pt"],
-        "evil.pt is not a checkpoint that can be loaded safely",
+        "cannot load the weights evil.pt",
     ),
     "weights of another shape": (
         [*SMALL, "model.weights=wrong.pt"],
-        "conv1.weight is (8, 3, 7, 7) there and (4, 3, 7, 7)",
+        "conv1.weight is (8, 3, 7, 7) in the file and (4, 3, 7, 7) in the network",
     ),
     "weights of another network": (
         [*SMALL, "model.weights=other.pt"],
@@ -74,7 +77,10 @@ MISTAKES = {
     "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
     "redraw another folder": (["--redraw", "empty"], "has no results to read"),
     "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
-    "no network for a data set": (["dataset=cifar10", "dataset.path=nix", *SMALL], "CIFAR10 is not in nix"),
+    "no network for a data set": (
+        ["dataset=cifar10", "dataset.path=nix", *SMALL],
+        "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class Batch:
     pixels: Tensor
     names: list[str]
     labels: list[int | None]
+
+
+class Explained(NamedTuple):
+    """{method: maps} for each target, and the logits [B, K], all on the CPU."""
+
+    maps: list[dict[str, Tensor]]
+    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -138,15 +145,15 @@ class Run:
         size = default if self.config.batch_size == "auto" else self.config.batch_size
         return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
-    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets]) -> list[dict[str, Tensor]]:
-        """The maps of the run's methods, {name: maps on the CPU} for each of `targets`, from one forward pass.
+    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets]) -> Explained:
+        """The run's methods for each of `targets` from one forward pass; everything comes back on the CPU.
 
         When memory runs out, the images go through in two halves.
         """
         try:
-            maps = explain_all(self.methods, model.net, x, targets)
-            return [{name: m.cpu() for name, m in each.items()} for each in maps]
-        except NotApplicable as error:
+            maps, logits = explain_all(self.methods, model.net, x, targets)
+            return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
+        except (NotApplicable, IndexError) as error:  # IndexError: a unit that is not in its layer
             raise UserError(f"{model.name}: {error}") from error
         except RuntimeError as error:  # CUDA's OutOfMemoryError is one; the CPU's allocator has none of its own
             if len(x) == 1 or "memory" not in str(error).lower():
@@ -157,9 +164,8 @@ class Run:
         half = (len(x) + 1) // 2
         pieces = [slice(0, half), slice(half, None)]
         parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets]) for p in pieces]
-        return [
-            {name: torch.cat([part[i][name] for part in parts]) for name in self.methods} for i in range(len(targets))
-        ]
+        whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
+        return Explained(whole, torch.cat([part.logits for part in parts]))
 
     @property
     def targets(self) -> list[int | str]:
@@ -167,26 +173,29 @@ class Run:
         target = self.config.target
         return list(target) if OmegaConf.is_list(target) else [target]
 
-    def target_index(self, model: Model, target: int | str, logits: Tensor, image: str) -> int:
-        """The index that max, random, a number or a class name means for an image with these logits [K].
+    def units_of(self, model: Model, target: int | str, images: Sequence[str]) -> list[int] | None:
+        """The logits that random, a number or a class name means for images of these names; None for `max`.
 
         `random` depends on the seed and the image's name alone. Raises UserError for a class that is not there.
         """
-        count = len(logits)
         if target == "max":
-            return int(logits.argmax())
+            return None
+        names, count = model.classes or [], model.num_classes
         if target == "random":
-            return int(np.random.default_rng([self.config.seed, zlib.crc32(image.encode())]).integers(count))
+            if count is None:
+                raise UserError(f"target=random: {model.name} does not show how many classes it has; give indices")
+            return [
+                int(np.random.default_rng([self.config.seed, zlib.crc32(i.encode())]).integers(count)) for i in images
+            ]
         if isinstance(target, int) or str(target).isdecimal():
-            if not 0 <= int(target) < count:
+            if count is not None and not 0 <= int(target) < count:
                 raise UserError(f"target={target}: {model.name} has the classes 0 to {count - 1}")
-            return int(target)
-        names = model.classes or []
+            return [int(target)] * len(images)
         matches = [i for i, name in enumerate(names) if name.lower() == str(target).lower()]
         if not matches:
             extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
             raise UserError(f"there is no class {str(target)!r}.{extra}")
-        return matches[0]
+        return matches[:1] * len(images)
 
 
 def pick_device(name: str) -> torch.device:

@@ -72,7 +72,7 @@ class ThreeLayer(Experiment):
         node = {**self.models[network], **changes}
         model = run.model(node, seed)
         batch = run.batch(model, unit["images"])
-        indices = [_indices(run, model, node, target, batch.names) for target in run.targets]
+        units = [run.units_of(model, target, batch.names) for target in run.targets]
         x = batch.x.cpu()
         weight = _patch_weight(model, x)
         size: dict[str, Any] = {
@@ -82,7 +82,7 @@ class ThreeLayer(Experiment):
         keep = seed == run.seeds[0]
         if keep:
             part.arrays |= {f"{n}/{setting}/input": batch.pixels[i].numpy() for i, n in enumerate(batch.names)}
-        for target, maps in zip(map(str, run.targets), run.explain(model, batch.x, indices), strict=True):
+        for target, maps in zip(map(str, run.targets), run.explain(model, batch.x, units).maps, strict=True):
             for method, map_ in maps.items():
                 numbers = self.numbers(map_, x, weight)
                 for i, image in enumerate(batch.names):
@@ -120,16 +120,6 @@ def random_networks(results: Results) -> list[str]:
         f"Weights: {init}, std {node.std}, zero biases. Explained: {logit}",
         f"Maps of seed {config.seed}, {display.scaling('minmax')[1]}{spread}",
     ]
-
-
-def _indices(
-    run: Run, model: Model, node: Mapping[str, Any], target: int | str, names: Sequence[str]
-) -> list[int] | None:
-    """The target for each image; None is the maximum logit, which needs no forward pass of its own."""
-    if target == "max":
-        return None
-    logits = torch.zeros(node["num_classes"])  # only their number matters here
-    return [run.target_index(model, target, logits, name) for name in names]
 
 
 def _patch_weight(model: Model, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Method(ABC):
         return ()
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
-        return explain_all({"": self}, model, images, [targets])[0][""]
+        return explain_all({"": self}, model, images, [targets])[0][0][""]
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
@@ -41,11 +41,12 @@ class Method(ABC):
 
 def explain_all(
     methods: Mapping[str, Method], model: nn.Module, images: Tensor, targets: Sequence[Targets]
-) -> list[dict[str, Tensor]]:
-    """The maps of several methods and targets from one forward pass: for each of `targets`, {name: maps}."""
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K]."""
     batch = images.shape[0]
     layers = {target.layer for each in targets for target in as_targets(each, batch) if target.layer is not None}
     for method in methods.values():
         layers.update(method.layers(model))
     with Forward(model, images, sorted(layers)) as forward:
-        return [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
+        maps = [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
+    return maps, forward.logits

@@ -58,7 +58,7 @@ class Model:
 
     weights: where they come from, in words for captions; sha256 of the file, if any.
     trained: whether a file filled any of them, i.e. whether its classes mean something.
-    classes: their names, one for each logit, where known.
+    num_classes: how many logits, as far as the layers tell; classes: their names, where known.
     input_size: (height, width); channels: 3 or 1.
     """
 
@@ -70,6 +70,7 @@ class Model:
     input_size: tuple[int, int]
     channels: int
     preprocess: str
+    num_classes: int | None
     classes: list[str] | None
 
     def class_name(self, index: int) -> str:
@@ -147,6 +148,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         input_size=_input_size(net, own),
         channels=_channels(net, node),
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
+        num_classes=_num_classes(net),
         classes=imagenet_classes() if _num_classes(net) == 1000 else None,
     )
 
