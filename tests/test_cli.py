@@ -212,3 +212,15 @@ def test_every_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run
 def test_the_plan_counts_what_the_network_does(vis_run):
     out = vis_run("--dry-run", "dataset.names=all", "method=[gbp,saliency]").out
     assert "138.4 M weights, 30.94 GFLOP forward" in out  # VGG-16's published numbers: 138 M, 15.5 G multiply-adds
+
+
+def test_a_small_preset_yields_to_the_command_line():
+    register()
+    words = ["experiment=nie2018/figure5", "preset=small"]
+    assert compose_config(words[:1]).experiment.filters == [8, 16, 32, 64]
+    small = compose_config(words)
+    assert small.experiment.filters == [8, 16, 32]
+    assert small.experiment.models.cnn.num_classes == 10
+    own = compose_config([*words, "experiment.filters=[2]", "experiment.models.cnn.num_classes=7", "seeds=1"])
+    assert (own.experiment.filters, own.experiment.models.cnn.num_classes, own.seeds) == ([2], 7, 1)
+    assert own.experiment.models.fcn.num_classes == 10

@@ -70,7 +70,7 @@ def build_experiment(config: DictConfig) -> Experiment:
     provide_experiments()
     values = OmegaConf.to_container(config.experiment, resolve=True)
     assert isinstance(values, dict)
-    experiment = construct({str(k): v for k, v in values.items() if k != "name"}, "experiment")
+    experiment = construct({str(k): v for k, v in values.items() if k not in ("name", "small")}, "experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"experiment._target_ made a {type(experiment).__name__}, not a vis.experiment.Experiment")
     return experiment
