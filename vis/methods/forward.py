@@ -10,7 +10,7 @@ The rule is applied to the nodes of autograd's graph, when the backward pass run
 all logits and all layers, and every ReLU counts: modules, functional ones, in-place ones, a module used many times.
 The network itself is not touched. A ReLU inside somebody's own autograd.Function is the one kind that cannot be seen.
 
-On a CPU convolutions are up to 1.4x faster for a network in channels_last: model.to(memory_format=torch.channels_last).
+On a CPU all this is about 1.15x faster for a network in channels_last: model.to(memory_format=torch.channels_last).
 """
 
 from collections.abc import Iterator, Sequence
