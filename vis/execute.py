@@ -43,7 +43,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
         try:
             _prepare(config)
             experiment = build_experiment(config)
-            run = Run(config)
+            run = Run(config, path)
             units = list(experiment.units(run))
             write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             folder.set_status(state="running", command=command, cwd=str(Path.cwd()), units=len(units), error=None)

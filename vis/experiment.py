@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -68,10 +69,14 @@ class Load:
 
 
 class Run:
-    """One execution under one resolved config: builds models, data and methods, on one device in one precision."""
+    """One execution under one resolved config: builds models, data and methods, on one device in one precision.
 
-    def __init__(self, config: DictConfig) -> None:
+    folder: the run's own, where an experiment keeps what outlives a unit (the state of a training); None in a dry run.
+    """
+
+    def __init__(self, config: DictConfig, folder: Path | None = None) -> None:
         self.config = config
+        self.folder = folder
         self.device = pick_device(config.device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._model: tuple[Any, Model] | None = None
