@@ -9,33 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.nie2018.lemma1 import closed_form
 from vis import load_run, metrics
 from vis.data import preprocessing, samples, to_pixels
 from vis.methods import DeconvNet, GuidedBackprop, Saliency
 from vis.models import build_model
 
-METHODS = {
-    "saliency": (Saliency(), lambda t: t, True),
-    "deconvnet": (DeconvNet(), lambda t: np.maximum(t, 0), False),
-    "gbp": (GuidedBackprop(), lambda t: np.maximum(t, 0), True),
-}
+METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackprop()}
 RANDOM = {"init": "truncated_normal", "std": 0.1}
 CNN = {"_target_": "vis.models.CNN3", "num_filters": 6, "num_classes": 5, "input_size": 18, **RANDOM}
 FCN = {"_target_": "vis.models.FCN3", "hidden": 40, "num_classes": 5, "input_size": 18, **RANDOM}
-
-
-def lemma1(x, W, V, stride, padding, h, masked):
-    """Eq. 4: s_k(x) = sum_j D_j^T sum_i h(V_q_ij,k) w~(i,j), patch by patch. x [3,H,W], W [N,3,k,k], V [N,J]."""
-    size, side = W.shape[-1], x.shape[-1]
-    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
-    map_ = np.zeros_like(padded)
-    steps = range(0, padded.shape[-1] - size + 1, stride)
-    for j, (row, column) in enumerate((r, c) for r in steps for c in steps):
-        patch = (slice(None), slice(row, row + size), slice(column, column + size))
-        for w, v in zip(W, V[:, j], strict=True):
-            if not masked or (w * padded[patch]).sum() > 0:
-                map_[patch] += h(v) * w
-    return map_[:, padding : padding + side, padding : padding + side]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -43,10 +26,9 @@ def lemma1(x, W, V, stride, padding, h, masked):
 def test_lemma_1_in_the_cnn(method, stride):
     net = build_model({**CNN, "stride": stride}).net.double()
     x = torch.randn(1, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    apply, h, masked = METHODS[method]
     V = net.fc.weight[3].detach().numpy().reshape(6, -1)
-    expected = lemma1(x[0].numpy(), net.conv1.weight.detach().numpy(), V, stride, 3, h, masked)
-    error = np.abs(apply(net, x, targets=3)[0].numpy() - expected).max() / np.abs(expected).max()
+    expected = closed_form(x[0].numpy(), net.conv1.weight.detach().numpy(), V, stride, 3, method)
+    error = np.abs(METHODS[method](net, x, targets=3)[0].numpy() - expected).max() / np.abs(expected).max()
     assert error < 1e-12
 
 
@@ -54,11 +36,10 @@ def test_lemma_1_in_the_cnn(method, stride):
 def test_lemma_1_in_the_fcn_whose_one_patch_is_the_image(method):
     net = build_model(FCN).net.double()
     x = torch.randn(1, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    apply, h, masked = METHODS[method]
     W = net.fc1.weight.detach().numpy().reshape(40, 3, 18, 18)
     k = int(net(x).argmax())  # the maximum logit, the methods' default
-    expected = lemma1(x[0].numpy(), W, net.fc2.weight[k].detach().numpy()[:, None], 1, 0, h, masked)
-    error = np.abs(apply(net, x)[0].numpy() - expected).max() / np.abs(expected).max()
+    expected = closed_form(x[0].numpy(), W, net.fc2.weight[k].detach().numpy()[:, None], 1, 0, method)
+    error = np.abs(METHODS[method](net, x)[0].numpy() - expected).max() / np.abs(expected).max()
     assert error < 1e-12
 
 

@@ -1,0 +1,31 @@
+"""The three-layer CNN with what section 3.2 adds: a max-pooling of any size, and more convolutions above it."""
+
+from torch import Tensor, nn
+
+from vis.models import CNN3
+
+
+class DeepCNN(CNN3):
+    """window: side of a max-pooling with stride 1, None for none; extra: 3x3 convolutions, each with its ReLU, above."""
+
+    def __init__(
+        self,
+        num_filters: int = 256,
+        kernel_size: int = 7,
+        stride: int = 2,
+        pool: str | None = None,
+        window: int | None = None,
+        extra: int = 0,
+        num_classes: int = 10,
+        input_size: int = 224,
+    ) -> None:
+        super().__init__(num_filters, kernel_size, stride, pool, num_classes, input_size)
+        if window is not None:
+            if window % 2 == 0 or pool is not None:
+                raise ValueError("window is an odd number, and takes the place of pool")
+            self.pool = nn.MaxPool2d(window, stride=1, padding=window // 2)
+        layers = [nn.Conv2d(num_filters, num_filters, 3, padding=1) for _ in range(extra)]
+        self.extra = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.extra(self.pool(self.relu(self.conv1(x)))).flatten(1))
