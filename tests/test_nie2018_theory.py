@@ -31,3 +31,35 @@ def test_the_constants_are_half_of_those_printed(vis_run):
     found = claims(vis_run("experiment=nie2018/constants", *small).folder)
     assert {found[f"finding5_{i}"]["verdict"] for i in range(1, 6)} == {"holds"}
     assert found["Z_k"]["mean"] == pytest.approx(0.204, rel=0.15)
+
+
+def test_theorem_1_more_filters_recover_more_of_the_input(vis_run):
+    small = ("seeds=4", "experiment.filters=[4,64]", "experiment.models.cnn.input_size=48")
+    folder = vis_run("experiment=nie2018/theorem1", *small).folder
+    found, results = claims(folder), load_run(folder)
+    cosL = {n: np.mean([row["cosL"] for row in results.rows(num_filters=n)]) for n in (4, 64)}
+    assert cosL[4] < cosL[64]
+    assert found["cosL_grows"]["verdict"] == "not measured"  # not the paper's sizes
+    assert found["filters_needed"]["mean"] == pytest.approx(1300, rel=0.1)
+    assert found["error_law"]["verdict"] == "holds"
+
+
+def test_theorem_2_a_map_with_a_period_is_not_white():
+    from experiments.nie2018.theorem2 import autocorrelation, phases
+
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 64, 64, generator=random)
+    pattern = torch.randn(3, 2, 2, generator=random).repeat(1, 32, 32)
+    assert max(map(abs, autocorrelation(noise, 2))) < 0.03
+    assert autocorrelation(pattern, 2) == pytest.approx((1, 1))
+    assert phases(pattern, 2).shape == (12, 1024)
+    assert phases(pattern, 2).std(1).max() == 0
+    assert phases(noise[:, :63], 2).shape == (12, 31 * 32)
+
+
+def test_theorem_2_finding_4_deconvnet_repeats_with_the_stride(vis_run):
+    folder = vis_run("experiment=nie2018/theorem2", "seeds=4", "experiment.models.cnn.input_size=64").folder
+    found = claims(folder)
+    assert found["saliency_white"]["mean"] == pytest.approx(0, abs=0.1)
+    assert found["finding4_pattern"]["mean"]["mean over 4 networks"] == pytest.approx(1 / np.pi, rel=0.5)
+    assert (folder / "distribution.png").is_file()

@@ -111,7 +111,7 @@ class Figure5(ThreeLayer):
                 metric = f"cosine of map and input, {how}, CNN with stride {stride}"
                 found.append(claim(f"fcn_below_cnn_stride{stride}{suffix}", COMPARABLE, metric, increasing(), pair))
         for target in targets(results):
-            ratio = {s: _over_law(of("cosL", s, target), self._law(s)) for s in self.settings()}
+            ratio = {s: over_law(of("cosL", s, target), self._law(s)) for s in self.settings()}
             suffix = "" if target == targets(results)[0] else f"_{target}"
             for name, sizes, law, fraction in (
                 ("cnn_law", top, ".943 pi^2 3 s^2 / N", 0.25),
@@ -171,7 +171,7 @@ class Figure5(ThreeLayer):
         return {"figure": panel_grid(rows, caption), "comparison": panel_grid(compared, other)}
 
 
-def _over_law(cosL: Sequence[float], law: float) -> list[float]:
+def over_law(cosL: Sequence[float], law: float) -> list[float]:
     """tan2 of the mean cosine over what the law says: [one number], none without values.
 
     Not the mean of tan2: over 64 seeds that is 1.23 of the law for N = 8, since a few small cosines make most of it.
