@@ -5,7 +5,8 @@ python scripts/bench.py [--device cuda] [--quick]
 Peer and project compute the same maps of the same network and images, in turn, in one process; the times are medians,
 the error is the largest of ||ours - peer|| / ||peer|| over the maps (float32: an l2 error, since single ReLUs near 0
 flip between two correct implementations). Each library gets the network as its users have it: the peer as its
-constructor makes it, this project as `vis.models.build_model` does, in channels_last. Weights are random.
+constructor makes it, this project as `vis-run` does: in channels_last, with freed memory kept (`vis.allocator`). Weights
+are random.
 
 A paper adds a function that yields rows, and its name to BENCHMARKS.
 """
@@ -27,6 +28,7 @@ from captum.attr import GuidedBackprop as CaptumGuidedBackprop
 from torch import Tensor, nn
 
 from vis import methods
+from vis.allocator import keep_freed_memory
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 
@@ -50,9 +52,16 @@ def compare(
     work: str, peer: str, theirs: Callable[[], list[Tensor]], ours: Callable[[], list[Tensor]], repeats: int
 ) -> Row:
     """Both once for the equality (and to warm up), then in turn for the medians."""
+
+    def in_turn() -> tuple[float, float]:
+        keep_freed_memory(False)
+        peer_time = timed(theirs)[0]
+        keep_freed_memory()
+        return peer_time, timed(ours)[0]
+
     pairs = zip(timed(ours)[1], timed(theirs)[1], strict=True)
     error = torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()  # NaN if one is
-    times = [(timed(theirs)[0], timed(ours)[0]) for _ in range(repeats)]
+    times = [in_turn() for _ in range(repeats)]
     return Row(work, peer, median(t for t, _ in times), median(t for _, t in times), error)
 
 

@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vis import __version__
+from vis.allocator import keep_freed_memory
 from vis.claims import Claim
 from vis.console import progress
 from vis.errors import UserError
@@ -101,6 +102,7 @@ def redraw(path: Path) -> None:
 
 def _prepare(config: DictConfig) -> None:
     """The same state for every job, also for the third of a sweep in one process."""
+    keep_freed_memory()
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
     torch.manual_seed(config.seed)

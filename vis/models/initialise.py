@@ -108,10 +108,10 @@ def _tiles(length: int, size: int) -> list[slice]:
 def parallel(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """[task(item) for item in items] on all cores, whatever torch.set_num_threads says."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the new threads take this over: two levels of them would fight for the cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with ThreadPoolExecutor(cores) as pool:
+        # One thread within each: two levels of them would fight for the cores.
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(task, items))
     finally:
         torch.set_num_threads(threads)

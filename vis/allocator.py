@@ -1,0 +1,20 @@
+"""Page faults: by default glibc gives a freed tensor back to the system and asks for fresh, zeroed pages for the next.
+
+A network's activations of tens of megabytes come and go with every layer; keeping freed memory in the process saves
+about 5 % of the time of a VGG-16 on a CPU. It concerns the whole process, so it is the runner's choice, not the methods'.
+"""
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Keep up to 2 GB of freed memory for the next tensors, or go back to glibc's defaults; nothing where there is no glibc."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 2**25 if keep else 2**17)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17)
