@@ -42,9 +42,9 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_every_config_is_a_network_with_weights_or_a_way_to_them(name):
     values = node(name)
     net, channels, size = skeleton(values)
-    out = 10 if name == "cnn_masked" else 1000
-    assert [m for m in net.modules() if hasattr(m, "out_features")][-1].out_features == out
-    assert (channels, size) == ((1, (56, 28)) if name == "cnn_masked" else (3, (224, 224)))
+    small = {"cnn_masked": (10, 1, (56, 28)), "vgg_small": (10, 3, (32, 32))}
+    out = [m for m in net.modules() if hasattr(m, "out_features")][-1].out_features
+    assert (out, channels, size) == small.get(name, (1000, 3, (224, 224)))
     if name.endswith("_random"):
         assert values["init"] == "truncated_normal"
         assert values["std"] == 0.1

@@ -16,7 +16,7 @@ from torch import nn
 from vis.errors import UserError
 from vis.home import CONF
 from vis.models import build_model
-from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg16_layer_names
+from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg_layer_names
 from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
 
 SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
@@ -154,7 +154,7 @@ def test_a_streamed_layer_takes_no_weights_from_a_file_but_its_neighbours_do(tmp
 def test_layer_names_are_those_of_the_paper():
     with torch.device("meta"):
         net = torchvision_classifier("vgg16")
-    names = vgg16_layer_names()
+    names = vgg_layer_names()
     convolutions = [f"conv{block}_{i + 1}" for block, count in enumerate([2, 2, 3, 3, 3], 1) for i in range(count)]
     assert list(names) == [*convolutions, "fc1", "fc2", "fc3"]
     kinds = [type(net.get_submodule(name)) for name in names.values()]
@@ -176,7 +176,7 @@ def test_partly_trained_vgg(up_to, except_layer, random):
     with torch.device("meta"):
         net = torchvision_classifier("vgg16")
     trained = trained_modules(net, up_to, except_layer)
-    assert [name for name, module in vgg16_layer_names().items() if not trained(module)] == random
+    assert [name for name, module in vgg_layer_names().items() if not trained(module)] == random
 
 
 def test_partly_trained_resnet_keeps_whole_blocks_with_their_statistics():

@@ -290,5 +290,5 @@ def check(config: DictConfig) -> None:
         if not Path(str(picture)).expanduser().is_file():
             raise UserError(f"no image file {picture}")
     weights = config.get("model") and config.model.get("weights")
-    if weights and weights != "torchvision" and not Path(str(weights)).expanduser().is_file():
+    if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
         raise UserError(f"no weights file {weights}")

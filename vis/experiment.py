@@ -27,6 +27,7 @@ from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
 from vis.record import Part, Results
 from vis.target import Targets
+from vis.training import StandIn, standin
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,22 @@ class Run:
         key = (values, seed)
         if self._model is None or self._model[0] != key:
             self._model = None  # free the last one before the next is made
-            model = build_model(values, seed, self.device)
+            trained = self._standin(values) if values.get("weights") == "standin" else None
+            model = build_model(values | ({"weights": str(trained.path)} if trained else {}), seed, self.device)
+            if trained:
+                model.standin = True
+                model.weights = model.weights.replace(f"weights {trained.path.name}", trained.words, 1)
             model.net.to(self.dtype)
             self._model = (key, model)
             self.weights_used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
         return self._model[1]
+
+    def _standin(self, node: Mapping[str, Any]) -> StandIn:
+        """The project's own training in place of published weights, from the cache in `outputs` or made now."""
+        data = self.config.dataset
+        same = data is not None and str(data._target_).endswith(f".{node.get('trained_on')}")
+        folder = str(data.get("path") or "data") if same else "data"
+        return standin(node, Path(self.config.outputs).expanduser() / "standins", self.device, folder)
 
     @cached_property
     def methods(self) -> dict[str, Method]:

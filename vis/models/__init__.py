@@ -5,7 +5,8 @@ else it holds goes to the constructor `_target_`.
 
     init          a named random initialisation (vis.models.initialise), "default" (the constructor's own), or null
     std           of the initialisations truncated_normal and normal
-    weights       null, "torchvision" (pretrained), or a checkpoint file
+    weights       null, "torchvision" (pretrained), "standin" (vis.training trains them on the spot), or a checkpoint file
+    trained_on    of a stand-in: cifar10, mnist or digits, or with the folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
     input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
@@ -29,6 +30,7 @@ from vis.models.networks import (
     VGG16,
     MaskedCNN,
     MaskedVGG16,
+    VGGSmall,
     height_and_width,
     torchvision_classifier,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "MaskedCNN",
     "MaskedVGG16",
     "Model",
+    "VGGSmall",
     "build_model",
     "imagenet_classes",
     "resolve_layer",
@@ -49,7 +52,9 @@ __all__ = [
     "torchvision_classifier",
 ]
 
-_OWN_KEYS = ("name", "init", "std", "weights", "trained_up_to", "trained_except", "preprocess", "input_size")
+_OWN_KEYS = (
+    "name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size"
+)  # fmt: skip
 
 
 @dataclass
@@ -58,6 +63,7 @@ class Model:
 
     weights: where they come from, in words for captions; sha256 of the file, if any.
     trained: whether a file filled any of them, i.e. whether its classes mean something.
+    standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
     num_classes: how many logits, as far as the layers tell; classes: their names, where known.
     input_size: (height, width); channels: 3 or 1.
     """
@@ -72,6 +78,7 @@ class Model:
     preprocess: str
     num_classes: int | None
     classes: list[str] | None
+    standin: bool = False
 
     def class_name(self, index: int) -> str:
         """`logit 281`, with the name of the class where trained weights give it a meaning."""

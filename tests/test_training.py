@@ -1,0 +1,351 @@
+"""Training: killed at any moment and resumed, it ends with the same losses and the same bits; walls stay walls."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import vis
+import vis.data
+from vis.errors import UserError
+from vis.home import CONF
+from vis.models import MaskedCNN, VGGSmall, build_model
+from vis.models.initialise import initialise
+from vis.training import Images, Recipe, Training, augment, load_images, order, splits, standin
+
+SGD = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
+ADAMW = Recipe(epochs=3, batch_size=8, optimiser="adamw", lr=1e-3, schedule="step", step_epochs=1, crop=1)
+
+
+class Net(nn.Sequential):
+    """A convolution, batch norm, dropout and a dense layer. `on_step` is called after each step of the optimiser."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 3)
+        )
+        initialise(self, "kaiming_normal", 1.0, 0)
+        self.steps = 0
+        self.on_step = lambda step: None
+
+    def apply_wall(self) -> None:
+        self.steps += 1
+        self.on_step(self.steps)
+
+
+def images(count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, 1, *size), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.randint(3, (count,), generator=generator), "noise", str(seed))
+
+
+def training(folder: Path, recipe: Recipe = SGD, net: nn.Module | None = None, **options: float) -> Training:
+    data = images(20), images(9, seed=1)
+    return Training(net or Net(), *data, recipe, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0, **options)
+
+
+def outcome(done: Training) -> tuple[list, dict[str, torch.Tensor]]:
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in done]
+    return rows, done.net.state_dict()
+
+
+def assert_same(a: Training, b: Training) -> None:
+    (rows_a, state_a), (rows_b, state_b) = outcome(a), outcome(b)
+    assert rows_a == rows_b
+    assert all(torch.equal(state_a[key], state_b[key]) for key in state_a)
+
+
+class Stop(Exception):
+    """A training that was stopped."""
+
+
+def stopped(folder: Path, step: int, recipe: Recipe = SGD) -> None:
+    """A training that ends in the step of that number (3 make an epoch), after the weights changed."""
+
+    def stop(number: int) -> None:
+        if number == step:
+            raise Stop
+
+    net = Net()
+    net.on_step = stop
+    with pytest.raises(Stop):
+        list(training(folder, recipe, net))
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_killed_within_an_epoch_and_resumed_it_ends_with_the_same_bits(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from test_training import *; net = Net()\n"
+        "net.on_step = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None\n"
+        "list(training(Path(sys.argv[1]), net=net))"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "killed")], cwd=Path(__file__).parent, check=False, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL
+    resumed = training(tmp_path / "killed")
+    assert len(resumed.rows) == 1
+    assert_same(resumed, training(tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+def test_stopped_at_any_step(tmp_path, recipe, step):
+    stopped(tmp_path / "stopped", step, recipe)
+    assert_same(training(tmp_path / "stopped", recipe), training(tmp_path / "unbroken", recipe))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "gone", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
+    stopped(tmp_path / "stopped", 5)
+    path = tmp_path / "stopped" / "checkpoint"
+    whole = path.read_bytes()
+    if damage == "gone":  # killed between the two renamings
+        path.unlink()
+    else:
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"truncated": whole[:middle], "one bit": flipped, "empty": b""}[damage])
+    resumed = training(tmp_path / "stopped")
+    assert len(resumed.rows) == 1
+    assert damage == "gone" or "is damaged" in caplog.text
+    assert_same(resumed, training(tmp_path / "unbroken"))
+
+
+def test_without_any_good_checkpoint_it_begins_again(tmp_path, caplog):
+    stopped(tmp_path / "stopped", 5)
+    for name in ("checkpoint", "checkpoint_before"):
+        (tmp_path / "stopped" / name).write_bytes(b"nonsense")
+    resumed = training(tmp_path / "stopped")
+    assert resumed.rows == []
+    assert_same(resumed, training(tmp_path / "unbroken"))
+
+
+def test_the_checkpoint_of_another_training_is_refused(tmp_path):
+    list(training(tmp_path))
+    with pytest.raises(UserError, match="another training"):
+        training(tmp_path, ADAMW)
+
+
+def test_a_finished_training_only_tells_its_rows(tmp_path):
+    done = outcome(training(tmp_path))[0]
+    assert outcome(training(tmp_path))[0] == done
+    assert (tmp_path / "log.csv").read_text().count("\n") == 1 + SGD.epochs
+
+
+def test_training_leaves_the_callers_random_numbers_alone(tmp_path):
+    made = training(tmp_path)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    list(made)
+    assert torch.equal(torch.rand(4), expected)
+
+
+# --- what a step does -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW])
+def test_the_wall_is_exactly_zero_after_training(tmp_path, recipe):
+    net = MaskedCNN(num_classes=3)
+    initialise(net, "kaiming_normal", 1.0, 0)
+    first = net.classifier[0].weight
+    before = first.detach().clone()
+    data = images(16, (56, 28)), images(4, (56, 28), seed=1)
+    list(Training(net, *data, recipe, lambda x: x, 0, "cpu", tmp_path))
+    rows = first.detach().view(-1, *net.map_shape)
+    assert (rows[:, :, net.live_rows :] == 0).all()
+    assert not torch.equal(rows[:, :, : net.live_rows], before.view_as(rows)[:, :, : net.live_rows])
+
+
+def test_a_network_learns_what_can_be_learnt(tmp_path):
+    data = images(60)
+    data.pixels //= 4
+    for label in range(3):
+        data.pixels[data.labels == label, :, 2 * label : 2 * label + 2] = 255
+    recipe = Recipe(epochs=8, batch_size=10, lr=0.05)
+    rows = list(Training(Net(), data, data, recipe, lambda x: x - 0.5, 0, "cpu", tmp_path))
+    assert rows[-1]["val_top1"] == 1.0
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["val_top5"] == 1.0  # of three classes
+
+
+def test_a_diverging_training_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"diverged in epoch .* smaller lr"):
+        list(training(tmp_path, Recipe(epochs=3, batch_size=8, lr=1e30, warmup=0.0)))
+
+
+def test_a_crop_is_a_crop_and_belongs_to_its_image():
+    pixels = images(6).pixels.expand(-1, 3, -1, -1)
+    u = torch.rand(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cut = augment(pixels, u, crop=2, flip=True)
+    for i in range(6):
+        padded = nn.functional.pad(pixels[i], (2, 2, 2, 2))
+        y, x = (int(v * 5) for v in u[i, :2])
+        expected = padded[:, y : y + 8, x : x + 8]
+        assert torch.equal(cut[i], expected.flip(2) if u[i, 2] >= 0.5 else expected)
+    chosen = torch.tensor([4, 1])
+    assert torch.equal(augment(pixels[chosen], u[chosen], 2, True), cut[chosen])
+    assert augment(pixels, u, crop=0, flip=False) is pixels
+
+
+def test_each_epoch_has_an_order_of_its_own_and_keeps_it():
+    assert sorted(order(0, 0, 50).tolist()) == list(range(50))
+    assert torch.equal(order(0, 0, 50), order(0, 0, 50))
+    assert not torch.equal(order(0, 0, 50), order(0, 1, 50))
+    assert not torch.equal(order(0, 0, 50), order(1, 0, 50))
+
+
+def test_the_schedules():
+    paper = Recipe(epochs=90, lr=0.03, schedule="step", warmup=0.0)  # taimeskhanov2024: StepLR(30, 0.1)
+    assert [round(paper.rate(epoch), 6) for epoch in (0, 29.9, 30, 60)] == [0.03, 0.03, 0.003, 0.0003]
+    cosine = Recipe(epochs=11, lr=2.0, warmup=1.0)
+    assert [round(cosine.rate(epoch), 6) for epoch in (0.5, 1, 6, 11)] == [1.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("wrong", [{"optimiser": "sdg"}, {"epochs": 0}, {"amp": "fp8"}, {"lr": -1.0}])
+def test_what_is_no_recipe(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
+# --- data and networks ------------------------------------------------------------------------------------------------
+
+
+def test_images_in_memory_are_the_datasets():
+    data = vis.data.digits().first(20)
+    loaded = load_images(data, (32, 32), 3)
+    assert loaded.pixels.shape == (20, 3, 32, 32)
+    assert torch.equal(loaded.pixels[7] / 255, vis.data.to_pixels(data.read(7), (32, 32), 3))
+    assert loaded.labels.tolist() == list(data.labels)
+    with pytest.raises(UserError, match="no labels"):
+        load_images(vis.data.samples(), (32, 32), 3)
+
+
+def test_a_dataset_without_a_split_gives_every_fifth_image_to_validation():
+    train, val = splits({"_target_": "vis.data.digits", "limit": None, "preprocess": "model"})
+    assert (len(train), len(val)) == (1437, 360)
+    assert not set(train.names) & set(val.names)
+    assert train.labels[3] == vis.data.digits().labels[4]
+
+
+def test_the_small_vgg_has_the_papers_layers():
+    net = VGGSmall()
+    assert list(net.layer_names)[:2] == ["conv1_1", "conv2_1"]
+    assert {"conv1_1", "conv3_1", "conv5_1", "fc1", "fc3"} <= set(net.layer_names)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    with torch.device("meta"):
+        full = VGGSmall(depth=16, width=1.0)
+    assert list(full.layer_names) == list(vis.models.networks.vgg_layer_names())
+    assert sum(p.numel() for p in full.parameters()) == pytest.approx(33.6e6, rel=0.01)
+    assert VGGSmall(width=0.1, in_channels=1, input_size=64)(torch.zeros(1, 1, 64, 64)).shape == (1, 10)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+TINY = (
+    "experiment=train", "device=cpu", "dataset.limit=40", "batch_size=8", "model.width=0.02", "experiment.recipe.epochs=2",
+)  # fmt: skip
+
+
+def test_the_experiment_resumes_and_its_weights_load(vis_run, tmp_path, monkeypatch):
+    unbroken = vis_run(*TINY).folder
+    rows = vis.load_run(unbroken).rows()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"train_loss", "val_top1", "val_top5"} <= set(rows[0])
+
+    learn = Training._learn
+
+    def stop(self: Training, chosen: torch.Tensor, u: torch.Tensor, epoch: int, step: int, steps: int) -> None:
+        if (epoch, step) == (1, 2):
+            raise RuntimeError("stopped")
+        learn(self, chosen, u, epoch, step, steps)
+
+    monkeypatch.setattr(Training, "_learn", stop)
+    assert vis_run(*TINY, "outputs=stopped").code == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (folder,) = (tmp_path / "stopped").glob("*/*_train")
+    vis_run("--resume", str(folder))
+    for name in ("table.csv", "weights.pt", "maps.npz", "figure.png"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert not (folder / "parts").exists()
+
+    shown = vis_run(
+        "model=vgg_small", "model.width=0.02", f"model.weights={folder / 'weights.pt'}", "device=cpu"
+    ).folder
+    assert vis.load_run(shown).rows()[0]["weights"] == "weights weights.pt"
+
+
+# --- stand-ins --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty digits and one epoch: what a stand-in is, without the time that a good one takes."""
+    few = vis.data.digits().first(40)
+    monkeypatch.setattr(vis.data, "digits", lambda: few)
+    monkeypatch.setitem(vis.training.STANDIN_RECIPES, "digits", Recipe(epochs=1, batch_size=16))
+
+
+def node(**changes: object) -> dict[str, object]:
+    return yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text()) | {"width": 0.02} | changes
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_stand_in_is_trained_once_also_by_two_at_a_time(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(standin(node(), tmp_path, "cpu"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made[0] == made[1]
+    assert caplog.text.count("training a stand-in") == 1
+    assert "no cifar10 in data" in caplog.text
+    assert "trained by the project on scikit-learn's digits (top-1" in made[0].words
+    assert standin(node(trained_up_to="conv3_1", std=0.2), tmp_path, "cpu") == made[0]
+    assert standin(node(width=0.03), tmp_path, "cpu").path != made[0].path
+    build_model(node(weights=str(made[0].path)))
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_stopped_stand_in_goes_on(tmp_path, monkeypatch):
+    evaluate = Training.evaluate
+    monkeypatch.setattr(Training, "evaluate", lambda self: self.save() or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        standin(node(), tmp_path, "cpu")
+    monkeypatch.setattr(Training, "evaluate", evaluate)
+    monkeypatch.setattr(Training, "_learn", None)  # all steps are done
+    assert standin(node(), tmp_path, "cpu").path.is_file()
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_run_with_a_stand_in_says_so(vis_run):
+    ran = vis_run("model=vgg_small", "model.width=0.02", "model.init=truncated_normal", "model.trained_up_to=conv3_1")
+    weights = vis.load_run(ran.folder).rows()[0]["weights"]
+    assert weights.startswith("a stand-in trained by the project on scikit-learn's digits (top-1")
+    assert "up to conv3_1, random weights (truncated_normal" in weights
+    assert (ran.folder.parents[1] / "standins").is_dir()
+
+
+@pytest.mark.parametrize("trained_on", ["imagenet", "cifar10:nowhere"])
+def test_a_stand_in_that_cannot_be(tmp_path, trained_on):
+    with pytest.raises(UserError, match=f"trained_on={trained_on}"):
+        standin(node(trained_on=trained_on), tmp_path, "cpu")
+
+
+@pytest.mark.slow
+def test_the_stand_in_knows_its_digits(tmp_path):
+    words = standin(node(width=0.125, trained_on="digits"), tmp_path, "cpu").words
+    assert float(words.rpartition("top-1 ")[2].split()[0]) > 95
