@@ -63,3 +63,40 @@ def test_theorem_2_finding_4_deconvnet_repeats_with_the_stride(vis_run):
     assert found["saliency_white"]["mean"] == pytest.approx(0, abs=0.1)
     assert found["finding4_pattern"]["mean"]["mean over 4 networks"] == pytest.approx(1 / np.pi, rel=0.5)
     assert (folder / "distribution.png").is_file()
+
+
+def test_figure_1_the_rules_in_numbers(vis_run):
+    folder = vis_run("experiment=nie2018/figure1").folder
+    T = load_run(folder).arrays
+    assert T["saliency"].tolist() == [[-2, 0, -1], [6, 0, 0], [0, -1, 3]]
+    assert T["deconvnet"].tolist() == [[0, 3, 0], [6, 0, 1], [2, 0, 3]]
+    assert T["gbp"].tolist() == [[0, 0, 0], [6, 0, 0], [0, 0, 3]]
+    assert {c["verdict"] for c in claims(folder).values()} == {"holds"}
+    assert vis_run("experiment=nie2018/figure1", "experiment.y=[[1,2]]").code == 2
+
+
+def test_figure_6_pooling_brings_the_input_into_deconvnet(vis_run):
+    small = [f"experiment.models.{m}.{o}" for m in ("pool", "cnn") for o in ("num_filters=64", "num_classes=10")]
+    small += [f"experiment.models.{m}.input_size=64" for m in ("pool", "cnn", "vgg", "average")]
+    folder = vis_run("experiment=nie2018/figure6", "preset=small", "seeds=1", *small).folder
+    found = claims(folder)
+    assert found["deconvnet_pool"]["mean"] > 0.3 > abs(found["deconvnet_no_pool"]["mean"])
+    assert found["deconvnet_pool"]["verdict"] == "not measured"  # not the paper's sizes
+    assert (folder / "without_max_pooling.png").is_file()
+
+
+def test_proposition_1_fails_where_gradients_are_rectified(vis_run):
+    small = ("experiment.depths=[1,2]", "experiment.models.cnn.num_filters=32", "experiment.models.cnn.input_size=48")
+    folder = vis_run("experiment=nie2018/proposition1", "seeds=2", *small).folder
+    rho = {m: [row["rho"] for row in load_run(folder).rows(method=m)] for m in ("saliency", "deconvnet", "gbp")}
+    assert max(map(abs, rho["saliency"])) < 0.05
+    assert min(rho["gbp"] + rho["deconvnet"]) > 0.1
+
+
+def test_the_correlation_of_entries_of_a_channel():
+    from experiments.nie2018.proposition1 import within_channels
+
+    random = torch.Generator().manual_seed(0)
+    noise, channel = torch.randn(400, 8, 8, generator=random), torch.randn(400, 1, 1, generator=random)
+    assert within_channels(noise) == pytest.approx(0, abs=0.01)
+    assert within_channels(noise + channel) == pytest.approx(0.5, abs=0.05)

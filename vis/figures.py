@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -148,6 +149,19 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
         _caption(figure, text, below - 0.06)
     figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]
     return figure, list(axes)
+
+
+def numbers(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
+    """A small matrix [H, W] with its numbers on red (up to `bound`), white (0) and blue (down to -`bound`)."""
+    axes.imshow(values, cmap="bwr", vmin=-2 * bound, vmax=2 * bound)
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, typeset(f"{value:g}"), ha="center", va="center", color="black" if value else "0.6")
+    axes.set_xticks(np.arange(0.5, values.shape[1] - 1), [])
+    axes.set_yticks(np.arange(0.5, values.shape[0] - 1), [])
+    axes.tick_params(length=0)
+    axes.grid(color="0.85", linewidth=0.6)
+    axes.spines[:].set(visible=True, color="0.85")
+    axes.set_title(title, fontsize=7)
 
 
 def _caption(figure: Figure, text: str, top: float) -> None:

@@ -24,8 +24,11 @@ class DeepCNN(CNN3):
             if window % 2 == 0 or pool is not None:
                 raise ValueError("window is an odd number, and takes the place of pool")
             self.pool = nn.MaxPool2d(window, stride=1, padding=window // 2)
+        fc = self.fc
+        del self.fc  # it becomes the last layer again, below: its width is the number of logits
         layers = [nn.Conv2d(num_filters, num_filters, 3, padding=1) for _ in range(extra)]
         self.extra = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+        self.fc = fc
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.extra(self.pool(self.relu(self.conv1(x)))).flatten(1))
