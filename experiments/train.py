@@ -87,9 +87,9 @@ class Train(Experiment):
         last = rows[-1]
         caption = [
             f"{config.model.name} trained on {str(config.dataset._target_).rpartition('.')[2]}, seed {seed}",
-            f"after {last['epoch']} epochs: validation loss {last['val_loss']:.3f}, top-1 {last['val_top1']:.2%}, "
+            f"After {last['epoch']} epochs: validation loss {last['val_loss']:.3f}, top-1 {last['val_top1']:.2%}, "
             f"top-5 {last['val_top5']:.2%}",
-            "Losses of training include dropout and augmentation",
+            "Training's numbers are means over the epoch, with dropout and augmentation",
         ]
         figure, axes = plot(PAGE_WIDTH, 2.6, caption, columns=3)
         epochs = [row["epoch"] for row in rows]

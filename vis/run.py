@@ -224,7 +224,7 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
     try:
         work(folder)
     except (UserError, KeyboardInterrupt) as error:
-        if fresh and not any((folder / "parts").glob("*.npz")):
+        if fresh and not any((folder / "parts").glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
