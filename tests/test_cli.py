@@ -224,3 +224,15 @@ def test_a_small_preset_yields_to_the_command_line():
     own = compose_config([*words, "experiment.filters=[2]", "experiment.models.cnn.num_classes=7", "seeds=1"])
     assert (own.experiment.filters, own.experiment.models.cnn.num_classes, own.seeds) == ([2], 7, 1)
     assert own.experiment.models.fcn.num_classes == 10
+
+
+def test_a_network_of_ones_own_that_flattens_with_view(vis_run, tmp_path, monkeypatch):
+    (tmp_path / "viewnet.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n"
+        "        self.conv, self.fc = nn.Conv2d(3, width, 3), nn.Linear(width * 30 * 30, 5)\n\n"
+        "    def forward(self, x):\n        x = self.conv(x).relu()\n        return self.fc(x.view(x.size(0), -1))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ("model=custom", "model._target_=viewnet.Net", "+model.width=4", "model.init=default", "model.input_size=32")
+    folder = vis_run(*own, "dataset.names=[tabby,coffee]").folder
+    assert vis.load_run(folder).arrays["0/coffee/max/gbp"].shape == (3, 32, 32)

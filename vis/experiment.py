@@ -154,7 +154,7 @@ class Run:
         data = self.dataset
         resize = None if self.config.image is not None else self.config.dataset.get("resize")
         pixels = torch.stack([to_pixels(data.read(i), model.input_size, model.channels, resize) for i in indices])
-        x = self.preprocess(model)(pixels.to(self.dtype)).to(self.device, memory_format=torch.channels_last)
+        x = self.preprocess(model)(pixels.to(self.dtype)).to(self.device, memory_format=model.memory_format)
         return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
 
     def batches(self, count: int, default: int) -> list[list[int]]:

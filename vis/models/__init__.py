@@ -65,7 +65,7 @@ class Model:
     trained: whether a file filled any of them, i.e. whether its classes mean something.
     standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
     num_classes: how many logits, as far as the layers tell; classes: their names, where known.
-    input_size: (height, width); channels: 3 or 1.
+    input_size: (height, width); channels: 3 or 1; memory_format: of its weights, and so of its images.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Model:
     trained: bool
     input_size: tuple[int, int]
     channels: int
+    memory_format: torch.memory_format
     preprocess: str
     num_classes: int | None
     classes: list[str] | None
@@ -93,7 +94,7 @@ def imagenet_classes() -> list[str]:
 
 
 def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device | str = "cpu") -> Model:
-    """The model of a config node on a device, in eval mode, in channels_last.
+    """The model of a config node on a device, in eval mode.
 
     Raises UserError where it has neither weights nor an initialisation, or its weights do not fit.
     """
@@ -145,7 +146,11 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         words.insert(0, f"weights {path.name}{part}")
     if hasattr(net, "apply_wall"):
         net.apply_wall()
-    net = net.eval().to(device, memory_format=torch.channels_last)
+    net = net.eval().to(device)
+    # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
+    known = str(node.get("_target_", "")).startswith("vis.models.")
+    memory_format = torch.channels_last if known else torch.contiguous_format
+    net = net.to(memory_format=memory_format)
     return Model(
         name=name,
         net=net,
@@ -154,6 +159,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         trained=weights is not None,
         input_size=_input_size(net, own),
         channels=_channels(net, node),
+        memory_format=memory_format,
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
         num_classes=_num_classes(net),
         classes=imagenet_classes() if _num_classes(net) == 1000 else None,
