@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -382,14 +383,14 @@ def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, dat
     """
     name, path = _trained_on(str(node.get("trained_on") or "digits"), data)
     recipe = STANDIN_RECIPES[name]
-    train, val = splits({"_target_": f"vis.data.{name}"} | ({"path": path} if name != "digits" else {}))
     own = {key: value for key, value in node.items() if key not in _NOT_ARCHITECTURE}
-    parts = (sorted(own.items(), key=str), train.fingerprint(), val.fingerprint(), asdict(recipe), _SEED)
+    parts = (sorted(own.items(), key=str), _fingerprint(name, path), asdict(recipe), _SEED)
     folder = root / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if not (folder / "standin.json").is_file():
-            start = {**own, "init": "kaiming_normal", "weights": None}
+            train, val = _splits_of(name, path)
+            start = {**own, "name": node.get("name"), "init": "kaiming_normal", "weights": None}
             model = build_model(start, _SEED, device)
             if model.num_classes is not None and model.num_classes < len(train.classes or ()):
                 raise UserError(
@@ -410,6 +411,16 @@ def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, dat
     return StandIn(folder / "weights.pt", words)
 
 
+def _splits_of(name: str, path: str) -> tuple[Dataset, Dataset]:
+    return splits({"_target_": f"vis.data.{name}"} | ({"path": path} if name != "digits" else {}))
+
+
+@cache
+def _fingerprint(name: str, path: str) -> str:
+    """Of a stand-in's data, read once in a process: a figure of partly trained networks asks for each of them."""
+    return " ".join(part.fingerprint() for part in _splits_of(name, path))
+
+
 _NOT_ARCHITECTURE = ("name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except")
 
 
@@ -418,14 +429,16 @@ def _trained_on(text: str, data: str) -> tuple[str, str]:
     name, _, given = text.partition(":")
     if name not in STANDIN_RECIPES:
         raise UserError(f"model.trained_on={text}: no stand-in is trained on it.{did_you_mean(name, STANDIN_RECIPES)}")
+    if name == "digits":
+        return name, ""
     path = Path(given or data).expanduser()
-    places = {"mnist": ("MNIST/raw",), "cifar10": ("train", "cifar-10-batches-py"), "digits": (".",)}[name]
+    places = {"mnist": ("MNIST/raw",), "cifar10": ("train", "cifar-10-batches-py")}[name]
     if any((path / place).is_dir() for place in places):
         return name, str(path)
     if given:
         raise UserError(f"model.trained_on={text}: {path} does not hold {' or '.join(places)}")
     log.info("there is no %s in %s (model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name)
-    return "digits", str(path)
+    return "digits", ""
 
 
 @contextmanager
