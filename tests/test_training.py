@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import vis
@@ -238,6 +239,17 @@ def test_a_dataset_without_a_split_gives_every_fifth_image_to_validation():
     assert (len(train), len(val)) == (1437, 360)
     assert not set(train.names) & set(val.names)
     assert train.labels[3] == vis.data.digits().labels[4]
+
+
+def test_a_limit_leaves_all_classes_of_a_sorted_folder(tmp_path):
+    for split in ("train", "test"):
+        for name in "abc":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (4, 4), i).save(tmp_path / split / name / f"{i}.png")
+    train, val = splits({"_target_": "vis.data.cifar10", "path": str(tmp_path), "limit": 6})
+    assert list(train.labels) == list(val.labels) == [0, 0, 1, 1, 2, 2]
+    assert train.read(5).getpixel((0, 0)) == 2
 
 
 def test_the_small_vgg_has_the_papers_layers():

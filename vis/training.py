@@ -19,7 +19,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -123,8 +123,9 @@ def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int
 
 
 def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
-    """The images of a dataset's config node to train on, and those to validate on, both cut at its `limit`.
+    """The images of a dataset's config node to train on, and those to validate on, `limit` of each where it has one.
 
+    These are spread evenly, since a folder is sorted by classes: its first images are all of one.
     A dataset without a split of its own gives every fifth image to validation.
     """
     own = {key: value for key, value in node.items() if key not in ("preprocess", "resize", "limit")}
@@ -135,13 +136,18 @@ def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
         train, val = (construct({**own, "split": part}, "dataset") for part in ("train", "val"))
     else:
         whole = construct(own, "dataset")
-        train, val = _part(whole, lambda i: i % 5 > 0), _part(whole, lambda i: i % 5 == 0)
+        validation = range(0, len(whole), 5)
+        train, val = _part(whole, sorted({*range(len(whole))} - {*validation})), _part(whole, validation)
     limit = node.get("limit")
-    return train.first(limit), val.first(limit)
+    return _thinned(train, limit), _thinned(val, limit)
 
 
-def _part(data: Dataset, chosen: Callable[[int], bool]) -> Dataset:
-    kept = [i for i in range(len(data)) if chosen(i)]
+def _thinned(data: Dataset, limit: int | None) -> Dataset:
+    count = len(data.first(limit))
+    return data if count == len(data) else _part(data, [i * len(data) // count for i in range(count)])
+
+
+def _part(data: Dataset, kept: Sequence[int]) -> Dataset:
     names, labels = [data.names[i] for i in kept], [data.labels[i] for i in kept]
     return Dataset(data.origin, names, labels, lambda i: data.read(kept[i]), data.classes)
 
