@@ -100,3 +100,53 @@ def test_the_correlation_of_entries_of_a_channel():
     noise, channel = torch.randn(400, 8, 8, generator=random), torch.randn(400, 1, 1, generator=random)
     assert within_channels(noise) == pytest.approx(0, abs=0.01)
     assert within_channels(noise + channel) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("pool", "share"), [("none", 1.0), ("2x2", 0.25)])
+def test_what_max_pooling_chooses(pool, share):
+    from experiments.nie2018.deep import DeepCNN
+    from experiments.nie2018.pooling import WINDOWS, choices
+
+    net = DeepCNN(num_filters=4, num_classes=2, input_size=32, **WINDOWS[pool])
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    positive, windows = choices(net, x)
+    assert positive.equal(net.conv1(x) > 0)
+    assert windows.mean().item() == share
+
+
+def test_pooling_and_depth_from_the_command_line(vis_run):
+    small = ("seeds=1", "experiment.models.cnn.input_size=32", "experiment.models.cnn.num_filters=8")
+    folder = vis_run(
+        "experiment=nie2018/pooling", *small, "experiment.windows=[none,3x3]", "experiment.filters=[4,8]"
+    ).folder
+    rows = {row["setting"]: row for row in load_run(folder).rows("choices")}
+    assert rows["window_none"]["chosen_if_positive"] == 1
+    assert rows["window_3x3"]["windows_positive"] > rows["window_none"]["windows_positive"]
+    small = (*small, "experiment.models.pool.input_size=32", "experiment.models.pool.num_filters=8")
+    folder = vis_run("experiment=nie2018/depth", *small, "experiment.depths=[0,2]").folder
+    settings = [row["setting"] for row in load_run(folder).rows(method="gbp")]
+    assert settings == ["cnn_0", "cnn_2", "pool_0", "pool_2"]
+
+
+def test_g4_sees_a_period_of_4_pixels():
+    from vis.metrics import grid4
+
+    random = torch.Generator().manual_seed(0)
+    noise, pattern = (torch.randn(32, 3, *size, generator=random) for size in ((63, 66), (4, 4)))
+    assert grid4(noise).mean().item() == pytest.approx(1, abs=0.4)
+    assert grid4(noise + pattern.repeat(1, 1, 16, 17)[..., :63, :66]).min() > 10
+
+
+def test_a_resnet_without_skips_or_with_another_stem():
+    from experiments.nie2018.resnet_grid import resnet
+
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    outputs = {}
+    for name, options in {"own": {}, "no_skips": {"skips": False}, "stem": {"stem": "max"}}.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = resnet(num_classes=3, **options).eval()
+        with torch.no_grad():
+            outputs[name] = net(x)
+    assert not outputs["own"].allclose(outputs["no_skips"])
+    assert not outputs["own"].allclose(outputs["stem"])

@@ -67,6 +67,22 @@ def unit_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).norm(dim=1)
 
 
+def minmax_distance(a: Tensor, b: Tensor) -> Tensor:
+    """l2 distance after each is scaled to [0, 1], from its minimum to its maximum over all channels, as maps are shown."""
+
+    def unit(maps: Tensor) -> Tensor:
+        flat = maps.flatten(1).double()
+        low = flat.amin(1, keepdim=True)
+        return (flat - low) / (flat.amax(1, keepdim=True) - low).clamp(min=torch.finfo(torch.float64).tiny)
+
+    return (unit(a) - unit(b)).norm(dim=1)
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """l2 distance of the two as they are."""
+    return (a.double() - b.double()).flatten(1).norm(dim=1)
+
+
 def patch_weight(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
     """The matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over the patches j on it.
 
@@ -90,6 +106,26 @@ def cosine_weighted(map_: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def tan2(cosine: Tensor) -> Tensor:
     """tan^2 of the angle: energy of the noise over that of the signal. Falls as 1/N (Theorem 1)."""
     return 1 / cosine**2 - 1
+
+
+def grid4(maps: Tensor) -> Tensor:
+    """g4: strength of a texture with a period of 4 pixels, about 1 where there is none.
+
+    The power of the gray map's Fourier transform at a frequency over the median power of its neighbours (up to 5 bins
+    away); of that the median over all 15 frequencies but 0 whose two parts are multiples of 1/4. Sides are cut to
+    multiples of 4, so that these are bins.
+    """
+    gray = luma(maps)[:, 0]
+    height, width = (side // 4 * 4 for side in gray.shape[1:])
+    gray = gray[:, :height, :width]
+    power = torch.fft.fft2(gray - gray.mean((1, 2), keepdim=True)).abs().square()
+    reach = torch.arange(-5, 6)
+    ratios = []
+    for row, column in [(r * height // 4, c * width // 4) for r in range(4) for c in range(4)][1:]:
+        near = power[:, (row + reach) % height][:, :, (column + reach) % width].flatten(1)
+        around = torch.cat([near[:, :60], near[:, 61:]], dim=1)
+        ratios.append(near[:, 60] / around.median(1).values)
+    return torch.stack(ratios, dim=1).median(1).values
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import plot, styled
 from vis.record import Part, Results
 
-
 DEVIATION = "std of saliency map / (c² √N)"
 
 
