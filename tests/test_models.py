@@ -13,8 +13,9 @@ from torch import nn
 from vis.errors import UserError
 from vis.home import CONF
 from vis.models import build_model, imagenet_classes, skeleton
-from vis.models.initialise import BLOCK, INITIALISATIONS, RandomWeight, initialise, parallel
+from vis.models.initialise import initialise
 from vis.models.networks import CNN3, FCN3, MaskedCNN, MaskedVGG16, torchvision_classifier, vgg_features
+from vis.models.random_weight import BLOCK, INITIALISATIONS, RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 
 CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

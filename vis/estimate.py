@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vis.execute import build_experiment
 from vis.experiment import Load, Run
 from vis.models import skeleton
-from vis.models.initialise import RandomWeight, parallel
+from vis.models.random_weight import RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 
 BASE_GB = 0.7  # Python with torch, before any network

@@ -3,7 +3,7 @@
 `build_model` makes one from a config node such as conf/model/vgg16_random.yaml. Every node has the keys below; what
 else it holds goes to the constructor `_target_`.
 
-    init          a named random initialisation (vis.models.initialise), "default" (the constructor's own), or null
+    init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
     std           of the initialisations truncated_normal and normal
     weights       null, "torchvision" (pretrained), "standin" (vis.training trains them on the spot), or a checkpoint file
     trained_on    of a stand-in: cifar10, mnist or digits, or with the folder, cifar10:FOLDER
@@ -23,7 +23,7 @@ from torch import nn
 
 from vis.errors import UserError
 from vis.instantiate import construct, locate, parameters_of
-from vis.models.initialise import INITIALISATIONS, initialise
+from vis.models.initialise import initialise
 from vis.models.networks import (
     CNN3,
     FCN3,
@@ -34,6 +34,7 @@ from vis.models.networks import (
     height_and_width,
     torchvision_classifier,
 )
+from vis.models.random_weight import INITIALISATIONS
 from vis.models.streamed import StreamedLinear
 from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vis.models.initialise import RandomWeight, parallel
+from vis.models.random_weight import RandomWeight, parallel
 
 STREAM_BYTES = 2_500_000_000  # float32 weights beyond this are streamed
 _GROUP = 64  # tiles of rows that are added up at once: fixed, so that rounding is the same for any number of threads
