@@ -30,6 +30,16 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """(lower, upper) end of the confidence interval of the mean, by Student's t; infinite for a single value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     """`0.763 ± 0.016`: mean and standard deviation to the decimal place where the larger has `digits` digits."""
     average = mean(values)

@@ -99,13 +99,21 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
     """With preset=small, put the values of `experiment.small` over the config, in place, but not over the command line's.
 
     `experiment.small` is a piece of the whole config ({seeds: 2, experiment: {filters: [8]}}): the sizes with which an
-    experiment ends in minutes on two cores. The paper's sizes are the default, always.
+    experiment ends in minutes on two cores. The paper's sizes are the default, always. A text where the config has a model
+    is the name of another: {model: vgg_small}.
     """
     if config.preset == "small" and "small" in config.experiment:
-        given = {o.key_or_group for o in parse_overrides(list(overrides))}
+        parsed = parse_overrides(list(overrides))
+        given = {o.key_or_group for o in parsed}
+        chosen = {o.package or o.key_or_group for o in parsed if _group_of(o) in GROUPS}
         before = copy.deepcopy(config)
         OmegaConf.set_struct(config, False)
         config.merge_with(config.experiment.small)
+        for key, name in leaves(before.experiment.small):
+            if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
+                OmegaConf.update(
+                    config, key, own if key in chosen else OmegaConf.load(options("model")[name]), merge=False
+                )
         for key in given - set(GROUPS):
             if (value := OmegaConf.select(before, key)) is not None:
                 OmegaConf.update(config, key, value)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from vis import __version__
+from vis import __version__, shards
 from vis.allocator import keep_freed_memory
 from vis.claims import Claim
 from vis.console import progress
@@ -26,6 +27,7 @@ from vis.experiment import Experiment, Run
 from vis.figures import save
 from vis.home import HOME, provide_experiments
 from vis.instantiate import construct
+from vis.models.weights import NoWeights
 from vis.page import run_page
 from vis.record import Results, RunFolder, csv_text, markdown_text, write_json, write_text
 
@@ -48,7 +50,9 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             units = list(experiment.units(run))
             write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
             folder.set_status(state="running", command=command, cwd=str(Path.cwd()), units=len(units), error=None)
+            shards.begin(path)
             _compute(folder, experiment, run, units)
+            shards.wait()
             results = folder.merge()
             _provenance(folder, run, command)
             claims = conclude(folder, experiment, results)
@@ -59,11 +63,27 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
         except KeyboardInterrupt:
             folder.set_status(state="interrupted")
             raise
+        except NoWeights as error:
+            if "small" in config.experiment and config.preset != "small":
+                raise NoWeights(
+                    f"{error}. Or see it on a network that the project trains itself: preset=small"
+                ) from error
+            raise
         except BaseException as error:
             if not isinstance(error, UserError):
                 write_text(path / "traceback.txt", traceback.format_exc())
             raise
     _summary(claims, seconds)
+
+
+def execute_shard() -> None:
+    """Compute this process's units of the run that rank 0 has begun; its config stands in the folder."""
+    folder = RunFolder(shards.folder())
+    config = folder.config()
+    _prepare(config)
+    experiment, run = build_experiment(config), Run(config, folder.path)
+    _compute(folder, experiment, run, list(experiment.units(run)))
+    shards.report()
 
 
 def build_experiment(config: DictConfig) -> Experiment:
@@ -113,15 +133,27 @@ def _prepare(config: DictConfig) -> None:
 
 
 def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
+    """Compute and journal the units that are missing (of several processes, this one's share).
+
+    While one is computed, threads write the one before it and read the images of the two behind it.
+    """
     done = folder.done()
-    todo = [(number, unit) for number, unit in enumerate(units) if number not in done]
+    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % shards.world() == shards.rank()]
     if done:
         log.info("%d of %d units are there already", len(done), len(units))
-    for number, unit in progress(todo, total=len(units), unit="units", done=len(done)):
-        began = time.perf_counter()
-        folder.add(number, experiment.compute(run, unit))
-        with (folder.path / "timings.csv").open("a") as timings:
-            timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer:
+        for place, (number, unit) in enumerate(progress(todo, total=len(units), unit="units", done=len(done))):
+            began = time.perf_counter()
+            run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
+            part = experiment.compute(run, unit)
+            if written is not None:
+                written.result()
+            written = writer.submit(folder.add, number, part)
+            with (folder.path / "timings.csv").open("a") as timings:
+                timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
+    if written is not None:
+        written.result()
 
 
 def _peak_memory() -> float:

@@ -6,8 +6,10 @@ does the rest: journal, resume, progress, files.
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,7 @@ from vis.errors import UserError, did_you_mean
 from vis.instantiate import construct
 from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
+from vis.models.weights import NoWeights, torchvision_weights
 from vis.record import Part, Results
 from vis.target import Targets
 from vis.training import StandIn, standin
@@ -82,6 +85,8 @@ class Run:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._model: tuple[Any, Model] | None = None
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
+        self.upcoming: list[int] = []  # images of the next units: threads read them while this one is computed
+        self._ahead: dict[Any, Future[Tensor]] = {}
 
     @property
     def seeds(self) -> list[int]:
@@ -110,6 +115,15 @@ class Run:
             self._model = (key, model)
             self.weights_used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
         return self._model[1]
+
+    def lacks_weights(self, node: Mapping[str, Any]) -> str:
+        """Why the weights of a model's config node cannot be had; nothing where they can, or where it needs none."""
+        if node.get("weights") == "torchvision":
+            try:
+                torchvision_weights(str(node.get("arch") or node["name"]))
+            except NoWeights as error:
+                return str(error)
+        return ""
 
     def _standin(self, node: Mapping[str, Any]) -> StandIn:
         """The project's own training in place of published weights, from the cache in `outputs` or made now."""
@@ -153,22 +167,39 @@ class Run:
         """Images of the dataset, resized and preprocessed for a model, on the run's device."""
         data = self.dataset
         resize = None if self.config.image is not None else self.config.dataset.get("resize")
-        pixels = torch.stack([to_pixels(data.read(i), model.input_size, model.channels, resize) for i in indices])
+        pixels = torch.stack(self._read(indices, model.input_size, model.channels, resize))
         x = self.preprocess(model)(pixels.to(self.dtype)).to(self.device, memory_format=model.memory_format)
         return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
+
+    def _read(self, indices: Sequence[int], *how: Any) -> list[Tensor]:
+        """Pixels of images, decoded by threads; then those begin with `upcoming`, for a network of the same size."""
+
+        def begin(i: int) -> Future[Tensor]:
+            return self._ahead.get((i, how)) or self._readers.submit(lambda: to_pixels(self.dataset.read(i), *how))
+
+        futures = [begin(i) for i in indices]
+        self._ahead = {(i, how): begin(i) for i in self.upcoming}
+        return [future.result() for future in futures]
+
+    @cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
     def batches(self, count: int, default: int) -> list[list[int]]:
         """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""
         size = default if self.config.batch_size == "auto" else self.config.batch_size
         return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
-    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets]) -> Explained:
+    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
         """The run's methods for each of `targets` from one forward pass; everything comes back on the CPU.
 
-        When memory runs out, the images go through in two halves.
+        keep: leave it on the device, where only numbers are wanted of it. When memory runs out, the images go through in
+        two halves.
         """
         try:
             maps, logits = explain_all(self.methods, model.net, x, targets)
+            if keep:
+                return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
         except (NotApplicable, IndexError) as error:  # IndexError: a unit that is not in its layer
             raise UserError(f"{model.name}: {error}") from error
@@ -180,7 +211,7 @@ class Run:
             torch.cuda.empty_cache()
         half = (len(x) + 1) // 2
         pieces = [slice(0, half), slice(half, None)]
-        parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets]) for p in pieces]
+        parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets], keep) for p in pieces]
         whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
         return Explained(whole, torch.cat([part.logits for part in parts]))
 
@@ -216,9 +247,14 @@ class Run:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there."""
+    """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there.
+
+    Processes that torchrun started take the GPUs in turn.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     kind, _, index = name.partition(":")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise UserError(

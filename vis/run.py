@@ -66,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     command = "vis-run " + shlex.join(argv)
     options, overrides, config_dirs = _split(argv)
+    from vis import shards
+
+    if shards.world() > 1:
+        if "multirun" in options:
+            raise UserError("torchrun shares out one run: start a sweep without it")
+        if shards.rank() > 0:
+            return _help_out()
     if "help" in options:
         print(HELP, end="")
         return 0
@@ -206,6 +213,16 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
             raise job.error
 
     return _finish(folder, work, fresh=True)
+
+
+def _help_out() -> int:
+    """Work for rank 0's run, which has the one folder and the one result."""
+    from vis.console import start_logging
+    from vis.execute import execute_shard
+
+    start_logging()
+    execute_shard()
+    return 0
 
 
 def _folder_name(config: Any) -> str:

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from vis.errors import UserError, did_you_mean
 
 
+class NoWeights(UserError):
+    """Published weights that are not on this machine and cannot be downloaded."""
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict in a checkpoint file, and the file's sha256.
 
@@ -48,7 +52,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
 def torchvision_weights(arch: str) -> Path:
     """The file of torchvision's pretrained weights in torch's hub folder, downloaded on first use.
 
-    Raises UserError where torchvision has none, or they cannot be downloaded.
+    Raises UserError where torchvision has none, NoWeights where they cannot be downloaded.
     """
     from torchvision import models
 
@@ -63,7 +67,7 @@ def torchvision_weights(arch: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
         except (OSError, RuntimeError) as error:  # no network (URLError), nowhere to write, another hash
-            raise UserError(
+            raise NoWeights(
                 f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)}). Ways out: put "
                 f"{url} at {path}, give your own with model.weights=FILE, or use random weights with "
                 "model.weights=null model.init=truncated_normal"

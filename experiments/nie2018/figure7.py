@@ -1,0 +1,204 @@
+"""nie2018, Figure 7: the l2 distance between the maps of two random logits, averaged over images.
+
+"the average l2 distance of saliency map is much larger than that of both GBP and DeconvNet in either a random VGG or a
+trained VGG, which clearly demonstrates that saliency map is class-sensitive but GBP and DeconvNet are not. Interestingly,
+in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larger than that of GBP."
+
+The paper does not say how its maps are scaled before the distance is taken. Maps of different methods differ by orders of
+magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table.
+An image's two logits depend on the seed and its name alone. From a pass over a batch come the maps of all methods and both
+logits; numbers are kept of each image, maps of the first few.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.nie2018.trained import RandomAndTrained, not_the_papers
+from vis import display, metrics
+from vis.claims import Claim, Rule, above, increasing, interval, mean
+from vis.experiment import Load, Run, Unit
+from vis.figures import Panel, PanelRow, panel_grid, plot, styled
+from vis.record import Part, Results
+
+LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
+DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
+BATCH = 8  # images at a time where batch_size is auto
+
+LARGER = "the average l2 distance of saliency map is much larger than that of both GBP and DeconvNet in a {} VGG"
+SLIGHTLY = "in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larger than that of GBP"
+ORDER = "Finding: on random weights each image has the order of the means."
+STAND_IN = "Of the stand-in network: the saliency map depends most on the logit, GBP least."
+
+
+def two_logits(seed: int, image: str, count: int) -> tuple[int, int]:
+    """Two different logits of `count`, drawn for the image of this name."""
+    first, second = np.random.default_rng([seed, zlib.crc32(image.encode())]).choice(count, 2, replace=False)
+    return int(first), int(second)
+
+
+class Figure7(RandomAndTrained):
+    """samples: images whose maps are kept. models, optional, missing: see RandomAndTrained."""
+
+    metrics = ("unit", "minmax", "raw")
+    series = "method"
+
+    def __init__(self, models: Mapping[str, Mapping[str, Any]], samples: int, **networks: Any) -> None:
+        super().__init__(models, **networks)
+        self.samples = samples
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [
+            {"network": network, "seed": seed, "images": images}
+            for network in self.networks(run)
+            for seed in self.seeds(run, network)
+            for images in run.batches(len(run.dataset), BATCH)
+        ]
+
+    def _kept(self, run: Run, unit: Unit) -> int:
+        """How many of a unit's images are among the samples."""
+        return sum(i < self.samples for i in unit["images"]) if unit["seed"] == run.seeds[0] else 0
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        maps, kept = 2 * len(run.methods), self._kept(run, unit)
+        return Load(self.models[unit["network"]], unit["seed"], len(unit["images"]), maps, kept * (1 + maps))
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        network, seed = unit["network"], unit["seed"]
+        model = run.model(self.models[network], seed)
+        batch = run.batch(model, unit["images"])
+        pairs = [two_logits(seed, name, model.num_classes or 1000) for name in batch.names]
+        targets = [list(logits) for logits in zip(*pairs, strict=True)]
+        first, second = run.explain(model, batch.x, targets, keep=run.device.type != "mps").maps
+        part = Part(tables={"table": []})
+        for method in run.methods:
+            found = {name: of(first[method], second[method]).tolist() for name, of in DISTANCES.items()}
+            for i, image in enumerate(batch.names):
+                row = {"network": network, "seed": seed, "image": image, "method": method, "logits": list(pairs[i])}
+                part.tables["table"].append(row | {name: values[i] for name, values in found.items()})
+        for i in range(self._kept(run, unit)):
+            where = f"{network}/{batch.names[i]}"
+            part.arrays[f"{where}/pixels"] = batch.pixels[i].numpy()
+            for method in run.methods:
+                for number, maps in enumerate((first, second), start=1):
+                    part.arrays[f"{where}/{number}/{method}"] = maps[method][i].cpu().numpy()
+        part.tables["weights"] = [{"network": network, "seed": seed, "weights": model.weights}] * (
+            unit["images"][0] == 0
+        )
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        found: list[Claim] = []
+        unit = "l2 distance of unit-l2 maps"
+        order = Rule("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
+        apart = Rule("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
+
+        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any, reason: str = "") -> None:
+            metric = f"{unit}, {metric}" if metric else unit
+            found.append(Claim(name, sentence, "Figure 7, section 4.3", metric, rule, values, reason=reason))
+
+        for network in ("random", "trained"):
+            by_image = _by_image(results, network, "unit")
+            sal, dec, gbp = (by_image.get(method, []) for method in LABELS)
+            each = list(zip(sal, dec, gbp, strict=True))
+            reason = not_the_papers(results, network)
+            reason = "" if (network, reason) == ("random", "random weights") else reason
+            much = [s / max(d, g) for s, d, g in each]
+            claim(
+                f"{network}_larger",
+                LARGER.format(network),
+                "saliency over the larger of the others",
+                above(2),
+                much,
+                reason,
+            )
+            if network == "random":
+                smaller = "the smaller of saliency - DeconvNet and DeconvNet - GBP"
+                claim("random_order", ORDER, smaller, order, [min(s - d, d - g) for s, d, g in each], reason)
+                claim(
+                    "random_ratio",
+                    LARGER.format(network),
+                    "saliency over GBP",
+                    above(8),
+                    [s / g for s, _, g in each],
+                    reason,
+                )
+            else:
+                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each], reason)
+                if reason and each:
+                    here = {"GBP": gbp, "DeconvNet": dec, "saliency map": sal}
+                    claim("standin_order", STAND_IN, "", increasing(), here)
+        return found
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        networks = list(dict.fromkeys(row["network"] for row in results.rows("weights")))
+        count = len({row["image"] for row in results.rows()})
+        seeds = f", {results.config.seeds} seeds of the random weights" if results.config.seeds > 1 else ""
+        notes = [
+            f"Bars: mean over {count} images{seeds}, and its 95 % confidence interval",
+            *(f"{n}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
+            *(f"{n}: not measured, {why}" for n, why in results.config.experiment.missing.items()),
+        ]
+        distance = "Mean l2 distance between the maps of two random logits, of maps "
+        return {
+            "figure": _bars(results, networks, "unit", [distance + "divided by their l2 norm", *notes]),
+            "other_scaling": _bars(results, networks, "minmax", [distance + "scaled to [0, 1]", *notes]),
+            "samples": self._samples(results, networks),
+        }
+
+    def _samples(self, results: Results, networks: list[str]) -> Figure:
+        rows: list[PanelRow] = []
+        for network in networks:
+            for key in [k for k in results.arrays if k.startswith(f"{network}/") and k.endswith("/pixels")][
+                : self.samples
+            ]:
+                where, image = key.removesuffix("/pixels"), key.split("/", 1)[1].removesuffix("/pixels")
+                panels = [Panel(display.picture(results.arrays[key]), "" if rows else "Input", image)]
+                for cell in results.rows(network=network, image=image, seed=results.config.seed):
+                    for number, logit in enumerate(cell["logits"], start=1):
+                        map_ = display.minmax(results.arrays[f"{where}/{number}/{cell['method']}"])
+                        title = "" if rows else LABELS.get(cell["method"], str(cell["method"]))
+                        panels.append(Panel(map_, title, f"logit {logit}"))
+                rows.append(PanelRow(panels, _label(results, network)))
+        caption = ["Maps of two random logits of the same image", display.scaling("minmax")[1]]
+        return panel_grid(rows, caption)
+
+
+def _label(results: Results, network: str) -> str:
+    return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
+
+
+def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:
+    """{method: one number for each image, its mean over seeds}."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in results.rows(network=network):
+        values.setdefault(row["method"], {}).setdefault(row["image"], []).append(row[distance])
+    return {method: [mean(each) for each in images.values()] for method, images in values.items()}
+
+
+def _bars(results: Results, networks: list[str], distance: str, caption: Sequence[str]) -> Figure:
+    """The paper's bar chart: a group for each network, a bar for each method."""
+    figure, (axes,) = plot(4.2, 2.4, caption)
+    with styled():
+        methods = list(results.config.methods)
+        width = 0.8 / len(methods)
+        for i, method in enumerate(methods):
+            for j, network in enumerate(networks):
+                values = _by_image(results, network, distance)[method]
+                place, height = j + (i - (len(methods) - 1) / 2) * width, mean(values)
+                label = LABELS.get(method, method) if j == 0 else None
+                axes.bar(place, height, 0.92 * width, color=f"C{i}", label=label)
+                top = height
+                if len(values) > 1:
+                    low, top = interval(values)
+                    axes.errorbar(
+                        place, height, [[height - low], [top - height]], color="black", capsize=2, linewidth=0.8
+                    )
+                axes.text(place, top, f"{height:.3g}", ha="center", va="bottom", fontsize=6.5)
+        axes.set_xticks(range(len(networks)), [_label(results, n) for n in networks])
+        axes.set_ylabel("mean l2 distance")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,50 @@
+"""What nie2018's figures on trained weights share: networks whose weights may be missing, and whose verdicts they are.
+
+The paper's weights are torchvision's (or those of a checkpoint of one's own). On a stand-in that the project trained itself,
+and where there are none, the paper's claims are not measured; claims of their own speak of the stand-in.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vis.experiment import Experiment, Run
+from vis.record import Results
+
+
+class RandomAndTrained(Experiment):
+    """models: the config nodes of its networks, by name, e.g. random and trained.
+
+    optional: those that are left out where their weights cannot be had. missing: {network: why}; a run fills it in before it
+    begins, so that it stands in its config and a resumed run is the same run.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Mapping[str, Any]], optional: Sequence[str] = (), missing: Mapping[str, str] = {}
+    ) -> None:
+        self.models, self.optional, self.missing = models, optional, missing
+
+    def networks(self, run: Run) -> list[str]:
+        """The networks whose weights can be had."""
+        missing = dict(self.missing)
+        for name in self.optional if run.folder else ():  # a dry run downloads nothing
+            if name in self.models and name not in missing and (why := run.lacks_weights(self.models[name])):
+                missing[name] = why = why.partition(". ")[0]
+                OmegaConf.update(run.config, f"experiment.missing.{name}", why, force_add=True)
+        return [name for name in self.models if name not in missing]
+
+    def seeds(self, run: Run, network: str) -> list[int]:
+        """A network whose weights all come from a file is one network; random ones differ by seed."""
+        return run.seeds if self.models[network].get("weights") is None else run.seeds[:1]
+
+
+def not_the_papers(results: Results, network: str | None = None) -> str:
+    """Why a network (None: the run's model) says nothing about the paper's claims; empty where it does."""
+    node = results.config.experiment.models[network] if network else results.config.model
+    missing = results.config.experiment.get("missing") or {}
+    if network in missing:
+        return str(missing[network])
+    if node.weights == "standin":
+        return "stand-in weights, not ImageNet's"
+    return "" if node.weights else "random weights"
