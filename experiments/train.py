@@ -23,6 +23,7 @@ class Train(Experiment):
     """recipe: a vis.training.Recipe; init: the weights at the start, where the model has no file."""
 
     metrics = ("val_top1", "val_loss")
+    shared_out = False
 
     def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal") -> None:
         self.recipe: Recipe = construct({"_target_": "vis.training.Recipe", **recipe}, "experiment.recipe")

@@ -138,7 +138,7 @@ def test_g4_sees_a_period_of_4_pixels():
 
 
 def test_a_resnet_without_skips_or_with_another_stem():
-    from experiments.nie2018.resnet_grid import resnet
+    from experiments.nie2018.supplement_figure12 import resnet
 
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     outputs = {}

@@ -138,7 +138,8 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
     While one is computed, threads write the one before it and read the images of the two behind it.
     """
     done = folder.done()
-    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % shards.world() == shards.rank()]
+    world = shards.world() if experiment.shared_out else 1
+    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank()]
     if done:
         log.info("%d of %d units are there already", len(done), len(units))
     written: Future[None] | None = None

@@ -273,6 +273,7 @@ class Experiment:
 
     metrics: ClassVar[Sequence[str]] = ()  # columns of `table` that the figure of a sweep shows
     series: ClassVar[str] = ""  # the column that tells its lines apart
+    shared_out: ClassVar[bool] = True  # torchrun's processes share its units; False: a unit needs the one before it
 
     def units(self, run: Run) -> Sequence[Unit]:
         """The pieces of the work: small dictionaries that say what is computed."""

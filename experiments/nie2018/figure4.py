@@ -23,8 +23,8 @@ ONLY = "Only GBP visualization in the CNN is human-interpretable."
 NOISE = "DeconvNet and saliency map in the CNN get random noise"
 ALL_NOISE = "all the backpropagation-based methods (including GBP) in the FCN generate random noise"
 THEOREM = "if the number of filters N is sufficiently large, GBP at the k-th logit can be approximated as x"
-NOT_NOISE = "Finding: GBP in the FCN is not random noise; it holds the input at a low resolution."
-LIMIT = "Finding: the limit of GBP is A x, not x, where A weighs a pixel by 1/norm of the patches on it."
+NOT_NOISE = "Finding 2: GBP in the FCN is not random noise; it holds the input at a low resolution."
+LIMIT = "Finding 3: the limit of GBP is A x, not x, where A weighs a pixel by 1/norm of the patches on it."
 
 
 class Figure4(ThreeLayer):
@@ -69,11 +69,16 @@ class Figure4(ThreeLayer):
             claim("deconvnet_fcn", ALL_NOISE, text, pear, none, of("pear", "fcn", "deconvnet")),
             claim("saliency_fcn", ALL_NOISE, text, pear, none, of("pear", "fcn", "saliency")),
             claim(
-                "gbp_fcn_null", NOT_NOISE, text, "pear in stds of white noise's, 1/sqrt(d)", above(5, each=True), nulls
+                "finding2_fcn_null",
+                NOT_NOISE,
+                text,
+                "pear in stds of white noise's, 1/sqrt(d)",
+                above(5, each=True),
+                nulls,
             ),
-            claim("gbp_fcn_blocks", NOT_NOISE, text, "pear, and that of block averages", increasing(), blocks),
-            claim("gbp_cnn_limit", LIMIT, "Theorem 1", "cosine", increasing(), cosines),
-            claim("gbp_cnn_cap", LIMIT, "Theorem 1", "cosine of A x and x: the cap at any N", below(0.95), limit),
+            claim("finding2_fcn_blocks", NOT_NOISE, text, "pear, and that of block averages", increasing(), blocks),
+            claim("finding3_limit", LIMIT, "Theorem 1", "cosine", increasing(), cosines),
+            claim("finding3_cap", LIMIT, "Theorem 1", "cosine of A x and x: the cap at any N", below(0.95), limit),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

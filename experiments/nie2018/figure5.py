@@ -39,7 +39,7 @@ BETTER = (
 )
 COMPARABLE = "even by setting Nh = 70000, the FCN cannot achieve a comparable performance to the CNN with N = 64"
 FALLS = "Finding: the noise in a map falls as 1/N (as 1/Nh)."
-MATCHES = "Finding: FCN and CNN are equal, pixel by pixel, at Nh = N d / (3 s^2), whatever the filters' size."
+MATCHES = "Finding 1: FCN and CNN are equal, pixel by pixel, at Nh = N d / (3 s^2), whatever the filters' size."
 
 
 class Figure5(ThreeLayer):
@@ -126,7 +126,7 @@ class Figure5(ThreeLayer):
                 size = n * self.view**2 / s**2
                 match[f"stride {s}, over {size:.0f}"] = [f / c for f, c in zip(fcn_noise, cnn_noise, strict=True)]
             metric = f"Nh of equal tan2 over N d / (3 s^2), {target} logit"
-            found.append(claim("matching_size" + suffix, MATCHES, metric, within(1, 0.25), match))
+            found.append(claim("finding1_matching_size" + suffix, MATCHES, metric, within(1, 0.25), match))
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
