@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/vis-run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test test-all lint format bench clean nie2018-figure4 nie2018-figure5
+.PHONY: help demo install dev test test-all lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,10 @@ dev: $(VENV)/installed-dev ## the same with the tools for development
 demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-16 and the bundled tabby
 	$(RUN) method=gbp model=vgg16_random
 
-nie2018-figure4: $(VENV)/installed ## Nie et al. 2018, Figure 4: three methods in a random CNN and FCN
-	$(RUN) experiment=nie2018/figure4
+nie2018-figure4: ## Nie et al. 2018, Figure 4; so for every item of a paper: make nie2018-theorem1, nie2018-figure7, ...
 
-nie2018-figure5: $(VENV)/installed ## Nie et al. 2018, Figure 5: guided backpropagation against filters and hidden units
-	$(RUN) experiment=nie2018/figure5
+nie2018-%: $(VENV)/installed
+	$(RUN) experiment=nie2018/$*
 
 lint: $(VENV)/installed-dev ## format check, lint, types
 	$(BIN)/ruff format --check .
