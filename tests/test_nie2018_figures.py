@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from experiments.nie2018.figure7 import two_logits
+from experiments.nie2018.figure8 import ascent, relu_states
+from experiments.nie2018.figure9 import background, surviving_patches
+from experiments.nie2018.supplement_figure9 import left_difference, textured
 from vis import load_run, metrics
 from vis.claims import interval
 from vis.models import build_model
@@ -75,7 +78,7 @@ def test_figure7_with_two_networks(vis_run, checkpoint):
 
 
 def test_figure7_without_trained_weights(vis_run):
-    folder = vis_run(*FIGURE7, "method=[saliency,deconvnet,gbp]").folder
+    folder = vis_run(*FIGURE7, "dataset.limit=2", "experiment.samples=1").folder
     found = claims(folder)
     assert found["random_order"]["verdict"] in ("holds", "fails")
     assert found["trained_larger"]["verdict"] == "not measured"
@@ -83,6 +86,116 @@ def test_figure7_without_trained_weights(vis_run):
     ran = vis_run(*FIGURE7, "experiment.optional=[]")
     assert ran.code == 2
     assert "preset=small" in ran.err
+
+
+def own(checkpoint: str) -> tuple[str, ...]:
+    """Small networks with weights of one's own, in place of the trained VGG-16."""
+    return ("model=vgg_small", f"model.weights={checkpoint}")
+
+
+def test_figure2_without_weights_says_what_to_do(vis_run):
+    ran = vis_run("experiment=nie2018/figure2")
+    assert ran.code == 2
+    assert "preset=small" in ran.err
+    assert "model.weights=FILE" in ran.err
+
+
+def test_a_gallery_leaves_out_pairs_of_the_same_logit(vis_run, checkpoint):
+    folder = vis_run(
+        "experiment=nie2018/figure2", *own(checkpoint), "target=[max,0,1,2,3,4,5,6,7,8,9]", "method=[gbp]"
+    ).folder
+    rows = load_run(folder).rows(method="gbp")
+    assert len(rows) == 54  # of 55 pairs: the largest logit is one of the ten
+    assert all(abs(row["correlation"]) < 1 - 1e-9 for row in rows)
+
+
+def test_a_gallery_names_the_papers_image(vis_run):
+    small = ("model=vgg_small", "model.weights=null", "model.init=truncated_normal", "seeds=2", "target=[1,2]")
+    folder = vis_run("experiment=nie2018/supplement_figure3", *small).folder
+    assert claims(folder)["class_sensitive"]["verdict"] in ("holds", "fails")
+    assert "The paper's image: panda" in json.loads((folder / "figures.json").read_text())["figure"]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_fgsm_raises_the_loss(loss):
+    net = build_model(RANDOM | {"init": "kaiming_normal"}).net.double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = net(x).topk(2).indices
+
+    def J(x: torch.Tensor) -> torch.Tensor:
+        first, second = net(x).gather(1, before).T
+        return second - first if loss == "margin" else -net(x).log_softmax(1).gather(1, before[:, :1])[:, 0]
+
+    assert (J(x + 1e-4 * ascent(net, x, loss).sign()) > J(x)).all()
+
+
+def test_states_of_all_relus():
+    model = build_model(RANDOM)
+    states = relu_states(model.net, torch.zeros(2, 3, 32, 32))
+    assert len(states) == 10  # 8 convolutions and 2 dense layers
+    assert not any(state.any() for state in states)  # zero biases
+
+
+@pytest.mark.parametrize("model", ["trained", "random"])
+def test_figure8(model, vis_run, checkpoint):
+    weights = own(checkpoint) if model == "trained" else (
+        "model=vgg_small", "model.weights=null", "model.init=truncated_normal", "seeds=2"
+    )  # fmt: skip
+    name = "figure8" if model == "trained" else "figure8_random"
+    folder = vis_run(f"experiment=nie2018/{name}", "dataset.limit=2", *weights).folder
+    attacks = load_run(folder).rows("attacks", version="adversary")
+    assert len(attacks) == (2 if model == "trained" else 4)
+    assert all(0 < a["linf_gray_levels"] < 2.001 and 0 < a["relu_states_flipped"] < 1 for a in attacks)
+    found = claims(folder)
+    assert found["linf"]["verdict"] == "holds"
+    assert (found["gbp_unchanged"]["verdict"] == "not measured") == (model == "random")
+
+
+def test_background_and_patches():
+    inside = 1 - background((200, 100), (0.0, 0.0, 0.5, 1.0))
+    assert inside[:100].sum() == inside.sum() == pytest.approx(np.pi * 50 * 50, rel=0.01)
+    assert surviving_patches(torch.ones(1, 1, 32, 32)).item() == pytest.approx(1)
+    one = torch.zeros(1, 1, 32, 32)
+    one[0, 0, 4, 5] = 3
+    assert surviving_patches(one).item() == pytest.approx(1 / 256)
+
+
+@pytest.mark.parametrize("name", ["figure9", "trained_layers"])
+def test_figure9(name, vis_run, checkpoint):
+    layers = ("experiment.up_to=[conv1_1,conv5_1,fc3]",) if name == "trained_layers" else ()
+    folder = vis_run(f"experiment=nie2018/{name}", *own(checkpoint), "seeds=2", "dataset.names=[tabby]", *layers).folder
+    rows = load_run(folder).rows()
+    whole = [r for r in rows if r["kind"] == "trained" or (r["kind"], r["layer"]) == ("up_to", "fc3")]
+    assert all(r["same"] == pytest.approx(1) for r in whole)
+    assert not any(r["same"] > 0.999 for r in rows if r["layer"] == "conv1_1")
+
+
+def test_figure3(vis_run, checkpoint):
+    networks = (
+        *FIGURE7[1:5],
+        "model@experiment.models.trained=vgg_small",
+        f"experiment.models.trained.weights={checkpoint}",
+    )
+    folder = vis_run("experiment=nie2018/figure3", *networks, "dataset.limit=2").folder
+    (row,) = load_run(folder).rows("weights", network="trained")
+    state = torch.load(checkpoint)["classifier.0.weight"].double()
+    assert row["std_44"] == pytest.approx(state[44].std(correction=0).item())
+    assert claims(folder)["dead_zone"]["verdict"] == "holds"
+
+
+def test_the_edge_detector_and_its_texture():
+    x = torch.arange(64 * 64.0).view(1, 1, 64, 64).expand(1, 3, 64, 64) / 64
+    assert (left_difference(x)[..., 1:] == 1 / 64).all()
+    assert (left_difference(x)[..., 0] == 0).all()
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise[..., :32] = 0  # flat on the left
+    where = textured(noise, 3)
+    assert where[..., 40:].mean() > 0.95 > 0.05 > where[..., :24].mean()
+
+
+def test_supplement_figure9(vis_run, checkpoint):
+    folder = vis_run("experiment=nie2018/supplement_figure9", *own(checkpoint)).folder
+    assert all(0 < row["edge"] < 1 and row["area"] < 0.5 for row in load_run(folder).rows())
 
 
 def torchrun(*arguments: str) -> list[str]:

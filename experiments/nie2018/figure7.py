@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.nie2018.trained import RandomAndTrained, not_the_papers
+from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
 from vis import display, metrics
 from vis.claims import Claim, Rule, above, increasing, interval, mean
 from vis.experiment import Load, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid, plot, styled
 from vis.record import Part, Results
 
-LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
 BATCH = 8  # images at a time where batch_size is auto
 
@@ -104,8 +103,7 @@ class Figure7(RandomAndTrained):
             by_image = _by_image(results, network, "unit")
             sal, dec, gbp = (by_image.get(method, []) for method in LABELS)
             each = list(zip(sal, dec, gbp, strict=True))
-            reason = not_the_papers(results, network)
-            reason = "" if (network, reason) == ("random", "random weights") else reason
+            reason = not_the_papers(results, network, random=network == "random")
             much = [s / max(d, g) for s, d, g in each]
             claim(
                 f"{network}_larger",
@@ -162,13 +160,9 @@ class Figure7(RandomAndTrained):
                         map_ = display.minmax(results.arrays[f"{where}/{number}/{cell['method']}"])
                         title = "" if rows else LABELS.get(cell["method"], str(cell["method"]))
                         panels.append(Panel(map_, title, f"logit {logit}"))
-                rows.append(PanelRow(panels, _label(results, network)))
+                rows.append(PanelRow(panels, network_label(results, network)))
         caption = ["Maps of two random logits of the same image", display.scaling("minmax")[1]]
         return panel_grid(rows, caption)
-
-
-def _label(results: Results, network: str) -> str:
-    return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
 
 
 def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:
@@ -198,7 +192,7 @@ def _bars(results: Results, networks: list[str], distance: str, caption: Sequenc
                         place, height, [[height - low], [top - height]], color="black", capsize=2, linewidth=0.8
                     )
                 axes.text(place, top, f"{height:.3g}", ha="center", va="bottom", fontsize=6.5)
-        axes.set_xticks(range(len(networks)), [_label(results, n) for n in networks])
+        axes.set_xticks(range(len(networks)), [network_label(results, n) for n in networks])
         axes.set_ylabel("mean l2 distance")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from vis.experiment import Experiment, Run
 from vis.record import Results
 
+LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
+
 
 class RandomAndTrained(Experiment):
     """models: the config nodes of its networks, by name, e.g. random and trained.
@@ -35,16 +37,45 @@ class RandomAndTrained(Experiment):
         return [name for name in self.models if name not in missing]
 
     def seeds(self, run: Run, network: str) -> list[int]:
-        """A network whose weights all come from a file is one network; random ones differ by seed."""
-        return run.seeds if self.models[network].get("weights") is None else run.seeds[:1]
+        """The seeds of a network."""
+        return seeds_of(run, self.models[network])
 
 
-def not_the_papers(results: Results, network: str | None = None) -> str:
-    """Why a network (None: the run's model) says nothing about the paper's claims; empty where it does."""
+def seeds_of(run: Run, node: Mapping[str, Any]) -> list[int]:
+    """A network whose weights all come from a file is one network; random ones, in part or all, differ by seed."""
+    whole = node.get("weights") and not node.get("trained_up_to") and not node.get("trained_except")
+    return run.seeds[:1] if whole else run.seeds
+
+
+def not_the_papers(results: Results, network: str | None = None, random: bool = False) -> str:
+    """Why a network (None: the run's model) says nothing about what the paper says of its trained (or random) ones."""
     node = results.config.experiment.models[network] if network else results.config.model
     missing = results.config.experiment.get("missing") or {}
     if network in missing:
         return str(missing[network])
+    if random:
+        return "" if node.weights is None and node.init == "truncated_normal" else "not the paper's random weights"
     if node.weights == "standin":
         return "stand-in weights, not ImageNet's"
     return "" if node.weights else "random weights"
+
+
+def network_label(results: Results, network: str) -> str:
+    """What a figure calls one of several networks: random VGG, trained VGG or stand-in."""
+    return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
+
+
+def images_of(results: Results) -> list[str]:
+    """The names of the images."""
+    return list(dict.fromkeys(row["image"] for row in results.rows()))
+
+
+def weights_words(results: Results) -> str:
+    """The sentence of a caption on the network."""
+    return f"{results.config.model.name}, {results.rows()[0]['weights']}"
+
+
+def wanted(results: Results, paper: Sequence[str]) -> str:
+    """The sentence of a caption on images that are not the paper's."""
+    lacking = [name for name in paper if name not in images_of(results)]
+    return f"The paper's image: {', '.join(lacking)}; yours with image=FILE" if lacking else ""

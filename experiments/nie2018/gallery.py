@@ -1,0 +1,120 @@
+"""nie2018, Figure 2 and the galleries of the supplement: three methods (rows) for three logits (columns) of one image.
+
+"GBP and DeconvNet are more visually compelling but less class-sensitive than saliency map." (supplement, section E)
+
+In numbers: the correlation of a method's maps of two logits. Of saliency maps it should be far below the others'.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from matplotlib.figure import Figure
+
+from experiments.nie2018.trained import LABELS, images_of, not_the_papers, seeds_of, wanted, weights_words
+from vis import display, metrics
+from vis.claims import Claim, above, increasing, mean, mean_and_spread
+from vis.experiment import Experiment, Load, Run, Unit
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.record import Part, Results
+
+SENSITIVE = "GBP and DeconvNet are more visually compelling but less class-sensitive than saliency map."
+STAND_IN = "Of the stand-in network: GBP and DeconvNet are less class-sensitive than the saliency map."
+
+
+class Gallery(Experiment):
+    """paper: the image that the paper shows; random: whether its weights are random; source: where it stands."""
+
+    metrics = ("correlation",)
+    series = "method"
+
+    def __init__(self, paper: str, random: bool, source: str) -> None:
+        self.paper, self.random, self.source = paper, random, source
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [
+            {"seed": seed, "images": images}
+            for seed in seeds_of(run, run.config.model)
+            for images in run.batches(len(run.dataset), 4)
+        ]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        images, maps = len(unit["images"]), len(run.methods) * len(run.targets)
+        return Load(run.config.model, unit["seed"], images, maps, images * (1 + maps))
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        seed = unit["seed"]
+        model = run.model(seed=seed)
+        batch = run.batch(model, unit["images"])
+        maps, logits = run.explain(model, batch.x, [run.units_of(model, target, batch.names) for target in run.targets])
+        meant = [run.units_of(model, target, batch.names) or logits.argmax(1).tolist() for target in run.targets]
+        part = Part(tables={"logits": [], "table": []})
+        for i, image in enumerate(batch.names):
+            part.tables["logits"] += [
+                {"seed": seed, "image": image, "target": str(target), "class": model.class_name(each[i])}
+                for target, each in zip(run.targets, meant, strict=True)
+            ]
+            if seed == run.seeds[0]:
+                part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+                for target, each in zip(run.targets, maps, strict=True):
+                    part.arrays |= {f"{image}/{target}/{method}": each[method][i].numpy() for method in each}
+        for a, b in combinations(range(len(run.targets)), 2):
+            for method in run.methods:
+                correlation = metrics.pearson(maps[a][method], maps[b][method])
+                for i, image in enumerate(batch.names):
+                    if meant[a][i] == meant[b][i]:  # the largest logit may be one of the others
+                        continue
+                    row = {
+                        "seed": seed,
+                        "image": image,
+                        "method": method,
+                        "logits": f"{run.targets[a]}, {run.targets[b]}",
+                    }
+                    part.tables["table"].append({**row, "correlation": correlation[i].item(), "weights": model.weights})
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        """One number for each image and seed: the mean over the pairs of logits."""
+        by_method: dict[str, list[float]] = {}
+        for method in results.config.methods:
+            pairs: dict[tuple[str, int], list[float]] = {}
+            for row in results.rows(method=method):
+                pairs.setdefault((row["image"], row["seed"]), []).append(row["correlation"])
+            by_method[method] = [mean(each) for each in pairs.values()]
+        if not set(LABELS) <= set(by_method):
+            return []
+        reason = not_the_papers(results, random=self.random)
+        sal, dec, gbp = (by_method[method] for method in LABELS)
+        margin = [min(d, g) - s for s, d, g in zip(sal, dec, gbp, strict=True)]
+        metric = "correlation of the maps of two logits"
+        less = f"{metric}: the smaller of GBP's and DeconvNet's minus saliency's"
+        found = [Claim("class_sensitive", SENSITIVE, self.source, less, above(0.5), margin, reason=reason)]
+        if reason:
+            for method in ("deconvnet", "gbp"):
+                values = {"saliency": sal, LABELS[method]: by_method[method]}
+                found.append(Claim(f"here_{method}", STAND_IN, self.source, metric, increasing(), values))
+        return found
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        figures: dict[str, Figure] = {}
+        for image in images_of(results)[:6]:
+            targets = results.rows("logits", image=image, seed=results.config.seed)
+            rows: list[PanelRow] = []
+            for method in results.config.methods:
+                pixels = None if rows else display.picture(results.arrays[f"{image}/pixels"])
+                values = mean_and_spread([r["correlation"] for r in results.rows(method=method, image=image)])
+                panels = [Panel(pixels, "" if rows else f"Input: {image}")]
+                for each in targets:
+                    title = f"max: {each['class']}" if each["target"] == "max" else each["class"]
+                    map_ = display.minmax(results.arrays[f"{image}/{each['target']}/{method}"])
+                    panels.append(Panel(map_, "" if rows else title))
+                panels[2 if len(panels) > 2 else 1].note = f"correlation over logits {values}"
+                rows.append(PanelRow(panels, LABELS.get(method, method)))
+            seeds = len({row["seed"] for row in results.rows()})
+            caption = [
+                weights_words(results) + f"; maps: {display.scaling('minmax')[1]}",
+                "Under each row: correlation of the maps of two logits, mean ± standard deviation over the pairs"
+                + (f" and {seeds} seeds" if seeds > 1 else ""),
+                wanted(results, [self.paper]),
+            ]
+            figures["figure" if not figures else f"figure_{image}".replace("/", "_")] = panel_grid(rows, caption)
+        return figures
