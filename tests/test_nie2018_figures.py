@@ -74,13 +74,14 @@ def test_figure7_with_two_networks(vis_run, checkpoint):
     a, b = (torch.from_numpy(results.arrays[f"random/tabby/{n}/gbp"])[None] for n in (1, 2))
     assert results.rows(network="random", method="gbp")[0]["unit"] == pytest.approx(metrics.unit_distance(a, b).item())
     assert not any("coffee" in name for name in results.arrays)  # samples: 2
-    assert claims(folder)["trained_slightly"]["verdict"] in ("holds", "fails")
+    found = claims(folder)
+    assert {found[f"{network}_larger"]["verdict"] for network in ("random", "trained")} == {"not measured"}
+    assert "_target_ is vis.models.VGGSmall (paper: vis.models.VGG16)" in found["random_larger"]["measured"]
 
 
 def test_figure7_without_trained_weights(vis_run):
     folder = vis_run(*FIGURE7, "dataset.limit=2", "experiment.samples=1").folder
     found = claims(folder)
-    assert found["random_order"]["verdict"] in ("holds", "fails")
     assert found["trained_larger"]["verdict"] == "not measured"
     assert "could not be downloaded" in found["trained_larger"]["measured"]
     ran = vis_run(*FIGURE7, "experiment.optional=[]")
@@ -112,7 +113,7 @@ def test_a_gallery_leaves_out_pairs_of_the_same_logit(vis_run, checkpoint):
 def test_a_gallery_names_the_papers_image(vis_run):
     small = ("model=vgg_small", "model.weights=null", "model.init=truncated_normal", "seeds=2", "target=[1,2]")
     folder = vis_run("experiment=nie2018/supplement_figure3", *small).folder
-    assert claims(folder)["class_sensitive"]["verdict"] in ("holds", "fails")
+    assert claims(folder)["class_sensitive"]["verdict"] == "not measured"
     assert "The paper's image: panda" in json.loads((folder / "figures.json").read_text())["figure"]
 
 
@@ -148,7 +149,8 @@ def test_figure8(model, vis_run, checkpoint):
     assert all(0 < a["linf_gray_levels"] < 2.001 and 0 < a["relu_states_flipped"] < 1 for a in attacks)
     found = claims(folder)
     assert found["linf"]["verdict"] == "holds"
-    assert (found["gbp_unchanged"]["verdict"] == "not measured") == (model == "random")
+    assert found["gbp_unchanged"]["verdict"] == "not measured"
+    assert found["here_gbp"]["verdict"] in ("holds", "fails")
 
 
 def test_background_and_patches():

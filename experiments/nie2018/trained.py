@@ -9,9 +9,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vis.claims import departures
 from vis.experiment import Experiment, Run
 from vis.record import Results
 
+NETWORK = {
+    "vgg16": {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224},
+    "resnet50": {"_target_": "vis.models.torchvision_classifier", "num_classes": 1000, "input_size": 224},
+}
 LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 
 
@@ -54,10 +59,14 @@ def not_the_papers(results: Results, network: str | None = None, random: bool = 
     if network in missing:
         return str(missing[network])
     if random:
-        return "" if node.weights is None and node.init == "truncated_normal" else "not the paper's random weights"
+        return departures(node, {"weights": None, "init": "truncated_normal", "std": 0.1} | NETWORK[_kind(node)])
     if node.weights == "standin":
         return "stand-in weights, not ImageNet's"
-    return "" if node.weights else "random weights"
+    return departures(node, NETWORK[_kind(node)]) if node.weights else "random weights"
+
+
+def _kind(node: Mapping[str, Any]) -> str:
+    return "resnet50" if node.get("arch") == "resnet50" else "vgg16"
 
 
 def network_label(results: Results, network: str) -> str:
