@@ -200,8 +200,23 @@ def test_a_damaged_run_folder_is_a_clear_error(broken, vis_run):
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("experiment", list(options("experiment")))
-def test_every_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run, tmp_path):
+def test_every_experiment_composes_under_both_presets():
+    register()
+    for experiment in options("experiment"):
+        for preset in ("paper", "small"):
+            assert compose_config([f"experiment={experiment}", f"preset={preset}"]).experiment.name == experiment
+
+
+def one_of_each_kind() -> list[str]:
+    """The first experiment of each class, e.g. one of the galleries."""
+    kinds = {
+        file.read_text().partition("_target_: ")[2].split()[0]: name for name, file in options("experiment").items()
+    }
+    return sorted(kinds.values())
+
+
+@pytest.mark.parametrize("experiment", one_of_each_kind())
+def test_every_kind_of_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run, tmp_path):
     ran = vis_run(f"experiment={experiment}", "--dry-run")
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"experiment {experiment}: ")

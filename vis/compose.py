@@ -67,10 +67,15 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
     """The options of a config group, {name: file}, with those in the user's own config folders."""
     found: dict[str, Path] = {}
     for root in (CONF, *config_dirs):
-        for file in sorted((root / group).rglob("*.yaml")):
+        for file in (root / group).rglob("*.yaml"):
             if not file.name.startswith("_"):
                 found[file.relative_to(root / group).with_suffix("").as_posix()] = file
-    return found
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """For sorting figure9 before figure10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def describe(file: Path) -> str:
