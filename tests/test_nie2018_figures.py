@@ -241,6 +241,13 @@ def test_two_processes_give_what_one_gives_also_when_they_were_killed(command, t
 
 
 @pytest.mark.slow
+def test_what_is_no_run_ends_in_all_processes(tmp_path):
+    done = subprocess.run(torchrun("--version"), cwd=tmp_path, check=True, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("vis-run ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_all_processes(tmp_path):
     done = subprocess.run(
         torchrun("method=gbq"), cwd=tmp_path, check=False, capture_output=True, text=True, timeout=100

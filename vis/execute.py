@@ -78,7 +78,10 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
 
 def execute_shard() -> None:
     """Compute this process's units of the run that rank 0 has begun; its config stands in the folder."""
-    folder = RunFolder(shards.folder())
+    path = shards.folder()
+    if path is None:
+        return
+    folder = RunFolder(path)
     config = folder.config()
     _prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vis import shards
 from vis.errors import UserError
 from vis.home import CONF
 
@@ -52,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 (a run failed), 2 (the command was wrong), 130 (interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        if code == 0:  # where it is not, torchrun ends the others
+            shards.over()
+        return code
     except UserError as error:
         print(f"vis-run: {error}", file=sys.stderr)
         return 2
@@ -66,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     command = "vis-run " + shlex.join(argv)
     options, overrides, config_dirs = _split(argv)
-    from vis import shards
-
     if shards.world() > 1:
         if "multirun" in options:
             raise UserError("torchrun shares out one run: start a sweep without it")

@@ -31,10 +31,17 @@ def begin(folder: Path) -> None:
         _store().set("folder", str(folder))
 
 
-def folder() -> Path:
-    """The others: the folder to work in, as soon as it is ready."""
+def over() -> None:
+    """Rank 0: the command is done; was there no run in it, the others need not wait for one."""
+    if world() > 1 and rank() == 0 and not _store().check(["folder"]):
+        _store().set("folder", "")
+
+
+def folder() -> Path | None:
+    """The others: the folder to work in, as soon as it is ready; None where there is nothing to do."""
     _store().wait(["folder"], _LONG)
-    return Path(_store().get("folder").decode())
+    name = _store().get("folder").decode()
+    return Path(name) if name else None
 
 
 def report() -> None:

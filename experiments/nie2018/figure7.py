@@ -100,8 +100,7 @@ class Figure7(RandomAndTrained):
             found.append(Claim(name, sentence, "Figure 7, section 4.3", metric, rule, values, reason=reason))
 
         for network in ("random", "trained"):
-            by_image = _by_image(results, network, "unit")
-            sal, dec, gbp = (by_image.get(method, []) for method in LABELS)
+            sal, dec, gbp = ([row["unit"] for row in results.rows(network=network, method=method)] for method in LABELS)
             each = list(zip(sal, dec, gbp, strict=True))
             reason = not_the_papers(results, network, random=network == "random")
             much = [s / max(d, g) for s, d, g in each]
