@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
 from experiments.nie2018.figure7 import two_logits
 from experiments.nie2018.figure8 import ascent, relu_states
@@ -18,6 +20,8 @@ from experiments.nie2018.figure9 import background, surviving_patches
 from experiments.nie2018.supplement_figure9 import left_difference, textured
 from vis import load_run, metrics
 from vis.claims import interval
+from vis.compose import compose_config, register
+from vis.experiment import Run
 from vis.models import build_model
 
 RESULTS = ("maps.npz", "tables.json", "table.csv", "claims.json", "figure.png")
@@ -87,6 +91,19 @@ def test_figure7_without_trained_weights(vis_run):
     ran = vis_run(*FIGURE7, "experiment.optional=[]")
     assert ran.code == 2
     assert "preset=small" in ran.err
+
+
+def test_images_of_the_next_units_are_read_once_and_ahead():
+    register()
+    run = Run(compose_config(["dataset=photographs", *SMALL]))
+    model, data, read = run.model(), run.dataset, []
+    run.dataset = replace(data, read=lambda i: read.append(i) or data.read(i))
+    run.upcoming = [1, 2]
+    run.batch(model, [0])
+    run.upcoming = []
+    ahead = run.batch(model, [1, 2])
+    assert sorted(read) == [0, 1, 2]
+    assert torch.equal(ahead.x, Run(run.config).batch(model, [1, 2]).x)
 
 
 def own(checkpoint: str) -> tuple[str, ...]:
