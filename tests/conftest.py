@@ -33,7 +33,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         options = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300} | options
-        return subprocess.run([sys.executable, "-m", "vis.run", *arguments], check=False, **options)  # type: ignore[call-overload]
+        return subprocess.run([sys.executable, "-m", "vis.run", *arguments], check=False, **options)  # type: ignore[call-overload]  # any option
 
     return run
 

@@ -52,8 +52,8 @@ def test_the_readmes_code_runs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     names: dict[str, object] = {}
     exec(code, names)
-    assert names["maps"].shape == (2, 3, 224, 224)  # type: ignore[attr-defined]
-    assert set(names["second"]) == {"gbp", "saliency"}  # type: ignore[call-overload]
+    assert names["maps"].shape == (2, 3, 224, 224)  # type: ignore[attr-defined]  # exec knows no types
+    assert set(names["second"]) == {"gbp", "saliency"}  # type: ignore[call-overload]  # nor here
 
 
 def test_the_library_needs_neither_hydra_nor_matplotlib():

@@ -307,7 +307,7 @@ def test_an_interrupted_first_epoch_keeps_its_checkpoint(vis_run, tmp_path, monk
         if self._step == 3:
             self.save()
             raise KeyboardInterrupt
-        learn(self, *place)  # type: ignore[arg-type]
+        learn(self, *place)  # type: ignore[arg-type]  # passed on as it came
 
     monkeypatch.setattr(Training, "_learn", interrupted)
     ran = vis_run(*TINY)

@@ -59,8 +59,8 @@ def register() -> None:
             options = [o for o in options if not o.rpartition("/")[2].startswith("_")]
         return options
 
-    nested.nested = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl.get_group_options = nested  # type: ignore[method-assign]
+    nested.nested = True  # type: ignore[attr-defined]  # a mark: wrapped once only
+    ConfigLoaderImpl.get_group_options = nested  # type: ignore[method-assign]  # see above: there is no public way
 
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:

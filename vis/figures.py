@@ -133,7 +133,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 )
             y -= under
         _caption(figure, text, y - 0.06)
-    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # ours, for alt texts
     return figure
 
 
@@ -147,7 +147,7 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
         engine.set(rect=(0, below / (height + below), 1, height / (height + below)))
         axes = figure.subplots(1, columns, squeeze=False)[0]
         _caption(figure, text, below - 0.06)
-    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # ours, for alt texts
     return figure, list(axes)
 
 

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.nie2018.trained import LABELS, images_of, not_the_papers, seeds_of, wanted, weights_words
+from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import display, metrics
 from vis.claims import Claim, Rule, above, increasing, mean_and_spread
 from vis.errors import UserError
@@ -73,11 +73,7 @@ class Figure8(Experiment):
         self.eps, self.loss, self.paper = eps / 255, loss, paper
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [
-            {"seed": seed, "images": images}
-            for seed in seeds_of(run, run.config.model)
-            for images in run.batches(len(run.dataset), 4)
-        ]
+        return batches_of_the_model(run)
 
     def load(self, run: Run, unit: Unit) -> Load:
         images = len(unit["images"])

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from matplotlib.figure import Figure
 
-from experiments.nie2018.trained import LABELS, images_of, not_the_papers, seeds_of, wanted, weights_words
+from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import display, metrics
 from vis.claims import Claim, above, increasing, mean, mean_and_spread
 from vis.experiment import Experiment, Load, Run, Unit
@@ -31,11 +31,7 @@ class Gallery(Experiment):
         self.paper, self.random, self.source = paper, random, source
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [
-            {"seed": seed, "images": images}
-            for seed in seeds_of(run, run.config.model)
-            for images in run.batches(len(run.dataset), 4)
-        ]
+        return batches_of_the_model(run)
 
     def load(self, run: Run, unit: Unit) -> Load:
         images, maps = len(unit["images"]), len(run.methods) * len(run.targets)

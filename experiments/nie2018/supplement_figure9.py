@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from experiments.nie2018.figure9 import BOX, background
-from experiments.nie2018.trained import images_of, not_the_papers, seeds_of, wanted, weights_words
+from experiments.nie2018.trained import batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import display, metrics
 from vis.claims import Claim, Rule, mean_and_spread
 from vis.experiment import Experiment, Load, Run, Unit
@@ -44,11 +44,7 @@ class SupplementFigure9(Experiment):
         self.object, self.paper = object, paper
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [
-            {"seed": seed, "images": images}
-            for seed in seeds_of(run, run.config.model)
-            for images in run.batches(len(run.dataset), 4)
-        ]
+        return batches_of_the_model(run)
 
     def load(self, run: Run, unit: Unit) -> Load:
         return Load(run.config.model, unit["seed"], len(unit["images"]), 1, 3 * len(unit["images"]))

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vis.claims import departures
-from vis.experiment import Experiment, Run
+from vis.experiment import Experiment, Run, Unit
 from vis.record import Results
 
 NETWORK = {
@@ -50,6 +50,15 @@ def seeds_of(run: Run, node: Mapping[str, Any]) -> list[int]:
     """A network whose weights all come from a file is one network; random ones, in part or all, differ by seed."""
     whole = node.get("weights") and not node.get("trained_up_to") and not node.get("trained_except")
     return run.seeds[:1] if whole else run.seeds
+
+
+def batches_of_the_model(run: Run) -> list[Unit]:
+    """The units of a figure of the run's own model: its seeds, and the images in batches."""
+    return [
+        {"seed": seed, "images": images}
+        for seed in seeds_of(run, run.config.model)
+        for images in run.batches(len(run.dataset), 4)
+    ]
 
 
 def not_the_papers(results: Results, network: str | None = None, random: bool = False) -> str:
