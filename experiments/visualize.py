@@ -96,14 +96,15 @@ class Visualize(Experiment):
         rows = []
         for number, (image, target, class_) in enumerate(keys[: self.rows]):
             titles = number == 0  # the columns are the same in all rows
-            panels = [
-                Panel(display.picture(results.arrays[f"{seed}/{image}/pixels"]), "Input" if titles else "", image)
-            ]
+            pixels = results.arrays[f"{seed}/{image}/pixels"]
+            panels = [Panel(display.picture(pixels), "Input" if titles else "", image)]
             for cell in results.rows(seed=seed, image=image, target=target):
                 show, _ = display.scaling(scalings[cell["method"]])
                 map_ = results.arrays[f"{seed}/{image}/{target}/{cell['method']}"]
                 title = _title(cell["method"], config) if titles else ""
-                panels.append(Panel(show(map_), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00")))
+                panels.append(
+                    Panel(show(map_, pixels), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00"))
+                )
             rows.append(PanelRow(panels, class_ if target.isdecimal() else f"{target}: {class_}"))
         best = results.rows("predictions", seed=seed, rank=1)[:4]
         sentences = [

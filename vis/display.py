@@ -40,14 +40,31 @@ def absolute(map_: np.ndarray) -> Picture:
     return picture((values / top)[None])
 
 
-SCALINGS: dict[str, tuple[Callable[[np.ndarray], Picture], str]] = {
-    "minmax": (minmax, "min-max over each RGB map"),
-    "diverging": (diverging, "sum over channels, red positive, blue negative, centred at 0"),
-    "absolute": (absolute, "largest absolute value over channels, cut at the 99.5th percentile"),
+def heat(map_: np.ndarray) -> Picture:
+    """Of a CAM: the `jet` colours of its sum over the channels, from 0 (or its minimum, where that is below) to its maximum."""
+    from matplotlib import colormaps
+
+    values = map_.sum(0)
+    low, high = min(values.min(), 0.0), values.max()
+    return colormaps["jet"]((values - low) / (high - low) if high > low else np.zeros_like(values))[..., :3]
+
+
+def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture:
+    """A map [1 or 3, H, W] as `heat` over the pixels [C, H, W] of its image (taimeskhanov2024, Figures 1 and 7 to 9)."""
+    return alpha * heat(map_) + (1 - alpha) * picture(pixels)
+
+
+Scaling = Callable[[np.ndarray, np.ndarray], Picture]  # of a map and the pixels of its image
+
+SCALINGS: dict[str, tuple[Scaling, str]] = {
+    "minmax": (lambda map_, _: minmax(map_), "min-max over each RGB map"),
+    "diverging": (lambda map_, _: diverging(map_), "sum over channels, red positive, blue negative, centred at 0"),
+    "absolute": (lambda map_, _: absolute(map_), "largest absolute value over channels, cut at the 99.5th percentile"),
+    "overlay": (overlay, "jet colours from 0 to the maximum of each map, over the image"),
 }
 
 
-def scaling(name: str) -> tuple[Callable[[np.ndarray], Picture], str]:
+def scaling(name: str) -> tuple[Scaling, str]:
     """The scaling of that name: (function, sentence). Raises UserError."""
     if name not in SCALINGS:
         raise UserError(f"there is no scaling {name!r}.{did_you_mean(name, SCALINGS)}")

@@ -50,11 +50,15 @@ def styled() -> AbstractContextManager[None]:
 
 @dataclass
 class Panel:
-    """A picture with a title above it and, where there is something to say, a line of numbers under it."""
+    """A picture with a title above it and, where there is something to say, a line of numbers under it.
+
+    dead_rows: the first and the last row that the network cannot see: a dashed line above them, hatched.
+    """
 
     picture: Picture | None
     title: str = ""
     note: str = ""
+    dead_rows: tuple[int, int] | None = None
 
 
 @dataclass
@@ -116,6 +120,8 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 )
                 axes.imshow(each.picture)
                 axes.set_axis_off()
+                if each.dead_rows is not None:
+                    _dead_zone(axes, *each.dead_rows)
                 if each.title:
                     axes.set_title(typeset(each.title), pad=3)
                 if each.note:
@@ -135,6 +141,13 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
         _caption(figure, text, y - 0.06)
     figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # ours, for alt texts
     return figure
+
+
+def _dead_zone(axes: Any, first: int, last: int) -> None:
+    """A dashed red line above the rows first .. last of a picture, and red hatching over them."""
+    axes.axhline(first - 0.5, color="red", linewidth=1.2, linestyle="--")
+    with matplotlib.rc_context({"hatch.linewidth": 0.6}):
+        axes.axhspan(first - 0.5, last + 0.5, facecolor=(1, 0, 0, 0.1), edgecolor="red", hatch="///", linewidth=0)
 
 
 def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), columns: int = 1) -> tuple[Figure, list]:
