@@ -29,8 +29,8 @@ from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
 from vis.models.weights import NoWeights, torchvision_weights
 from vis.record import Part, Results
+from vis.standin import StandIn, architecture, standin
 from vis.target import Targets
-from vis.training import StandIn, standin
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Run:
         self.device = pick_device(config.device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._model: tuple[Any, Model] | None = None
+        self._standins: dict[str, StandIn] = {}
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
         self.upcoming: list[int] = []  # images of the next units: threads read them while this one is computed
         self._ahead: dict[Any, Future[Tensor]] = {}
@@ -127,10 +128,14 @@ class Run:
 
     def _standin(self, node: Mapping[str, Any]) -> StandIn:
         """The project's own training in place of published weights, from the cache in `outputs` or made now."""
-        data = self.config.dataset
-        same = data is not None and str(data._target_).endswith(f".{node.get('trained_on')}")
-        folder = str(data.get("path") or "data") if same else "data"
-        return standin(node, Path(self.config.outputs).expanduser() / "standins", self.device, folder)
+        key = repr((node.get("trained_on"), sorted(architecture(node).items())))
+        if key not in self._standins:
+            data = self.config.dataset
+            same = data is not None and str(data._target_).endswith(f".{node.get('trained_on')}")
+            folder = str(data.get("path") or "data") if same else "data"
+            cache = Path(self.config.outputs).expanduser() / "standins"
+            self._standins[key] = standin(node, cache, self.device, folder)
+        return self._standins[key]
 
     @cached_property
     def methods(self) -> dict[str, Method]:

@@ -7,22 +7,15 @@ sums so far; on the CPU a resumed training ends with the same bits, on a GPU as 
 
     training = Training(net, train, val, Recipe(epochs=10), preprocess, seed=0, device="cpu", folder=Path("here"))
     for row in training: ...        # an epoch each; run it again after a kill, and it goes on
-
-`standin` trains a small network once and keeps it, for figures that need trained weights where there are none.
 """
 
-import fcntl
 import hashlib
 import io
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.console import progress
-from vis.data import Dataset, preprocessing, to_pixels
-from vis.errors import UserError, did_you_mean
+from vis.data import Dataset, to_pixels
+from vis.errors import UserError
 from vis.instantiate import construct, locate, parameters_of
-from vis.models import build_model
-from vis.record import csv_text, write_bytes, write_json, write_text
+from vis.record import csv_text, write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -361,99 +353,3 @@ def save_weights(net: nn.Module, path: Path) -> None:
     data = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
     write_bytes(path, data.getvalue())
-
-
-# --- stand-ins --------------------------------------------------------------------------------------------------------
-
-STANDIN_RECIPES = {
-    "digits": Recipe(epochs=16, batch_size=64, optimiser="adamw", lr=2e-3, weight_decay=1e-2, crop=2),
-    "mnist": Recipe(epochs=2, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=2),
-    "cifar10": Recipe(epochs=8, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=4, flip=True),
-}
-_SEED = 0  # a stand-in takes the place of published weights: one network, whatever the seed of the run
-
-
-@dataclass(frozen=True)
-class StandIn:
-    """Weights that the project trained itself: the file, and what they are in words."""
-
-    path: Path
-    words: str
-
-
-def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, data: str = "data") -> StandIn:
-    """The stand-in for a model's config node with `trained_on`, trained now if `root` does not hold it yet.
-
-    trained_on: cifar10 or mnist in the folder `data`, or `cifar10:FOLDER`; where that has none, or for digits,
-    scikit-learn's digits, which need no download. A training that was stopped goes on; two processes train once.
-    """
-    name, path = _trained_on(str(node.get("trained_on") or "digits"), data)
-    recipe = STANDIN_RECIPES[name]
-    own = {key: value for key, value in node.items() if key not in _NOT_ARCHITECTURE}
-    parts = (sorted(own.items(), key=str), _fingerprint(name, path), asdict(recipe), _SEED)
-    folder = root / hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        if not (folder / "standin.json").is_file():
-            train, val = _splits_of(name, path)
-            start = {**own, "name": node.get("name"), "init": "kaiming_normal", "weights": None}
-            model = build_model(start, _SEED, device)
-            if model.num_classes is not None and model.num_classes < len(train.classes or ()):
-                raise UserError(
-                    f"model.num_classes={model.num_classes}: {train.origin} has {len(train.classes or ())} classes"
-                )
-            log.info("training a stand-in for the weights of %s on %s, once, in %s", model.name, train.origin, folder)
-            images, held_out = (load_images(each, model.input_size, model.channels) for each in (train, val))
-            preprocess, state = preprocessing(model.preprocess), folder / "training"
-            training = Training(model.net, images, held_out, recipe, preprocess, _SEED, device, state)
-            rows = list(training)
-            save_weights(training.net, folder / "weights.pt")
-            facts = {"trained_on": train.origin, "images": len(train), "recipe": asdict(recipe), "seed": _SEED}
-            facts |= {"network": own, "epochs": rows, "val_top1": rows[-1]["val_top1"]}
-            write_json(folder / "standin.json", facts)
-            shutil.rmtree(state)
-    facts = json.loads((folder / "standin.json").read_text(encoding="utf-8"))
-    words = f"a stand-in trained by the project on {facts['trained_on']} (top-1 {100 * facts['val_top1']:.1f} %)"
-    return StandIn(folder / "weights.pt", words)
-
-
-def _splits_of(name: str, path: str) -> tuple[Dataset, Dataset]:
-    return splits({"_target_": f"vis.data.{name}"} | ({"path": path} if name != "digits" else {}))
-
-
-@cache
-def _fingerprint(name: str, path: str) -> str:
-    """Of a stand-in's data, read once in a process: a figure of partly trained networks asks for each of them."""
-    return " ".join(part.fingerprint() for part in _splits_of(name, path))
-
-
-_NOT_ARCHITECTURE = ("name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except")
-
-
-def _trained_on(text: str, data: str) -> tuple[str, str]:
-    """(dataset, its folder) that a stand-in trains on. UserError for a name without a recipe, a folder that is missing."""
-    name, _, given = text.partition(":")
-    if name not in STANDIN_RECIPES:
-        raise UserError(f"model.trained_on={text}: no stand-in is trained on it.{did_you_mean(name, STANDIN_RECIPES)}")
-    if name == "digits":
-        return name, ""
-    path = Path(given or data).expanduser()
-    places = {"mnist": ("MNIST/raw",), "cifar10": ("train", "cifar-10-batches-py")}[name]
-    if any((path / place).is_dir() for place in places):
-        return name, str(path)
-    if given:
-        raise UserError(f"model.trained_on={text}: {path} does not hold {' or '.join(places)}")
-    log.info("there is no %s in %s (model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name)
-    return "digits", ""
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in the folder."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            log.info("another process is training this stand-in: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
