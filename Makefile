@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/vis-run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test test-all lint format bench clean
+.PHONY: help demo nie2018 install dev test test-all lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-
 	$(RUN) method=gbp model=vgg16_random
 
 nie2018-figure4: ## Nie et al. 2018, Figure 4; so for every item of a paper: make nie2018-theorem1, nie2018-figure7, ...
+
+nie2018: $(VENV)/installed ## all of Nie et al. 2018 that can run here, on one page
+	$(RUN) experiment=nie2018/all
 
 nie2018-%: $(VENV)/installed
 	$(RUN) experiment=nie2018/$*

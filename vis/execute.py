@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -89,23 +90,30 @@ def execute_shard() -> None:
     shards.report()
 
 
+_NOT_ITS_OWN = ("name", "small", "claims")  # keys under `experiment` that are not for its constructor
+
+
 def build_experiment(config: DictConfig) -> Experiment:
     """The experiment of a config. Raises UserError where it cannot be built."""
     provide_experiments()
     values = OmegaConf.to_container(config.experiment, resolve=True)
     assert isinstance(values, dict)
-    experiment = construct({str(k): v for k, v in values.items() if k not in ("name", "small")}, "experiment")
+    experiment = construct({str(k): v for k, v in values.items() if k not in _NOT_ITS_OWN}, "experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"experiment._target_ made a {type(experiment).__name__}, not a vis.experiment.Experiment")
     return experiment
 
 
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
-    """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this."""
+    """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this.
+
+    `experiment.claims`, where a config has it, says by patterns of their names which claims are kept.
+    """
     for name, rows in results.tables.items():
         write_text(folder.path / f"{name}.csv", csv_text(rows))
         write_text(folder.path / f"{name}.md", markdown_text(rows))
-    claims = experiment.claims(results)
+    wanted = results.config.experiment.get("claims") or ["*"]
+    claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.name, pattern) for pattern in wanted)]
     write_json(folder.path / "claims.json", [claim.record() for claim in claims])
     captions = {}
     for name, figure in experiment.draw(results, claims).items():
@@ -126,6 +134,8 @@ def redraw(path: Path) -> None:
 def _prepare(config: DictConfig) -> None:
     """The same state for every job, also for the third of a sweep in one process."""
     keep_freed_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory counts from here
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
     torch.manual_seed(config.seed)
@@ -161,7 +171,10 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
 
 
 def _peak_memory() -> float:
-    """Largest resident memory of this process in GB."""
+    """Largest resident memory of this process in GB, on Linux since `_prepare`."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)
 

@@ -64,23 +64,38 @@ def resume(folder: Path, command: str) -> None:
                 _resume_job(folder, number, overrides, [Path(d) for d in plan["config_dirs"]], command)
             except Exception as error:  # one failed job must not end a sweep
                 log.error("job %d: %s", number, failure(error, sweep.job_folder(folder, number) or folder))
+            if plan.get("collection"):
+                sweep.aggregate(folder)  # its page shows what is there so far
 
 
 def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
+    """Run a job of a sweep or go on with it; one of a collection whose weights lack runs at preset=small."""
     path = sweep.job_folder(folder, number)
-    if path is not None and (path / "config.yaml").exists():
-        if RunFolder(path).status.get("state") != "done":
-            log.info("job %d: %s", number, " ".join(overrides))
-            _resume_run(path, command)
+    if path is not None and RunFolder(path).status.get("state") == "done":
+        return
+    log.info("job %d: %s", number, " ".join(overrides))
+    if path is not None and any((path / "parts").glob("*")):
+        _resume_run(path, command)
         return
     from vis.compose import compose_config, slug
     from vis.execute import execute
+    from vis.models.weights import NoWeights
 
-    log.info("job %d: %s", number, " ".join(overrides))
     path = path or folder / f"{number}_{slug(','.join(overrides))}"
     path.mkdir(exist_ok=True)
     try:
-        execute(compose_config(overrides, config_dirs), path, command)
+        config = compose_config(overrides, config_dirs)
+        try:
+            execute(config, path, command)
+        except NoWeights as error:
+            if (
+                "small" not in config.experiment
+                or config.preset == "small"
+                or not (sweep.plan(folder) or {})["collection"]
+            ):
+                raise
+            log.info("%s", error)
+            execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
     except Exception as error:
         RunFolder(path).set_status(state="failed", error=f"{type(error).__name__}: {error}")
         raise

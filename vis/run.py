@@ -105,11 +105,15 @@ def _dispatch(argv: list[str]) -> int:
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
     config = compose.compose_config(overrides, config_dirs)
+    jobs = _collected(config, overrides)
     if "dry-run" in options:
         from vis.estimate import dry_run
 
-        print(dry_run(config), end="")
+        for each in [compose.compose_config(job, config_dirs) for job in jobs] or [config]:
+            print(dry_run(each), end="", flush=True)
         return 0
+    if jobs:
+        return _collection(config, jobs, config_dirs, command)
     return _single(config, overrides, config_dirs, command)
 
 
@@ -217,6 +221,26 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
     return _finish(folder, work, fresh=True)
 
 
+def _collected(config: Any, overrides: list[str]) -> list[list[str]]:
+    """The jobs of a config that lists experiments under `experiment.all`; none for an experiment."""
+    others = [o for o in overrides if not o.startswith("experiment=")]
+    return [[f"experiment={name}", *others] for name in config.experiment.get("all", [])]
+
+
+def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
+    from vis import compose
+    from vis.record import reserve
+    from vis.sweep import begin
+
+    if shards.world() > 1:
+        raise UserError(f"torchrun shares out one run, and {config.experiment.name} is many: start it without torchrun")
+    for job in jobs:
+        compose.compose_config(job, config_dirs)
+    folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
+    begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
+    return _finish(folder, lambda folder: _resume(folder, command))
+
+
 def _help_out() -> int:
     """Work for rank 0's run, which has the one folder and the one result."""
     from vis.console import start_logging
@@ -266,11 +290,18 @@ def _resume(folder: Path, command: str) -> None:
 
 
 def _redraw(folder: Path) -> None:
+    from vis import sweep
     from vis.console import start_logging
     from vis.execute import redraw
+    from vis.record import RunFolder
 
     start_logging()
-    redraw(folder)
+    jobs = (sweep.plan(folder) or {"jobs": []})["jobs"]
+    for path in [sweep.job_folder(folder, number) for number in range(len(jobs))] if jobs else [folder]:
+        if path and (not jobs or RunFolder(path).status.get("state") == "done"):
+            redraw(path)
+    if jobs:
+        sweep.aggregate(folder)
 
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
@@ -280,6 +311,8 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     from vis.sweep import begin
 
     configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
+    if any("all" in config.experiment for config in configs):
+        raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = reserve(Path(configs[0].outputs).expanduser(), _folder_name(configs[0]) + "_sweep")
 
     # Folders of jobs are named after what differs between them.

@@ -7,16 +7,27 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vis.compose import parse_overrides
+from omegaconf import OmegaConf
+
+from vis.compose import describe, options, parse_overrides
 from vis.figures import plot, save, styled
 from vis.page import document, html_table
 from vis.record import Rows, RunFolder, csv_text, markdown_text, write_json, write_text
 
 
-def begin(folder: Path, jobs: Sequence[Sequence[str]], config_dirs: Sequence[Path], command: str) -> None:
-    """Write down what the sweep will do, so that it can be finished by `vis-run --resume`."""
+def begin(
+    folder: Path,
+    jobs: Sequence[Sequence[str]],
+    config_dirs: Sequence[Path],
+    command: str,
+    collection: str | None = None,
+) -> None:
+    """Write down what the sweep will do, so that it can be finished by `vis-run --resume`.
+
+    collection: the experiment config that lists the jobs' experiments (nie2018/all), where they are not values of a key.
+    """
     plan = {"command": command, "cwd": str(Path.cwd()), "config_dirs": list(map(str, config_dirs)), "jobs": jobs}
-    write_json(folder / "sweep.json", plan)
+    write_json(folder / "sweep.json", plan | {"collection": collection})
 
 
 def plan(folder: Path) -> dict[str, Any] | None:
@@ -38,8 +49,11 @@ def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
 
 
 def aggregate(folder: Path) -> list[str]:
-    """Write table.csv, figure and index.html over all jobs of a sweep; returns a line for each that is not done."""
-    jobs = (plan(folder) or {"jobs": []})["jobs"]
+    """Write the tables, figure and index.html over all jobs of a sweep; returns a line for each that is not done."""
+    whole = plan(folder) or {"jobs": []}
+    jobs = whole["jobs"]
+    if whole.get("collection"):
+        return _collect(folder, whole)
     rows: Rows = []
     problems = []
     metrics: Sequence[str] = ()
@@ -71,6 +85,19 @@ def aggregate(folder: Path) -> list[str]:
         save(figure, folder / "figure")
     _page(folder, rows, has_figure, problems)
     return problems
+
+
+def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
+    """The page of a collection of experiments; a line for each that is not done."""
+    from vis.report import Item, write_report
+
+    files = options("experiment", [Path(d) for d in whole["config_dirs"]])
+    names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
+    items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
+    collection = files[whole["collection"]]
+    findings = [files[name] for name in OmegaConf.load(collection).experiment.get("findings", [])]
+    write_report(folder, describe(collection), items, findings)
+    return [f"{item.name} {item.state}" for item in items if item.state != "done"]
 
 
 def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any:
