@@ -5,11 +5,12 @@ else it holds goes to the constructor `_target_`.
 
     init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
     std           of the initialisations truncated_normal and normal
-    weights       null, "torchvision" (pretrained), "standin" (vis.training trains them on the spot), or a checkpoint file
+    weights       null, "torchvision" (pretrained), "standin" (vis.standin trains them on the spot), or a checkpoint file
     trained_on    of a stand-in: cifar10, mnist or digits, or with the folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
     input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
+    wall          {rows: n}: only the upper n rows of the last feature map are read (vis.models.wall); null is the network's own, or none
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from vis.models.networks import (
 )
 from vis.models.random_weight import INITIALISATIONS
 from vis.models.streamed import StreamedLinear
+from vis.models.wall import build_wall
 from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
 
 __all__ = [
@@ -54,7 +56,8 @@ __all__ = [
 ]
 
 _OWN_KEYS = (
-    "name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size"
+    "name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size",
+    "wall",
 )  # fmt: skip
 
 
@@ -64,6 +67,7 @@ class Model:
 
     weights: where they come from, in words for captions; sha256 of the file, if any.
     trained: whether a file filled any of them, i.e. whether its classes mean something.
+    dead_rows: the first and the last row of its images that no logit sees, where it has a wall.
     standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
     num_classes: how many logits, as far as the layers tell; classes: their names, where known.
     input_size: (height, width); channels: 3 or 1; memory_format: of its weights, and so of its images.
@@ -80,6 +84,7 @@ class Model:
     preprocess: str
     num_classes: int | None
     classes: list[str] | None
+    dead_rows: tuple[int, int] | None = None
     standin: bool = False
 
     def class_name(self, index: int) -> str:
@@ -145,8 +150,11 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         if partly:
             part = f" up to {own['trained_up_to']}" if own["trained_up_to"] else f" except {own['trained_except']}"
         words.insert(0, f"weights {path.name}{part}")
-    if hasattr(net, "apply_wall"):
+    if hasattr(net, "apply_wall"):  # a wall of its own
         net.apply_wall()
+    input_size, channels = _input_size(net, own), _channels(net, node)
+    rows = (own["wall"] or {}).get("rows") or getattr(net, "wall_rows", None)
+    dead_rows = build_wall(net, rows, channels, input_size) if rows else None
     net = net.eval().to(device)
     # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
     known = str(node.get("_target_", "")).startswith("vis.models.")
@@ -158,12 +166,13 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         weights=", ".join(words),
         sha256=sha256,
         trained=weights is not None,
-        input_size=_input_size(net, own),
-        channels=_channels(net, node),
+        input_size=input_size,
+        channels=channels,
         memory_format=memory_format,
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
         num_classes=_num_classes(net),
         classes=imagenet_classes() if _num_classes(net) == 1000 else None,
+        dead_rows=dead_rows,
     )
 
 
