@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import cams
 import networks
 import numpy as np
 import pytest
@@ -22,14 +23,23 @@ from vis.methods import (
     DECONVNET,
     GUIDED,
     SALIENCY,
+    AblationCAM,
     DeconvNet,
+    EigenCAM,
     Forward,
+    GradCAM,
+    GradCAMPlusPlus,
     GuidedBackprop,
+    HiResCAM,
+    LayerCAM,
     Method,
     NotApplicable,
+    OptiCAM,
     ReluRule,
     Saliency,
+    ScoreCAM,
     Target,
+    XGradCAM,
     explain_all,
 )
 
@@ -156,6 +166,15 @@ def is_the_gradient_where_weights_are_positive(method: Method) -> None:
     assert close(method(net, x, 2), Saliency()(net, x, 2))
 
 
+def is_an_overlay(method: Method) -> None:
+    """One map, not negative, for all channels of the image."""
+    x = networks.images()
+    maps = method(networks.build("vgg_like"), x, 2)
+    assert maps.shape == x[:, :1].shape
+    assert maps.min() >= 0
+    assert maps.max() > 0
+
+
 # --- the list that a new method joins --------------------------------------------------------------------------------
 
 
@@ -173,8 +192,18 @@ CASES = [
     Case(Saliency(), replaced(SALIENCY), sums_to_the_logit),
     Case(DeconvNet(), replaced(DECONVNET), does_not_see_the_image, refuses=("gelu", "mixed")),
     Case(GuidedBackprop(), replaced(GUIDED), is_the_gradient_where_weights_are_positive, refuses=("gelu", "mixed")),
+    Case(GradCAM(), cams.gradcam, is_an_overlay),
+    Case(GradCAMPlusPlus(), cams.gradcam_pp, is_an_overlay),
+    Case(XGradCAM(), cams.xgradcam, is_an_overlay),
+    Case(HiResCAM(), cams.hirescam, is_an_overlay),
+    Case(LayerCAM(), cams.layercam, is_an_overlay),
+    Case(EigenCAM(), cams.eigencam, is_an_overlay),
+    Case(ScoreCAM(), cams.scorecam, is_an_overlay),
+    Case(AblationCAM(), cams.ablationcam, is_an_overlay),
+    Case(OptiCAM(iterations=10), cams.opticam(10), is_an_overlay),
 ]
 RULES = {"saliency": SALIENCY, "deconvnet": DECONVNET, "gbp": GUIDED}
+RULED = CASES[:3]  # the methods that are these rules
 
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.method))
 every_network = pytest.mark.parametrize("network", networks.APPLICABLE)
@@ -264,7 +293,6 @@ def test_no_tensor_outlives_the_call(case, network, accident):
         module.register_forward_hook(lambda module, inputs, output: outputs.append(weakref.ref(output)))
     if accident:
         last_layer(net).register_forward_hook(fail)
-    gc.collect()
     gc.disable()
     try:
         try:
@@ -408,10 +436,10 @@ def test_every_spelling_of_a_relu_follows_the_rule(spelling, rule, values):
 def test_a_larger_logit_gives_a_larger_map_of_the_same_form(seed, scale, network):
     """The rules are positively homogeneous in the gradient."""
     net, x = networks.build(network, seed), networks.images(1, seed)
-    before = explain_all({name: Case.method for name, Case in zip(RULES, CASES, strict=True)}, net, x, [0])[0][0]
+    before = explain_all({name: Case.method for name, Case in zip(RULES, RULED, strict=True)}, net, x, [0])[0][0]
     with torch.no_grad():
         last_layer(net).weight.mul_(scale)
-    for case, maps in zip(CASES, before.values(), strict=True):
+    for case, maps in zip(RULED, before.values(), strict=True):
         assert torch.allclose(case.method(net, x, 0), scale * maps, rtol=1e-9, atol=1e-12 * scale)
 
 
@@ -431,9 +459,9 @@ def test_one_forward_pass_serves_three_methods_and_two_logits():
     net, x = networks.build("residual"), networks.images()
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    maps, _ = explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [1, [3, 0, 2]])
+    maps, _ = explain_all({name: case.method for name, case in zip(RULES, RULED, strict=True)}, net, x, [1, [3, 0, 2]])
     assert len(calls) == 1
-    for case, first, second in zip(CASES, maps[0].values(), maps[1].values(), strict=True):
+    for case, first, second in zip(RULED, maps[0].values(), maps[1].values(), strict=True):
         assert close(first, case.reference(net, x, 1))
         assert close(second[:1], case.reference(net, x[:1], 3))
 
@@ -472,7 +500,7 @@ def test_a_network_that_cuts_its_graph_is_an_error():
 def test_any_unit_of_any_layer_is_a_target(rule):
     """The map of a layer's unit is the map of the network that ends there; the in-place ReLU behind it changes nothing."""
     net, x = networks.build("vgg_like"), networks.images()
-    method = next(case.method for case, each in zip(CASES, RULES.values(), strict=True) if each == rule)
+    method = next(case.method for case, each in zip(RULED, RULES.values(), strict=True) if each == rule)
     assert close(method(net, x, Target(5, layer="7")), method(net[:8], x, 5))
     ends_there = nn.Sequential(*net[:4], nn.Flatten())
     assert close(method(net, x, Target((3, 2, 4), layer="3")), method(ends_there, x, 3 * 36 + 2 * 6 + 4))
@@ -562,7 +590,7 @@ def captum_maps(net: nn.Module, x: Tensor, unit: int) -> dict[str, Tensor]:
 
 
 def our_maps(net: nn.Module, x: Tensor, unit: int) -> dict[str, Tensor]:
-    return explain_all({name: case.method for name, case in zip(RULES, CASES, strict=True)}, net, x, [unit])[0][0]
+    return explain_all({name: case.method for name, case in zip(RULES, RULED, strict=True)}, net, x, [unit])[0][0]
 
 
 @pytest.mark.slow
@@ -614,3 +642,23 @@ def test_large_networks_with_other_activations_are_refused(arch):
     for method in (DeconvNet(), GuidedBackprop()):
         with pytest.raises(NotApplicable, match="rules for ReLUs"):
             method(net, x)
+
+
+def test_mixed_precision_is_tf32_in_the_backward_pass_alone(monkeypatch):
+    monkeypatch.setattr(Forward, "tf32_backward", True)
+    net = networks.build("vgg_like", dtype=torch.float32)
+    seen = []
+    handle = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with Forward(net, networks.images(dtype=torch.float32)) as forward:
+            forward.logits.grad_fn.register_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+            forward.gradient(0, GUIDED)
+        assert seen == [False, True]
+        assert torch.backends.cudnn.allow_tf32 is False
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        handle.remove()

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
+import shutil
 
+import pytest
 from conftest import SMALL
 
 
@@ -48,8 +51,6 @@ def test_a_failed_job_does_not_end_a_sweep_and_resume_runs_only_what_is_missing(
 
 
 def test_jobs_that_never_started_are_run_on_resume(vis_run):
-    import shutil
-
     folder = vis_run("-m", *SMALL, "model.num_filters=2,4").folder
     shutil.rmtree(folder / "1_model.num_filters=4")
     assert vis_run("--resume", str(folder)).folder == folder
@@ -63,3 +64,87 @@ def test_a_sweep_over_models_and_a_range(vis_run):
     ).folder
     assert len(rows(folder)) == 6
     assert len(json.loads((folder / "sweep.json").read_text())["jobs"]) == 6
+
+
+COLLECTION = """# @package _global_
+# Two of a paper's items
+defaults:
+  - override /model: null
+  - override /method: null
+experiment:
+  name: both
+  all: [nie2018/figure1, needy]
+  findings: [found]
+"""
+FINDING = """# @package _global_
+# What was found
+defaults:
+  - /experiment/nie2018/figure1
+experiment:
+  name: found
+  claims: [gbp, decon*]
+"""
+NEEDY = """# @package _global_
+# Needs weights
+defaults:
+  - override /model: vgg16
+experiment:
+  _target_: experiments.visualize.Visualize
+  name: needy
+  rows: 1
+  scaling: minmax
+  small: {model: resnet50_random}
+"""
+
+
+@pytest.fixture
+def collection(tmp_path):
+    """A config folder with a collection of two items, one of which needs weights that cannot be had."""
+    folder = tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "both.yaml").write_text(COLLECTION)
+    (folder / "found.yaml").write_text(FINDING)
+    (folder / "needy.yaml").write_text(NEEDY)
+    return ("--config-dir", str(folder.parent))
+
+
+def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, collection, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no_weights"))
+    folder = vis_run("experiment=both", *collection).folder
+    with (folder / "claims.csv").open(newline="") as file:
+        claims = list(csv.DictReader(file))
+    assert [c["item"] for c in claims] == ["nie2018/figure1"] * 3
+    page = (folder / "index.html").read_text()
+    assert page.index("Two of a paper") < page.index("What was found") < page.index('id="nie2018-figure1"')
+    for image in re.findall(r'<img src="([^"]+)"', page):
+        assert (folder / image).is_file()
+    assert len(re.findall("<img", page)) == 2
+    assert "vis-run experiment=needy preset=small" in page, "its weights lack: it ran at the small sizes"
+    findings = page[page.index("What was found") : page.index('id="nie2018-figure1"')]
+    assert "gbp" in findings
+    assert "saliency" not in findings
+
+
+def test_a_collection_goes_on_behind_the_items_that_are_done(vis_run, collection):
+    folder = vis_run("experiment=both", "preset=small", *collection).folder
+    (first,) = folder.glob("0_*")
+    (second,) = folder.glob("1_*")
+    shutil.rmtree(second)
+    before = (first / "maps.npz").stat().st_mtime_ns
+    assert vis_run("--resume", str(folder)).folder == folder
+    assert (first / "maps.npz").stat().st_mtime_ns == before
+    assert (folder / "index.html").read_text().count("<img") == 2
+
+
+def test_mistakes_with_collections(vis_run, collection, tmp_path):
+    ran = vis_run("-m", "experiment=both", "seed=1,2", *collection)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "leave out -m" in ran.err
+    ran = vis_run("experiment=both", "model.std=0.2", *collection)
+    assert ran.code == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_experiment_keeps_the_claims_that_its_config_names(vis_run, collection):
+    folder = vis_run("experiment=found", *collection).folder
+    assert [claim["name"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]

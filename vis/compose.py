@@ -23,7 +23,7 @@ from vis.errors import UserError, did_you_mean
 from vis.home import CONF
 
 GROUPS = ("experiment", "model", "method", "dataset")
-PRECISIONS = ("float32", "float64", "tf32")
+PRECISIONS = ("float32", "float64", "tf32", "mixed")
 
 
 def slug(text: str, longest: int = 80) -> str:

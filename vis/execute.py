@@ -28,6 +28,7 @@ from vis.experiment import Experiment, Run
 from vis.figures import save
 from vis.home import HOME, provide_experiments
 from vis.instantiate import construct
+from vis.methods.forward import Forward
 from vis.models.weights import NoWeights
 from vis.page import run_page
 from vis.record import Results, RunFolder, csv_text, markdown_text, write_json, write_text
@@ -124,10 +125,19 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
 
 
 def redraw(path: Path) -> None:
-    """Draw a finished run's figures again from its arrays. Raises UserError where it has none."""
+    """Draw a run's figures again from its arrays, or while it is not done, from those of its units so far.
+
+    Raises UserError where it has none, or too few.
+    """
     folder = RunFolder(path)
-    results = folder.results()
-    conclude(folder, build_experiment(results.config), results)
+    so_far = folder.done() if folder.status.get("state") != "done" else ()
+    results = folder.merge() if so_far else folder.results()
+    try:
+        conclude(folder, build_experiment(results.config), results)
+    except Exception as error:
+        if so_far and not isinstance(error, UserError):
+            raise UserError(f"{path} cannot be drawn from its {len(so_far)} finished units: it needs more") from error
+        raise
     run_page(folder)
 
 
@@ -143,24 +153,30 @@ def _prepare(config: DictConfig) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
+    Forward.tf32_backward = config.precision == "mixed"
 
 
 def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
-    """Compute and journal the units that are missing (of several processes, this one's share).
+    """Compute and journal the units that are missing: of several processes, each its share, or all together one by one.
 
     While one is computed, threads write the one before it and read the images of the two behind it.
     """
     done = folder.done()
     world = shards.world() if experiment.shared_out else 1
-    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank()]
+    journals = experiment.shared_out or shards.rank() == 0
+    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank() % world]
     if done:
         log.info("%d of %d units are there already", len(done), len(units))
     written: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:
-        for place, (number, unit) in enumerate(progress(todo, total=len(units), unit="units", done=len(done))):
+        for place, (number, unit) in enumerate(
+            progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
+        ):
             began = time.perf_counter()
             run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
             part = experiment.compute(run, unit)
+            if not journals:
+                continue
             if written is not None:
                 written.result()
             written = writer.submit(folder.add, number, part)

@@ -25,7 +25,7 @@ Three commands to start with:
 What can be chosen: vis-run --list
   experiment=  model=  method=  dataset=       groups; each option's parameters: vis-run model=vgg16 --cfg job
   target=max|random|<index>|<class name>|[..]  image=FILE  seed=0  seeds=8  device=auto|cpu|cuda  batch_size=auto|n
-  precision=float32|float64|tf32  outputs=FOLDER  preset=paper|small
+  precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small
 
 Options:
   --list              every experiment, model, method and dataset, a line on each

@@ -53,10 +53,12 @@ class Figure6(ThreeLayer):
 
         fine, whole = "HP: correlation of the high-passed map and input", "pear: correlation of map and input"
         tiny = near_zero(0.04, each=True)
+        same = Rule("pooling changes it by less than a tenth", lambda values: abs(values[1] / values[0] - 1) < 0.1)
         return [
             claim("deconvnet_pool", READABLE, fine, above(0.4), ("HP", "pool", "deconvnet")),
             claim("deconvnet_no_pool", READABLE, fine, near_zero(0.05, each=True), ("HP", "cnn", "deconvnet")),
             claim("saliency_pool", UNIMPAIRED, fine, tiny, ("HP", "pool", "saliency")),
+            claim("gbp_pool", UNIMPAIRED, whole, same, ("pear", "cnn", "gbp"), ("pear", "pool", "gbp")),
             claim("gbp_vgg", VGG_MAPS, fine, above(0.5, each=True), ("HP", "vgg", "gbp")),
             claim("deconvnet_vgg_each", VGG_MAPS, fine, above(0.15, each=True), ("HP", "vgg", "deconvnet")),
             claim("deconvnet_vgg", VGG_MAPS, fine, above(0.3), ("HP", "vgg", "deconvnet")),
