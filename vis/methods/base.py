@@ -27,8 +27,8 @@ class Method(ABC):
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         """The maps of the targets of a forward pass."""
 
-    def layers(self, model: nn.Module) -> Sequence[str]:
-        """The layers whose outputs it needs from the forward pass."""
+    def layers(self, model: nn.Module, images: Tensor) -> Sequence[str]:
+        """The layers whose outputs it needs from the forward pass of these images."""
         return ()
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
@@ -46,7 +46,7 @@ def explain_all(
     batch = images.shape[0]
     layers = {target.layer for each in targets for target in as_targets(each, batch) if target.layer is not None}
     for method in methods.values():
-        layers.update(method.layers(model))
+        layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers)) as forward:
         maps = [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
     return maps, forward.logits

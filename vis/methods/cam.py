@@ -1,0 +1,375 @@
+"""Class activation maps: weighted sums of the feature maps B [V, h, w] of a layer (taimeskhanov2024, Definitions 1-7).
+
+    map = ReLU(sum_v alpha_v * B_v), upsampled to the image (bilinear, half-pixel centres)
+
+What differs are the weights alpha. B is what the layer gives, after the last ReLU in the networks of the paper. Two
+conventions; the gradient is G = df/dB, f the target:
+
+    paper   the definitions as they stand. Maps are not scaled.
+    table1  what made the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
+            after it, and the package's variants of GradCAM++, XGradCAM and ScoreCAM.
+
+CAMs of one image share the forward pass and the gradient at the layer: `explain_all`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vis.methods.base import Method
+from vis.methods.forward import Forward, NotApplicable
+from vis.methods.layers import Dense, dense_after, feature_layer, run_from, run_rest
+from vis.target import Target, Targets, as_targets, score
+
+PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
+
+
+class ActivationMap(Method):
+    """A class activation map; maps are [B, 1, H, W] and not negative.
+
+    layer: whose feature maps; None finds the last (`vis.methods.layers.feature_layer`).
+    convention: "paper" or "table1", see above.
+    Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
+    """
+
+    display = "overlay"
+
+    def __init__(self, layer: str | None = None, convention: str = "paper") -> None:
+        if convention not in ("paper", "table1"):
+            raise ValueError(f"convention is paper or table1, not {convention!r}")
+        self.layer = layer
+        self.convention = convention
+
+    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
+        return [feature_layer(model, images, self.layer)]
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        (layer,) = self.layers(forward.model, forward.images)
+        B = forward.layers[layer]
+        if B.ndim != 4:
+            raise NotApplicable(f"layer {layer} gives {list(B.shape)}, not feature maps [B, V, h, w]")
+        return finish(self.sum(forward, targets, layer), forward.images.shape[-2:], self.convention)
+
+    @abstractmethod
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        """sum_v alpha_v * B_v: [B, h, w], signed."""
+
+
+def finish(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
+    """ReLU and upsampling: [B, h, w] -> [B, 1, H, W], scaled before and after in the convention table1."""
+
+    def scaled(maps: Tensor) -> Tensor:
+        maps = maps - maps.amin((-2, -1), keepdim=True)
+        return maps / (1e-7 + maps.amax((-2, -1), keepdim=True))
+
+    maps = maps.relu()[:, None]
+    if convention == "paper":
+        return F.interpolate(maps, size, mode="bilinear")
+    return scaled(F.interpolate(scaled(maps), size, mode="bilinear"))
+
+
+def weigh(weights: Tensor, B: Tensor) -> Tensor:
+    """sum_v alpha_v * B_v: [B, V] and [B, V, h, w] -> [B, h, w]."""
+    return torch.einsum("bv,bvhw->bhw", weights, B)
+
+
+# --- from the gradient at the layer ----------------------------------------------------------------------------------
+
+
+class _GradientCAM(ActivationMap):
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B = forward.layers[layer]
+        return self.of_gradient(B.detach(), forward.gradient(targets, of=B))
+
+    @abstractmethod
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        """sum_v alpha_v * B_v: [B, h, w] from the feature maps and the target's gradient, both [B, V, h, w]."""
+
+
+class GradCAM(_GradientCAM):
+    """GradCAM (Selvaraju et al. 2017; taimeskhanov2024, Definition 1): alpha_v is the mean of G_v."""
+
+    title = "GradCAM"
+
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        return weigh(G.mean((2, 3)), B)
+
+
+class GradCAMPlusPlus(_GradientCAM):
+    """GradCAM++ (Chattopadhay et al. 2018; taimeskhanov2024, Definition 3).
+
+    alpha_v is the mean of ReLU(G) * D2 / (2 D2 + ||B_v||_1 D3), D2 and D3 the second and third derivatives, which are 0 in
+    a ReLU network. As its authors do, f is replaced by exp(f), up to a factor: D2 = G^2, D3 = G^3. Then, where G > 0, the
+    mean is over G / (2 + ||B_v||_1 G). table1: the sum, with 1e-6 in the denominator, which decides where gradients are small.
+    """
+
+    title = "GradCAM++"
+
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        positive = G.relu()
+        if self.convention == "paper":
+            return weigh((positive / (2 + B.abs().sum((2, 3), keepdim=True) * positive)).mean((2, 3)), B)
+        D2, D3 = positive**2, positive**3
+        return weigh((positive * D2 / (2 * D2 + B.sum((2, 3), keepdim=True) * D3 + 1e-6)).sum((2, 3)), B)
+
+
+class XGradCAM(_GradientCAM):
+    """XGradCAM (Fu et al. 2020; taimeskhanov2024, Definition 2): alpha_v is the mean of B_v / ||B_v||_1 * G_v.
+
+    table1: the sum, over sum(B_v) + 1e-7: for maps that are not negative another scale only.
+    """
+
+    title = "XGradCAM"
+
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        if self.convention == "table1":
+            return weigh((G * B).sum((2, 3)) / (B.sum((2, 3)) + 1e-7), B)
+        norm = B.abs().sum((2, 3))
+        return weigh((G * B).mean((2, 3)) / torch.where(norm > 0, norm, 1), B)  # a map of zeros has no weight
+
+
+class HiResCAM(_GradientCAM):
+    """HiResCAM (Draelos & Carin 2021; taimeskhanov2024, Definition 4): sum over v of G_v * B_v, position by position."""
+
+    title = "HiResCAM"
+
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        return (G * B).sum(1)
+
+
+class LayerCAM(_GradientCAM):
+    """LayerCAM (Jiang et al. 2021): sum over v of ReLU(G_v) * B_v, position by position."""
+
+    title = "LayerCAM"
+
+    def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
+        return (G.relu() * B).sum(1)
+
+
+# --- from the feature maps alone -------------------------------------------------------------------------------------
+
+
+class EigenCAM(ActivationMap):
+    """EigenCAM (Muhammad & Yeasin 2020): the feature vectors, centred over the positions, on their first principal axis.
+
+    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The
+    target plays no part.
+    """
+
+    title = "EigenCAM"
+
+    def __init__(self, layer: str | None = None, convention: str = "paper", sign: int = 1) -> None:
+        super().__init__(layer, convention)
+        if sign not in (1, -1):
+            raise ValueError(f"sign is 1 or -1, not {sign}")
+        self.sign = sign
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        forward.scores(targets)  # raises for a unit that is not there, as for every method
+        B = forward.layers[layer].detach()
+        X = B.flatten(2).mT  # [B, h w, V]
+        X = X - X.mean(1, keepdim=True)
+        # X v for the first right singular vector v, from the eigenvectors of the smaller of X X^T and X^T X.
+        if X.shape[1] <= X.shape[2]:
+            values, vectors = torch.linalg.eigh(X @ X.mT)
+            projection = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
+        else:
+            projection = (X @ torch.linalg.eigh(X.mT @ X)[1][..., -1:])[..., 0]
+        largest = projection.gather(1, projection.abs().argmax(1, keepdim=True))
+        return (projection * self.sign * torch.where(largest < 0, -1, 1)).view(len(B), *B.shape[2:])
+
+
+# --- from other outputs of the network -------------------------------------------------------------------------------
+
+
+def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
+    """Targets with a fixed unit of the network's output: None is the largest logit of the image as it is."""
+    chosen = as_targets(targets, len(forward.images))
+    if any(target.layer is not None for target in chosen):
+        raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
+    forward.scores(targets)  # raises for a unit that is not there
+    largest = forward.logits.argmax(1).tolist()
+    return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
+
+
+def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
+    """H = s(Up(B)): feature maps [..., h, w] upsampled and scaled to [0, 1], [..., H, W]; constant ones become 0.
+
+    table1: corners aligned, 1e-8 in the denominator.
+    """
+    aligned = convention == "table1"
+    up = F.interpolate(B[None] if B.ndim == 3 else B, size, mode="bilinear", align_corners=aligned).view(
+        *B.shape[:-2], *size
+    )
+    low, high = up.amin((-2, -1), keepdim=True), up.amax((-2, -1), keepdim=True)
+    span = high - low + 1e-8 * aligned
+    return (up - low) / torch.where(high > low, span, 1)
+
+
+class ScoreCAM(ActivationMap):
+    """ScoreCAM (Wang et al. 2020; taimeskhanov2024, Definition 5): alpha = softmax over v of f(x * H_v), H = s(Up(B)).
+
+    The baseline f(x_b) of the definition cancels in the softmax. Masked images go through the network a few at a time;
+    constant feature maps mask everything and share one pass.
+    """
+
+    title = "ScoreCAM"
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B, images = forward.layers[layer].detach(), forward.images.detach()
+        chosen = output_targets(forward, targets, self.title)
+        weights = [self._scores(forward.model, *each).softmax(0) for each in zip(images, B, chosen, strict=True)]
+        return weigh(torch.stack(weights), B)
+
+    @torch.no_grad()
+    def _scores(self, model: nn.Module, image: Tensor, B: Tensor, target: Target) -> Tensor:
+        """f(x * H_v): [V] for an image [C, H, W] and its feature maps [V, h, w]."""
+        constant = B.amin((1, 2)) == B.amax((1, 2))
+        scores = B.new_empty(len(B))
+        if constant.any():
+            scores[constant] = score(model(torch.zeros_like(image)[None]), [target])
+        for some in (~constant).nonzero()[:, 0].split(max(1, PASS_VALUES // image.numel())):
+            masked = image * masks(B[some], image.shape[-2:], self.convention)[:, None]
+            scores[some] = score(model(masked), [target] * len(some))
+        return scores
+
+
+class AblationCAM(ActivationMap):
+    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): alpha_v = (y - y_v) / y.
+
+    y is the target, y_v the same without feature map v. Only the network behind the layer runs. Where the first dense
+    layer there reads each map at places of its own, z_v = z - W_v P_v for all v is one product that reads W once, and the
+    network runs from there. A network of global average pooling and one dense layer is y_v = y - w_v mean(B_v).
+    """
+
+    title = "AblationCAM"
+
+    @torch.no_grad()
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        model, images, B = forward.model, forward.images.detach(), forward.layers[layer].detach()
+        chosen = output_targets(forward, targets, self.title)
+        dense = dense_after(model, images, layer, B)
+        weights = torch.zeros_like(B[:, :, 0, 0])
+        for i, target in enumerate(chosen):
+            live = B[i].flatten(1).any(1).nonzero()[:, 0]  # nothing misses a map of zeros
+            outputs = None
+            if dense is not None:
+                outputs = _ablated_before(dense, dense.shares[i], live, model, images)
+            if outputs is None:
+                outputs = _ablated_at(layer, B[i], live, model, images[i : i + 1])
+            y, y_v = score(outputs, [target] * len(outputs)).split([1, len(live)])
+            weights[i, live] = (y - y_v) / torch.where(y == 0, 1, y)
+        return weigh(weights, B)
+
+
+def _ablated_at(layer: str, B: Tensor, live: Tensor, model: nn.Module, image: Tensor) -> Tensor:
+    """Outputs [1 + n, K] with the feature maps B [V, h, w], then without each of the n `live` ones."""
+    outputs = [run_rest(model, image, layer, B[None])]
+    for some in live.split(max(1, PASS_VALUES // B.numel())):
+        ablated = B.repeat(len(some), 1, 1, 1)
+        ablated[range(len(some)), some] = 0
+        outputs.append(run_rest(model, image, layer, ablated))
+    return torch.cat(outputs)
+
+
+def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module, images: Tensor) -> Tensor | None:
+    """The same from the shares [V, n] of a dense layer's inputs; None where the output does not come from it alone."""
+    W, b = dense.linear.weight, dense.linear.bias
+    products = torch.bmm(W.view(len(W), *shares.shape).transpose(0, 1), shares[:, :, None])[live, :, 0]  # W_v P_v
+    z = products.sum(0) if b is None else products.sum(0) + b
+    try:
+        return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
+    except Exception:  # whatever comes of rows that do not fit together
+        return None
+
+
+class OptiCAM(ActivationMap):
+    """Opti-CAM (Zhang et al. 2023; taimeskhanov2024, Definition 6): the softmax weights alpha for which f(x * H) is largest.
+
+    H = s(Up(sum_v alpha_v B_v)) masks the image. Adam from equal weights; the best of all steps is kept, so the map never
+    does worse than equal weights. Ten times on the way an image whose f has not risen since the last time stops, whatever
+    the other images of the batch do.
+
+    black: what a masked pixel becomes, in the network's units, one number or one for each channel. 0 masks the network's
+    input; to mask the image itself before it is normalised, give what black is after it: -mean / std.
+    """
+
+    title = "Opti-CAM"
+
+    def __init__(
+        self,
+        layer: str | None = None,
+        convention: str = "paper",
+        iterations: int = 50,
+        lr: float = 0.1,
+        black: float | Sequence[float] = 0.0,
+    ) -> None:
+        super().__init__(layer, convention)
+        if iterations < 0 or lr <= 0:
+            raise ValueError("iterations is 0 or more, lr above 0")
+        self.iterations = iterations
+        self.lr = lr
+        self.black = black
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B, images = forward.layers[layer].detach(), forward.images.detach()
+        chosen = output_targets(forward, targets, self.title)
+        black = images.new_tensor(self.black).view(-1, 1, 1)
+        beta = torch.full_like(B[:, :, 0, 0], 0.5).requires_grad_()
+        best, largest = beta.detach().clone(), B.new_full((len(B),), -torch.inf)
+        before = largest.clone()
+        adam = torch.optim.Adam([beta], self.lr)
+        idle = B.amin((2, 3)) == B.amax((2, 3))  # constant maps do not change H; Adam would blow up the rounding error
+        going = torch.arange(len(B), device=B.device)
+        for step in range(self.iterations + 1):
+            H = masks(weigh(beta[going].softmax(1), B[going]), images.shape[-2:])[:, None]
+            scores = score(forward.model(H * images[going] + (1 - H) * black), [chosen[i] for i in going])
+            f = scores.detach()
+            better = going[f > largest[going]]
+            best[better] = beta.detach()[better]
+            largest[going] = torch.maximum(largest[going], f)
+            if step % max(1, self.iterations // 10) == 0:
+                rising = f > before[going]
+                before[going] = f
+                scores, going = scores[rising], going[rising]
+            if step == self.iterations or len(going) == 0:
+                break
+            beta.grad = torch.autograd.grad(-scores.sum(), beta)[0].masked_fill(idle, 0)
+            adam.step()
+        return weigh(best.softmax(1), B)
+
+
+class CAM(ActivationMap):
+    """CAM (Zhou et al. 2016): alpha_v is the weight of feature map v in the logit, behind global average pooling.
+
+    A ReLU before the pooling (DenseNet) belongs to the feature maps. Raises NotApplicable for a network that does not end
+    in global average pooling and one dense layer, and for what is no logit.
+    """
+
+    title = "CAM"
+
+    @torch.no_grad()
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B = forward.layers[layer].detach()
+        chosen = output_targets(forward, targets, self.title)
+        dense = dense_after(forward.model, forward.images.detach(), layer, B)
+        if any(target.output != "logit" for target in chosen):
+            raise NotApplicable("CAM explains logits, not probabilities")
+        pooled = dense.shares.flatten(1) if dense else None
+        if dense and _equal(dense.linear(pooled), forward.logits):
+            for features in (B, B.relu()):
+                if _equal(pooled, features.mean((2, 3))):
+                    return weigh(dense.linear.weight[[target.unit for target in chosen]], features)
+        raise NotApplicable(
+            f"CAM needs global average pooling of layer {layer} and one dense layer, which {type(forward.model).__name__} "
+            "does not end in: gradcam is its generalisation"
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """The same numbers, up to the order of the sums."""
+    return a.shape == b.shape and bool((a - b).norm() <= 1e3 * torch.finfo(a.dtype).eps * b.norm())
