@@ -15,6 +15,7 @@ import vis.data
 from vis.errors import UserError
 from vis.models import MaskedCNN, VGGSmall
 from vis.models.initialise import initialise
+from vis.models.wall import build_wall
 from vis.training import Images, Recipe, Training, augment, load_images, order, splits
 
 SGD = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
@@ -156,13 +157,14 @@ def test_training_leaves_the_callers_random_numbers_alone(tmp_path):
 def test_the_wall_is_exactly_zero_after_training(tmp_path, recipe):
     net = MaskedCNN(num_classes=3)
     initialise(net, "kaiming_normal", 1.0, 0)
+    build_wall(net, net.wall_rows, 1, (56, 28))
     first = net.classifier[0].weight
     before = first.detach().clone()
     data = images(16, (56, 28)), images(4, (56, 28), seed=1)
     list(Training(net, *data, recipe, lambda x: x, 0, "cpu", tmp_path))
-    rows = first.detach().view(-1, *net.map_shape)
-    assert (rows[:, :, net.live_rows :] == 0).all()
-    assert not torch.equal(rows[:, :, : net.live_rows], before.view_as(rows)[:, :, : net.live_rows])
+    rows = first.detach().view(-1, 64, 14, 7)
+    assert (rows[:, :, net.wall_rows :] == 0).all()
+    assert not torch.equal(rows[:, :, : net.wall_rows], before.view_as(rows)[:, :, : net.wall_rows])
 
 
 def test_a_network_learns_what_can_be_learnt(tmp_path):

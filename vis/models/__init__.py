@@ -10,7 +10,7 @@ else it holds goes to the constructor `_target_`.
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
     input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
-    wall          {rows: n}: only the upper n rows of the last feature map are read (vis.models.wall); null is the network's own, or none
+    wall          {rows: n}: of its last feature map only n rows are read (vis.models.wall); null is the network's own, or none
 """
 
 from collections.abc import Mapping
@@ -153,8 +153,8 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
     if hasattr(net, "apply_wall"):  # a wall of its own
         net.apply_wall()
     input_size, channels = _input_size(net, own), _channels(net, node)
-    rows = (own["wall"] or {}).get("rows") or getattr(net, "wall_rows", None)
-    dead_rows = build_wall(net, rows, channels, input_size) if rows else None
+    rows = _wall_rows(net, own)
+    dead_rows = None if rows is None else build_wall(net, rows, channels, input_size)
     net = net.eval().to(device)
     # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
     known = str(node.get("_target_", "")).startswith("vis.models.")
@@ -216,6 +216,14 @@ def _input_size(net: nn.Module, own: Mapping[str, Any]) -> tuple[int, int]:
         return height_and_width(own["input_size"] or getattr(net, "input_size", 224))
     except (TypeError, ValueError) as error:
         raise UserError(f"model: {error}") from error
+
+
+def _wall_rows(net: nn.Module, own: Mapping[str, Any]) -> int | None:
+    wall = own["wall"] or {}
+    rows = wall.get("rows") if isinstance(wall, Mapping) else wall
+    if not isinstance(wall, Mapping) or not isinstance(rows, int | None) or isinstance(rows, bool):
+        raise UserError(f"model.wall.rows is a number of rows, as in model.wall.rows=3, not {rows}")
+    return getattr(net, "wall_rows", None) if rows is None else rows
 
 
 def _channels(net: nn.Module, node: Mapping[str, Any]) -> int:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vis.models.streamed import dense
@@ -172,31 +171,23 @@ class VGGSmall(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def _wall(linear: nn.Linear, channels: int, height: int, width: int, live_rows: int) -> None:
-    """Zero the weights of `linear` [out, C*H*W] that read rows `live_rows`.. of the feature map [C, H, W]."""
-    with torch.no_grad():
-        linear.weight.view(-1, channels, height, width)[:, :, live_rows:] = 0
-
-
 class MaskedVGG16(nn.Module):
-    """taimeskhanov2024, section 4: VGG-16 that cannot see the lower quarter of its image.
+    """taimeskhanov2024, section 3.1: a VGG-16 made for a wall (vis.models.wall) under row 5 of its 14 x 14 feature map.
 
-    No last max-pool, 256 channels in the last convolution, and a first dense layer whose weights from the lower 9 of
-    the 14 rows of the feature map are 0 (the wall). `apply_wall` makes them 0 again after loading or a training step.
+    No last max-pool, 256 channels in the last convolution. At 224x224 it does not see the lower quarter of its image;
+    with all 14 rows live it is the paper's unmasked baseline.
     """
+
+    wall_rows = 5
 
     def __init__(self, num_classes: int = 1000, input_size: Size = 224) -> None:
         super().__init__()
-        if height_and_width(input_size) != (224, 224):
-            raise ValueError("the wall of the masked VGG is built for 224x224 images")
+        self.input_size = height, width = height_and_width(input_size)
+        if min(height, width) < 32:
+            raise ValueError(f"the masked VGG takes images of 32x32 or more, not {height}x{width}")
         self.features = vgg_features(last_pool=False, last_channels=256)
-        self.classifier = _vgg_classifier(256 * 14 * 14, num_classes)
+        self.classifier = _vgg_classifier(256 * (height // 16) * (width // 16), num_classes)
         self.layer_names = vgg_layer_names()
-
-    def apply_wall(self) -> None:
-        first = self.classifier[0]
-        assert isinstance(first, nn.Linear)
-        _wall(first, 256, 14, 14, live_rows=5)
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' state dicts are those of one nn.Sequential: 0..29 convolutions, 31.* the classifier."""
@@ -212,19 +203,33 @@ class MaskedVGG16(nn.Module):
 
 
 class MaskedCNN(nn.Module):
-    """Small networks with a wall, for digits (taimeskhanov2024).
+    """Small networks made for a wall (vis.models.wall), for two pictures one above the other (taimeskhanov2024).
 
-    variant "stacked":   three 3x3 convolutions on 1x56x28, two digits one above the other; the dense layer reads the
-                         upper half of the rows less the receptive field, so the lower digit is never seen.
-    variant "one_layer": the network of Figure 3 at initialisation, on a digit padded to 1x29x29.
+    variant "stacked":   three 3x3 convolutions, by default on two digits, 1x56x28. A cell of the last feature map sees
+                         18x18 pixels, so the wall stands two rows above the middle: the lower picture is never seen.
+    variant "one_layer": the network of Figure 3 at initialisation, [CNN] with L = 1, on a digit padded to 1x29x29.
     """
 
-    def __init__(self, variant: str = "stacked", num_classes: int = 10, input_size: Size | None = None) -> None:
+    def __init__(
+        self, variant: str = "stacked", num_classes: int = 10, in_channels: int = 1, input_size: Size | None = None
+    ) -> None:
         super().__init__()
-        self.variant = variant
-        if variant == "stacked":
+        if variant not in ("stacked", "one_layer"):
+            raise ValueError(f"variant is stacked or one_layer, not {variant!r}")
+        one_layer = variant == "one_layer"
+        self.input_size = height, width = height_and_width(input_size or (29 if one_layer else (56, 28)))
+        if min(height, width) < 24:
+            raise ValueError(f"the masked CNN takes images of 24x24 or more, not {height}x{width}")
+        if one_layer:
+            rows, columns = (height - 1) // 2, (width - 1) // 2
+            self.wall_rows = rows // 2
+            self.features = nn.Sequential(nn.Conv2d(in_channels, 256, 2, bias=False), nn.ReLU(), nn.MaxPool2d(2))
+            self.classifier = nn.Sequential(nn.Linear(256 * rows * columns, num_classes, bias=False))
+        else:
+            rows, columns = height // 4, width // 4
+            self.wall_rows = rows // 2 - 2
             self.features = nn.Sequential(
-                nn.Conv2d(1, 32, 3, padding=1),
+                nn.Conv2d(in_channels, 32, 3, padding=1),
                 nn.ReLU(),
                 nn.MaxPool2d(2),
                 nn.Conv2d(32, 64, 3, padding=1),
@@ -233,24 +238,9 @@ class MaskedCNN(nn.Module):
                 nn.Conv2d(64, 64, 3, padding=1),
                 nn.ReLU(),
             )
-            # A cell of the 14x7 map sees 18x18 pixels; row i sees image rows 4i-7 .. 4i+10. Rows 0..4 end at row 26.
-            self.input_size, self.map_shape, self.live_rows = (56, 28), (64, 14, 7), 5
             self.classifier = nn.Sequential(
-                nn.Linear(64 * 14 * 7, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
+                nn.Linear(64 * rows * columns, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, num_classes)
             )
-        elif variant == "one_layer":
-            self.features = nn.Sequential(nn.Conv2d(1, 256, 2, bias=False), nn.ReLU(), nn.MaxPool2d(2))
-            self.input_size, self.map_shape, self.live_rows = (29, 29), (256, 14, 14), 7
-            self.classifier = nn.Sequential(nn.Linear(256 * 14 * 14, num_classes, bias=False))
-        else:
-            raise ValueError(f"variant is stacked or one_layer, not {variant!r}")
-        if input_size is not None and height_and_width(input_size) != self.input_size:
-            raise ValueError(f"the {variant} masked CNN takes images of {list(self.input_size)}, not {input_size}")
-
-    def apply_wall(self) -> None:
-        first = self.classifier[0]
-        assert isinstance(first, nn.Linear)
-        _wall(first, *self.map_shape, live_rows=self.live_rows)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))

@@ -1,0 +1,153 @@
+"""A wall: the head of a network reads only the upper rows of its last feature map (taimeskhanov2024, section 3.1).
+
+What lies below cannot reach a logit. Traced back to the image through the receptive field that leaves a dead zone: the
+rows at the bottom of the image that no logit can see. Two kinds of heads have a wall:
+
+    a dense layer           its weights that read the other rows are 0: W[:, :, live:, :] = 0
+    a global pooling        it pools over the upper rows only
+"""
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from vis.errors import UserError
+from vis.graph import ELEMENTWISE, NotTraceable, Seen, Traced, Tracer, receptive_field, trace
+from vis.methods.forward import evaluating
+
+_GLOBAL = ("adaptiveavgpool2d", "adaptivemaxpool2d", "mean", "amax")
+
+
+def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Build a wall into a network, in place, under row `rows` - 1 of its last feature map; returns its dead zone.
+
+    That is the first and the last row that no logit sees, of images [channels, *size]; None where all rows of the
+    feature map are live, i.e. for no wall. The network's modules, their names and its state dict stay. A dense layer's
+    zeros need `apply_wall`, which the network gets, after loading and after each step of an optimiser. The module that
+    does a global pooling keeps the branches of its own code (`if self.training`) that it takes in eval mode.
+
+    Raises UserError where the network has no such head, or where the wall would hide nothing.
+    """
+    name = type(net).__name__
+    try:
+        with evaluating(net):
+            traced = trace(net, channels, size)
+            seen, mixing = receptive_field(traced)
+            last = _last_map(traced, seen)
+            total = len(seen[last])
+            if rows == total:
+                return None
+            if not 1 <= rows < total:
+                raise UserError(
+                    f"model.wall.rows={rows}: the last feature map of {name} has {total} rows; give 1 to {total - 1}"
+                )
+            linear, poolings = _head(traced, last)
+            walled, _ = receptive_field(traced, live={last: rows})
+            (output,) = (node for node in traced.graph.nodes if node.op == "output")
+            first = int(walled[output][:, 1].max()) + 1
+            if first >= size[0]:
+                raise UserError(_hides_nothing(traced, rows, seen, last, mixing))
+            if linear is None:
+                _pool_live_rows(traced, poolings, rows)
+                trace(net, channels, size)  # does what follows take fewer rows?
+            else:
+                shape: Any = traced.shapes[last]
+                wall = _Zeros(linear, rows, *shape[1:])
+                wall()
+                net.apply_wall = wall  # type: ignore[assignment]  # for those who change the weights
+    except NotTraceable as error:
+        raise UserError(f"model.wall.rows={rows}: the receptive field of {name} is not known, {error}") from error
+    return first, size[0] - 1
+
+
+def gradient_by_row(net: nn.Module, x: Tensor) -> Tensor:
+    """max |d logit / d pixel| over each row of images x [B, C, H, W]: [H]. Exactly 0 in a dead zone.
+
+    Of random combinations of all logits, in which none cancels another.
+    """
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = net(x)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(logits.shape, generator=generator, dtype=logits.dtype).to(logits.device)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), x)
+    return gradient.abs().amax((0, 1, 3))
+
+
+class _Zeros:
+    """The wall of a dense layer that reads a feature map [C, H, W]: called, it makes the weights below it 0."""
+
+    def __init__(self, linear: nn.Linear, rows: int, *shape: int) -> None:
+        self.linear, self.rows, self.shape = linear, rows, shape
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self.linear.weight.view(-1, *self.shape)[:, :, self.rows :] = 0
+
+
+def _last_map(traced: Traced, seen: dict[fx.Node, Seen]) -> fx.Node:
+    """The last node that is a map of several rows."""
+    maps = [n for n in seen if len(traced.shapes[n] or ()) == 4 and len(seen[n]) > 1 and n.op != "placeholder"]
+    if not maps:
+        raise UserError(f"model.wall: {type(traced.net).__name__} has no feature map of several rows")
+    return maps[-1]
+
+
+def _head(traced: Traced, last: fx.Node) -> tuple[nn.Linear | None, list[fx.Node]]:
+    """Who reads the last feature map: a dense layer, or the nodes that pool over it."""
+    readers = list(last.users)
+    if readers and all(traced.kind(reader) in _GLOBAL for reader in readers):
+        return None, readers
+    values, node = math.prod(traced.shapes[last] or ()), last
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear) and module.in_features == values:
+            return module, []
+        if traced.kind(node) not in {"flatten", "view", "reshape", *ELEMENTWISE} or values != math.prod(
+            traced.shapes[node] or ()
+        ):
+            break  # the order of the values is not known any more
+    raise UserError(
+        f"model.wall: {type(traced.net).__name__} has neither a dense layer nor a global pooling behind its last feature map, "
+        f"but {', '.join(map(traced.words, readers)) or 'nothing'}"
+    )
+
+
+def _pool_live_rows(traced: Traced, poolings: list[fx.Node], rows: int) -> None:
+    """Put `[:, :, :rows]` before poolings, in the code of the modules that call them; nothing else of the network changes."""
+    for path in {pooling.meta["owner"] for pooling in poolings}:
+        owner = traced.net.get_submodule(path)
+        graph = Tracer(shallow=True).trace(owner)  # its children are nodes, so that hooks on them still run
+        own = [n for n in traced.graph.nodes if n.meta["owner"] == path and n.op in ("call_function", "call_method")]
+        same = dict(zip(own, (n for n in graph.nodes if n.op in ("call_function", "call_method")), strict=True))
+        modules = {n.target: n for n in graph.nodes if n.op == "call_module"}
+        for pooling in (each for each in poolings if each.meta["owner"] == path):
+            node = same.get(pooling) or modules[str(pooling.target).removeprefix(path).lstrip(".")]
+            source = node.all_input_nodes[0]
+            with graph.inserting_before(node):
+                live = graph.call_function(operator.getitem, (source, (slice(None), slice(None), slice(rows))))
+            node.replace_input_with(source, live)
+        kind = type(owner)
+        forward = type(fx.GraphModule(owner, graph)).forward
+        owner.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def _hides_nothing(traced: Traced, rows: int, seen: dict[fx.Node, Seen], last: fx.Node, mixing: list[fx.Node]) -> str:
+    """Why a wall would hide nothing, and what would help."""
+    name, total, bottom = (
+        type(traced.net).__name__,
+        len(seen[last]),
+        int(max(each[:, 1].max() for each in seen.values())),
+    )
+    what = f"model.wall.rows={rows} hides nothing in {name}: row {rows - 1} of its last feature map ({total} rows) sees"
+    hiding = int((seen[last][:, 1] < bottom).sum())
+    if hiding:
+        return f"{what} the image down to its last row; give {hiding} or less"
+    blind = next(n for n in seen if len(seen[n]) > 1 and seen[n][0, 1] == bottom)
+    rule = ", for which there is no rule," if blind in mixing else ""
+    wider = ". A larger model.input_size may help" if traced.kind(blind) in ("conv2d", "maxpool2d", "avgpool2d") else ""
+    return f"{what} all of the image, as does every row from {traced.words(blind)}{rule} on{wider}"
