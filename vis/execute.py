@@ -211,6 +211,8 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
     data = None
     if "dataset" in run.__dict__:
         data = {"origin": run.dataset.origin, "images": len(run.dataset), "fingerprint": run.dataset.fingerprint()}
+        if run.dataset.sources:
+            write_text(folder.path / "manifest.csv", csv_text(run.dataset.manifest()))
     diff = _git("diff", "HEAD")
     if diff:
         write_text(folder.path / "git.diff", diff + "\n")

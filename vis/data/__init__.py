@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ __all__ = [
     "preprocessing",
     "read_image",
     "samples",
+    "stack_mix",
+    "stacked_cifar10",
+    "stacked_digits",
+    "stacked_mnist",
     "to_pixels",
 ]
 
@@ -40,7 +44,8 @@ __all__ = [
 class Dataset:
     """Named pictures: `read(i)` is the i-th as a PIL image, `names[i]` its unique name, `labels[i]` its class or None.
 
-    classes: names of the labels, where known. origin: in words, for provenance.
+    classes: names of the labels, where known. origin: in words, for provenance. sources: the names of the pictures that
+    each is composed of, where it is.
     """
 
     origin: str
@@ -48,6 +53,7 @@ class Dataset:
     labels: Sequence[int | None]
     read: Callable[[int], Image.Image]
     classes: Sequence[str] | None = None
+    sources: Sequence[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,7 +64,24 @@ class Dataset:
             return self
         if limit < 1:
             raise UserError(f"dataset.limit={limit} leaves no image: give 1 or more")
-        return Dataset(self.origin, self.names[:limit], self.labels[:limit], self.read, self.classes)
+        return self.part(range(limit))
+
+    def part(self, kept: Sequence[int]) -> "Dataset":
+        """The pictures with these indices."""
+        return replace(
+            self,
+            names=[self.names[i] for i in kept],
+            labels=[self.labels[i] for i in kept],
+            read=lambda i: self.read(kept[i]),
+            sources=self.sources and [self.sources[i] for i in kept],
+        )
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """What each picture is composed of: rows of image, label, source_1, source_2."""
+        return [
+            {"image": name, "label": label} | {f"source_{k}": source for k, source in enumerate(sources, 1)}
+            for name, label, sources in zip(self.names, self.labels, self.sources or (), strict=True)
+        ]
 
     def fingerprint(self) -> str:
         """sha256 over names, labels and up to 64 pictures spread evenly: enough to notice other data."""
@@ -209,3 +232,7 @@ def _existing(path: str) -> Path:
     if not root.is_dir():
         raise UserError(f"dataset.path={path} is no folder")
     return root
+
+
+# At the end: they are made of what stands above.
+from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist  # noqa: E402

@@ -47,8 +47,15 @@ def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: 
     size: (height, width). resize: the shorter side before the cut, e.g. 256 for the ImageNet convention, where that
     covers the size; by default the image just covers it. channels: 3 or 1. Rounds as torchvision's Resize and CenterCrop.
     """
+    pixels = (
+        torch.from_numpy(np.array(fitted(image.convert("RGB" if channels == 3 else "L"), size, resize))).float() / 255
+    )
+    return pixels.permute(2, 0, 1).contiguous() if channels == 3 else pixels[None].contiguous()
+
+
+def fitted(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> Image.Image:
+    """The picture of `to_pixels`, in its own mode."""
     height, width = size
-    image = image.convert("RGB" if channels == 3 else "L")
     w, h = image.size
     shorter = min(w, h)
     if resize is not None and w * resize >= width * shorter and h * resize >= height * shorter:
@@ -60,6 +67,4 @@ def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: 
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    image = image.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-    return pixels.permute(2, 0, 1).contiguous() if channels == 3 else pixels[None].contiguous()
+    return image.crop((left, top, left + width, top + height))
