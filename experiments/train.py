@@ -1,7 +1,7 @@
 """Train a classifier: the weights of a stand-in, or a network of one's own. A unit is an epoch.
 
 The state of the training lies in the journal of the run (`parts/training_<seed>/`), so that `--resume` goes on within
-the epoch in which a run was killed.
+the epoch in which a run was killed. Processes that torchrun started train together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,40 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from vis import shards
 from vis.claims import Claim
 from vis.data import Dataset
 from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import PAGE_WIDTH, plot, styled
 from vis.instantiate import construct
 from vis.record import Part, Results
-from vis.training import Images, Recipe, Training, load_images, save_weights, splits
+from vis.training import Files, Recipe, Source, Training, load_images, save_weights, splits
 
 
 class Train(Experiment):
-    """recipe: a vis.training.Recipe; init: the weights at the start, where the model has no file."""
+    """recipe: a vis.training.Recipe; init: the weights at the start, where the model has no file; tensorboard: write for it."""
 
     metrics = ("val_top1", "val_loss")
     shared_out = False
 
-    def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal") -> None:
+    def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal", tensorboard: bool = False) -> None:
         self.recipe: Recipe = construct({"_target_": "vis.training.Recipe", **recipe}, "experiment.recipe")
-        self.init = init
+        self.init, self.tensorboard = init, tensorboard
         self._split: tuple[Dataset, Dataset] | None = None
-        self._images: tuple[Images, Images] | None = None
-        self._training: tuple[int, Training] | None = None
+        self._sources: tuple[Source, Source] | None = None
+        self._training: tuple[Unit, Training] | None = None
+
+    def networks(self) -> Mapping[str, Mapping[str, Any]]:
+        """The networks that are trained one after the other: {name: what of the model's config node is changed}."""
+        return {"": {}}
 
     def units(self, run: Run) -> Sequence[Unit]:
-        return [{"seed": seed, "epoch": epoch} for seed in run.seeds for epoch in range(self.recipe.epochs)]
+        epochs = range(self.recipe.epochs)
+        return [self._unit(net, seed, epoch) for net in self.networks() for seed in run.seeds for epoch in epochs]
+
+    @staticmethod
+    def _unit(network: str, seed: int, epoch: int) -> Unit:
+        return ({"network": network} if network else {}) | {"seed": seed, "epoch": epoch}
 
     def load(self, run: Run, unit: Unit) -> Load:
         steps = -(-len(self._splits(run)[0]) // self._recipe(run).batch_size)
@@ -41,14 +51,25 @@ class Train(Experiment):
         return Load(run.config.model, unit["seed"], self._recipe(run).batch_size, maps=3 * steps - 1, stored=0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
-        seed, epoch = unit["seed"], unit["epoch"]
+        epoch = unit["epoch"]
+        place = {key: value for key, value in unit.items() if key != "epoch"}
         assert run.folder is not None
-        training = self._trained(run, seed)
+        training = self._trained(run, place)
         row = {key: value for key, value in training.row(epoch).items() if key not in ("seconds", "images_per_second")}
+        tables = {"table": [place | row]}
         if epoch == self.recipe.epochs - 1:
-            name = "weights.pt" if seed == run.config.seed else f"weights_seed{seed}.pt"
-            save_weights(training.net, run.folder / name)
-        return Part(tables={"table": [{"seed": seed, **row}]})
+            tables["networks"] = [place | self.result(training)]
+            if shards.rank() == 0:
+                save_weights(training.net, run.folder / f"weights{_suffix(run, place)}.pt")
+        return Part(tables=tables)
+
+    def result(self, training: Training) -> dict[str, Any]:
+        """What is known of a trained network, besides its rows."""
+        return {
+            "parameters": sum(p.numel() for p in training.net.parameters()),
+            "train_images": len(training.train),
+            "val_images": len(training.val),
+        }
 
     def _recipe(self, run: Run) -> Recipe:
         size = run.config.batch_size
@@ -61,25 +82,28 @@ class Train(Experiment):
             self._split = splits({str(key): value for key, value in node.items()})
         return self._split
 
-    def _trained(self, run: Run, seed: int) -> Training:
-        """The training of a seed, at its last checkpoint where it has one."""
-        if self._training is None or self._training[0] != seed:
+    def _trained(self, run: Run, place: Unit) -> Training:
+        """The training of a network with a seed, at its last checkpoint where it has one."""
+        if self._training is None or self._training[0] != place:
             self._training = None
-            own = run.config.model.get("weights")
-            changes: dict[str, Any] = {"weights": None, "init": self.init} if own in (None, "standin") else {}
+            seed, recipe = place["seed"], self._recipe(run)
+            changes: dict[str, Any] = {**self.networks()[place.get("network", "")]}
+            if run.config.model.get("weights") in (None, "standin"):
+                changes |= {"weights": None, "init": self.init}
             model = run.model(seed=seed, trained_up_to=None, trained_except=None, **changes)
-            if self._images is None:
-                train, val = self._splits(run)
-                resize = run.config.dataset.get("resize")
-                sizes = model.input_size, model.channels, resize
-                run.dataset = train  # for the record of what was used
-                self._images = load_images(train, *sizes), load_images(val, *sizes)
+            if self._sources is None:
+                run.dataset, val = self._splits(run)  # the one for the record of what was used
+                how: Any = model.input_size, model.channels, run.config.dataset.get("resize")
+                read = Files if recipe.area is not None else load_images
+                self._sources = read(run.dataset, *how), read(val, *how)
             assert run.folder is not None
-            state = run.folder / "parts" / f"training_{seed}"
-            training = Training(
-                model.net, *self._images, self._recipe(run), run.preprocess(model), seed, run.device, state
+            state = run.folder / "parts" / f"training{_suffix(run, place)}"
+            board = run.folder / "tensorboard" / (_suffix(run, place)[1:] or "training") if self.tensorboard else None
+            preprocess = run.preprocess(model)
+            self._training = (
+                place,
+                Training(model.net, *self._sources, recipe, preprocess, seed, run.device, state, tensorboard=board),
             )
-            self._training = seed, training
         return self._training[1]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -104,3 +128,9 @@ class Train(Experiment):
                 axis.xaxis.get_major_locator().set_params(integer=True)
             axes[0].legend()
         return {"figure": figure}
+
+
+def _suffix(run: Run, place: Unit) -> str:
+    """Of the files of a network and seed: "" for a single network and the run's first seed."""
+    name = f"_{place['network']}" if "network" in place else ""
+    return name + (f"_seed{place['seed']}" if place["seed"] != run.config.seed else "")

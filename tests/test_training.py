@@ -3,11 +3,17 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import ks_2samp
 from torch import nn
 
 import vis
@@ -16,7 +22,7 @@ from vis.errors import UserError
 from vis.models import MaskedCNN, VGGSmall
 from vis.models.initialise import initialise
 from vis.models.wall import build_wall
-from vis.training import Images, Recipe, Training, augment, load_images, order, splits
+from vis.training import Files, Images, Recipe, Training, augment, load_images, order, random_box, splits
 
 SGD = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
 ADAMW = Recipe(epochs=3, batch_size=8, optimiser="adamw", lr=1e-3, schedule="step", step_epochs=1, crop=1)
@@ -45,7 +51,7 @@ def images(count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> Images:
     return Images(pixels, torch.randint(3, (count,), generator=generator), "noise", str(seed))
 
 
-def training(folder: Path, recipe: Recipe = SGD, net: nn.Module | None = None, **options: float) -> Training:
+def training(folder: Path, recipe: Recipe = SGD, net: nn.Module | None = None, **options: Any) -> Training:
     data = images(20), images(9, seed=1)
     return Training(net or Net(), *data, recipe, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0, **options)
 
@@ -207,15 +213,164 @@ def test_each_epoch_has_an_order_of_its_own_and_keeps_it():
 
 def test_the_schedules():
     paper = Recipe(epochs=90, lr=0.03, schedule="step", warmup=0.0)  # taimeskhanov2024: StepLR(30, 0.1)
-    assert [round(paper.rate(epoch), 6) for epoch in (0, 29.9, 30, 60)] == [0.03, 0.03, 0.003, 0.0003]
+    weight = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.03)
+    torchs = torch.optim.lr_scheduler.StepLR(weight, 30, 0.1)
+    for epoch in range(90):
+        assert paper.rate(epoch + 0.001) == paper.rate(epoch + 1) == pytest.approx(torchs.get_last_lr()[0])
+        weight.step()
+        torchs.step()
     cosine = Recipe(epochs=11, lr=2.0, warmup=1.0)
     assert [round(cosine.rate(epoch), 6) for epoch in (0.5, 1, 6, 11)] == [1.0, 2.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("wrong", [{"optimiser": "sdg"}, {"epochs": 0}, {"amp": "fp8"}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"optimiser": "sdg"}, {"epochs": 0}, {"amp": "fp8"}, {"lr": -1.0}, {"area": [0, 1]}, {"area": [0.5]},
+     {"aspect": [2, 1]}, {"crop": 2, "area": [0.1, 1]}],
+)  # fmt: skip
 def test_what_is_no_recipe(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+# --- pictures that are read while they are used -----------------------------------------------------------------------
+
+STREAM = Recipe(epochs=2, batch_size=4, lr=0.05, flip=True, area=[0.3, 1.0], aspect=[0.8, 1.25])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> dict[str, object]:
+    """The config node of a folder of small JPEGs of several sizes, in three classes."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 5), ("test", 3)):
+        for name in "abc":
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(256, size=(3, 4, 3), dtype=np.uint8)
+                image = Image.fromarray(pixels).resize((20 + 7 * i, 30 - 2 * i), Image.Resampling.BICUBIC)
+                image.save(tmp_path / "pictures" / split / name / f"{i}.jpg")
+    return {"_target_": "vis.data.cifar10", "path": str(tmp_path / "pictures")}
+
+
+def streaming(folder: Path, node: dict[str, object], net: nn.Module | None = None, **options: object) -> Training:
+    train, val = (Files(part, (8, 8), 1, resize=10) for part in splits(node))
+    return Training(net or Net(), train, val, STREAM, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0, **options)  # type: ignore[arg-type]
+
+
+def test_a_training_from_files_stops_and_resumes_with_the_same_bits(tmp_path, pictures):
+    net = Net()
+
+    def stop(step: int) -> None:
+        if step == 6:
+            raise Stop
+
+    net.on_step = stop
+    with pytest.raises(Stop):
+        list(streaming(tmp_path / "stopped", pictures, net))
+    resumed = streaming(tmp_path / "stopped", pictures)
+    assert (len(resumed.rows), resumed._step) == (1, 1)
+    assert_same(resumed, streaming(tmp_path / "unbroken", pictures))
+
+
+def test_files_are_cropped_as_drawn_and_validated_as_shown(pictures):
+    data, _ = splits(pictures)
+    files = Files(data, (8, 8), 3, resize=10)
+    chosen = order(0, 1, len(data)).split(4)
+    batches = list(files.batches(chosen, STREAM, seed=0, epoch=1))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), files.labels[torch.cat(chosen)])
+    pixels = torch.cat([pixels for pixels, _ in batches])
+    for i, found in zip(torch.cat(chosen).tolist(), pixels, strict=True):
+        draws = np.random.default_rng([0, 1, 1, i])
+        cut = data.read(i).crop(random_box(data.read(i).size, STREAM.area, STREAM.aspect, draws))
+        cut = cut.resize((8, 8), Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+        assert torch.equal(found, expected.flip(2) if draws.random() < 0.5 else expected)
+    (again, _), *_ = files.batches([torch.tensor([7])], STREAM, seed=0, epoch=1)
+    assert torch.equal(again[0], pixels[torch.cat(chosen).tolist().index(7)])  # a draw belongs to its image
+    (shown, _), *_ = files.batches([torch.arange(5)])
+    assert torch.equal(shown, load_images(data, (8, 8), 3, resize=10).pixels[:5])
+
+
+def test_a_broken_picture_is_named(tmp_path, pictures):
+    (tmp_path / "pictures" / "train" / "b" / "2.jpg").write_bytes(b"no picture")
+    data, _ = splits(pictures)
+    files = Files.__new__(Files)  # whose fingerprint would find it
+    files.data, files.size, files.channels, files.resize, files.labels = data, (8, 8), 3, None, torch.zeros(15)
+    with pytest.raises(UserError, match=r"b.2\.jpg"):
+        list(files.batches(order(0, 0, 15).split(4), STREAM))
+
+
+@given(
+    size=st.tuples(st.integers(1, 600), st.integers(1, 600)),
+    area=st.floats(0.01, 1).flatmap(lambda low: st.tuples(st.just(low), st.floats(low, 1))),
+    aspect=st.floats(0.2, 3).flatmap(lambda low: st.tuples(st.just(low), st.floats(low, 4))),
+    seed=st.integers(0, 2**32),
+)
+def test_a_crop_lies_in_the_picture_within_its_bounds(size, area, aspect, seed):
+    left, top, right, bottom = random_box(size, area, aspect, np.random.default_rng(seed))
+    assert 0 <= left < right <= size[0]
+    assert 0 <= top < bottom <= size[1]
+    w, h = right - left, bottom - top
+    small, large = ((area[i] + (-1e-9, 1e-9)[i]) * size[0] * size[1] for i in (0, 1))
+    drawn = (w + 0.5) * (h + 0.5) >= small and (w - 0.5) * (h - 0.5) <= large  # before its sides were rounded
+    drawn = drawn and (w + 0.5) / (h - 0.5) >= aspect[0] - 1e-9 and (w - 0.5) / (h + 0.5) <= aspect[1] + 1e-9
+    assert drawn or (abs(2 * left + w - size[0]) <= 1 and abs(2 * top + h - size[1]) <= 1)
+
+
+def test_crops_are_torchvisions():
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    for size in ((500, 375), (120, 400)):
+        ours = torch.tensor([random_box(size, (0.1, 1.0), (0.8, 1.25), random) for _ in range(4000)]).double()
+        blank = torch.empty(1, size[1], size[0])
+        drawn = [RandomResizedCrop.get_params(blank, [0.1, 1.0], [0.8, 1.25]) for _ in range(4000)]
+        theirs = torch.tensor([(left, top, left + w, top + h) for top, left, h, w in drawn]).double()
+        for a, b in zip(ours.T, theirs.T, strict=True):
+            for q in (0.1, 0.25, 0.5, 0.75, 0.9):
+                assert abs(a.quantile(q) - b.quantile(q)) < 0.06 * max(size)
+            assert ks_2samp(a, b).pvalue > 1e-4
+
+
+# --- TensorBoard, torch.compile ---------------------------------------------------------------------------------------
+
+
+def test_scalars_for_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stopping = Net()
+
+    def stop(step: int) -> None:
+        if step == 8:
+            raise Stop
+
+    stopping.on_step = stop
+    with pytest.raises(Stop):
+        list(training(tmp_path / "state", net=stopping, tensorboard=tmp_path / "board"))
+    rows = list(training(tmp_path / "state", tensorboard=tmp_path / "board"))
+    events = accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("val_loss")]
+    assert found == [(row["epoch"], pytest.approx(row["val_loss"], rel=1e-6)) for row in rows]
+
+
+def test_tensorboard_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        training(tmp_path, tensorboard=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_the_same(tmp_path):
+    plain = Recipe(epochs=2, batch_size=8, lr=0.05)
+    rows = [list(training(tmp_path / str(c), replace(plain, compile=c), net=dense())) for c in (False, True)]
+    for row, expected in zip(rows[1], rows[0], strict=True):
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-4)
+
+
+def dense() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
+    initialise(net, "kaiming_normal", 1.0, 0)
+    return net
 
 
 # --- data and networks ------------------------------------------------------------------------------------------------
@@ -276,10 +431,10 @@ def test_the_experiment_resumes_and_its_weights_load(vis_run, tmp_path, monkeypa
 
     learn = Training._learn
 
-    def stop(self: Training, chosen: torch.Tensor, u: torch.Tensor, epoch: int, step: int, steps: int) -> None:
+    def stop(self: Training, pixels: torch.Tensor, labels: torch.Tensor, epoch: int, step: int, steps: int) -> None:
         if (epoch, step) == (1, 2):
             raise RuntimeError("stopped")
-        learn(self, chosen, u, epoch, step, steps)
+        learn(self, pixels, labels, epoch, step, steps)
 
     monkeypatch.setattr(Training, "_learn", stop)
     assert vis_run(*TINY, "outputs=stopped").code == 1
@@ -311,4 +466,4 @@ def test_an_interrupted_first_epoch_keeps_its_checkpoint(vis_run, tmp_path, monk
     assert ran.code == 130
     assert "go on with vis-run --resume" in ran.err
     (folder,) = (tmp_path / "outputs").glob("*/*_train")
-    assert (folder / "parts" / "training_0" / "checkpoint").is_file()
+    assert (folder / "parts" / "training" / "checkpoint").is_file()

@@ -105,7 +105,7 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
 
     `experiment.small` is a piece of the whole config ({seeds: 2, experiment: {filters: [8]}}): the sizes with which an
     experiment ends in minutes on two cores. The paper's sizes are the default, always. A text where the config has a model
-    is the name of another: {model: vgg_small}.
+    or the dataset is the name of another: {model: vgg_small}.
     """
     if config.preset == "small" and "small" in config.experiment:
         parsed = parse_overrides(list(overrides))
@@ -116,8 +116,9 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
         config.merge_with(config.experiment.small)
         for key, name in leaves(before.experiment.small):
             if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
+                group = "dataset" if key == "dataset" else "model"
                 OmegaConf.update(
-                    config, key, own if key in chosen else OmegaConf.load(options("model")[name]), merge=False
+                    config, key, own if key in chosen else OmegaConf.load(options(group)[name]), merge=False
                 )
         for key in given - set(GROUPS):
             if (value := OmegaConf.select(before, key)) is not None:

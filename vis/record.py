@@ -177,7 +177,7 @@ class RunFolder:
     def merge(self) -> Results:
         """All parts as maps.npz and tables/*.json in the order of the units, whatever the order they were made in."""
         tables: dict[str, Rows] = {}
-        temporary = self.path / ".maps.npz.tmp"
+        temporary = self.path / f".maps.npz.{os.getpid()}.tmp"
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as merged:
             for number in sorted(self.done()):
                 with zipfile.ZipFile(self._parts / f"{number:06d}.npz") as part:

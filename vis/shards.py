@@ -6,6 +6,7 @@ Rank 0 does what a single process does, and tells the others the folder; rank r 
 it. All they say to each other goes through torchrun's key-value store.
 """
 
+import atexit
 import os
 from datetime import timedelta
 from functools import cache
@@ -53,6 +54,53 @@ def wait() -> None:
     """Rank 0: until all units are done."""
     if world() > 1:
         _store().wait([f"done {other}" for other in range(1, world())], _LONG)
+
+
+# --- processes that compute one thing together ------------------------------------------------------------------------
+
+
+def local_world() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
+
+
+def share(items: Any) -> Any:
+    """This process's share of a sequence or of the rows of a tensor: the shares of all are the whole."""
+    return items[rank() :: world()]
+
+
+def data_parallel(net: Any, device: Any) -> Any:
+    """`net`, with the gradients of its parameters averaged over the processes in its backward pass; all call this at once."""
+    if world() == 1:
+        return net
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        store = distributed.PrefixStore("group", _store())
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world())
+        atexit.register(distributed.destroy_process_group)
+    return torch.nn.parallel.DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+
+
+def total(tensor: Any) -> Any:
+    """The sum of a tensor over the processes, in place."""
+    if world() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: Any) -> None:
+    """Give all processes rank 0's values of a tensor."""
+    if world() > 1:
+        from torch import distributed
+
+        distributed.broadcast(tensor, 0)
 
 
 @cache

@@ -1,29 +1,40 @@
 """Training a classifier: resumable at any kill, with the losses and weights of a training that nobody stopped.
 
 Nothing random has a state that could be lost: the order of an epoch, the crops and flips of an image and the dropout of
-a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step). The learning rate is a function of the
-step. So a checkpoint holds the network, the optimiser, the scaler of float16 gradients, the place in the epoch and the
-sums so far; on the CPU a resumed training ends with the same bits, on a GPU as near as its kernels repeat themselves.
+a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step, process). The learning rate is a function
+of the step. So a checkpoint holds the network, the optimiser, the scaler of float16 gradients, the place in the epoch and
+the sums so far; on the CPU a resumed training ends with the same bits, on a GPU as near as its kernels repeat themselves.
 
     training = Training(net, train, val, Recipe(epochs=10), preprocess, seed=0, device="cpu", folder=Path("here"))
     for row in training: ...        # an epoch each; run it again after a kill, and it goes on
+
+Processes that torchrun started train together: each takes its share of every batch, and the gradients are those of the
+whole batch. So a step is that of a single process up to the order of sums, but for dropout, which each process draws for
+its own images, and batch norm, which sees a process's share. A training may go on with another number of processes.
 """
 
 import hashlib
 import io
 import logging
 import math
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from vis import shards
 from vis.console import progress
 from vis.data import Dataset, to_pixels
 from vis.errors import UserError
@@ -34,6 +45,8 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AHEAD = 4  # batches of images that are decoded while a step is computed
+_SHARE_OF_SAVING = 0.02  # of the time at most goes into checkpoints: that of the masked VGG has 2 GB
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,9 @@ class Recipe:
     optimiser: sgd (with momentum) or adamw. schedule: of the learning rate, after a linear warm-up over `warmup` epochs:
     cosine (to 0 at the end) or step (times `gamma` every `step_epochs`).
     crop: images are padded by so many black pixels and cut at random. flip: half of them are mirrored.
-    amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs).
+    area: smallest and largest share of a picture that a random crop takes, of a width / height within `aspect`; it is then
+    resized to the network's input. The crops are of the pictures themselves, which are read anew in each epoch.
+    amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs). compile: the network with torch.compile.
     """
 
     epochs: int = 10
@@ -58,7 +73,10 @@ class Recipe:
     warmup: float = 1.0
     crop: int = 0
     flip: bool = False
+    area: Sequence[float] | None = None
+    aspect: Sequence[float] = (3 / 4, 4 / 3)
     amp: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str | None, ...]] = {
@@ -73,13 +91,19 @@ class Recipe:
             raise ValueError(
                 "epochs, batch_size and step_epochs are 1 or more, lr is above 0, crop and warmup 0 or more"
             )
+        if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
+            raise ValueError(f"area={list(self.area)} is a smallest and a largest share, above 0 and up to 1, or null")
+        if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
+            raise ValueError(f"aspect={list(self.aspect)} is a smallest and a largest width / height")
+        if self.area is not None and self.crop:
+            raise ValueError("crop and area are two ways of cropping: one of them is 0 or null")
 
     def rate(self, epoch: float) -> float:
-        """The learning rate after so many epochs, a fraction of one counted too."""
+        """The learning rate of the step that ends after so many epochs, a fraction of one counted too."""
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         if self.schedule == "step":
-            return self.lr * self.gamma ** (int(epoch) // self.step_epochs)
+            return self.lr * self.gamma ** ((math.ceil(epoch) - 1) // self.step_epochs)
         done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
@@ -99,19 +123,124 @@ class Images:
     def to(self, device: torch.device | str) -> "Images":
         return Images(self.pixels.to(device), self.labels.to(device), self.origin, self.fingerprint)
 
+    def batches(
+        self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels [B, C, H, W] (uint8) and labels [B] of each batch of indices, on the device.
+
+        recipe: crops and flips of this epoch; without one, the images as they are.
+        """
+        u = torch.empty(0)
+        if recipe is not None:
+            u = torch.from_numpy(_draws(seed, epoch, 1).random((len(self), 3))).to(self.labels.device)
+        for indices in chosen:
+            indices = indices.to(self.labels.device)
+            pixels = self.pixels[indices]
+            if recipe is not None:
+                pixels = augment(pixels, u[indices], recipe.crop, recipe.flip)
+            yield pixels, self.labels[indices]
+
+
+class Files:
+    """A labelled dataset that is read while it is used: threads decode, crop and resize the images of the next batches.
+
+    Pillow decodes and resizes outside Python's lock, so threads do what processes would, without copies between them.
+    """
+
+    def __init__(self, data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> None:
+        self.data, self.size, self.channels, self.resize = data, size, channels, resize
+        self.labels, self.origin, self.fingerprint = _labels(data), data.origin, data.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Files":
+        self.labels = self.labels.to(device)
+        return self
+
+    def batches(
+        self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As those of `Images`, with the crops of `recipe.area`. An image that cannot be read is a UserError that names it."""
+        device = self.labels.device
+
+        def read(i: int) -> Tensor:
+            picture = self.data.read(i)
+            if recipe is None:
+                return _bytes(to_pixels(picture, self.size, self.channels, self.resize)).permute(1, 2, 0)
+            draws = _draws(seed, epoch, 1, i)
+            if recipe.area is not None:
+                picture = picture.crop(random_box(picture.size, recipe.area, recipe.aspect, draws))
+            picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
+            if recipe.flip and draws.random() < 0.5:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            picture = picture.convert("RGB" if self.channels == 3 else "L")
+            return torch.from_numpy(np.array(picture)).view(*self.size, self.channels)
+
+        pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // shards.local_world()))
+        begun = ([pool.submit(read, i) for i in indices.tolist()] for indices in chosen)
+        ahead = deque(islice(begun, _AHEAD))
+        try:
+            for indices in chosen:
+                futures = ahead.popleft()
+                ahead.extend(islice(begun, 1))
+                shape = len(futures), *self.size, self.channels
+                pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+                for place, future in zip(pixels, futures, strict=True):
+                    place.copy_(future.result())
+                yield pixels.permute(0, 3, 1, 2).to(device, non_blocking=True), self.labels[indices.to(device)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+Source = Images | Files
+
+
+def random_box(
+    size: tuple[int, int], area: Sequence[float], aspect: Sequence[float], draws: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A crop (left, top, right, bottom) of a picture of (width, height), as torchvision's RandomResizedCrop draws it.
+
+    Its share of the picture is uniform within `area`, the logarithm of its width / height within `aspect`, its place among
+    all that there are; where ten such do not fit, it is the largest in the middle with an aspect within the bounds.
+    """
+    width, height = size
+    for _ in range(10):
+        target = width * height * draws.uniform(area[0], area[1])
+        ratio = math.exp(draws.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draws.integers(width - w + 1)), int(draws.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * aspect[1]))), min(height, max(1, round(width / aspect[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
 
 def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> Images:
     """A dataset read, resized and cut to (height, width). Raises UserError where labels or memory are lacking."""
-    if any(label is None for label in data.labels):
-        raise UserError(f"{data.origin} has no labels: training needs a class for every image")
+    labels = _labels(data)
     pixels = torch.empty(0, dtype=torch.uint8)
     try:
         pixels = torch.empty(len(data), channels, *size, dtype=torch.uint8)
     except RuntimeError as error:
-        raise UserError(f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory") from error
+        raise UserError(
+            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; with a recipe whose crops "
+            "have an area (experiment.recipe.area=[0.1,1]) they are read while they are used"
+        ) from error
     for i in progress(range(len(data)), len(data), "images", desc=f"reading {data.origin}", leave=False):
-        pixels[i] = (to_pixels(data.read(i), size, channels, resize) * 255).round_().to(torch.uint8)
-    return Images(pixels, torch.tensor([int(label or 0) for label in data.labels]), data.origin, data.fingerprint())
+        pixels[i] = _bytes(to_pixels(data.read(i), size, channels, resize))
+    return Images(pixels, labels, data.origin, data.fingerprint())
+
+
+def _labels(data: Dataset) -> Tensor:
+    if any(label is None for label in data.labels):
+        raise UserError(f"{data.origin} has no labels: training needs a class for every image")
+    return torch.tensor([int(label or 0) for label in data.labels])
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return (pixels * 255).round_().to(torch.uint8)
 
 
 def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
@@ -177,24 +306,29 @@ class Training:
 
     If the folder holds a checkpoint, the training goes on there: made by another training, it is a UserError; damaged,
     the one before it serves, or the beginning. A network with a wall (`apply_wall`) gets it back after each step.
-    save_seconds: between checkpoints; there is one at the end of each epoch besides.
+    save_seconds: between checkpoints, more where writing takes long, 0 for one after each step; there is one at the end of
+    each epoch besides.
+    tensorboard: a folder for its scalars, one for each epoch; UserError where the package is not installed.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        train: Images,
-        val: Images,
+        train: Source,
+        val: Source,
         recipe: Recipe,
         preprocess: Callable[[Tensor], Tensor],
         seed: int,
         device: torch.device | str,
         folder: Path,
         save_seconds: float = 30.0,
+        tensorboard: Path | None = None,
     ) -> None:
         self.device = torch.device(device)
         if recipe.amp == "fp16" and self.device.type != "cuda":
             raise UserError(f"amp=fp16 needs an NVIDIA GPU, not {self.device}: use bf16 or null")
+        if isinstance(train, Files) != (recipe.area is not None):
+            raise ValueError("crops of an area are cut out of Files, not of Images in memory; all others of Images")
         self.net: Any = net.to(self.device).requires_grad_(True)
         last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
         self._format = torch.channels_last if last else torch.contiguous_format  # the network's, so the images' too
@@ -203,7 +337,7 @@ class Training:
         self.recipe, self.preprocess, self.seed = recipe, preprocess, seed
         self.folder, self.save_seconds = folder, save_seconds
         self.rows: list[Row] = []
-        self._step, self._seconds, self._saved = 0, 0.0, time.perf_counter()
+        self._step, self._seconds, self._saved, self._pause = 0, 0.0, time.perf_counter(), save_seconds
         self._sums = self._zeros()
         if recipe.optimiser == "sgd":
             self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
@@ -215,6 +349,12 @@ class Training:
         shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
         self._identity = repr((asdict(recipe), seed, shapes, train.fingerprint, val.fingerprint))
         self._load()
+        self._tensorboard = _writer(tensorboard, len(self.rows)) if tensorboard and shards.rank() == 0 else None
+        # `_one` runs in this process alone; `_all` averages the gradients of all processes in its backward pass.
+        self._one: Any = net
+        self._all = shards.data_parallel(net, self.device)
+        if recipe.compile:
+            self._one, self._all = torch.compile(self._one), torch.compile(self._all)
 
     def __iter__(self) -> Iterator[Row]:
         """The rows of all epochs: those that are done at once, the others as they are trained."""
@@ -229,22 +369,20 @@ class Training:
         return self.rows[epoch]
 
     def _epoch(self) -> None:
-        epoch, size = len(self.rows), self.recipe.batch_size
-        images = order(self.seed, epoch, len(self.train)).to(self.device)
-        u = torch.from_numpy(_draws(self.seed, epoch, 1).random((len(images), 3))).to(self.device)
-        steps = -(-len(images) // size)
+        epoch, count, size = len(self.rows), len(self.train), self.recipe.batch_size
+        chosen = order(self.seed, epoch, count).split(size)
+        mine = [shards.share(indices) for indices in chosen[self._step :]]
         began = time.perf_counter() - self._seconds
         title = f"epoch {epoch + 1}/{self.recipe.epochs}"
-        with progress((), len(images), "images", done=self._step * size, desc=title, leave=False) as bar:
-            for step in range(self._step, steps):
-                chosen = images[step * size : (step + 1) * size]
-                self._learn(chosen, u[chosen], epoch, step, steps)
-                bar.update(len(chosen))
-                self._step = step + 1
-                if time.perf_counter() - self._saved >= self.save_seconds:
+        with _bar(count, title, done=min(self._step * size, count)) as bar:
+            for pixels, labels in self.train.batches(mine, self.recipe, self.seed, epoch):
+                self._learn(pixels, labels, epoch, self._step, len(chosen))
+                bar.update(len(chosen[self._step]))
+                self._step += 1
+                if time.perf_counter() - self._saved >= self._pause:
                     self._seconds = time.perf_counter() - began
                     self.save()
-        loss, *train = (self._sums / len(images)).tolist()
+        loss, *train = (self._sums / count).tolist()
         if not math.isfinite(loss):
             raise UserError(
                 f"the training diverged in epoch {epoch + 1} (loss {loss}): use a smaller lr than {self.recipe.lr}"
@@ -255,58 +393,70 @@ class Training:
         row = {"epoch": epoch + 1, "lr": self.recipe.rate(epoch + 1)} | dict(
             zip(names, (loss, *train, *val), strict=True)
         )
-        self.rows.append({**row, "seconds": seconds, "images_per_second": len(images) / seconds})
+        self.rows.append({**row, "seconds": seconds, "images_per_second": count / seconds})
         self._step, self._seconds, self._sums = 0, 0.0, self._zeros()
+        if self._tensorboard:  # before the checkpoint: what is written twice counts once
+            for name, value in self.rows[-1].items():
+                self._tensorboard.add_scalar(name, value, epoch + 1)
+            self._tensorboard.flush()
         self.save()
-        write_text(self.folder / "log.csv", csv_text(self.rows))
-        log.info(
-            "%s: loss %.4f, validation loss %.4f, top-1 %.2f %%, top-5 %.2f %%  (%.0f s, %.0f images/s)",
-            title, loss, row["val_loss"], 100 * row["val_top1"], 100 * row["val_top5"], seconds, len(images) / seconds,
-        )  # fmt: skip
+        if shards.rank() == 0:
+            write_text(self.folder / "log.csv", csv_text(self.rows))
+            left = seconds * (self.recipe.epochs - epoch - 1)
+            log.info(
+                "%s: loss %.4f, validation loss %.4f, top-1 %.2f %%, top-5 %.2f %%  (%.0f s, %.0f images/s%s)",
+                title, loss, row["val_loss"], 100 * row["val_top1"], 100 * row["val_top5"], seconds, count / seconds,
+                f", {timedelta(seconds=round(left))} left" if left else "",
+            )  # fmt: skip
 
-    def _learn(self, chosen: Tensor, u: Tensor, epoch: int, step: int, steps: int) -> None:
-        """One step of the optimiser on the images `chosen`."""
-        torch.manual_seed(int(_draws(self.seed, epoch, 2, step).integers(2**63)))  # of dropout
+    def _learn(self, pixels: Tensor, labels: Tensor, epoch: int, step: int, steps: int) -> None:
+        """One step of the optimiser on this process's share of a batch."""
+        torch.manual_seed(int(_draws(self.seed, epoch, 2, step, shards.rank()).integers(2**63)))  # of dropout
         self.net.train()
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(epoch + (step + 1) / steps)
-        pixels = augment(self.train.pixels[chosen], u, self.recipe.crop, self.recipe.flip)
-        labels = self.train.labels[chosen]
-        logits, loss = self._forward(pixels, labels)
+        logits, loss = self._forward(self._all, pixels, labels)
+        size = min(self.recipe.batch_size, len(self.train) - step * self.recipe.batch_size)
         self.optimiser.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss * (shards.world() / size)).backward()  # the processes' gradients are averaged
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if hasattr(self.net, "apply_wall"):
             self.net.apply_wall()
-        self._sums += self._measure(logits.detach(), loss.detach(), labels)
+        self._sums += shards.total(_measure(logits.detach(), loss.detach(), labels, self._sums.dtype))
 
     @torch.no_grad()
     def evaluate(self) -> list[float]:
         """Mean loss, top-1 and top-5 on the validation images."""
         self.net.eval()
-        sums, size = self._zeros(), 4 * self.recipe.batch_size
-        for pixels, labels in zip(self.val.pixels.split(size), self.val.labels.split(size), strict=True):
-            sums += self._measure(*self._forward(pixels, labels), labels)
-        return (sums / len(self.val)).tolist()
+        for buffer in self.net.buffers():  # those of batch norm
+            shards.broadcast(buffer)
+        sums = self._zeros()
+        chosen = torch.arange(len(self.val)).split(4 * self.recipe.batch_size)
+        with _bar(len(self.val), "validation") as bar:
+            for indices, (pixels, labels) in zip(
+                chosen, self.val.batches(list(map(shards.share, chosen))), strict=True
+            ):
+                sums += _measure(*self._forward(self._one, pixels, labels), labels, sums.dtype)
+                bar.update(len(indices))
+        return (shards.total(sums) / len(self.val)).tolist()
 
-    def _forward(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, net: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the sum of the losses."""
         x = self.preprocess(pixels.to(self.dtype) / 255).contiguous(memory_format=self._format)
         with torch.autocast(self.device.type, _AMP.get(str(self.recipe.amp)), enabled=self.recipe.amp is not None):
-            logits = self.net(x)
-            return logits, F.cross_entropy(logits, labels)
+            logits = net(x)
+            return logits, F.cross_entropy(logits, labels, reduction="sum")
 
     def _zeros(self) -> Tensor:
         kind = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros(3, dtype=kind, device=self.device)
 
-    def _measure(self, logits: Tensor, loss: Tensor, labels: Tensor) -> Tensor:
-        """Sums over a batch of loss, top-1 and top-5 hits. They stay on the device: nothing waits for them."""
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        return torch.stack([loss.to(self._sums.dtype) * len(labels), best[:, 0].sum(), best.sum()])
-
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; the one before it stays beside it."""
+        """Write the checkpoint, whole or not at all; the one before it stays beside it. Of several processes, one writes it."""
+        if shards.rank() > 0:
+            return
+        began = time.perf_counter()
         state = {
             "identity": self._identity,
             "net": self.net.state_dict(),
@@ -326,6 +476,8 @@ class Training:
             path.replace(before)
         write_bytes(path, hashlib.sha256(payload).digest() + payload)
         self._saved = time.perf_counter()
+        if self.save_seconds:
+            self._pause = max(self.save_seconds, (self._saved - began) / _SHARE_OF_SAVING)
 
     def _files(self) -> tuple[Path, Path]:
         return self.folder / "checkpoint", self.folder / "checkpoint_before"
@@ -346,6 +498,25 @@ class Training:
             self._sums = state["sums"].to(self.device)
             log.info("going on in epoch %d at batch %d", len(self.rows) + 1, self._step)
             return
+
+
+def _measure(logits: Tensor, loss: Tensor, labels: Tensor, kind: torch.dtype) -> Tensor:
+    """[3]: sums over a batch of loss, top-1 and top-5 hits. They stay on the device: nothing waits for them."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([loss.to(kind), best[:, 0].sum(), best.sum()])
+
+
+def _bar(count: int, title: str, done: int = 0) -> Any:
+    return progress((), count, "images", done=done, desc=title, leave=False, disable=shards.rank() > 0)
+
+
+def _writer(folder: Path, done: int) -> Any:
+    """TensorBoard's, for a training of which so many epochs are done; what it wrote of later ones no longer counts."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("experiment.tensorboard=true needs the package tensorboard: pip install tensorboard") from error
+    return SummaryWriter(folder, purge_step=done + 1)
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
