@@ -68,7 +68,7 @@ def test_a_run_folder_is_complete(vis_run):
     assert status["state"] == "done"
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["command"].startswith("vis-run model=cnn3_random")
-    assert provenance["dataset"]["images"] == 2
+    assert [data["images"] for data in provenance["datasets"]] == [2]
     results = vis.load_run(folder)
     assert results.arrays["0/coffee/random/gbp"].shape == (3, 32, 32)
     assert {row["method"] for row in results.rows(image="tabby", target="3")} == {"saliency", "deconvnet", "gbp"}

@@ -51,7 +51,7 @@ def heat(map_: np.ndarray) -> Picture:
 
 def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture:
     """A map [1 or 3, H, W] as `heat` over the pixels [C, H, W] of its image (taimeskhanov2024, Figures 1 and 7 to 9)."""
-    return alpha * heat(map_) + (1 - alpha) * picture(pixels)
+    return (alpha * heat(map_) + (1 - alpha) * picture(pixels)).clip(0, 1)
 
 
 Scaling = Callable[[np.ndarray, np.ndarray], Picture]  # of a map and the pixels of its image

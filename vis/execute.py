@@ -110,7 +110,7 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
 
     `experiment.claims`, where a config has it, says by patterns of their names which claims are kept.
     """
-    for name, rows in results.tables.items():
+    for name, rows in (results.tables | experiment.summaries(results)).items():
         write_text(folder.path / f"{name}.csv", csv_text(rows))
         write_text(folder.path / f"{name}.md", markdown_text(rows))
     wanted = results.config.experiment.get("claims") or ["*"]
@@ -208,11 +208,9 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
     }
     if run.device.type == "cuda":
         device["gpu"] = torch.cuda.get_device_name(run.device)
-    data = None
-    if "dataset" in run.__dict__:
-        data = {"origin": run.dataset.origin, "images": len(run.dataset), "fingerprint": run.dataset.fingerprint()}
-        if run.dataset.sources:
-            write_text(folder.path / "manifest.csv", csv_text(run.dataset.manifest()))
+    datasets = [{"origin": d.origin, "images": len(d), "fingerprint": d.fingerprint()} for d in run.datasets]
+    if manifest := [row for data in run.datasets if data.sources for row in data.manifest()]:
+        write_text(folder.path / "manifest.csv", csv_text(manifest))
     diff = _git("diff", "HEAD")
     if diff:
         write_text(folder.path / "git.diff", diff + "\n")
@@ -229,7 +227,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
             "precision": run.config.precision,
             "seeds": run.seeds,
             "models": run.weights_used,
-            "dataset": data,
+            "datasets": datasets,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )

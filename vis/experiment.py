@@ -5,6 +5,7 @@ and says afterwards, from what was stored, which claims were measured and what i
 does the rest: journal, resume, progress, files.
 """
 
+import copy
 import logging
 import os
 import zlib
@@ -28,7 +29,7 @@ from vis.instantiate import construct
 from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
 from vis.models.weights import NoWeights, torchvision_weights
-from vis.record import Part, Results
+from vis.record import Part, Results, Rows
 from vis.standin import StandIn, architecture, standin
 from vis.target import Targets
 
@@ -86,6 +87,7 @@ class Run:
         self._model: tuple[Any, Model] | None = None
         self._standins: dict[str, StandIn] = {}
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
+        self._elsewhere: dict[str, Run] = {}
         self.upcoming: list[int] = []  # images of the next units: threads read them while this one is computed
         self._ahead: dict[Any, Future[Tensor]] = {}
 
@@ -159,6 +161,21 @@ class Run:
         assert isinstance(values, dict)
         own = {str(k): v for k, v in values.items() if k not in ("preprocess", "resize", "limit")}
         return construct(own, "dataset").first(self.config.dataset.get("limit"))
+
+    def on(self, dataset: Mapping[str, Any]) -> "Run":
+        """This run on the images of another dataset's config node; the models stay with this one."""
+        key = str(dataset)
+        if key not in self._elsewhere:
+            config = copy.deepcopy(self.config)
+            OmegaConf.update(config, "dataset", dataset, merge=False, force_add=True)
+            self._elsewhere[key] = Run(config)
+        return self._elsewhere[key]
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """Those that were looked at."""
+        own = [self.dataset] if "dataset" in self.__dict__ else []
+        return own + [data for run in self._elsewhere.values() for data in run.datasets]
 
     def preprocess(self, model: Model) -> Preprocess:
         """The dataset's preprocessing, or where it says `model`, the model's."""
@@ -278,7 +295,7 @@ class Experiment:
 
     metrics: ClassVar[Sequence[str]] = ()  # columns of `table` that the figure of a sweep shows
     series: ClassVar[str] = ""  # the column that tells its lines apart
-    shared_out: ClassVar[bool] = True  # torchrun's processes share its units; False: a unit needs the one before it
+    shared_out: ClassVar[bool] = True  # torchrun's processes share its units; False: they compute each together
 
     def units(self, run: Run) -> Sequence[Unit]:
         """The pieces of the work: small dictionaries that say what is computed."""
@@ -295,6 +312,10 @@ class Experiment:
     def claims(self, results: Results) -> list[Claim]:
         """The paper's claims, measured."""
         return []
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Tables as the paper prints them, by file name, from what is stored."""
+        return {}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         """Figures by file name, from what is stored; nothing is computed here. Their captions are in `figure.caption`."""

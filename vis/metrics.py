@@ -145,3 +145,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         ],
         dtype=torch.float64,
     )
+
+
+def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
+    """mu of taimeskhanov2024, Eq. (7): the share of a map's l2 norm in the rows that the network cannot see, 0 to 1.
+
+    dead_rows: the first and the last of them. NaN for a map of zeros, which has no mu.
+    """
+    first, last = dead_rows
+    return maps[:, :, first : last + 1].double().flatten(1).norm(dim=1) / maps.double().flatten(1).norm(dim=1)
+
+
+def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
+    """By what share the probability [B] of a class falls when the image is masked by its map: max(0, p - p_masked) / p."""
+    return (p - p_masked).relu() / p
