@@ -23,6 +23,14 @@ from vis.models.networks import MaskedCNN, MaskedVGG16
 from vis.models.wall import build_wall, gradient_by_row
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """A ReLU or a maximum may hide a row by chance: the same chance each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def node(name: str, **changes):
     return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
 
@@ -30,7 +38,8 @@ def node(name: str, **changes):
 def walled(net: nn.Module, rows: int, shape: tuple[int, int, int]) -> tuple[tuple[int, int] | None, torch.Tensor]:
     """The dead zone that the wall claims, and the gradient by rows over a few images."""
     dead = build_wall(net, rows, shape[0], shape[1:])
-    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()).dtype)
+    images = 1 if shape[1] > 100 else 16
+    x = torch.randn(images, *shape, dtype=next(net.parameters()).dtype)
     return dead, gradient_by_row(net.eval(), x)
 
 
@@ -64,12 +73,12 @@ def test_the_receptive_field_holds_whatever_the_gradient_reaches(layers):
     net = nn.Sequential(*(LAYERS[name](k, s, p, d) for name, k, s, p, d in layers)).double().eval()
     for parameter in net.parameters():
         nn.init.uniform_(parameter, 0.5, 1.0)  # positive: nothing cancels, no ReLU dies
-    x = torch.rand(4, 2, 23, 17, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(2, 2, 15, 13, dtype=torch.float64, requires_grad=True)
     try:
         y = net(x)
     except RuntimeError:  # a window larger than its map
         return
-    traced = trace(net, 2, (23, 17))
+    traced = trace(net, 2, (15, 13))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "call_module")
     exact = not {name for name, *_ in layers} & {"max", "mirrored", "all"} and all(d == 1 for *_, d in layers)
     for axis in (2, 3):
@@ -217,7 +226,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_global_pooling_in_any_spelling(spelling):
     net = Spelled(SPELLINGS[spelling]).double()
-    before, image = copy.deepcopy(net), torch.randn(2, 2, 32, 32, dtype=torch.float64)
+    before, image = copy.deepcopy(net), torch.randn(16, 2, 32, 32, dtype=torch.float64)
     keys = list(net.state_dict())
     dead, gradient = walled(net, 5, (2, 32, 32))
     assert dead == (20, 31)
@@ -227,7 +236,7 @@ def test_a_global_pooling_in_any_spelling(spelling):
     features = before.features(image)[:, :, :5]  # what it must compute
     torch.testing.assert_close(net(image), net.fc(SPELLINGS[spelling](features).flatten(1)), rtol=0, atol=0)
     with Forward(net, image, ["features"]) as forward:  # a CAM's layer is whole
-        assert forward.layers["features"].shape == (2, 4, 8, 8)
+        assert forward.layers["features"].shape == (16, 4, 8, 8)
     torch.testing.assert_close(copy.deepcopy(net)(image), net(image), rtol=0, atol=0)
     assert_dead((20, 31), gradient_by_row(copy.deepcopy(net), image))
 
@@ -244,7 +253,6 @@ def test_average_and_maximum_side_by_side():
     [
         ("resnet18", 1, 224, (218, 223)),
         ("resnet50", 3, 448, (278, 447)),
-        ("mobilenet_v2", 2, 448, (278, 447)),
         ("squeezenet1_1", 5, 224, (183, 223)),
     ],
 )
@@ -257,8 +265,10 @@ def test_networks_of_torchvision_with_a_pooling_head(arch, rows, size, dead):
 
 @pytest.mark.parametrize("size", [224, 160])
 def test_vgg_reads_its_map_through_a_7x7_pooling(size):
-    net = get_model("vgg11", weights=None, num_classes=3)
+    with torch.device("meta"):
+        net = get_model("vgg11", weights=None, init_weights=False)
     net.classifier = nn.Sequential(nn.Linear(512 * 49, 3))
+    initialise(net.to_empty(device="cpu"), "kaiming_normal", 1.0, seed=0)
     dead, gradient = walled(net, 3, (3, size, size))
     assert_dead(dead, gradient)
     assert not net.classifier[0].weight.view(-1, 512, 7, 7)[:, :, 3:].any()

@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "VGGSmall",
     "build_model",
+    "dead_rows",
     "imagenet_classes",
     "resolve_layer",
     "skeleton",
@@ -154,7 +155,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         net.apply_wall()
     input_size, channels = _input_size(net, own), _channels(net, node)
     rows = _wall_rows(net, own)
-    dead_rows = None if rows is None else build_wall(net, rows, channels, input_size)
+    dead = None if rows is None else build_wall(net, rows, channels, input_size)
     net = net.eval().to(device)
     # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
     known = str(node.get("_target_", "")).startswith("vis.models.")
@@ -172,7 +173,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
         num_classes=_num_classes(net),
         classes=imagenet_classes() if _num_classes(net) == 1000 else None,
-        dead_rows=dead_rows,
+        dead_rows=dead,
     )
 
 
@@ -181,6 +182,13 @@ def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]
     node, own = _split(config)
     net = _construct(node, own, 0, "meta" if _holds_only_weights(node) else "cpu")
     return net.eval().to("meta"), _channels(net, node), _input_size(net, own)
+
+
+def dead_rows(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`Model.dead_rows` of a config node, without its weights. Raises UserError as `build_model` does for its wall."""
+    net, channels, size = skeleton(config)
+    rows = _wall_rows(net, _split(config)[1])
+    return None if rows is None else build_wall(net, rows, channels, size)
 
 
 def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

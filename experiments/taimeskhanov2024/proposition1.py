@@ -1,0 +1,153 @@
+"""taimeskhanov2024, Proposition 1: the coefficients of GradCAM in closed form are what autograd computes.
+
+[CNN] is a convolution with V filters, ReLU (its output is B), max-pooling (C) and L dense layers without biases, with ReLUs
+between them. The gradient of its output at C_j sums the products of weights along all paths of active units:
+
+    rho_j = sum_{i_1 ... i_L-1} 1[a^(1)_i_1, ..., a^(L-1)_i_L-1 > 0]  W^(1)_i_1,j  W^(2)_i_2,i_1 ... W^(L)_1,i_L-1
+
+and the pooling passes it on to the largest B of each window (9). With h w positions of B and sums over the j of filter v:
+
+    GradCAM    alpha_v     = 1/(h w) sum_j rho_j                          (Proposition 1, any V)
+    XGradCAM   alpha_v^(2) = 1/(h w) sum_j rho_j C_j / ||B_v||_1          (Definition 2)
+    HiResCAM   alpha_v^(4) = rho_j at the largest B of window j, else 0   (Definition 4, Eq. 9)
+
+"It should be clear that the method we use to compute the weighting coefficients [...] yields the coefficients alpha^(4) for
+[HC] and alpha^(2) for [XC]" (appendix A). All in float64, the paths one by one.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vis.claims import Claim, below
+from vis.data import to_pixels
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import plot, styled
+from vis.record import Part, Results
+
+SIDE = 28
+LABELS = {"gradcam": "GradCAM", "xgradcam": "XGradCAM", "hirescam": "HiResCAM"}
+SENTENCES = {
+    "gradcam": "the [GC] coefficient alpha is given by 1/(hw) sum_{i,j} sum_{i_1...i_L-1} 1[a > 0] prod_p W^(p)",
+    "xgradcam": "the method yields the coefficients alpha^(2) for [XC]",
+    "hirescam": "the method yields the coefficients alpha^(4) for [HC]",
+}
+
+
+def cnn(V: int, L: int, kernel: int, pool: int, width: int, seed: int) -> nn.Sequential:
+    """[CNN] of section 2.1 on 28x28 images, weights from N(0, 1), one output, in float64."""
+    positions = ((SIDE - kernel + 1) // pool) ** 2
+    widths = [V * positions, *[width] * (L - 1), 1]
+    dense: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        dense += [nn.ReLU(), nn.Linear(a, b, bias=False)]
+    net = nn.Sequential(nn.Conv2d(1, V, kernel, bias=False), nn.ReLU(), nn.MaxPool2d(pool), nn.Flatten(), *dense[1:])
+    random = torch.Generator().manual_seed(seed)
+    net.double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=random)
+    return net
+
+
+def rho(W: Sequence[np.ndarray], c: np.ndarray) -> np.ndarray:
+    """The sum over all paths of active units: [d_0], from the weights W^(1) ... W^(L) and C as a vector."""
+    active, x = [], c
+    for weights in W[:-1]:
+        a = weights @ x
+        active.append(np.flatnonzero(a > 0))
+        x = np.maximum(a, 0)
+    total = np.zeros_like(c)
+    for path in product(*(a.tolist() for a in active)):
+        units = [*path, 0]  # i_L = 1, the only output
+        factors = [W[p][units[p], units[p - 1]] for p in range(1, len(W))]
+        total += W[0][units[0]] * np.prod(factors)
+    return total
+
+
+def coefficients(net: nn.Sequential, x: Tensor, pool: int) -> dict[str, np.ndarray]:
+    """alpha, alpha^(2) [V] and alpha^(4) [V, h, w] in closed form, of an image [1, 28, 28]."""
+    with torch.no_grad():
+        B = net[1](net[0](x[None]))[0].numpy()
+    V, h, w = B.shape
+    windows = B.reshape(V, h // pool, pool, w // pool, pool).transpose(0, 1, 3, 2, 4).reshape(V, -1, pool * pool)
+    C = windows.max(-1)
+    W = [layer.weight.detach().numpy() for layer in net if isinstance(layer, nn.Linear)]
+    gradient = rho(W, C.reshape(-1)).reshape(V, -1)
+    largest = np.eye(pool * pool)[windows.argmax(-1)] * gradient[..., None]  # the first of equal ones, as autograd does
+    spread = largest.reshape(V, h // pool, w // pool, pool, pool).transpose(0, 1, 3, 2, 4).reshape(V, h, w)
+    norm = np.abs(B).sum((1, 2))
+    return {
+        "gradcam": gradient.sum(1) / (h * w),
+        "xgradcam": (gradient * C).sum(1) / np.where(norm > 0, norm, 1) / (h * w),
+        "hirescam": spread,
+    }
+
+
+def by_autograd(net: nn.Sequential, x: Tensor) -> dict[str, np.ndarray]:
+    """The same by Definitions 1, 2 and 4 from the gradient at B."""
+    B = net[1](net[0](x[None])).detach().requires_grad_(True)
+    (G,) = torch.autograd.grad(net[2:](B).sum(), B)
+    norm = B.detach().abs().sum((2, 3), keepdim=True)
+    scaled = B.detach() / torch.where(norm > 0, norm, 1) * G
+    return {"gradcam": G.mean((2, 3))[0].numpy(), "xgradcam": scaled.mean((2, 3))[0].numpy(), "hirescam": G[0].numpy()}
+
+
+class Proposition1(Experiment):
+    """filters, layers: the V and L; kernel, pool: k and k'; width: units of the hidden dense layers."""
+
+    def __init__(self, filters: Sequence[int], layers: Sequence[int], kernel: int, pool: int, width: int) -> None:
+        self.filters, self.layers, self.kernel, self.pool, self.width = filters, layers, kernel, pool, width
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"seed": seed, "V": V, "L": L} for seed in run.seeds for V in self.filters for L in self.layers]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        net = cnn(unit["V"], unit["L"], self.kernel, self.pool, self.width, unit["seed"])
+        rows: list[dict[str, Any]] = []
+        for i, image in enumerate(run.dataset.names):
+            x = to_pixels(run.dataset.read(i), (SIDE, SIDE), 1).double()
+            formula, automatic = coefficients(net, x, self.pool), by_autograd(net, x)
+            for method in LABELS:
+                largest = float(np.abs(automatic[method]).max())
+                error = float(np.abs(formula[method] - automatic[method]).max())
+                rows.append({**unit, "image": image, "method": method, "error": error, "largest": largest})
+        return Part(tables={"table": rows})
+
+    def claims(self, results: Results) -> list[Claim]:
+        return [
+            Claim(
+                f"prop1_{method}",
+                SENTENCES[method],
+                "Proposition 1" if method == "gradcam" else "Appendix A",
+                f"{LABELS[method]}'s coefficients: largest absolute difference over the largest absolute value",
+                below(1e-12, each=True),
+                [r["error"] / (r["largest"] or 1) for r in results.rows(method=method)],
+            )
+            for method in LABELS
+        ]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        rows = results.rows()
+        caption = [
+            "Proposition 1: the coefficients of three CAMs in closed form against automatic differentiation, one point for "
+            f"each number of filters V, image and seed ({len(rows) // len(LABELS)} networks and images)",
+            f"[CNN] with weights from N(0, 1), hidden layers of {self.width} units, in float64. Red: the bound of the claims",
+        ]
+        figure, (axes,) = plot(4.4, 2.4, caption)
+        with styled():
+            for k, (method, label) in enumerate(LABELS.items()):
+                chosen = results.rows(method=method)
+                errors = [max(row["error"] / (row["largest"] or 1), 1e-17) for row in chosen]
+                places = [self.layers.index(row["L"]) + 0.2 * (k - 1) for row in chosen]
+                axes.plot(places, errors, ".", alpha=0.6, label=label)
+            axes.axhline(1e-12, color="tab:red", linewidth=0.8)
+            axes.set(yscale="log", ylabel="largest relative difference", xlabel="dense layers L", ylim=(5e-18, 1e-10))
+            axes.set_xticks(range(len(self.layers)), self.layers)
+            axes.legend(loc="upper left", ncols=3)
+        return {"figure": figure}
