@@ -33,13 +33,13 @@ class Train(Experiment):
         self._sources: tuple[Source, Source] | None = None
         self._training: tuple[Unit, Training] | None = None
 
-    def networks(self) -> Mapping[str, Mapping[str, Any]]:
-        """The networks that are trained one after the other: {name: what of the model's config node is changed}."""
-        return {"": {}}
+    def networks(self, run: Run) -> Mapping[str, Mapping[str, Any]]:
+        """The config nodes of the networks that are trained one after the other, by name; "" for the run's own."""
+        return {"": run.config.model}
 
     def units(self, run: Run) -> Sequence[Unit]:
         epochs = range(self.recipe.epochs)
-        return [self._unit(net, seed, epoch) for net in self.networks() for seed in run.seeds for epoch in epochs]
+        return [self._unit(net, seed, epoch) for net in self.networks(run) for seed in run.seeds for epoch in epochs]
 
     @staticmethod
     def _unit(network: str, seed: int, epoch: int) -> Unit:
@@ -48,7 +48,8 @@ class Train(Experiment):
     def load(self, run: Run, unit: Unit) -> Load:
         steps = -(-len(self._splits(run)[0]) // self._recipe(run).batch_size)
         # A step is a forward and two backward passes of its batch, in the memory of one batch.
-        return Load(run.config.model, unit["seed"], self._recipe(run).batch_size, maps=3 * steps - 1, stored=0)
+        node = self.networks(run)[unit.get("network", "")]
+        return Load(node, unit["seed"], self._recipe(run).batch_size, maps=3 * steps - 1, stored=0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         epoch = unit["epoch"]
@@ -87,10 +88,10 @@ class Train(Experiment):
         if self._training is None or self._training[0] != place:
             self._training = None
             seed, recipe = place["seed"], self._recipe(run)
-            changes: dict[str, Any] = {**self.networks()[place.get("network", "")]}
-            if run.config.model.get("weights") in (None, "standin"):
-                changes |= {"weights": None, "init": self.init}
-            model = run.model(seed=seed, trained_up_to=None, trained_except=None, **changes)
+            node = self.networks(run)[place.get("network", "")]
+            own = node.get("weights") in (None, "standin")
+            changes: dict[str, Any] = {"weights": None, "init": self.init} if own else {}
+            model = run.model(node, seed, trained_up_to=None, trained_except=None, **changes)
             if self._sources is None:
                 run.dataset, val = self._splits(run)  # the one for the record of what was used
                 how: Any = model.input_size, model.channels, run.config.dataset.get("resize")

@@ -116,10 +116,10 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
         config.merge_with(config.experiment.small)
         for key, name in leaves(before.experiment.small):
             if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
-                group = "dataset" if key == "dataset" else "model"
-                OmegaConf.update(
-                    config, key, own if key in chosen else OmegaConf.load(options(group)[name]), merge=False
-                )
+                other = OmegaConf.load(options("dataset" if key == "dataset" else "model")[name])
+                if key == "dataset":
+                    other.limit = own.limit  # how many images is the experiment's to say
+                OmegaConf.update(config, key, own if key in chosen else other, merge=False)
         for key in given - set(GROUPS):
             if (value := OmegaConf.select(before, key)) is not None:
                 OmegaConf.update(config, key, value)

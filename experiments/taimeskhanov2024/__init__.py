@@ -1,0 +1,1 @@
+"""Taimeskhanov, Sicre, Garreau 2024: CAM-Based Methods Can See Through Walls."""
