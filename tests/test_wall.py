@@ -16,7 +16,7 @@ from tests import networks
 from vis.errors import UserError
 from vis.graph import NotTraceable, receptive_field, trace
 from vis.home import CONF
-from vis.methods import Forward
+from vis.methods import Forward, GradCAM, HiResCAM
 from vis.models import build_model, skeleton
 from vis.models.initialise import initialise
 from vis.models.networks import MaskedCNN, MaskedVGG16
@@ -331,3 +331,15 @@ def test_the_wall_of_a_dense_layer_comes_back_after_a_step():
     assert net.classifier[0].weight.view(-1, 64, 14, 7)[:, :, 5:].any()
     assert not other.classifier[0].weight.view(-1, 64, 14, 7)[:, :, 5:].any()
     assert np.all(other.classifier[0].weight.detach().view(-1, 64, 14, 7)[:, :, :5].numpy() != 0)
+
+
+def test_hirescam_is_zero_from_row_88_on():
+    """taimeskhanov2024, section 3.3: "zero out in a larger area than the deadzone. Namely, 89:224" (its rows count from 1)."""
+    net = masked_vgg()
+    dead = build_wall(net, net.wall_rows, 3, (224, 224))
+    x = torch.randn(1, 3, 224, 224)
+    map_ = HiResCAM(layer="features.29")(net, x, targets=0)[0, 0]
+    assert map_[:88].any(1).sum() > 60
+    assert map_[87].any()
+    assert not map_[88:].any()
+    assert GradCAM(layer="features.29")(net, x, targets=0)[0, 0, dead[0] :].any()
