@@ -230,7 +230,7 @@ def _wall_rows(net: nn.Module, own: Mapping[str, Any]) -> int | None:
     wall = own["wall"] or {}
     rows = wall.get("rows") if isinstance(wall, Mapping) else wall
     if not isinstance(wall, Mapping) or not isinstance(rows, int | None) or isinstance(rows, bool):
-        raise UserError(f"model.wall.rows is a number of rows, as in model.wall.rows=3, not {rows}")
+        raise UserError(f"model.wall={wall}: give a number of rows, as in model.wall.rows=3")
     return getattr(net, "wall_rows", None) if rows is None else rows
 
 
