@@ -13,15 +13,19 @@ A paper adds a function that yields rows, and its name to BENCHMARKS.
 
 import argparse
 import copy
+import io
 import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import captum
+import pytorch_grad_cam
 import torch
 from captum.attr import Deconvolution, Saliency
 from captum.attr import GuidedBackprop as CaptumGuidedBackprop
@@ -109,7 +113,50 @@ def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats
     return compare(work, f"captum {captum.__version__}", theirs, ours, repeats)
 
 
-BENCHMARKS = (backpropagation,)
+def class_activation_maps(device: str, quick: bool) -> Iterator[Row]:
+    """taimeskhanov2024: CAMs of one image in the convention of its Table 1, against grad-cam."""
+    gradients = ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM"]
+    vgg16, repeats = VGG16(), 3 if quick else 7
+    yield _cams("vgg16, GradCAM", vgg16, "features.29", gradients[:1], device, repeats)
+    yield _cams("vgg16, five gradient CAMs", vgg16, "features.29", gradients, device, repeats)
+    yield _cams("vgg16, EigenCAM", vgg16, "features.29", ["EigenCAM"], device, repeats)
+    if not quick:
+        yield _cams("vgg16, AblationCAM", vgg16, "features.29", ["AblationCAM"], device, 1)
+        yield _cams("vgg16, ScoreCAM", vgg16, "features.29", ["ScoreCAM"], device, 1)
+        resnet18 = torchvision_classifier("resnet18")
+        yield _cams("resnet18, AblationCAM of layer3", resnet18, "layer3", ["AblationCAM"], device, 3)
+
+
+def _cams(work: str, net: nn.Module, layer: str, names: list[str], device: str, repeats: int) -> Row:
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 224, 224).to(device)
+    initialise(net, "kaiming_normal", 0.1, seed=0)
+    net = net.eval().to(device)
+    our_net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    our_methods = {name: getattr(methods, name)(layer=layer, convention="table1") for name in names}
+    if "EigenCAM" in names:  # its sign is arbitrary: that of the peer
+        (peer_map,) = _peer_maps(net, layer, names, images)
+        ours_map = our_methods["EigenCAM"](net, images)[:, 0]
+        our_methods["EigenCAM"].sign = 1 if (ours_map - peer_map).norm() < 0.1 * peer_map.norm() else -1
+
+    def ours() -> list[Tensor]:
+        return [maps[:, 0] for maps in methods.explain_all(our_methods, our_net, images, [None])[0][0].values()]
+
+    peer = f"grad-cam {version('grad-cam')}"
+    return compare(work, peer, lambda: _peer_maps(net, layer, names, images), ours, repeats)
+
+
+def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> list[Tensor]:
+    maps = []
+    for name in names:
+        with redirect_stderr(io.StringIO()):  # its progress bars
+            cam = getattr(pytorch_grad_cam, name)(net, [net.get_submodule(layer)])
+            maps.append(torch.from_numpy(cam(images, None)).to(images.device))
+            cam.activations_and_grads.release()
+    return maps
+
+
+BENCHMARKS = (backpropagation, class_activation_maps)
 
 
 def hardware(device: str) -> str:

@@ -34,11 +34,11 @@ def with_layer(net: nn.Module, x: Tensor, layer: str, change: Callable[[Tensor],
         handle.remove()
 
 
-def cam(weigh: Weigh) -> Callable[[nn.Module, Tensor, int], Tensor]:
+def cam(weigh: Weigh) -> Callable[..., Tensor]:
     """ReLU of what `weigh` gives for (net, image, unit, layer, B, G), upsampled; B and G are [V, h, w]."""
 
-    def maps(net: nn.Module, x: Tensor, unit: int) -> Tensor:
-        layer, results = layer_of(net), []
+    def maps(net: nn.Module, x: Tensor, unit: int, layer: str | None = None) -> Tensor:
+        layer, results = layer or layer_of(net), []
         for image in x.split(1):
             kept: list[Tensor] = []
 
@@ -114,7 +114,7 @@ def ablationcam(net, image, unit, layer, B, G):
     return total
 
 
-def opticam(iterations: int) -> Callable[[nn.Module, Tensor, int], Tensor]:
+def opticam(iterations: int) -> Callable[..., Tensor]:
     @cam
     def maps(net, image, unit, layer, B, G):
         beta = torch.full((len(B),), 0.5, dtype=B.dtype, requires_grad=True)

@@ -210,6 +210,11 @@ def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
     return (up - low) / torch.where(high > low, span, 1)
 
 
+def _few(index: Tensor, values: int) -> list[Tensor]:
+    """An index [n] in parts that go through a network at once, where each entry stands for so many values."""
+    return [part for part in index.split(max(1, PASS_VALUES // values)) if len(part)]
+
+
 class ScoreCAM(ActivationMap):
     """ScoreCAM (Wang et al. 2020; taimeskhanov2024, Definition 5): alpha = softmax over v of f(x * H_v), H = s(Up(B)).
 
@@ -232,7 +237,7 @@ class ScoreCAM(ActivationMap):
         scores = B.new_empty(len(B))
         if constant.any():
             scores[constant] = score(model(torch.zeros_like(image)[None]), [target])
-        for some in (~constant).nonzero()[:, 0].split(max(1, PASS_VALUES // image.numel())):
+        for some in _few((~constant).nonzero()[:, 0], image.numel()):
             masked = image * masks(B[some], image.shape[-2:], self.convention)[:, None]
             scores[some] = score(model(masked), [target] * len(some))
         return scores
@@ -269,7 +274,7 @@ class AblationCAM(ActivationMap):
 def _ablated_at(layer: str, B: Tensor, live: Tensor, model: nn.Module, image: Tensor) -> Tensor:
     """Outputs [1 + n, K] with the feature maps B [V, h, w], then without each of the n `live` ones."""
     outputs = [run_rest(model, image, layer, B[None])]
-    for some in live.split(max(1, PASS_VALUES // B.numel())):
+    for some in _few(live, B.numel()):
         ablated = B.repeat(len(some), 1, 1, 1)
         ablated[range(len(some)), some] = 0
         outputs.append(run_rest(model, image, layer, ablated))
@@ -359,8 +364,7 @@ class CAM(ActivationMap):
         dense = dense_after(forward.model, forward.images.detach(), layer, B)
         if any(target.output != "logit" for target in chosen):
             raise NotApplicable("CAM explains logits, not probabilities")
-        pooled = dense.shares.flatten(1) if dense else None
-        if dense and _equal(dense.linear(pooled), forward.logits):
+        if dense is not None and _equal(dense.linear(pooled := dense.shares.flatten(1)), forward.logits):
             for features in (B, B.relu()):
                 if _equal(pooled, features.mean((2, 3))):
                     return weigh(dense.linear.weight[[target.unit for target in chosen]], features)

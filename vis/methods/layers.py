@@ -102,7 +102,7 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Te
     calls = iter(range(1 << 30))
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-        return values if next(calls) == int(call or 0) else None
+        return values.clone() if next(calls) == int(call or 0) else None  # an in-place ReLU may follow
 
     handle = model.get_submodule(name).register_forward_hook(replace)
     try:
