@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vis.errors import UserError, did_you_mean
+from vis.errors import Lacking, UserError, did_you_mean
 from vis.home import CONF
 
 GROUPS = ("experiment", "model", "method", "dataset")
@@ -96,8 +96,18 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     if len(choices) < len(parsed):
         _check_types(config, _compose(choices, config_dirs, lenient=True), parsed)
     apply_preset(config, overrides)
-    check(config)
+    try:
+        check(config)
+    except Lacking as error:
+        raise with_a_way_out(error, config) from error
     return config
+
+
+def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
+    """The same error, which names preset=small where that does without what lacks."""
+    if "small" in config.experiment and config.preset != "small":
+        return Lacking(f"{error}. Or see it at a small size, on what the project makes itself: preset=small")
+    return error
 
 
 def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -248,7 +258,7 @@ def _check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override
     for override in parsed:
         key = override.key_or_group
         default, value = before.get(key), after.get(key)
-        if default is None or key not in after or key in ("target", "batch_size"):
+        if default is None or key not in after or key.rpartition(".")[2] in ("target", "batch_size", "input_size"):
             continue
         allowed: dict[type, tuple[type, ...]] = {
             bool: (bool,),
@@ -280,7 +290,7 @@ def check(config: DictConfig) -> None:
     """Refuse what is missing, does not resolve or is outside its range; no torch needed. Raises UserError."""
     missing = next((key for key, value in leaves(config) if value is MISSING), None)
     if missing:
-        raise UserError(f"{missing} is not given: add {missing}=...")
+        raise Lacking(f"{missing} is not given: add {missing}=...")
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -305,4 +315,4 @@ def check(config: DictConfig) -> None:
             raise UserError(f"no image file {picture}")
     weights = config.get("model") and config.model.get("weights")
     if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
-        raise UserError(f"no weights file {weights}")
+        raise Lacking(f"no weights file {weights}: give model.weights=FILE")

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Something the user asked for cannot be: the message says what is wrong and what would be right."""
 
 
+class Lacking(UserError):
+    """Weights or data that a paper's setting needs, and that are not on this machine and cannot be downloaded."""
+
+
 class Incomplete(Exception):
     """Some jobs of a sweep failed or never ran; the others are done and stand in its table."""
 

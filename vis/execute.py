@@ -22,14 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from vis import __version__, shards
 from vis.allocator import keep_freed_memory
 from vis.claims import Claim
+from vis.compose import with_a_way_out
 from vis.console import progress
-from vis.errors import UserError
+from vis.errors import Lacking, UserError
 from vis.experiment import Experiment, Run
 from vis.figures import save
 from vis.home import HOME, provide_experiments
 from vis.instantiate import construct
 from vis.methods.forward import Forward
-from vis.models.weights import NoWeights
 from vis.page import run_page
 from vis.record import Results, RunFolder, csv_text, markdown_text, write_json, write_text
 
@@ -65,12 +65,8 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
         except KeyboardInterrupt:
             folder.set_status(state="interrupted")
             raise
-        except NoWeights as error:
-            if "small" in config.experiment and config.preset != "small":
-                raise NoWeights(
-                    f"{error}. Or see it on a network that the project trains itself: preset=small"
-                ) from error
-            raise
+        except Lacking as error:
+            raise with_a_way_out(error, config) from error
         except BaseException as error:
             if not isinstance(error, UserError):
                 write_text(path / "traceback.txt", traceback.format_exc())

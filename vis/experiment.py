@@ -24,11 +24,11 @@ from torch import Tensor
 
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
-from vis.errors import UserError, did_you_mean
+from vis.errors import Lacking, UserError, did_you_mean
 from vis.instantiate import construct
 from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
-from vis.models.weights import NoWeights, torchvision_weights
+from vis.models.weights import torchvision_weights
 from vis.record import Part, Results, Rows
 from vis.standin import StandIn, architecture, standin
 from vis.target import Targets
@@ -124,7 +124,7 @@ class Run:
         if node.get("weights") == "torchvision":
             try:
                 torchvision_weights(str(node.get("arch") or node["name"]))
-            except NoWeights as error:
+            except Lacking as error:
                 return str(error)
         return ""
 

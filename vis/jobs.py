@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vis import sweep
-from vis.errors import Incomplete, UserError
+from vis.errors import Incomplete, Lacking, UserError
 from vis.record import RunFolder, failure
 
 log = logging.getLogger(__name__)
@@ -79,20 +79,14 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
         return
     from vis.compose import compose_config, slug
     from vis.execute import execute
-    from vis.models.weights import NoWeights
 
     path = path or folder / f"{number}_{slug(','.join(overrides))}"
     path.mkdir(exist_ok=True)
     try:
-        config = compose_config(overrides, config_dirs)
         try:
-            execute(config, path, command)
-        except NoWeights as error:
-            if (
-                "small" not in config.experiment
-                or config.preset == "small"
-                or not (sweep.plan(folder) or {})["collection"]
-            ):
+            execute(compose_config(overrides, config_dirs), path, command)
+        except Lacking as error:
+            if "preset=small" not in str(error) or not (sweep.plan(folder) or {}).get("collection"):
                 raise
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)

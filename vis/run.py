@@ -4,6 +4,7 @@ Only Hydra and OmegaConf are imported until a run really starts, so that help, l
 answered at once.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vis import shards
-from vis.errors import UserError
+from vis.errors import Lacking, UserError
 from vis.home import CONF
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
@@ -235,7 +236,8 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
     if shards.world() > 1:
         raise UserError(f"torchrun shares out one run, and {config.experiment.name} is many: start it without torchrun")
     for job in jobs:
-        compose.compose_config(job, config_dirs)
+        with contextlib.suppress(Lacking):
+            compose.compose_config(job, config_dirs)
     folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
     begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
     return _finish(folder, lambda folder: _resume(folder, command))

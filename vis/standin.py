@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 STANDIN_RECIPES = {
     "digits": Recipe(epochs=16, batch_size=64, optimiser="adamw", lr=2e-3, weight_decay=1e-2, crop=2),
     "mnist": Recipe(epochs=2, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=2),
+    "stacked_digits": Recipe(epochs=16, batch_size=64, optimiser="adamw", lr=2e-3, weight_decay=1e-2),
+    "stacked_mnist": Recipe(epochs=2, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2),
     "cifar10": Recipe(epochs=8, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=4, flip=True),
 }
 _SEED = 0  # a stand-in takes the place of published weights: one network, whatever the seed of the run
@@ -41,8 +43,9 @@ class StandIn:
 def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, data: str = "data") -> StandIn:
     """The stand-in for a model's config node with `trained_on`, trained now if `root` does not hold it yet.
 
-    trained_on: cifar10 or mnist in the folder `data`, or `cifar10:FOLDER`; where that has none, or for digits,
-    scikit-learn's digits, which need no download. A training that was stopped goes on; two processes train once.
+    trained_on: cifar10, mnist or stacked_mnist in the folder `data`, or `cifar10:FOLDER`; where that has none, or for
+    digits and stacked_digits, scikit-learn's digits, which need no download. A training that was stopped goes on; two
+    processes train once.
     """
     name, path = _trained_on(str(node.get("trained_on") or "digits"), data)
     recipe = STANDIN_RECIPES[name]
@@ -75,7 +78,7 @@ def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, dat
 
 
 def _splits_of(name: str, path: str) -> tuple[Dataset, Dataset]:
-    return splits({"_target_": f"vis.data.{name}"} | ({"path": path} if name != "digits" else {}))
+    return splits({"_target_": f"vis.data.{name}"} | ({"path": path} if path else {}))
 
 
 @cache
@@ -95,16 +98,18 @@ def _trained_on(text: str, data: str) -> tuple[str, str]:
     name, _, given = text.partition(":")
     if name not in STANDIN_RECIPES:
         raise UserError(f"model.trained_on={text}: no stand-in is trained on it.{did_you_mean(name, STANDIN_RECIPES)}")
-    if name == "digits":
+    offline = "stacked_digits" if name.startswith("stacked_") else "digits"
+    if name == offline:
         return name, ""
     path = Path(given or data).expanduser()
-    places = {"mnist": ("MNIST/raw",), "cifar10": ("train", "cifar-10-batches-py")}[name]
-    if any((path / place).is_dir() for place in places):
+    # Of MNIST a file: torchvision makes the folder before it finds that it cannot download.
+    places = ("train", "cifar-10-batches-py") if name == "cifar10" else ("MNIST/raw/train-images-idx3-ubyte",)
+    if any((path / place).exists() for place in places):
         return name, str(path)
     if given:
         raise UserError(f"model.trained_on={text}: {path} does not hold {' or '.join(places)}")
     log.info("there is no %s in %s (model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name)
-    return "digits", ""
+    return offline, ""
 
 
 @contextmanager

@@ -80,9 +80,18 @@ def stacked(data: Dataset, seed: int, side: int) -> Dataset:
     return Dataset(f"stacked {data.origin}, seed {seed}", data.names, data.labels, read, data.classes, sources)
 
 
-def stacked_mnist(path: str = "data", train: bool = False, seed: int = 0) -> Dataset:
-    """MNIST, two digits of one class one above the other, 1x56x28; named after the upper one."""
-    return stacked(mnist(path, train), seed, 28)
+def stacked_mnist(path: str = "data", train: bool = False, seed: int = 0, fallback: bool = False) -> Dataset:
+    """MNIST, two digits of one class one above the other, 1x56x28; named after the upper one.
+
+    fallback: scikit-learn's digits where MNIST can neither be read nor downloaded.
+    """
+    try:
+        return stacked(mnist(path, train), seed, 28)
+    except UserError as error:
+        if not fallback:
+            raise
+        log.info("%s. Here scikit-learn's digits take its place", error)
+        return stacked_digits(train, seed)
 
 
 def stacked_cifar10(path: str = "data", train: bool = False, seed: int = 0) -> Dataset:

@@ -9,11 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vis.errors import UserError, did_you_mean
-
-
-class NoWeights(UserError):
-    """Published weights that are not on this machine and cannot be downloaded."""
+from vis.errors import Lacking, UserError, did_you_mean
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -67,7 +63,7 @@ def torchvision_weights(arch: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
         except (OSError, RuntimeError) as error:  # no network (URLError), nowhere to write, another hash
-            raise NoWeights(
+            raise Lacking(
                 f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)}). Ways out: put "
                 f"{url} at {path}, give your own with model.weights=FILE, or use random weights with "
                 "model.weights=null model.init=truncated_normal"
