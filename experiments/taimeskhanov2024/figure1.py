@@ -5,6 +5,7 @@ overlayed as a heatmap. Red shading: the lower part of the image is unseen by th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ class Figure1(Experiment):
                 map_ = method.explain(forward, None)
         mu = metrics.unseen_activity(map_, model.dead_rows).item()
         arrays = {"pixels": batch.pixels[0], "before": before[0], "map": map_[0]}
-        row = {"image": batch.names[0], "method": name, "class": model.class_name(class_), "mu": mu}
+        row: dict[str, Any] = {"image": batch.names[0], "method": name, "class": model.class_name(class_), "mu": mu}
         row |= {"weights": model.weights, "own": model.standin or not model.trained, "rows": list(model.dead_rows)}
         return Part({key: value.detach().cpu().numpy() for key, value in arrays.items()}, {"table": [row]})
 

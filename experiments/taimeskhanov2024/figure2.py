@@ -1,6 +1,7 @@
 """taimeskhanov2024, Figure 2: the network of the theory, [CNN], drawn with the sizes of the model at hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -36,6 +37,8 @@ class Figure2(Experiment):
         batch = run.batch(model, unit["images"])
         with Forward(model.net, batch.x, layers) as forward:
             shapes = [list(batch.x.shape[1:]), *(list(forward.layers[name].shape[1:]) for name in layers)]
+        conv: Any
+        pool: Any
         conv, pool = (model.net.get_submodule(names[kind][0]) for kind in (nn.Conv2d, nn.MaxPool2d))
         dense = [f"$h_{{{i}}}$" for i in range(1, len(names[nn.Linear]) + 1)]
         labels = ["$\\xi$", "$A$", "$B$", "$C$", *dense]
@@ -77,7 +80,12 @@ class Figure2(Experiment):
                     axes.add_patch(Rectangle(place, width, side, facecolor="white", edgecolor="0.3", linewidth=0.8))
                 if row["what"] == "$C$":
                     dead = side * (1 - sizes["live"] / row["shape"][1])
-                    box = {"facecolor": (1, 0, 0, 0.1), "edgecolor": "red", "hatch": "////", "linewidth": 0}
+                    box: dict[str, Any] = {
+                        "facecolor": (1, 0, 0, 0.1),
+                        "edgecolor": "red",
+                        "hatch": "////",
+                        "linewidth": 0,
+                    }
                     axes.add_patch(Rectangle((x, -side / 2), width, dead, **box))
                 shape = "x".join(map(str, row["shape"][1:] if row["shape"][0] == 1 and not flat else row["shape"]))
                 middle = x + width / 2

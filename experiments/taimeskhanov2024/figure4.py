@@ -9,6 +9,7 @@ Section 3.3: "the upscaled HiResCAM's saliency map will be zero out in a larger 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Figure4(Experiment):
                 )
                 live = height * row["seen"] / row["rows"]
                 top = height / 2
-                box = {"linewidth": 0.7, "edgecolor": "0.3"}
+                box: dict[str, Any] = {"linewidth": 0.7, "edgecolor": "0.3"}
                 axes.add_patch(Rectangle((x - 0.36, top - live), 0.72, live, facecolor="#9ecae1", **box))
                 axes.add_patch(Rectangle((x - 0.36, -top), 0.72, height - live, facecolor=(1, 0, 0, 0.1), hatch="////",
                                          **(box | {"edgecolor": "red"})))  # fmt: skip
