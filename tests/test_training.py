@@ -452,6 +452,14 @@ def test_the_experiment_resumes_and_its_weights_load(vis_run, tmp_path, monkeypa
     assert vis.load_run(shown).rows()[0]["weights"] == "weights weights.pt"
 
 
+def test_a_vgg_with_a_wall_is_trained_with_it(vis_run):
+    run = vis.load_run(vis_run(*TINY, "dataset.limit=16", "model.input_size=[128,64]", "model.wall.rows=1").folder)
+    first = torch.load(run.folder / "weights.pt")["classifier.0.weight"]
+    live, *dead = first.view(len(first), -1, 4, 2).unbind(2)
+    assert (live != 0).any()
+    assert all((rows == 0).all() for rows in dead)
+
+
 def test_an_interrupted_first_epoch_keeps_its_checkpoint(vis_run, tmp_path, monkeypatch):
     learn = Training._learn
 

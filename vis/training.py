@@ -258,19 +258,14 @@ def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
     else:
         whole = construct(own, "dataset")
         validation = range(0, len(whole), 5)
-        train, val = _part(whole, sorted({*range(len(whole))} - {*validation})), _part(whole, validation)
+        train, val = whole.part(sorted({*range(len(whole))} - {*validation})), whole.part(validation)
     limit = node.get("limit")
     return _thinned(train, limit), _thinned(val, limit)
 
 
 def _thinned(data: Dataset, limit: int | None) -> Dataset:
     count = len(data.first(limit))
-    return data if count == len(data) else _part(data, [i * len(data) // count for i in range(count)])
-
-
-def _part(data: Dataset, kept: Sequence[int]) -> Dataset:
-    names, labels = [data.names[i] for i in kept], [data.labels[i] for i in kept]
-    return Dataset(data.origin, names, labels, lambda i: data.read(kept[i]), data.classes)
+    return data if count == len(data) else data.part([i * len(data) // count for i in range(count)])
 
 
 def _draws(seed: int, *place: int) -> np.random.Generator:

@@ -108,7 +108,7 @@ class Figure5(Train):
                 metric = f"{metric} of unmasked less that of masked"
                 found.append(Claim(f"here_drop_{key}", here, "Section 4", metric, below(0.1), lost))
         zero = Rule("each exactly 0", lambda values: all(value == 0 for value in values))
-        walls = [row["wall"] for row in networks if row["network"] == "masked"]
+        walls = [row["wall"] for row in networks if row["network"] == "masked" and row["wall"] is not None]
         found.append(
             Claim("wall", WALL, "Section 3.1", "masked: largest |weight| behind the wall after training", zero, walls)
         )
@@ -148,8 +148,8 @@ class Figure5(Train):
 
 def behind_wall(net: torch.nn.Module) -> float | None:
     """The largest |weight| that the wall of a network forbids, where it has one in a dense layer; it must be 0."""
-    wall = getattr(net, "apply_wall", None)
-    if wall is None:
+    wall: Any = getattr(net, "apply_wall", None)
+    if not hasattr(wall, "linear"):
         return None
     weight = wall.linear.weight.detach()
     return weight.view(-1, *wall.shape)[:, :, wall.rows :].abs().max().item()
