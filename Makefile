@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/vis-run
+PAPERS := nie2018 taimeskhanov2024
 
 .DEFAULT_GOAL := help
-.PHONY: help demo nie2018 install dev test test-all lint format bench clean
+.PHONY: help demo $(PAPERS) install dev test test-all lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,13 +28,14 @@ dev: $(VENV)/installed-dev ## the same with the tools for development
 demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-16 and the bundled tabby
 	$(RUN) method=gbp model=vgg16_random
 
-nie2018-figure4: ## Nie et al. 2018, Figure 4; so for every item of a paper: make nie2018-theorem1, nie2018-figure7, ...
+nie2018: ## all of Nie et al. 2018 that can run here, on one page
+taimeskhanov2024: ## all of Taimeskhanov et al. 2024 that can run here, on one page
+$(PAPERS): $(VENV)/installed
+	$(RUN) experiment=$@/all
 
-nie2018: $(VENV)/installed ## all of Nie et al. 2018 that can run here, on one page
-	$(RUN) experiment=nie2018/all
+nie2018-figure4: ## one figure; so for every item of a paper: make nie2018-theorem1, make taimeskhanov2024-table1, ...
 
-nie2018-%: $(VENV)/installed
-	$(RUN) experiment=nie2018/$*
+$(foreach paper,$(PAPERS),$(eval $(paper)-%: $(VENV)/installed; $(RUN) experiment=$(paper)/$$*))
 
 lint: $(VENV)/installed-dev ## format check, lint, types
 	$(BIN)/ruff format --check .
