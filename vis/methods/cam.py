@@ -12,6 +12,7 @@ conventions; the gradient is G = df/dB, f the target:
 CAMs of one image share the forward pass and the gradient at the layer: `explain_all`.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -284,7 +285,12 @@ def _ablated_at(layer: str, B: Tensor, live: Tensor, model: nn.Module, image: Te
 def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module, images: Tensor) -> Tensor | None:
     """The same from the shares [V, n] of a dense layer's inputs; None where the output does not come from it alone."""
     W, b = dense.linear.weight, dense.linear.bias
-    products = torch.bmm(W.view(len(W), *shares.shape).transpose(0, 1), shares[:, :, None])[live, :, 0]  # W_v P_v
+    V, n = shares.shape
+    k = math.gcd(V, 16)  # feature maps at a time, as a block-diagonal matrix: W is read in longer pieces
+    blocks = shares.new_zeros(V // k, k, n, k)
+    blocks.diagonal(dim1=1, dim2=3).copy_(shares.view(V // k, k, n).transpose(1, 2))
+    products = W.view(len(W), V // k, k * n).transpose(0, 1) @ blocks.view(V // k, k * n, k)
+    products = products.mT.reshape(V, len(W))[live]  # W_v P_v
     z = products.sum(0) if b is None else products.sum(0) + b
     try:
         return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
