@@ -308,6 +308,8 @@ def test_opticam_masks_in_the_space_of_the_pixels_if_told_what_black_is():
     in_pixels = OptiCAM()(OnPixels().eval(), pixels, 1)
     black = (-mean / std).flatten().tolist()
     assert torch.allclose(OptiCAM(black=black)(net, (pixels - mean) / std, 1), in_pixels, atol=1e-9)
+    with pytest.raises(NotApplicable, match="black has 3 numbers, the images have 2 channels"):
+        OptiCAM(black=[0, 0, 0])(net, pixels)
 
 
 # --- sharing, targets ------------------------------------------------------------------------------------------------

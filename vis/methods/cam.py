@@ -305,7 +305,7 @@ class OptiCAM(ActivationMap):
     does worse than equal weights. Ten times on the way an image whose f has not risen since the last time stops, whatever
     the other images of the batch do.
 
-    black: what a masked pixel becomes, in the network's units, one number or one for each channel. 0 masks the network's
+    black: what a masked pixel becomes, in the network's units: one number, or one for each channel. 0 masks the network's
     input; to mask the image itself before it is normalised, give what black is after it: -mean / std.
     """
 
@@ -317,18 +317,20 @@ class OptiCAM(ActivationMap):
         convention: str = "paper",
         iterations: int = 50,
         lr: float = 0.1,
-        black: float | Sequence[float] = 0.0,
+        black: Sequence[float] = (0.0,),
     ) -> None:
         super().__init__(layer, convention)
         if iterations < 0 or lr <= 0:
             raise ValueError("iterations is 0 or more, lr above 0")
         self.iterations = iterations
         self.lr = lr
-        self.black = black
+        self.black = tuple(black)
 
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         B, images = forward.layers[layer].detach(), forward.images.detach()
         chosen = output_targets(forward, targets, self.title)
+        if len(self.black) not in (1, images.shape[1]):
+            raise NotApplicable(f"black has {len(self.black)} numbers, the images have {images.shape[1]} channels")
         black = images.new_tensor(self.black).view(-1, 1, 1)
         beta = torch.full_like(B[:, :, 0, 0], 0.5).requires_grad_()
         best, largest = beta.detach().clone(), B.new_full((len(B),), -torch.inf)
