@@ -276,5 +276,7 @@ def _class(results: Results, method: str) -> Any:
 
 
 def title(results: Results, method: str) -> str:
-    """What a figure calls a method."""
-    return str(getattr(_class(results, method), "title", "") or method)
+    """What a figure calls a method; with its name in the config where several are of one class."""
+    same = [each for each in results.config.methods if _class(results, each) is _class(results, method)]
+    words = str(getattr(_class(results, method), "title", "") or method)
+    return words if same[0] == method else f"{words} ({method.removeprefix(same[0]).strip('_')})"

@@ -95,7 +95,8 @@ class RandomWeight:
         count = math.prod(shape)
         key = [self.seed % 2**64, zlib.crc32(self.name.encode()), rows.start, columns.start]
         bits = np.random.SFC64(key).random_raw((count + 1) // 2).view(np.int32)[:count]
-        u = torch.from_numpy(bits).to(torch.float32).mul_(2**-31)
+        # numpy's memory, not torch's: aligned allocations of this size fragment the heap, by 2 GB for a streamed layer.
+        u = torch.from_numpy(bits.astype(np.float32)).mul_(2**-31)
         return INITIALISATIONS[self.init](u, self.std, self.columns, self.fan_out).view(shape)
 
 
