@@ -7,10 +7,8 @@ from omegaconf import DictConfig
 
 from vis import display, metrics
 from vis.claims import Claim
-from vis.experiment import Experiment, Load, Run, Unit
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
 from vis.figures import Panel, PanelRow, panel_grid
-from vis.instantiate import locate
-from vis.methods import Method
 from vis.record import Part, Results, Rows
 
 BATCH = 4  # images at a time where batch_size is auto
@@ -101,7 +99,7 @@ class Visualize(Experiment):
             for cell in results.rows(seed=seed, image=image, target=target):
                 show, _ = display.scaling(scalings[cell["method"]])
                 map_ = results.arrays[f"{seed}/{image}/{target}/{cell['method']}"]
-                title = _title(cell["method"], config) if titles else ""
+                title = method_title(config, cell["method"]) if titles else ""
                 panels.append(
                     Panel(show(map_, pixels), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00"))
                 )
@@ -120,15 +118,7 @@ class Visualize(Experiment):
     def _scaling(self, method: str, config: DictConfig) -> str:
         if self.scaling != "method":
             return self.scaling
-        return str(_class(method, config).display)
-
-
-def _class(method: str, config: DictConfig) -> type[Method]:
-    return locate(config.methods[method]._target_, f"methods.{method}._target_")
-
-
-def _title(method: str, config: DictConfig) -> str:
-    return _class(method, config).title or method
+        return str(method_class(config, method).display)
 
 
 def _targets(rows: Rows) -> list[tuple[str, str]]:

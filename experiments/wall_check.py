@@ -20,9 +20,8 @@ from torch import Tensor
 from vis import display, metrics
 from vis.claims import Claim, Rule, mean, spread
 from vis.errors import UserError
-from vis.experiment import Batch, Experiment, Load, Run, Unit
+from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
-from vis.instantiate import locate
 from vis.models import Model
 from vis.models.wall import gradient_by_row
 from vis.record import Part, Results, Rows
@@ -160,7 +159,7 @@ class WallCheck(Experiment):
         found = self.wall_claims(results)
         for method in results.config.methods:
             mu, zeros = activity(results, method)
-            sentence = BLIND.format(title(results, method))
+            sentence = BLIND.format(method_title(results.config, method))
             reason = "" if mu else f"all {zeros} maps are 0"
             found.append(Claim(f"{method}_blind", sentence, "Eq. 7", "mu", NOTHING, mu, reason=reason))
         return found
@@ -169,7 +168,7 @@ class WallCheck(Experiment):
         rows: Rows = []
         for dataset in datasets(results):
             for method in results.config.methods:
-                row: dict[str, Any] = {"dataset": dataset, "method": title(results, method)}
+                row: dict[str, Any] = {"dataset": dataset, "method": method_title(results.config, method)}
                 for column in ("mu", "mu_minmax"):
                     values, zeros = activity(results, method, column, dataset)
                     hundred = [100 * v for v in values]
@@ -225,7 +224,7 @@ class WallCheck(Experiment):
                     if value := self.paper(method, name):
                         axes.plot(x, value[0], "o", mfc="none", color="black", markersize=4)
             axes.axhline(constant, color="0.5", linewidth=0.7, linestyle="--", zorder=0)
-            labels = [title(results, method) for method in methods]
+            labels = [method_title(results.config, method) for method in methods]
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 7 else {}
             axes.set_xticks(range(len(labels)), labels, **turned)
             axes.set_ylabel("mu x 100")
@@ -246,10 +245,10 @@ class WallCheck(Experiment):
             label = next(iter(cells.values()))["class"]
             panels = [Panel(display.picture(pixels), "" if rows else "Input", str(label), dead)]
             for method in results.config.methods:
-                show, _ = display.scaling(_class(results, method).display)
+                show, _ = display.scaling(method_class(results.config, method).display)
                 map_, mu = results.arrays[f"{dataset}/{image}/{method}"], cells[method]["mu_minmax"]
                 note = "zeros" if mu is None or math.isnan(mu) else f"{100 * mu:.1f}"
-                heading = "" if rows else title(results, method).replace(" ", "\n")
+                heading = "" if rows else method_title(results.config, method).replace(" ", "\n")
                 panels.append(Panel(show(map_, pixels), heading, note, dead))
             rows.append(PanelRow(panels))
         caption = [
@@ -269,14 +268,3 @@ def activity(results: Results, method: str, column: str = "mu", dataset: str | N
     rows = results.rows(method=method) if dataset is None else results.rows(method=method, dataset=dataset)
     values = [row[column] for row in rows if row[column] is not None and not math.isnan(row[column])]
     return values, len(rows) - len(values)
-
-
-def _class(results: Results, method: str) -> Any:
-    return locate(str(results.config.methods[method]._target_), f"methods.{method}._target_")
-
-
-def title(results: Results, method: str) -> str:
-    """What a figure calls a method; with its name in the config where several are of one class."""
-    same = [each for each in results.config.methods if _class(results, each) is _class(results, method)]
-    words = str(getattr(_class(results, method), "title", "") or method)
-    return words if same[0] == method else f"{words} ({method.removeprefix(same[0]).strip('_')})"

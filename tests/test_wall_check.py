@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from experiments.taimeskhanov2024.table1 import PAPER
 from vis import metrics
 from vis.methods import GradCAM, OptiCAM, ScoreCAM
+from vis.models import MaskedCNN
 from vis.record import load_run
 
 SMALL = ("model=cnn_masked", "model.init=kaiming_normal", "dataset=stacked_digits", "dataset.limit=3")
@@ -135,3 +136,25 @@ def test_diagrams_measure_their_sizes(vis_run):
     assert {name: a.shape for name, a in load_run(one).arrays.items()} == {
         "pixels": (1, 56, 28), "before": (1, 14, 7), "map": (1, 56, 28)
     }  # fmt: skip
+
+
+def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(vis_run, tmp_path, monkeypatch):
+    """GradCAM against a map of the input alone, on a network whose `trained` weights are a file of random ones."""
+    (tmp_path / "blind.py").write_text(
+        "from vis.methods import Method\n\n\nclass Blind(Method):\n    def explain(self, forward, targets):\n"
+        "        return forward.images.detach().clone()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save(MaskedCNN().state_dict(), tmp_path / "weights.pt")
+    model = ("model=cnn_masked", f"model.weights={tmp_path / 'weights.pt'}", "model.init=kaiming_normal")
+    mine = "+methods.mine._target_=blind.Blind"
+    data = ("dataset=stacked_digits", "dataset.limit=2")
+    folder = vis_run("experiment=randomisation", *model, *data, "method=hirescam", mine).folder
+    run = load_run(folder)
+    assert {row["kind"] for row in run.rows()} == {"trained", "cascading", "independent"}
+    assert len({row["variant"] for row in run.rows(kind="cascading")}) == 5
+    assert all(row["pearson"] == pytest.approx(1) for row in run.rows(method="mine"))
+    assert all(row["pearson"] == pytest.approx(1) for row in run.rows(method="hirescam", kind="trained"))
+    assert all(row["pearson"] < 0.9 for row in run.rows(method="hirescam", variant="from features.0"))
+    claims = {c["name"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}
+    assert claims["mine"] == "fails"

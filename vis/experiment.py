@@ -25,7 +25,7 @@ from torch import Tensor
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
 from vis.errors import Lacking, UserError, did_you_mean
-from vis.instantiate import construct
+from vis.instantiate import construct, locate
 from vis.methods import Method, NotApplicable, explain_all
 from vis.models import Model, build_model
 from vis.models.weights import torchvision_weights
@@ -266,6 +266,19 @@ class Run:
             extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
             raise UserError(f"there is no class {str(target)!r}.{extra}")
         return matches[:1] * len(images)
+
+
+def method_class(config: DictConfig, name: str) -> Any:
+    """The class of one of a config's methods: its `display` says how its maps are shown."""
+    return locate(str(config.methods[name]._target_), f"methods.{name}._target_")
+
+
+def method_title(config: DictConfig, name: str) -> str:
+    """What a figure calls a method; with a part of its config name where several are of one class."""
+    own = method_class(config, name)
+    first = next(str(each) for each in config.methods if method_class(config, each) is own)
+    title = str(getattr(own, "title", "") or first)
+    return title if first == name else f"{title} ({name.removeprefix(first).strip('_')})"
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,9 +14,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.wall_check import WallCheck, activity, datasets, title
+from experiments.wall_check import WallCheck, activity, datasets
 from vis.claims import Claim, Rule, above, mean, spread
-from vis.experiment import Run, Unit
+from vis.experiment import Run, Unit, method_title
 from vis.record import Results
 
 PAPER = {  # Table 1: method -> dataset -> (mean, standard deviation) of mu x 100
@@ -43,7 +43,8 @@ class Table1(WallCheck):
     """samples: images of each dataset whose maps are kept; datasets: config nodes by name, mix and gen in the paper."""
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()  # before the images are looked for: what lacks first is named first
+        if run.folder is not None:  # not in a dry run
+            run.model()  # before the images are looked for: what lacks first is named first
         return super().units(run)
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:
@@ -72,7 +73,13 @@ class Table1(WallCheck):
                 if method == "hirescam":
                     claim(f"{prefix}{method}", here + AVOIDS, ZERO, method, of_paper)
                 else:
-                    claim(f"{prefix}{method}", here + SEES.format(title(results, method)), above(0.1), method, of_paper)
+                    claim(
+                        f"{prefix}{method}",
+                        here + SEES.format(method_title(results.config, method)),
+                        above(0.1),
+                        method,
+                        of_paper,
+                    )
         claim("layercam", LAYER, ZERO, "layercam", of_paper=False)
         claim("eigencam_constant", WORSE, above(constant), "eigencam", of_paper=False)
         found += [self._value(results, m, d, reason) for d in datasets(results) for m in PAPER if d in PAPER[m]]
@@ -87,7 +94,7 @@ class Table1(WallCheck):
             ours = spread(values) ** 2 / len(values) if len(values) > 1 else 0.0
             return abs(mean(values) - value) <= 3 * math.sqrt(ours + deviation**2 / IMAGES) + 0.05
 
-        sentence = VALUE.format(title(results, method), value, deviation, NAMES[dataset])
+        sentence = VALUE.format(method_title(results.config, method), value, deviation, NAMES[dataset])
         rule = Rule("within 3 standard errors of the paper's mean", agrees)
         return Claim(
             f"{method}_{dataset}", sentence, "Table 1", "mu x 100, min-max", rule, mu, f"{value} ± {deviation}", reason

@@ -183,10 +183,15 @@ def imagenet(path: str, split: str = "val") -> Dataset:
 def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
     import torchvision
 
+    root = Path(path).expanduser()
+    made = [root / name / "raw", root / name] + [root] * (not root.exists())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads; stdout is for the run's path
-            data = getattr(torchvision.datasets, name)(Path(path).expanduser(), train=train, download=True)
+            data = getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # no network, nowhere to write; on damaged files it raises almost anything
+        for folder in made:  # which it makes before it finds that it cannot download; only empty ones go
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":") or "damaged files"
         raise UserError(
             f"{name} can neither be read from dataset.path={path} nor be downloaded to it ({reason}): put torchvision's "

@@ -1,0 +1,147 @@
+"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292): weights become random, layer by
+layer from the logits down (cascading), or in one layer alone (independent), and the maps of the class that the trained
+network predicts are compared with those of the trained network.
+
+taimeskhanov2024, section 1.1: "We note that Grad-CAM passes the sanity checks proposed by [12]".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import nn
+
+from vis import display, metrics
+from vis.claims import Claim, below, mean, spread
+from vis.errors import UserError
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.models import Model, skeleton
+from vis.record import Part, Results
+
+PASSES = "{} passes the sanity check: it depends on the weights"
+TRAINED = "trained"
+
+
+class Randomisation(Experiment):
+    """samples: images whose maps are kept; independent: also each layer alone; source: where the claim stands."""
+
+    metrics = ("pearson", "ssim")
+    series = "method"
+
+    def __init__(self, samples: int, independent: bool, source: str) -> None:
+        self.samples, self.independent, self.source = samples, independent, source
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 16)]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * len(run.methods), 0)
+
+    def _variants(self, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
+        """{label: (kind, what changes of the model's config)}, the trained network first."""
+        net = skeleton(run.config.model)[0]
+        names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
+        layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        init = {"init": run.config.model.get("init") or "kaiming_normal"}
+        found: dict[str, tuple[str, dict[str, Any]]] = {TRAINED: (TRAINED, {})}
+        for i in reversed(range(len(layers))):
+            change = {"trained_up_to": layers[i - 1]} if i else {"weights": None}
+            found[f"from {names.get(layers[i], layers[i])}"] = ("cascading", init | change)
+        for layer in layers if self.independent else ():
+            found[f"only {names.get(layer, layer)}"] = ("independent", init | {"trained_except": layer})
+        return found
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        seed, part = unit["seed"], Part(tables={"table": []})
+        trained: dict[str, Any] = {}
+        classes: list[int] = []
+        for label, (kind, changes) in self._variants(run).items():
+            model: Model = run.model(seed=seed, **changes)
+            if kind == TRAINED and not model.trained:
+                raise UserError(
+                    f"{model.name} has random weights already: the check needs trained ones (model.weights=)"
+                )
+            batch = run.batch(model, unit["images"])
+            (maps,), logits = run.explain(model, batch.x, [classes or None])
+            if kind == TRAINED:
+                trained, classes = maps, logits.argmax(1).tolist()
+                part.tables["network"] = [{"seed": seed, "weights": model.weights, "standin": model.standin}]
+            for method, values in maps.items():
+                r, s = (of(values, trained[method]).tolist() for of in (metrics.pearson, metrics.ssim))
+                for i, image in enumerate(batch.names):
+                    row = {"seed": seed, "variant": label, "kind": kind, "image": image, "method": method}
+                    part.tables["table"].append(row | {"pearson": r[i], "ssim": s[i]})
+                    if unit["images"][i] < self.samples and seed == run.seeds[0] and kind != "independent":
+                        part.arrays[f"{image}/{label}/{method}"] = values[i].numpy()
+                        part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        reason = "stand-in weights" if results.rows("network")[0]["standin"] else ""
+        last = results.rows(kind="cascading")[-1]["variant"]
+        found = []
+        for method in results.config.methods:
+            values = [row["pearson"] for row in results.rows(variant=last, method=method)]
+            sentence, metric = (
+                PASSES.format(method_title(results.config, method)),
+                "correlation of the map with the trained network's, all random",
+            )
+            found.append(Claim(method, sentence, self.source, metric, below(0.5), values, reason=reason))
+            if reason:
+                found.append(Claim(f"here_{method}", f"Here: {sentence}", self.source, metric, below(0.5), values))
+        return found
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        network = results.rows("network")[0]
+        images = len({row["image"] for row in results.rows()})
+        kinds = [kind for kind in ("cascading", "independent") if results.rows(kind=kind)]
+        caption = [
+            "Correlation of a map with that of the trained network as weights become random: mean and standard deviation "
+            f"over {images} images",
+            "Cascading: from the named layer to the logits"
+            + ("; independent: the named layer alone" if len(kinds) > 1 else ""),
+            f"{results.config.model.name}, {network['weights']}",
+        ]
+        figure, axes = plot(PAGE_WIDTH, 2.3, caption, columns=len(kinds))
+        with styled():
+            for axis, kind in zip(axes, kinds, strict=True):
+                labels = list(dict.fromkeys(row["variant"] for row in results.rows(kind=kind)))
+                for method in results.config.methods:
+                    groups = [[r["pearson"] for r in results.rows(variant=v, method=method)] for v in labels]
+                    errors = [spread(g) if len(g) > 1 else 0.0 for g in groups]
+                    axis.errorbar(range(len(labels)), [mean(g) for g in groups], errors, marker="o", capsize=2,
+                                  label=method_title(results.config, method))  # fmt: skip
+                axis.axhline(0, color="0.8", linewidth=0.6, zorder=0)
+                axis.set_xticks(range(len(labels)), [v.partition(" ")[2] for v in labels], rotation=45, ha="right")
+                axis.set_title(kind.capitalize())
+                axis.set_ylim(-0.5, 1.05)
+            axes[0].set_ylabel("correlation")
+            axes[0].legend()
+        return {"figure": figure, "maps": self._maps(results)}
+
+    def _maps(self, results: Results) -> Figure:
+        shown = [key.removesuffix("/pixels") for key in results.arrays if key.endswith("/pixels")]
+        variants = [TRAINED, *dict.fromkeys(row["variant"] for row in results.rows(kind="cascading"))]
+        variants = [variants[i] for i in np.unique(np.linspace(0, len(variants) - 1, 8).round().astype(int))]
+        rows: list[PanelRow] = []
+        for image in shown:
+            pixels = results.arrays[f"{image}/pixels"]
+            for method in results.config.methods:
+                show, _ = display.scaling(method_class(results.config, method).display)
+                panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
+                for variant in variants:
+                    cell = results.rows(image=image, variant=variant, method=method)[0]
+                    map_ = results.arrays[f"{image}/{variant}/{method}"]
+                    panels.append(
+                        Panel(
+                            show(map_, pixels), "" if rows else variant.replace(" ", "\n"), f"r = {cell['pearson']:.2f}"
+                        )
+                    )
+                rows.append(PanelRow(panels, method_title(results.config, method)))
+        caption = [
+            "r: correlation with the map of the trained network",
+            f"{results.config.model.name}, {results.rows('network')[0]['weights']}",
+        ]
+        return panel_grid(rows, caption)
