@@ -148,3 +148,14 @@ def test_mistakes_with_collections(vis_run, collection, tmp_path):
 def test_an_experiment_keeps_the_claims_that_its_config_names(vis_run, collection):
     folder = vis_run("experiment=found", *collection).folder
     assert [claim["name"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]
+
+
+def test_the_plan_of_a_collection_says_what_lacks(vis_run, tmp_path):
+    folder = tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "both.yaml").write_text(COLLECTION.replace("needy", "taimeskhanov2024/table1"))
+    ran = vis_run("experiment=both", "--dry-run", "--config-dir", str(folder.parent))
+    assert ran.code == 0
+    assert ran.out.startswith("experiment nie2018/figure1: ")
+    assert "experiment=taimeskhanov2024/table1: " in ran.out
+    assert "preset=small" in ran.out

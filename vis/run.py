@@ -110,8 +110,13 @@ def _dispatch(argv: list[str]) -> int:
     if "dry-run" in options:
         from vis.estimate import dry_run
 
-        for each in [compose.compose_config(job, config_dirs) for job in jobs] or [config]:
-            print(dry_run(each), end="", flush=True)
+        for job in jobs or [overrides]:
+            try:
+                print(dry_run(compose.compose_config(job, config_dirs)), end="", flush=True)
+            except Lacking as error:
+                if not jobs:
+                    raise
+                print(f"{job[0]}: {error}")
         return 0
     if jobs:
         return _collection(config, jobs, config_dirs, command)
