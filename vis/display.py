@@ -54,6 +54,15 @@ def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture
     return (alpha * heat(map_) + (1 - alpha) * picture(pixels)).clip(0, 1)
 
 
+def evidence(map_: np.ndarray, pixels: np.ndarray) -> Picture:
+    """A signed map [1 or 3, H, W] over the gray image [C, H, W]: red is for, blue against, the deeper the more (zhou2018)."""
+    values = map_.sum(0)
+    strength = (np.abs(values) / (np.abs(values).max() or 1.0))[..., None]
+    colour = np.where((values > 0)[..., None], (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    gray = picture(pixels).mean(-1, keepdims=True)
+    return ((1 - 0.85 * strength) * gray + 0.85 * strength * colour).clip(0, 1)
+
+
 Scaling = Callable[[np.ndarray, np.ndarray], Picture]  # of a map and the pixels of its image
 
 SCALINGS: dict[str, tuple[Scaling, str]] = {
@@ -61,6 +70,7 @@ SCALINGS: dict[str, tuple[Scaling, str]] = {
     "diverging": (lambda map_, _: diverging(map_), "sum over channels, red positive, blue negative, centred at 0"),
     "absolute": (lambda map_, _: absolute(map_), "largest absolute value over channels, cut at the 99.5th percentile"),
     "overlay": (overlay, "jet colours from 0 to the maximum of each map, over the image"),
+    "evidence": (evidence, "sum over channels, red positive, blue negative, over the gray image"),
 }
 
 

@@ -147,6 +147,22 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
+def sim(a: Tensor, b: Tensor) -> Tensor:
+    """SIM (Judd et al. 2012): the common part of what is positive in two maps, each scaled to a sum of 1. From 0 to 1.
+
+    NaN for a map with nothing positive.
+    """
+    p, q = (maps.double().flatten(1).relu() for maps in (a, b))
+    return torch.minimum(p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)).sum(1)
+
+
+def total_variation(maps: Tensor) -> Tensor:
+    """How uneven maps are, whatever their scale: the sum of |differences| of neighbours over that of |values|. 0 to 4."""
+    maps = maps.double()
+    differences = sum(maps.diff(dim=dim).abs().flatten(1).sum(1) for dim in (2, 3))
+    return differences / maps.abs().flatten(1).sum(1)  # type: ignore[no-any-return]
+
+
 def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
     """mu of taimeskhanov2024, Eq. (7): the share of a map's l2 norm in the rows that the network cannot see, 0 to 1.
 

@@ -6,6 +6,7 @@ A dataset is a sequence of pictures. What size they get and what preprocessing t
 
 import contextlib
 import hashlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from PIL import Image
 from vis.data.images import SUFFIXES, read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
 from vis.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "PREPROCESSING",
@@ -203,9 +206,19 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
     return Dataset(f"{name} {split}", names, labels, lambda i: data[i][0], [str(c) for c in data.classes])
 
 
-def mnist(path: str = "data", train: bool = False) -> Dataset:
-    """MNIST through torchvision, downloaded into `path` on first use."""
-    return _from_torchvision("MNIST", path, train)
+def mnist(path: str = "data", train: bool = False, fallback: bool = False) -> Dataset:
+    """MNIST through torchvision, downloaded into `path` on first use.
+
+    fallback: scikit-learn's digits where MNIST can neither be read nor downloaded; every fifth is a test image.
+    """
+    try:
+        return _from_torchvision("MNIST", path, train)
+    except UserError as error:
+        if not fallback:
+            raise
+        log.info("%s. Here scikit-learn's digits take its place", error)
+        whole = digits()
+        return whole.part([i for i in range(len(whole)) if (i % 5 != 0) == train])
 
 
 def cifar10(path: str = "data", train: bool = False) -> Dataset:

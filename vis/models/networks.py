@@ -246,6 +246,32 @@ class MaskedCNN(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+class CNNMnist(nn.Module):
+    """zhou2018's network for MNIST, TensorFlow's tutorial "Deep MNIST for Experts": two 5x5 convolutions with "SAME"
+    padding, each with a 2x2 max-pooling, two dense layers.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1, input_size: Size = 28) -> None:
+        super().__init__()
+        self.input_size = height, width = height_and_width(input_size)
+        if min(height, width) < 4:
+            raise ValueError(f"the MNIST network takes images of 4x4 or more, not {height}x{width}")
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(64 * (height // 4) * (width // 4), 1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
 def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size | None = None) -> nn.Module:
     """Any classifier of torchvision by its name, with the random weights of its constructor.
 

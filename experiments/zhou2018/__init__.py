@@ -1,0 +1,1 @@
+"""zhou2018: efficient image evidence analysis, and the prediction difference analysis that it speeds up."""

@@ -1,0 +1,97 @@
+"""zhou2018, Eqs. (11) to (15): the normalised geometric mean of softmax outputs is the softmax of the mean logits.
+
+    NGM_c = prod_w p_c(w)^P(w) / sum_j prod_w p_j(w)^P(w) = softmax(sum_w P(w) z(w))_c         (11) = (14), exact
+    AM_c  = sum_w P(w) p_c(w)                                                                  (10)
+
+Eq. (15) puts the first in the place of the second. How far apart they are depends on how much the logits vary over the
+contents w of a window: with a standard deviation s, by O(s^2).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vis.claims import Claim, Rule, below
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import plot, styled
+from vis.record import Part, Results, Rows
+
+EXACT = "P(c|x\\x_w) is equal to applying the softmax function to the conditional expectation of z^l, if the arithmetic mean is "
+EXACT += "substituted by the normalised geometric mean"
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def geometric_mean(p: np.ndarray, P: np.ndarray) -> np.ndarray:
+    """Eq. (11), normalised: [K] of probabilities p [S, K] with weights P [S]. As it is printed, a product of powers."""
+    products = np.prod(p ** P[:, None], axis=0)
+    return products / products.sum()
+
+
+def slope(spreads: Sequence[float], errors: Sequence[float]) -> float:
+    """The power of the spread with which an error grows: of a line through their logarithms."""
+    return float(np.polyfit(np.log(spreads), np.log(errors), 1)[0])
+
+
+class GeometricMean(Experiment):
+    """classes: K; states: contents w of a window; spreads: standard deviations of the logits; draws: of each."""
+
+    def __init__(self, classes: int, states: int, spreads: Sequence[float], draws: int) -> None:
+        self.classes, self.states, self.spreads, self.draws = classes, states, spreads, draws
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"seed": seed} for seed in run.seeds]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        rows: Rows = []
+        for i in range(self.draws):
+            random = np.random.default_rng([unit["seed"], i])
+            base = 3 * random.standard_normal(self.classes)
+            deviation = random.standard_normal((self.states, self.classes))
+            P = random.dirichlet(np.ones(self.states))
+            for s in self.spreads:
+                z = base + s * deviation
+                p = softmax(z)
+                ngm, pushed = geometric_mean(p, P), softmax(P @ z)
+                rows.append(
+                    {"seed": unit["seed"], "draw": i, "spread": s, "exact": float(np.abs(ngm - pushed).max())}
+                    | {"error": float(np.abs(P @ p - pushed).max())}
+                )
+        return Part(tables={"table": rows})
+
+    def claims(self, results: Results) -> list[Claim]:
+        small = [s for s in self.spreads if s <= 0.3]
+        order = [
+            slope(small, [r["error"] for r in results.rows(seed=seed, draw=i) if r["spread"] in small])
+            for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows())
+        ]
+        sentence = "Beyond the paper: the two means differ by the square of the logits' spread (Eq. 15)."
+        second = Rule("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
+        errors = [r["exact"] for r in results.rows()]
+        metric = "largest difference of a probability"
+        return [
+            Claim("eq14", EXACT, "Eqs. 11-14", metric, below(1e-12, each=True), errors),
+            Claim("eq15_order", sentence, "Eq. 15", "power of the spread in the difference", second, order),
+        ]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        caption = [
+            f"Eqs. 11 to 15 on random logits of {self.classes} classes and {self.states} contents of a window, in float64, one "
+            f"point for each of {len(results.rows()) // len(self.spreads)} draws",
+            "Black: arithmetic mean against softmax of the mean logits, the approximation of Eq. 15. Blue: normalised geometric "
+            "mean against the same, equal by Eq. 14",
+        ]
+        figure, (axes,) = plot(4.4, 2.4, caption)
+        with styled():
+            for column, color, label in (("error", "black", "Eq. 15"), ("exact", "tab:blue", "Eq. 14")):
+                points: list[Any] = [(r["spread"], max(r[column], 1e-18)) for r in results.rows()]
+                axes.plot(*zip(*points, strict=True), ".", color=color, alpha=0.4, label=label)
+            axes.set(xscale="log", yscale="log", xlabel="standard deviation of the logits", ylabel="largest difference")
+            axes.legend()
+        return {"figure": figure}
