@@ -175,3 +175,84 @@ def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
 def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
     """By what share the probability [B] of a class falls when the image is masked by its map: max(0, p - p_masked) / p."""
     return (p - p_masked).relu() / p
+
+
+# --- agreement of two maps, or of a map with people -------------------------------------------------------------------
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of the ranks of all values; equal values share their mean rank. 0 where one of the maps is constant."""
+    from scipy.stats import rankdata
+
+    ranks = [torch.from_numpy(rankdata(m.flatten(1).double().cpu().numpy(), axis=1)) for m in (a, b)]
+    return pearson(*ranks)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL divergence sum p log(p / q) of the positive parts of two maps, each scaled to a sum of 1; q is the explanation.
+
+    As in the MIT saliency benchmark (Bylinskii et al. 2016) 2.2e-16 is added where q is 0. NaN for a map with nothing
+    positive.
+    """
+    p, q = (m.double().flatten(1).relu() for m in (p, q))
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    tiny = torch.finfo(torch.float64).eps
+    return (p * torch.log(tiny + p / (q + tiny))).sum(1)
+
+
+def largest(maps: Tensor, share: float) -> Tensor:
+    """The pixels with the largest values, `share` of all, summed over channels: a mask [B, 1, H, W]; equal ones by place."""
+    flat = maps.double().sum(1).flatten(1)
+    count = max(1, round(share * flat.shape[1]))
+    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True)
+    return mask.view(len(maps), 1, *maps.shape[2:])
+
+
+def dice(a: Tensor, b: Tensor) -> Tensor:
+    """Dice coefficient 2 |a and b| / (|a| + |b|) of two masks; 1 where both are empty."""
+    both = (a & b).flatten(1).sum(1).double()
+    total = a.flatten(1).sum(1) + b.flatten(1).sum(1)
+    return torch.where(total > 0, 2 * both / total, 1.0)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of two masks; 1 where both are empty."""
+    union = (a | b).flatten(1).sum(1)
+    return torch.where(union > 0, (a & b).flatten(1).sum(1).double() / union, 1.0)
+
+
+def pointing_game(maps: Tensor, mask: Tensor) -> Tensor:
+    """1 where the largest value of a map (summed over channels) lies in the mask [B, 1, H, W], else 0 (Zhang et al. 2018)."""
+    place = maps.double().sum(1).flatten(1).argmax(1)
+    return mask.flatten(1).gather(1, place[:, None])[:, 0].double()
+
+
+def nss(maps: Tensor, fixations: Tensor) -> Tensor:
+    """Normalised scanpath saliency: the mean of the standardised map at the fixated pixels, a mask [B, 1, H, W].
+
+    0 for a constant map, NaN without fixations.
+    """
+    flat = maps.double().sum(1).flatten(1)
+    standard = _standard(flat) * flat.shape[1] ** 0.5
+    looked = fixations.flatten(1).double()
+    return (standard * looked).sum(1) / looked.sum(1)
+
+
+def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
+    """Area under the ROC curve of a map (summed over channels) as a classifier of the fixated pixels [B, 1, H, W].
+
+    NaN where all or no pixels are fixated.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    areas = []
+    for map_, looked in zip(maps.double().sum(1).flatten(1).cpu(), fixations.flatten(1).cpu(), strict=True):
+        areas.append(roc_auc_score(looked, map_) if looked.any() and not looked.all() else float("nan"))
+    return torch.tensor(areas, dtype=torch.float64)
+
+
+def participation_ratio(maps: Tensor) -> Tensor:
+    """On how many of its pixels a map's energy lies: (sum v^2)^2 / (n sum v^4), from 1/n (one pixel) to 1 (all alike)."""
+    energy = maps.double().square().sum(1).flatten(1)
+    return energy.sum(1).square() / (energy.shape[1] * energy.square().sum(1))
