@@ -26,6 +26,8 @@ def construct(node: Mapping[str, Any], where: str) -> Any:
     parameters = parameters_of(function)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:  # the method that another one wraps
+            value = node[key] = construct(value, f"{where}.{key}")
         if key not in parameters and not takes_any:
             hint = did_you_mean(key, parameters) or f" Leave it out: ~{where}.{key}"
             raise UserError(f"{target} takes no parameter {where}.{key}.{hint}")

@@ -18,29 +18,45 @@ from vis.methods.cam import (
     ScoreCAM,
     XGradCAM,
 )
+from vis.methods.deeplift import DeepLIFT
+from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
+from vis.methods.gradients import GuidedGradCAM, IntegratedGradients, SmoothGrad
+from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
+from vis.methods.relevance import LRP, DeepTaylor
 from vis.target import Target
 
 __all__ = [
     "CAM",
     "DECONVNET",
+    "FEM",
     "GUIDED",
+    "LRP",
+    "PDA",
     "SALIENCY",
     "AblationCAM",
     "DeconvNet",
+    "DeepLIFT",
+    "DeepTaylor",
     "EigenCAM",
     "Forward",
     "GradCAM",
     "GradCAMPlusPlus",
     "GuidedBackprop",
+    "GuidedGradCAM",
     "HiResCAM",
+    "IntegratedGradients",
     "LayerCAM",
     "Method",
     "NotApplicable",
+    "Occlusion",
     "OptiCAM",
+    "PDAFast",
+    "PDAGradient",
     "ReluRule",
     "Saliency",
     "ScoreCAM",
+    "SmoothGrad",
     "Target",
     "XGradCAM",
     "explain_all",

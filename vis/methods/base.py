@@ -22,6 +22,7 @@ class Method(ABC):
 
     title: ClassVar[str] = ""  # for figures; the class name by default
     display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.display
+    axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
 
     @abstractmethod
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
@@ -30,6 +31,20 @@ class Method(ABC):
     def layers(self, model: nn.Module, images: Tensor) -> Sequence[str]:
         """The layers whose outputs it needs from the forward pass of these images."""
         return ()
+
+    def total(self, forward: Forward, targets: Targets) -> Tensor | None:
+        """What each map sums to by the axiom, [B]; None without one."""
+        return None
+
+    def axiom_error(self, model: nn.Module, images: Tensor, targets: Targets, maps: Tensor) -> Tensor | None:
+        """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom."""
+        if not self.axiom:
+            return None
+        with Forward(model, images) as forward:
+            total = self.total(forward, targets)
+        assert total is not None
+        total = total.detach()
+        return ((maps.to(total).flatten(1).sum(1) - total) / total).abs()
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
         return explain_all({"": self}, model, images, [targets])[0][0][""]

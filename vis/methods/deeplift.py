@@ -1,0 +1,191 @@
+"""DeepLIFT (Shrikumar et al. 2017; ayyar2021, section 5.2): multipliers between an image and its reference.
+
+With y0 a neuron's value for the reference image and dy = y - y0, multipliers m obey a chain rule (Eq. 21), as gradients do:
+they are the gradient of a network that is linear in dy. Layers, additions and averages are linear as they stand (m = w); an
+activation z = g(y) has one slope
+
+    m = dz / dy                                                  Rescale, Eq. 19-22
+
+or, behind a layer or an addition, one for each of the positive and the negative of the terms w_i dx_i that add up to
+dy = dy+ + dy-, those with dx_i = 0 by halves, as they have no sign:
+
+    dz+ = 1/2 (g(y0 + dy+) - g(y0)) + 1/2 (g(y0 + dy+ + dy-) - g(y0 + dy-))      m+ = dz+ / dy+      RevealCancel, Eq. 23-25
+
+and dz-, m- likewise. In a max-pooling the input that is the largest gets all: that of the image where the maximum has
+grown, that of the reference where it has not (the text has no rule). Windows that overlap add up. So the relevance
+R = m dx sums to the difference of the logits.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from vis.graph import Affine, Walk
+from vis.methods.base import Method
+from vis.methods.baseline import baseline_images, check_baseline
+from vis.methods.cam import output_targets
+from vis.methods.forward import Forward
+from vis.methods.relevance import Slopes, checked, logit_targets, run
+from vis.target import Targets, score
+
+
+class Reference(Walk):
+    """The network on reference images; keeps what goes into layers, additions, activations and max-poolings."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.kept: dict[fx.Node, Tensor] = {}
+
+    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
+        if op.layer:
+            self.kept[node] = a
+        return super().affine(node, op, a)
+
+    def add(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        self.kept[node] = torch.stack(torch.broadcast_tensors(a, b))
+        return super().add(node, a, b)
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        self.kept[node] = a
+        return super().activation(node, g, a)
+
+    def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
+        self.kept[node] = a
+        return super().max_pool(node, pool, a)
+
+
+class Rescale(Walk):
+    """The network whose gradient are the multipliers; its values are the network's own."""
+
+    def __init__(self, net: nn.Module, reference: Reference) -> None:
+        super().__init__(net)
+        self.kept = reference.kept
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        y, y0 = a.detach(), self.kept[node]
+        z = g(y)
+        return Slopes.apply(z, [_slope(g, y, y0, z)], a)
+
+    def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
+        y, y0 = a.detach(), self.kept[node]
+        (z, place), (z0, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
+        winner = torch.where(z >= z0, place, place0)
+        dy = _pick(y - y0, winner)
+        slope = torch.where(dy == 0, 1, (z - z0) / dy)  # in [0, 1]
+        return Slopes.apply(z, [slope], _pick(a, winner))
+
+
+class RevealCancel(Rescale):
+    """The same, with activations that tell the positive terms of their input from the negative ones."""
+
+    def __init__(self, net: nn.Module, reference: Reference) -> None:
+        super().__init__(net, reference)
+        self.terms: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # dy+ and dy-
+        self._new: tuple[Tensor, Tensor] | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._new = None
+        result = super().run_node(n)
+        if self._new is not None:
+            self.terms[n] = self._new
+        return result
+
+    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
+        if not op.layer:
+            return super().affine(node, op, a)
+        if op.w is None:
+            raise self.no_rule(node, ": its weights are streamed, and the rule rescale alone does without them")
+        x0 = self.kept[node]
+        dx = torch.cat(_by_sign(a - x0))
+        (up, cross_down), (cross_up, down) = (
+            op.f(dx, w, None).chunk(2) for w in (op.w.clamp(min=0), op.w.clamp(max=0))
+        )
+        return self._sum(up + down, cross_up + cross_down, op.f(x0, op.w, op.b))
+
+    def add(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        a0, b0 = self.kept[node]
+        (up_a, down_a), (up_b, down_b) = _by_sign(a - a0), _by_sign(b - b0)
+        return self._sum(up_a + up_b, down_a + down_b, a0 + b0)
+
+    def _sum(self, up: Tensor, down: Tensor, y0: Tensor) -> Tensor:
+        self._new = up, down
+        return y0 + up + down
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        terms = self.terms.get(node.all_input_nodes[0])
+        if terms is None:  # a single one: Rescale
+            return super().activation(node, g, a)
+        (up, down), y0 = (each.detach() for each in terms), self.kept[node]
+        z, z0, high, low = g(a.detach()), g(y0), g(y0 + up), g(y0 + down)
+        up_slope = torch.where(up == 0, 0, (high - z0 + z - low) / (2 * up))
+        down_slope = torch.where(down == 0, 0, (low - z0 + z - high) / (2 * down))
+        return Slopes.apply(z, [up_slope, down_slope], *terms)
+
+
+def _by_sign(dx: Tensor) -> tuple[Tensor, Tensor]:
+    """The positive and the negative part of differences, for their gradient too: where dx = 0 each has a half."""
+    up = dx * (dx.detach().sign() + 1) / 2
+    return up, dx - up
+
+
+def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> Tensor:
+    """dz / dy for z = g(y); its limit, the derivative, where y and y0 are too near to each other."""
+    dy = y - y0
+    slope = (z - g(y0)) / dy
+    near = dy.abs() <= torch.finfo(y.dtype).eps ** 0.5 * y.abs()
+    if near.any():
+        leaf = y.requires_grad_()
+        (derivative,) = torch.autograd.grad(g(leaf).sum(), leaf)
+        slope = torch.where(near, derivative, slope)
+    return slope
+
+
+def _pick(a: Tensor, place: Tensor) -> Tensor:
+    """The values at places in flat maps."""
+    return a.flatten(2).gather(2, place.flatten(2)).view_as(place)
+
+
+class DeepLIFT(Method):
+    """DeepLIFT (Shrikumar et al. 2017; ayyar2021, Eq. 19-25) of a logit. Maps are signed, [B, C, H, W].
+
+    rule: rescale or reveal_cancel. baseline: the reference image, black, mean, blur or noise (`vis.methods.baseline`).
+    black: what black pixels are in the network's units, one number or one for each channel (-mean / std of ImageNet).
+
+    Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19).
+    Raises NotApplicable for operations without a rule, and for what is no logit of the network.
+    """
+
+    title = "DeepLIFT"
+    axiom = "summation-to-delta"
+
+    def __init__(
+        self, rule: str = "rescale", baseline: str = "black", black: float | Sequence[float] = 0.0, seed: int = 0
+    ) -> None:
+        if rule not in ("rescale", "reveal_cancel"):
+            raise ValueError(f"rule is rescale or reveal_cancel, not {rule!r}")
+        check_baseline(baseline)
+        self.rule, self.baseline, self.black, self.seed = rule, baseline, black, seed
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        chosen = logit_targets(forward, targets, self.title)
+        x = forward.images.detach()
+        x0 = baseline_images(x, self.baseline, self.black, self.seed)
+        reference = Reference(forward.model)
+        with torch.no_grad():
+            run(reference, forward, x0)
+        linear = (Rescale if self.rule == "rescale" else RevealCancel)(forward.model, reference)
+        outputs = checked(run(linear, forward, x.requires_grad_()), forward)
+        (m,) = torch.autograd.grad(score(outputs, chosen).sum(), x)
+        return m * (x.detach() - x0)
+
+    def total(self, forward: Forward, targets: Targets) -> Tensor:
+        return difference(forward, targets, baseline_images(forward.images, self.baseline, self.black, self.seed))
+
+
+def difference(forward: Forward, targets: Targets, x0: Tensor) -> Tensor:
+    """How much larger the explained outputs are for the images than for references x0 [B or 1, C, H, W]: [B]."""
+    chosen = output_targets(forward, targets, "completeness")
+    with torch.no_grad():
+        return score(forward.logits, chosen) - score(forward.model(x0).expand_as(forward.logits), chosen)

@@ -1,0 +1,43 @@
+"""FEM, the feature-based explanation method (Fuad et al. 2020; ayyar2021, section 5.3)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vis.methods.base import Method
+from vis.methods.forward import Forward, NotApplicable
+from vis.methods.layers import feature_layer
+from vis.target import Targets
+
+
+def fem(A: Tensor, K: float = 1.0) -> Tensor:
+    """sum_k mu_k B_k, B_k = 1[A_k >= mu_k + K sigma_k], of feature maps [B, V, ...] of any dimension: [B, ...] (Eq. 26)."""
+    positions = tuple(range(2, A.ndim))
+    mu = A.mean(positions, keepdim=True)
+    sigma = A.std(positions, correction=0, keepdim=True)
+    return (mu * (mu + K * sigma <= A)).sum(1)
+
+
+class FEM(Method):
+    """FEM: the rare, strong values of the feature maps, each map by its mean. No gradient, no class. Maps are [B, 1, H, W].
+
+    K: of the threshold, in deviations of a map from its mean. layer: whose feature maps, None finds the last
+    (`vis.methods.layers.feature_layer`). The paper scales the map to [0, 1]; here that is left to its display.
+    """
+
+    title = "FEM"
+    display = "overlay"
+
+    def __init__(self, K: float = 1.0, layer: str | None = None) -> None:
+        self.K = K
+        self.layer = layer
+
+    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
+        return [feature_layer(model, images, self.layer)]
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        forward.scores(targets)  # raises for a unit that is not there, as for every method
+        (layer,) = self.layers(forward.model, forward.images)
+        A = forward.layers[layer].detach()
+        if A.ndim != 4:
+            raise NotApplicable(f"layer {layer} gives {list(A.shape)}, not feature maps [B, V, h, w]")
+        return F.interpolate(fem(A, self.K)[:, None], forward.images.shape[-2:], mode="bilinear")

@@ -1,0 +1,184 @@
+"""What is made of many gradients, or of a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from vis.graph import Affine, NotTraceable, Walk
+from vis.methods.backprop import Saliency
+from vis.methods.base import Method
+from vis.methods.baseline import baseline_images, check_baseline
+from vis.methods.cam import GradCAM
+from vis.methods.forward import GUIDED, Forward
+from vis.target import Target, Targets, as_targets
+
+PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224
+
+
+def fixed(forward: Forward, targets: Targets) -> list[Target]:
+    """Targets whose None is the unit that is largest for the images as they are."""
+    chosen = as_targets(targets, len(forward.images))
+    forward.scores(targets)  # raises for a unit that is not there
+    for i, target in enumerate(chosen):
+        if target.unit is None:
+            values = forward.output(target.layer)[i].detach()
+            if target.output == "prob":
+                values = values.softmax(0)
+            unit = tuple(int(k) for k in np.unravel_index(int(values.argmax()), values.shape))
+            chosen[i] = replace(target, unit=unit)
+    return chosen
+
+
+def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(image, sample) indices of `count` samples of each image, as many at a time as go through a network at once."""
+    pairs = torch.arange(len(images) * count, device=images.device)
+    for some in pairs.split(max(1, PASS_VALUES // images[0].numel())):
+        yield some % len(images), some // len(images)
+
+
+class IntegratedGradients(Method):
+    """Integrated gradients (Sundararajan et al. 2017; ayyar2021, Eq. 7) of any unit. Maps are signed, [B, C, H, W].
+
+    (x - x0) times the mean gradient on the straight path from the baseline x0 to the image x.
+    steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
+    baseline: black, mean, blur or noise (`vis.methods.baseline`). black: what black pixels are in the network's units, one
+    number or one for each channel (-mean / std of ImageNet).
+    A logit of a network of convolutions, ReLUs and poolings without biases has one gradient on all the way from a baseline
+    of zeros: then there is a single pass.
+
+    Axiom: completeness, a map sums to S(x) - S(x0); what lacks is the error of the sum over the steps.
+    """
+
+    title = "Integrated gradients"
+    axiom = "completeness"
+
+    def __init__(
+        self,
+        steps: int = 50,
+        rule: str = "gauss_legendre",
+        baseline: str = "black",
+        black: float | Sequence[float] = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if steps < 1:
+            raise ValueError("steps is 1 or more")
+        if rule not in ("gauss_legendre", "riemann"):
+            raise ValueError(f"rule is gauss_legendre or riemann, not {rule!r}")
+        check_baseline(baseline)
+        self.steps, self.rule, self.baseline, self.black, self.seed = steps, rule, baseline, black, seed
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        x = forward.images.detach()
+        x0 = self._baseline(x)
+        chosen = fixed(forward, targets)
+        outputs = all(target.layer is None and target.output == "logit" for target in chosen)
+        if outputs and not x0.any() and homogeneous(forward.model, x):
+            return forward.gradient(targets) * x
+        alphas, weights = (x.new_tensor(each) for each in self._points())
+        total = torch.zeros_like(x)
+        layers = sorted({target.layer for target in chosen if target.layer is not None})
+        x0 = x0.expand_as(x)
+        for i, k in _passes(x, self.steps):
+            points = x0[i] + alphas[k].view(-1, 1, 1, 1) * (x - x0)[i]
+            with Forward(forward.model, points, layers) as on_path:
+                gradient = on_path.gradient([chosen[each] for each in i.tolist()])
+            total.index_add_(0, i, weights[k].view(-1, 1, 1, 1) * gradient)
+        return (x - x0) * total
+
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places in [0, 1] and their weights."""
+        if self.rule == "riemann":
+            return np.arange(1, self.steps + 1) / self.steps, np.full(self.steps, 1 / self.steps)
+        nodes, weights = np.polynomial.legendre.leggauss(self.steps)
+        return (nodes + 1) / 2, weights / 2
+
+    def _baseline(self, images: Tensor) -> Tensor:
+        return baseline_images(images, self.baseline, self.black, self.seed)
+
+    def total(self, forward: Forward, targets: Targets) -> Tensor:
+        chosen = fixed(forward, targets)
+        with Forward(forward.model, self._baseline(forward.images.detach()).expand_as(forward.images)) as at_baseline:
+            return forward.scores(chosen) - at_baseline.scores(chosen)
+
+
+class Homogeneous(Walk):
+    """A network for which f(t x) = t f(x), t >= 0; for others it raises NoRule."""
+
+    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
+        if op.b is not None and op.b.any():
+            raise self.no_rule(node)
+        return super().affine(node, op, a)
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        if self.traced.kind(node) not in ("relu", "leakyrelu"):
+            raise self.no_rule(node)
+        return super().activation(node, g, a)
+
+
+@torch.no_grad()
+def homogeneous(model: nn.Module, images: Tensor) -> bool:
+    """Whether f(t x) = t f(x) for t >= 0, so that the gradient is the same on the whole line from 0 to an image."""
+    try:
+        Homogeneous(model).run(images[:1])
+    except NotTraceable:
+        return False
+    return True
+
+
+class SmoothGrad(Method):
+    """SmoothGrad (Smilkov et al. 2017; ayyar2021, Eq. 8): the mean of a method's maps of noisy images.
+
+    base: any method, the gradient by default. samples: noisy images. noise_level: sigma in parts of x_max - x_min, 0.1 to 0.2
+    in the paper; the image is normalised, and so are they. Noise depends on the seed alone: images of a batch share its
+    pattern. Maps are those of the base; None stays the unit that is largest without noise.
+    """
+
+    title = "SmoothGrad"
+
+    def __init__(self, base: Method | None = None, samples: int = 50, noise_level: float = 0.15, seed: int = 0) -> None:
+        if samples < 1 or noise_level < 0:
+            raise ValueError("samples is 1 or more, noise_level 0 or more")
+        self.base = Saliency() if base is None else base
+        self.samples, self.noise_level, self.seed = samples, noise_level, seed
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        x = forward.images.detach()
+        chosen = fixed(forward, targets)
+        sigma = self.noise_level * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+        total: Tensor | None = None
+        for i, k in _passes(x, self.samples):
+            patterns = {sample: self._noise(sample, x) for sample in set(k.tolist())}
+            noisy = x[i] + sigma[i] * torch.stack([patterns[sample] for sample in k.tolist()])
+            maps = self.base(forward.model, noisy, [chosen[image] for image in i.tolist()])
+            total = maps.new_zeros(len(x), *maps.shape[1:]) if total is None else total
+            total.index_add_(0, i, maps)
+        assert total is not None
+        return total / self.samples
+
+    def _noise(self, sample: int, images: Tensor) -> Tensor:
+        """A pattern of deviation 1 for all images [B, C, H, W] of one size: [C, H, W]."""
+        values = np.random.default_rng([self.seed, sample]).standard_normal(images.shape[1:])
+        return torch.from_numpy(values).to(images)
+
+
+class GuidedGradCAM(Method):
+    """Guided Grad-CAM (Selvaraju et al. 2017; ayyar2021, section 4.6.1): guided backpropagation times Grad-CAM.
+
+    layer: of Grad-CAM, None finds the last feature map. Maps are signed, [B, C, H, W]. Raises NotApplicable as both do.
+    """
+
+    title = "Guided Grad-CAM"
+    display = "minmax"
+
+    def __init__(self, layer: str | None = None) -> None:
+        self.layer = layer
+        self._cam = GradCAM(layer)
+
+    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
+        return self._cam.layers(model, images)
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        return self._cam.explain(forward, targets) * forward.gradient(targets, GUIDED)
