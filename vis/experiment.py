@@ -25,8 +25,10 @@ from torch import Tensor
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
 from vis.errors import Lacking, UserError, did_you_mean
+from vis.fit import fit
 from vis.instantiate import construct, locate
 from vis.methods import Method, NotApplicable, explain_all
+from vis.methods.perturbation import Learnt
 from vis.models import Model, build_model
 from vis.models.weights import torchvision_weights
 from vis.record import Part, Results, Rows
@@ -86,6 +88,7 @@ class Run:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._model: tuple[Any, Model] | None = None
         self._standins: dict[str, StandIn] = {}
+        self._fitted: dict[str, Any] = {}
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
         self._elsewhere: dict[str, Run] = {}
         self.upcoming: list[int] = []  # images of the next units: threads read them while this one is computed
@@ -218,6 +221,7 @@ class Run:
         keep: leave it on the device, where only numbers are wanted of it. When memory runs out, the images go through in
         two halves.
         """
+        self._fit(model)
         try:
             maps, logits = explain_all(self.methods, model.net, x, targets)
             if keep:
@@ -236,6 +240,15 @@ class Run:
         parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets], keep) for p in pieces]
         whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
         return Explained(whole, torch.cat([part.logits for part in parts]))
+
+    def _fit(self, model: Model) -> None:
+        """Methods that learn from images first do so, once for a kind of network input."""
+        preprocess = self.preprocess(model)
+        seen = (preprocess, model.input_size, model.channels)
+        for name, method in self.methods.items():
+            if isinstance(method, Learnt) and self._fitted.get(name) != seen:
+                fit(method, *seen, Path(self.config.outputs).expanduser() / "gaussians")
+                self._fitted[name] = seen
 
     @property
     def targets(self) -> list[int | str]:

@@ -1,0 +1,190 @@
+"""The incremental engine equals full passes: small networks of every kind, random ones, and the four large ones."""
+
+import logging
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_methods import state
+from torch import Tensor, nn
+
+from vis.incremental import Incremental, _say
+from vis.methods.forward import evaluating
+from vis.models import build_model, torchvision_classifier
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_every_message():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _say.cache_clear()
+    yield
+    torch.set_num_threads(threads)
+
+
+def full_passes(net: nn.Module, x: Tensor, windows: Tensor, patches: Tensor) -> Tensor:
+    images = x.repeat(len(windows), 1, 1, 1)
+    for image, (top, left), patch in zip(images, windows.tolist(), patches, strict=True):
+        image[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
+    return torch.cat([net(image[None]) for image in images])
+
+
+def every_window(size: int, h: int, w: int) -> Tensor:
+    return torch.cartesian_prod(torch.arange(size - h + 1), torch.arange(size - w + 1))
+
+
+def both(net: nn.Module, x: Tensor, windows: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Incremental]:
+    """Logits of the engine and of full passes for random patches, relative to the largest change; the engine."""
+    generator = torch.Generator().manual_seed(2)
+    patches = torch.randn(len(windows), x.shape[1], h, w, generator=generator, dtype=torch.float64).to(x.dtype)
+    with evaluating(net), torch.no_grad():
+        engine = Incremental(net, x)
+        return engine.logits(windows, patches), full_passes(net, x, windows, patches), engine
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+class Fancy(nn.Module):
+    """Dilated, grouped, rectangular and even kernels; strides larger than kernels; ceil mode; padded average pooling;
+    a response norm; a value that is changed in place and read again; an operation without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, (3, 2), padding=(2, 0), dilation=(2, 1))
+        self.conv2 = nn.Conv2d(4, 4, 3, padding="same", groups=2)
+        self.skip = nn.Conv2d(4, 4, 1, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.mean = nn.AvgPool2d(2, stride=1, padding=1)
+        self.norm = nn.LocalResponseNorm(3)
+        self.scale = nn.Parameter(torch.linspace(0.5, 2, 4).view(1, 4, 1, 1))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        y = F.relu(x, inplace=True)
+        x = self.scale * x + self.conv2(y)  # x is what the ReLU left
+        x = self.norm(self.mean(x - 1))
+        x = self.pool(-x)[..., :3, :3] + self.skip(x)[..., :3, :3].cumsum(2)
+        return self.fc(x.amax((2, 3)).view(x.size(0), -1))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = networks.vgg_like()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) if x.abs().sum() >= 0 else x
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (3, 3), (2, 5), (12, 12)])
+@pytest.mark.parametrize("name", [*networks.APPLICABLE, *networks.WITHOUT_RULE, "fancy"])
+def test_it_equals_full_passes_at_every_place(name, h, w):
+    torch.manual_seed(0)
+    net = networks.randomise(Fancy()).double() if name == "fancy" else networks.build(name)
+    got, wanted, _ = both(net, networks.images(1), every_window(12, h, w), h, w)
+    assert error(got, wanted) < 1e-12
+
+
+@st.composite
+def random_networks(draw) -> tuple[nn.Sequential, int]:
+    """Convolutions and poolings of any geometry that fits, then a dense layer; and the side of a window."""
+    layers: list[nn.Module] = []
+    size, channels = 14, 2
+    for _ in range(draw(st.integers(1, 5))):
+        k, s = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        p, kind = draw(st.integers(0, k // 2)), draw(st.sampled_from(["conv", "conv", "max", "avg"]))
+        ceil = draw(st.booleans())
+        layer: nn.Module
+        if kind == "conv":
+            d = draw(st.integers(1, 2))
+            layer = nn.Conv2d(channels, 3, k, s, p, d, padding_mode=draw(st.sampled_from(["zeros", "replicate"])))
+        elif kind == "max":
+            layer = nn.MaxPool2d(k, s, p, ceil_mode=ceil)
+        else:
+            layer = nn.AvgPool2d(k, s, p, ceil, draw(st.booleans()), draw(st.sampled_from([None, 3])))
+        try:
+            size = layer(torch.zeros(1, channels, size, size)).shape[-1]
+        except RuntimeError:  # it does not fit
+            continue
+        layers += [layer, draw(st.sampled_from([nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh()]))]
+        channels = 3 if kind == "conv" else channels
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size**2, 4)), draw(st.integers(1, 6))
+
+
+@settings(max_examples=40, deadline=None)
+@given(random_networks())
+def test_it_equals_full_passes_of_random_networks(drawn):
+    net, k = drawn
+    net = networks.randomise(net).double()
+    x = torch.randn(1, 2, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got, wanted, _ = both(net, x, every_window(14, k, k)[::3], k, k)
+    assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+PLACES = [[0, 0], [214, 107], [33, 96]]
+
+
+@pytest.mark.parametrize(
+    ("arch", "saved"), [("alexnet", 3.8), ("vgg16", 10), ("googlenet", 4), ("resnet50", 2.7)], ids=lambda v: str(v)
+)
+def test_large_networks_are_exact_and_do_little_of_the_work(arch, saved):
+    network = {"_target_": "vis.models.torchvision_classifier", "arch": arch}
+    if arch == "vgg16":
+        network = {"_target_": "vis.models.VGG16"}
+    torch.manual_seed(0)
+    net, x = build_model(network | {"init": "kaiming_normal"}).net, torch.randn(1, 3, 224, 224)
+    networks.randomise(net)
+    got, wanted, engine = both(net, x, torch.tensor(PLACES), 10, 10)
+    assert error(got, wanted) < 1e-4
+    at = every_window(224, 10, 10)[::97].numpy()
+    macs, full = engine.network.work(engine.network.plan(*at.T, 10, 10), len(at))
+    assert full / macs > saved
+
+
+def test_large_networks_are_exact_in_float64():
+    torch.manual_seed(0)
+    net = networks.randomise(torchvision_classifier("resnet18")).double()
+    x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
+    got, wanted, _ = both(net, x, torch.tensor([[0, 0], [150, 3], [70, 81]]), 10, 10)
+    assert error(got, wanted) < 1e-12
+
+
+def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):
+    torch.manual_seed(0)
+    net = networks.randomise(Untraceable()).double()
+    with caplog.at_level(logging.INFO, "vis.incremental"):
+        got, wanted, engine = both(net, networks.images(1), every_window(12, 3, 3), 3, 3)
+    assert engine.network is None
+    assert error(got, wanted) < 1e-12
+    assert "each window is a full pass: Untraceable cannot be traced" in caplog.text
+
+
+def test_operations_without_a_rule_are_named(caplog):
+    with caplog.at_level(logging.INFO, "vis.incremental"):
+        both(networks.build("functional"), networks.images(1), every_window(12, 3, 3)[:2], 3, 3)
+    assert "getitem" in caplog.text
+
+
+def test_memory_bounds_how_many_windows_go_through_at_a_time_and_not_the_result():
+    net, x = networks.build("residual"), networks.images(1)
+    windows = every_window(12, 3, 3)
+    patches = torch.randn(len(windows), 2, 3, 3, dtype=torch.float64)
+    with evaluating(net), torch.no_grad():
+        few, many = Incremental(net, x, memory_gb=1e-5), Incremental(net, x)
+        assert few.batch(windows.numpy(), 3, 3) < 10 < many.batch(windows.numpy(), 3, 3)
+        assert error(few.logits(windows, patches), many.logits(windows, patches)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["residual", "functional"])
+def test_network_and_image_stay_as_they_were(name):
+    net, x = networks.build(name).train(), networks.images(1)
+    before, pixels = state(net), x.clone()
+    both(net, x, every_window(12, 3, 3), 3, 3)
+    assert state(net) == before
+    assert torch.equal(x, pixels)

@@ -1,0 +1,487 @@
+"""The outputs of a network for images that differ from one image in a window each; only what changes is computed.
+
+Of every feature map a window changes a rectangle. Along an axis, outputs lo' ... hi' of a convolution or pooling with
+kernel extent ke, stride s and padding p read inputs lo ... hi:
+
+    lo' = max(0, ceil((lo + p - ke + 1) / s))      hi' = min(n - 1, floor((hi + p) / s))
+
+They are computed from the input's rectangle lo' s - p ... hi' s - p + ke - 1, which is taken from the base image's map with
+the changed rectangle pasted in. So the results are those of full passes, up to the order of sums. Clipping at the
+borders and one rectangle for each window, not a common one, is what is gained over Krypton (Nakandala et al. 2019).
+
+A map of n windows is stored as rows of channels: one row of zeros (what lies outside), the base map's rows, then each
+window's rectangle. So a rectangle with its surround is one `index_select`, and what treats each position on its own runs
+on all rectangles at once. Where rectangles fill most of a map, and from an operation without a rule on, maps are whole.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from vis.graph import _WINDOWS, ELEMENTWISE, NotTraceable, Traced, _window, trace
+
+log = logging.getLogger(__name__)
+
+WHOLE = 0.85  # of a map: rectangles that fill more of it, all together, are not worth cutting out
+_POINTWISE = ELEMENTWISE | {"localresponsenorm"}
+_UNTRACED = 1 << 22  # numbers of images at a time where a network is run whole: 27 images of 3x224x224
+_SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
+
+
+@cache
+def _say(words: str) -> None:
+    """Once, not for each image."""
+    log.info(words)
+
+
+class Places:
+    """A rectangle for each of n windows on a map: top, left, height, width, each [n]; stored one behind the other.
+
+    Those of one size are neighbours: `groups` yields (windows, height, width, first row, last row + 1).
+    """
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        self.rows, self.columns = rows, columns  # [n, 2]: first, last + 1
+        there = ((rows[:, 1] > rows[:, 0]) & (columns[:, 1] > columns[:, 0])).astype(np.int64)
+        self.height, self.width = (rows[:, 1] - rows[:, 0]) * there, (columns[:, 1] - columns[:, 0]) * there
+        self.order = np.lexsort((self.width, self.height))
+        areas = (self.height * self.width)[self.order]
+        self.start = np.empty_like(areas)
+        self.start[self.order] = np.cumsum(areas) - areas
+        self.total = int(areas.sum())
+
+    @cached_property
+    def groups(self) -> list[tuple[np.ndarray, int, int, int, int]]:
+        sizes = np.stack([self.height, self.width])[:, self.order]
+        cuts = np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1
+        found = []
+        for part in np.split(self.order, cuts):
+            h, w, first = int(self.height[part[0]]), int(self.width[part[0]]), int(self.start[part[0]])
+            if h * w:
+                found.append((part, h, w, first, first + len(part) * h * w))
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Places)
+            and np.array_equal(self.rows, other.rows)
+            and np.array_equal(self.columns, other.columns)
+        )
+
+
+@dataclass
+class Crops:
+    """A map [C, H, W] of n windows: base rows [H W, C] and what differs from them, [rows, C], at `places`.
+
+    room: memory [1 + H W + rows, C] that ends in `changed`, where there is such.
+    """
+
+    places: Places
+    base: Tensor
+    size: tuple[int, int]
+    changed: Tensor
+    room: Tensor | None = None
+
+    def cut(self, windows: np.ndarray, top: np.ndarray, left: np.ndarray, h: int, w: int, outside: float = 0) -> Tensor:
+        """Rectangles [g, C, h, w] of the maps of some windows [g], in channels_last."""
+        table, (H, W), held = self._table(outside), self.size, self.places
+
+        def along(first: np.ndarray, n: int, bounds: np.ndarray, limit: int) -> tuple[Tensor, ...]:
+            at = first[:, None] + np.arange(n)
+            lo, hi = bounds[windows].T[:, :, None]
+            inside, changed = (at >= 0) & (at < limit), (at >= lo) & (at < hi)
+            return tuple(torch.from_numpy(a).to(table.device) for a in (at, at - lo, inside, changed))
+
+        rows, from_top, in_rows, new_rows = along(top, h, held.rows, H)
+        columns, from_left, in_columns, new_columns = along(left, w, held.columns, W)
+        width, start = (torch.from_numpy(a[windows, None]).to(table.device) for a in (held.width, held.start))
+        old = ((1 + rows * W)[:, :, None] + columns[:, None]) * (in_rows[:, :, None] & in_columns[:, None])
+        new = (1 + H * W + start + from_top * width)[:, :, None] + from_left[:, None]
+        index = torch.where(new_rows[:, :, None] & new_columns[:, None], new, old)
+        return table.index_select(0, index.view(-1)).view(len(windows), h, w, -1).permute(0, 3, 1, 2)
+
+    def at(self, places: Places) -> Tensor:
+        """The rows of larger rectangles: [rows, C]."""
+        if places == self.places:
+            return self.changed
+        out = self.changed.new_empty(places.total, self.changed.shape[1])
+        for windows, h, w, first, last in places.groups:
+            piece = self.cut(windows, places.rows[windows, 0], places.columns[windows, 0], h, w)
+            out[first:last] = piece.permute(0, 2, 3, 1).reshape(last - first, -1)
+        return out
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The maps [n, C, H, W]."""
+        windows = np.arange(len(self.places.start))
+        return self.cut(windows, windows * 0, windows * 0, *self.size)
+
+    def _table(self, outside: float) -> Tensor:
+        if self.room is None:
+            self.room = room_for(self.base, len(self.changed))
+            self.room[1 + len(self.base) :] = self.changed
+            self.changed = self.room[1 + len(self.base) :]
+        self.room[0] = outside
+        self.room[1 : 1 + len(self.base)] = self.base
+        return self.room
+
+
+def room_for(base: Tensor, rows: int) -> Tensor:
+    return base.new_empty(1 + len(base) + rows, base.shape[1])
+
+
+class Network:
+    """What the engine knows of a network for images of one size: its graph, and which nodes can be computed in rectangles.
+
+    rules: {node: "window", "pointwise" or "join"}; all others that depend on the image are computed whole.
+    """
+
+    def __init__(self, model: nn.Module, channels: int, size: tuple[int, int]) -> None:
+        self.traced: Traced = trace(model, channels, size)
+        self.nodes = list(self.traced.graph.nodes)
+        self.image = self.nodes[0]  # later placeholders have defaults
+        self.windows: dict[fx.Node, tuple[tuple[int, int, int, int], ...]] = {}
+        self.rules: dict[fx.Node, str] = {}
+        self.dependent: set[fx.Node] = set()
+        self.folded: dict[fx.Node, fx.Node] = {}  # batch norm: its convolution
+        for node in self.nodes:
+            if node is self.image or any(source in self.dependent for source in node.all_input_nodes):
+                self.dependent.add(node)
+                rule = self._rule(node)
+                if rule:
+                    self.rules[node] = rule
+        self.unknown = [self.traced.words(node) for node in self.nodes if self._is_unknown(node)]
+        self.last_use: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            for source in node.all_input_nodes:
+                self.last_use[source] = node
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs of a node that depend on the image."""
+        return [source for source in node.all_input_nodes if source in self.dependent]
+
+    def option(self, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+        """An argument of an operation, of whatever spelling."""
+        module = self.module(node)
+        if module is not None:
+            return getattr(module, name, default)
+        return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+
+    def _rule(self, node: fx.Node) -> str | None:
+        kind, shapes = self.traced.kind(node), self.traced.shapes
+        sources = self.sources(node)
+        if node is self.image:
+            return "image"
+        if any(len(shapes[each] or ()) != 4 for each in (node, *sources)) or shapes[node][0] != 1:  # type: ignore[index]
+            return None
+        if kind in _WINDOWS:
+            return self._window_rule(node, kind)
+        if kind in ("cat", "concat"):
+            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            return "join" if dim in (1, -3) and len(sources) == len(node.all_input_nodes) else None
+        constants = [shapes[each] for each in node.all_input_nodes if each not in sources]
+        spread = any(shape is not None and shape[-2:].numel() != 1 for shape in constants)
+        if kind not in _POINTWISE or spread or any(shapes[each][2:] != shapes[node][2:] for each in sources):  # type: ignore[index]
+            return None
+        batch_norm = self.module(node)
+        if type(batch_norm) is nn.BatchNorm2d and batch_norm.running_var is not None:
+            conv = sources[0]
+            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1:
+                self.folded[node] = conv
+        return "pointwise" if len(sources) == 1 else "join"
+
+    def _is_unknown(self, node: fx.Node) -> bool:
+        """Whether a rule is missed: maps go in and come out, and the rectangles end here."""
+        maps = [each for each in (node, *node.all_input_nodes) if len(self.traced.shapes[each] or ()) == 4]
+        if self.traced.kind(node).startswith("adaptive"):  # in front of the dense layers
+            return False
+        ends = node not in self.rules and any(source in self.rules for source in node.all_input_nodes)
+        return ends and node in maps and self.traced.shapes[node][2:].numel() > 1  # type: ignore[index]
+
+    def _window_rule(self, node: fx.Node, kind: str) -> str | None:
+        along = tuple(_window(self.traced, node, kind, i) for i in (0, 1))
+        if None in along:
+            return None
+        if kind == "conv2d":
+            if (
+                self.option(node, "padding_mode", 99, "zeros") != "zeros"
+                or node.all_input_nodes[0] not in self.dependent
+            ):
+                return None
+        elif kind == "avgpool2d":
+            padded, partial = any(each[2] for each in along if each), self.option(node, "ceil_mode", 4, False)
+            odd = self.option(node, "divisor_override", 6) or not self.option(node, "count_include_pad", 5, True)
+            if partial or (padded and odd) or self.option(node, "divisor_override", 6):
+                return None
+        self.windows[node] = along  # type: ignore[assignment]  # none is None
+        return "window"
+
+    def plan(self, top: np.ndarray, left: np.ndarray, height: int, width: int) -> dict[fx.Node, Places | None]:
+        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole."""
+        plan: dict[fx.Node, Places | None] = {}
+        for node in self.nodes:
+            if node not in self.dependent:
+                continue
+            rule, found = self.rules.get(node), [plan[source] for source in self.sources(node)]
+            if rule == "image":
+                plan[node] = Places(np.stack([top, top + height], 1), np.stack([left, left + width], 1))
+                continue
+            if rule is None or any(each is None for each in found):
+                plan[node] = None
+                continue
+            places: Any = found[0]
+            H, W = self.traced.shapes[node][2:]  # type: ignore[index]  # a map has a shape
+            if rule == "window":
+                rows, columns = self.windows[node]
+                places = Places(_reached(places.rows, H, *rows), _reached(places.columns, W, *columns))
+            elif rule == "join" and not all(each == places for each in found):
+                places = Places(*(_hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
+            plan[node] = None if places.total > WHOLE * len(top) * H * W else places
+        return plan
+
+    def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
+        """Multiply-accumulates of n windows by a plan, and of n full passes, and bytes that the largest layer holds."""
+        macs = full = 0.0
+        for node in self.dependent:
+            module, shape = self.module(node), self.traced.shapes[node]
+            if shape is None or not isinstance(module, nn.Conv2d | nn.Linear):
+                continue
+            each = module.weight.numel() if isinstance(module, nn.Linear) else module.weight[0].numel() * shape[1]
+            positions = n * (math.prod(shape[2:]) if len(shape) == 4 else math.prod(shape[1:-1]))
+            places = plan[node]
+            macs += each * (positions if places is None else places.total)
+            full += each * positions
+        return macs, full
+
+    def memory(self, plan: dict[fx.Node, Places | None], n: int, itemsize: int) -> float:
+        """Bytes for each of n windows where the pass holds the most, about."""
+        live: dict[fx.Node, float] = {}
+        most = 0.0
+        for node in self.nodes:
+            shape = self.traced.shapes[node]
+            if node not in self.dependent or shape is None:
+                continue
+            places = plan[node]
+            live[node] = itemsize * (math.prod(shape) if places is None else places.total / n * shape[1])
+            read = sum(live.get(source, 0) for source in self.sources(node))
+            most = max(most, sum(live.values()) + 2 * read)  # a table and the rectangles with their surround
+            for source in self.sources(node):
+                if self.last_use[source] is node:
+                    live.pop(source, None)
+        return most
+
+
+def _reached(changed: np.ndarray, n: int, k: int, s: int, p: int, d: int) -> np.ndarray:
+    """Outputs [n, 2] of a window operation that read one of the inputs first ... last."""
+    lo, hi = changed.T
+    first = np.maximum(0, -((d * (k - 1) - lo - p) // s))
+    last = np.minimum(n - 1, (hi - 1 + p) // s)
+    found = np.stack([first, np.maximum(last + 1, first)], 1)
+    return np.where((hi > lo)[:, None], found, 0)
+
+
+def _hull(parts: list[np.ndarray]) -> np.ndarray:
+    """[n, 2]: from the first to the last row of any of the parts that are there."""
+    both = np.stack(parts)
+    there = both[..., 1] > both[..., 0]
+    first = np.where(there, both[..., 0], np.iinfo(np.int64).max).min(0)
+    return np.where(np.any(there, axis=0)[:, None], np.stack([first, np.where(there, both[..., 1], 0).max(0)], 1), 0)
+
+
+class Incremental:
+    """The logits of one image [1, C, H, W] (`base`, [1, K]) and of copies of it with a window replaced.
+
+    model: in eval mode, as `vis.methods.forward.evaluating` has it. memory_gb: bounds how many windows go through at a time.
+    A network that cannot be traced is run whole for each window, with a line in the log.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor, memory_gb: float = 4.0) -> None:
+        self.model, self.image, self.memory_gb = model, image.detach(), memory_gb
+        self.network: Network | None = None
+        try:
+            self.network = Network(model, image.shape[1], (image.shape[2], image.shape[3]))
+            if self.network.unknown:
+                _say(f"computed whole, and all behind it: {', '.join(self.network.unknown)}")
+        except NotTraceable as error:
+            _say(f"each window is a full pass: {error}")
+        with torch.no_grad():
+            self.base = self._base_pass() if self.network else model(self.image.clone())
+
+    @torch.no_grad()
+    def logits(self, windows: Tensor, patches: Tensor) -> Tensor:
+        """Logits [n, K] with the windows at (top, left) [n, 2] holding patches [n, C, h, w]; they lie inside the image."""
+        at = windows.cpu().numpy().astype(np.int64)
+        batch, parts = self.batch(at, *patches.shape[2:]), []
+        for first in range(0, len(at), batch):
+            some = slice(first, first + batch)
+            parts.append(self._pass(at[some], patches[some]))
+        return torch.cat(parts)
+
+    def batch(self, at: np.ndarray, h: int, w: int) -> int:
+        """How many windows [n, 2] of that height and width go through at a time."""
+        if self.network is None:
+            return max(1, _UNTRACED // self.image.numel())
+        some = at[np.linspace(0, len(at) - 1, min(len(at), 64)).astype(int)]
+        needed = self.network.memory(
+            self.network.plan(some[:, 0], some[:, 1], h, w), len(some), self.image.element_size()
+        )
+        return int(max(1, min(len(at), self.memory_gb * 1e9 / needed)))
+
+    def _base_pass(self) -> Tensor:
+        """The image itself: keeps its maps as rows [H W, C], what does not depend on it, and convolutions with batch norm."""
+        network: Any = self.network
+        self._interpreter = fx.Interpreter(network.traced.net, graph=network.traced.graph)
+        self._maps: dict[fx.Node, Tensor] = {}
+        self._constants: dict[fx.Node, Any] = {}
+        self._weights: dict[fx.Node, tuple[Tensor, Tensor | None]] = {}
+        for norm, conv in network.folded.items():
+            module, bn = network.module(conv), network.module(norm)
+            weight, bias = fuse_conv_bn_weights(
+                module.weight, module.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
+            self._weights[conv] = weight.detach(), bias.detach()  # the convolution gives what the batch norm would
+        env: dict[fx.Node, Any] = {}
+        for node in network.nodes:
+            if node is network.image:
+                env[node] = self.image.clone()
+            elif node.op == "placeholder":
+                env[node] = node.args[0] if node.args else None
+            else:
+                env[node] = self._run(node, env)
+            if node not in network.dependent:
+                self._constants[node] = env[node]
+            elif node in network.rules:
+                self._maps[node] = env[node][0].movedim(0, -1).flatten(0, 1).clone()
+            if node.op == "output":
+                return env[node]
+        raise AssertionError("a graph ends in its output")
+
+    def _pass(self, at: np.ndarray, patches: Tensor) -> Tensor:
+        """Logits of windows [n, 2] that go through together."""
+        network: Any = self.network
+        if network is None:
+            images = self.image.repeat(len(at), 1, 1, 1)
+            for image, (top, left), patch in zip(images, at, patches, strict=True):
+                image[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
+            return self.model(images)
+        plan = network.plan(*at.T, *patches.shape[2:])
+        env: dict[fx.Node, Any] = dict(self._constants)
+        for node in network.nodes:
+            if node not in network.dependent:
+                continue
+            sources, places = network.sources(node), plan[node]
+            if node is network.image:
+                rows = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
+                env[node] = self._crops(node, places, rows.contiguous())
+            elif places is not None:
+                env[node] = getattr(self, "_" + network.rules[node])(node, env, places)
+            elif network.traced.kind(node) in _SHAPES and isinstance(env[sources[0]], Crops):
+                shape = self._maps[sources[0]].new_empty(1).expand(len(at), *network.traced.shapes[sources[0]][1:])
+                env[node] = self._run(node, {**env, sources[0]: shape})
+            else:
+                maps = {each: env[each].whole for each in sources if isinstance(env[each], Crops)}
+                env[node] = self._run(node, {**env, **maps})
+            if node.op == "output":
+                return env[node]
+            for source in sources:
+                if network.last_use[source] is node:
+                    env.pop(source, None)
+        raise AssertionError("a graph ends in its output")
+
+    def _crops(self, node: fx.Node, places: Places, changed: Tensor, room: Tensor | None = None) -> Crops:
+        H, W = self.network.traced.shapes[node][2:]  # type: ignore[union-attr, index]
+        return Crops(places, self._maps[node], (H, W), changed, room)
+
+    def _window(self, node: fx.Node, env: dict[fx.Node, Any], places: Places) -> Crops:
+        """A convolution or pooling of rectangles."""
+        network: Any = self.network
+        source, base = env[network.sources(node)[0]], self._maps[node]
+        (kh, sh, ph, dh), (kw, sw, pw, dw) = network.windows[node]
+        kind = network.traced.kind(node)
+        if kind == "conv2d":
+            weight, bias, groups = self._convolution(node, env)
+
+            def work(x: Tensor) -> Tensor:
+                return F.conv2d(x, weight, bias, (sh, sw), 0, (dh, dw), groups)
+
+            if weight.shape[2:] == (1, 1) and (sh, sw, ph, pw) == (1, 1, 0, 0):
+                rows = source.at(places)
+                y = work(rows.T[None, :, :, None]) if len(rows) else rows.new_empty(1, len(weight), 0, 1)
+                return self._crops(node, places, y[0, :, :, 0].T)
+        elif kind == "maxpool2d":
+
+            def work(x: Tensor) -> Tensor:
+                return F.max_pool2d(x, (kh, kw), (sh, sw), 0, (dh, dw))
+
+        else:
+
+            def work(x: Tensor) -> Tensor:
+                return F.avg_pool2d(x, (kh, kw), (sh, sw))
+
+        room = room_for(base, places.total)
+        changed = room[1 + len(base) :]
+        for windows, h, w, first, last in places.groups:
+            corner = places.rows[windows, 0] * sh - ph, places.columns[windows, 0] * sw - pw
+            size = (h - 1) * sh + dh * (kh - 1) + 1, (w - 1) * sw + dw * (kw - 1) + 1
+            y = work(source.cut(windows, *corner, *size, outside=-math.inf if kind == "maxpool2d" else 0))
+            changed[first:last].view(len(windows), h, w, -1).copy_(y.permute(0, 2, 3, 1))
+        return self._crops(node, places, changed, room)
+
+    def _convolution(self, node: fx.Node, env: dict[fx.Node, Any]) -> tuple[Any, ...]:
+        """Weight, bias and groups."""
+        network: Any = self.network
+        weight, bias = self._weights.get(node) or (network.option(node, n, i) for i, n in ((1, "weight"), (2, "bias")))
+        weight, bias = (env[each] if isinstance(each, fx.Node) else each for each in (weight, bias))
+        return weight, bias, network.option(node, "groups", 6, 1)
+
+    def _pointwise(self, node: fx.Node, env: dict[fx.Node, Any], places: Places) -> Crops:
+        """What treats each position on its own, of one map: on all positions as if they were images of one pixel."""
+        network: Any = self.network
+        (name,) = network.sources(node)
+        source = env[name]
+        if node in network.folded:
+            return source
+        x = source.changed if network.last_use[name] is node else source.changed.clone()
+        x, version = x[:, :, None, None], x._version
+        y = self._run(node, {**env, name: x})[:, :, 0, 0]
+        room = source.room if y.data_ptr() == source.changed.data_ptr() else None
+        result = self._crops(node, places, y, room)
+        if x._version != version:
+            env[name] = result  # in place: whoever reads the input later reads this
+        return result
+
+    def _join(self, node: fx.Node, env: dict[fx.Node, Any], places: Places) -> Crops:
+        """What treats each position on its own, of several maps: on the hull of their rectangles."""
+        network: Any = self.network
+        values = {name: env[name].at(places) for name in network.sources(node)}
+        values = {
+            name: (x if network.last_use[name] is node else x.clone())[:, :, None, None] for name, x in values.items()
+        }
+        versions = {name: x._version for name, x in values.items()}
+        result = self._crops(node, places, self._run(node, {**env, **values})[:, :, 0, 0].contiguous())
+        for name, x in values.items():
+            if x._version != versions[name]:
+                env[name] = result
+        return result
+
+    def _run(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        """A node on whole tensors."""
+        network: Any = self.network
+        if node in network.folded:
+            return env[network.folded[node]]
+        if node in self._weights:
+            source, (weight, bias), conv = env[network.sources(node)[0]], self._weights[node], network.module(node)
+            return F.conv2d(source, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        args, kwargs = (fx.node.map_arg(given, env.__getitem__) for given in (node.args, node.kwargs))
+        return getattr(self._interpreter, node.op)(node.target, args, kwargs)

@@ -1,0 +1,325 @@
+"""Evidence of windows: how much less the network is sure of a class when a window of the image says nothing.
+
+zhou2018 (prediction difference analysis, PDA, of Zintgraf et al. 2017). A window w of side k is replaced by what the rest
+of the image lets one expect there (`vis.gaussian`), and its evidence is
+
+    log2 odds(c | x) - log2 odds(c | x without w)      odds = q / (1 - q), q = (p N + 1) / (N + K)
+
+with p the softmax, K classes and N = 100,000 (the Laplace correction). A pixel's evidence is the mean over the windows that
+hold it. PDA takes the mean probability over samples (Algorithm 1), PDAFast one pass with the conditional mean (2),
+PDAGradient the first-order change of the probability (3), Occlusion a fixed colour. The passes are `vis.incremental`'s.
+"""
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vis.console import progress
+from vis.errors import UserError
+from vis.gaussian import Images, Marginal, PatchGaussian
+from vis.incremental import Incremental
+from vis.methods.base import Method
+from vis.methods.cam import output_targets
+from vis.methods.forward import Forward, evaluating
+from vis.target import Target, Targets, score
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 11  # windows whose contents are held at a time
+
+
+def windows_of(size: Sequence[int], k: int, stride: int = 1) -> Tensor:
+    """The (top, left) of all windows of side k in an image (height, width), row by row: [n, 2].
+
+    With a stride the last row and column are windows as well. Raises UserError where none fits.
+    """
+    if min(size) < k:
+        raise UserError(f"a window of {k}x{k} does not fit into an image of {size[0]}x{size[1]}: give a smaller window")
+    starts = [torch.tensor(sorted({*range(0, n - k + 1, stride), n - k})) for n in size]
+    return torch.cartesian_prod(*starts)
+
+
+def accumulate(evidence: Tensor, windows: Tensor, k: int, size: Sequence[int]) -> Tensor:
+    """The mean evidence of the windows that hold each pixel, [C, H, W]; 0 where there is none.
+
+    evidence [n, C] for windows [n, 2] of side k, each once. A box filter: two sums along each axis, whatever k is.
+    """
+    grid = evidence.new_zeros(evidence.shape[1] + 1, *(n - k + 1 for n in size), dtype=torch.float64)
+    top, left = windows.to(grid.device).unbind(1)
+    grid[:, top, left] = torch.cat([evidence.double(), torch.ones_like(evidence[:, :1], dtype=torch.float64)], 1).T
+    for dim in (1, 2):
+        n = size[dim - 1]
+        total = torch.nn.functional.pad(grid.movedim(dim, -1).cumsum(-1), (1, 0))  # [..., n - k + 2]
+        last = torch.arange(1, n + 1, device=grid.device).clamp(max=n - k + 1)
+        first = torch.arange(1 - k, n - k + 1, device=grid.device).clamp(min=0)
+        grid = (total[..., last] - total[..., first]).movedim(-1, dim)
+    return (grid[:-1] / grid[-1].round().clamp(min=1)).to(evidence.dtype)
+
+
+def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
+    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none."""
+    p = p.double()
+    if math.isinf(laplace):
+        return torch.logit(p) / math.log(2)
+    return torch.log2((p * laplace + 1) / (laplace * (1 - p) + classes - 1))
+
+
+def cut(image: Tensor, windows: Tensor, k: int) -> Tensor:
+    """The windows [n, 2] of side k of an image [C, H, W]: a copy, [n, C, k, k]."""
+    top, left = windows.to(image.device).unbind(1)
+    return image.unfold(1, k, 1).unfold(2, k, 1)[:, top, left].transpose(0, 1).contiguous()
+
+
+class _Windows(Method):
+    """window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
+    in place of [B, 1, H, W]. laplace: N of the correction. memory_gb: that the passes may take, at most.
+    """
+
+    def __init__(self, window: int, stride: int, per_channel: bool, laplace: float, memory_gb: float) -> None:
+        if window < 1 or not 1 <= stride <= window:
+            raise ValueError("window is 1 or more, stride from 1 to window: each pixel is in one")
+        if laplace <= 0 or memory_gb <= 0:
+            raise ValueError("laplace and memory_gb are above 0")
+        self.window = window
+        self.stride = stride
+        self.per_channel = per_channel
+        self.laplace = laplace
+        self.memory_gb = memory_gb
+
+    def windows(self, images: Tensor) -> Tensor:
+        """All windows of images [..., H, W]: [n, 2]."""
+        return windows_of(images.shape[-2:], self.window, self.stride)
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        images = forward.images.detach()
+        windows, maps = self.windows(images), []
+        for image, target in zip(images, output_targets(forward, targets, self.title), strict=True):
+            evidence = self.evidence(forward.model, image, target, windows)
+            maps.append(accumulate(evidence, windows, self.window, image.shape[1:]).to(image.dtype))
+        return torch.stack(maps)
+
+    def evidence(self, model: nn.Module, image: Tensor, target: Target, windows: Tensor) -> Tensor:
+        """Evidence [n, 1], or [n, C] per channel, of windows [n, 2] of an image [C, H, W] for a unit of the output.
+
+        What a window gives does not depend on the others (up to rounding), so a long image can be cut into ranges of
+        windows, and `accumulate` makes the map of all.
+        """
+        with evaluating(model), torch.no_grad():
+            engine = Incremental(model, image[None], self.memory_gb)
+            base = self._measure(engine.base[:, None], target)
+            self._saturation(engine.base, target)
+            channels = range(len(image)) if self.per_channel else [slice(None)]
+            parts = []
+            for some in progress(windows.split(_BLOCK), None, "blocks of windows", leave=False):
+                contents = self._contents(image, some)  # [n, S, C, k, k]
+                n, S = contents.shape[:2]
+                at, columns = some.repeat_interleave(S, 0), []
+                for c in channels:
+                    patches = cut(image, at, self.window)
+                    patches[:, c] = contents.flatten(0, 1)[:, c]
+                    columns.append(base - self._measure(engine.logits(at, patches).view(n, S, -1), target))
+                parts.append(torch.stack(columns, 1))
+            return torch.cat(parts)
+
+    def _saturation(self, logits: Tensor, target: Target) -> None:
+        """Say where the correction, not the network, decides how large the evidence can be."""
+        p, classes = logits.double().softmax(1)[:, target.unit], logits.shape[1]
+        odds, most = (
+            log2_odds(p, classes, self.laplace).item(),
+            log2_odds(torch.ones_like(p), classes, self.laplace).item(),
+        )
+        if odds > most - 1 and not math.isinf(self.laplace):
+            log.info(
+                "p = %.6f of class %s: its log2 odds are %.2f, at most %.2f by the Laplace correction",
+                p,
+                target.unit,
+                odds,
+                most,
+            )
+
+    @abstractmethod
+    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+        """What windows [n, 2] are replaced by, S times: [n, S, C, k, k]."""
+
+    @abstractmethod
+    def _measure(self, logits: Tensor, target: Target) -> Tensor:
+        """How sure the network is: [n] from the logits of S passes [n, S, K]."""
+
+
+class Learnt(_Windows):
+    """Windows replaced by what other images let one expect there: `fit` first.
+
+    patch: side l of the patch that a window is conditioned on. samples: draws of each window, 0 takes their expectation.
+    average: of the probabilities or of the logits over the draws. conditional: else what stood at this place in other
+    images, whatever is around it. joint: one Gaussian over all channels, not one for each. gaussian: a file that
+    `PatchGaussian.save` wrote; `vis-run` takes a folder of images as well. seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        window: int = 10,
+        patch: int = 18,
+        stride: int = 1,
+        samples: int = 0,
+        conditional: bool = True,
+        joint: bool = False,
+        per_channel: bool = False,
+        laplace: float = 100_000,
+        gaussian: str | None = None,
+        seed: int = 0,
+        memory_gb: float = 4.0,
+    ) -> None:
+        super().__init__(window, stride, per_channel, laplace, memory_gb)
+        if patch <= window:
+            raise ValueError(f"patch={patch} has no pixels around a window of {window}: give a larger patch")
+        if samples < 0:
+            raise ValueError(f"samples is 0 or more, not {samples}")
+        self.patch = patch
+        self.samples = samples
+        self.conditional = conditional
+        self.joint = joint
+        self.gaussian = gaussian
+        self.seed = seed
+        self.learnt: PatchGaussian | Marginal | None = None  # set by `fit`
+
+    def fit(self, images: Images, **provenance: Any) -> None:
+        """Learn from images [N, C, H, W] as the network sees them, or a sequence of N; `provenance` goes into the file."""
+        if self.conditional:
+            self.learnt = PatchGaussian.fit(images, self.patch, joint=self.joint, provenance=provenance)
+        else:
+            self.learnt = Marginal.fit(images)
+
+    @property
+    def expected(self) -> PatchGaussian | Marginal:
+        """What was learnt. Raises UserError where nothing was, or for a Gaussian that is another than asked for."""
+        if self.learnt is None and self.conditional and self.gaussian is not None:
+            self.learnt = PatchGaussian.load(Path(self.gaussian).expanduser())
+        if self.learnt is None:
+            raise UserError(f"{self.title} learns from images first: call fit(images), or give gaussian=FILE")
+        found = self.learnt
+        if isinstance(found, PatchGaussian) and (found.side, found.joint) != (self.patch, self.joint):
+            raise UserError(
+                f"the Gaussian in {self.gaussian} has patch={found.side} joint={found.joint}, "
+                f"asked for is patch={self.patch} joint={self.joint}"
+            )
+        return found
+
+    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+        if self.samples:
+            return self.expected.samples(image, windows, self.window, self.samples, self.seed)
+        return self.expected.means(image, windows, self.window)[:, None]
+
+    def _measure(self, logits: Tensor, target: Target) -> Tensor:
+        return log2_odds(logits.double().softmax(-1)[..., target.unit].mean(1), logits.shape[-1], self.laplace)
+
+
+class PDA(Learnt):
+    """Prediction difference analysis (Zintgraf et al. 2017; zhou2018, Algorithm 1): the mean over draws of each window.
+
+    Draws depend on the seed and the window's place alone, and are clipped to the range of the data.
+    """
+
+    title = "PDA"
+
+    def __init__(
+        self,
+        window: int = 10,
+        patch: int = 18,
+        stride: int = 1,
+        samples: int = 10,
+        average: str = "probability",
+        conditional: bool = True,
+        joint: bool = False,
+        per_channel: bool = False,
+        laplace: float = 100_000,
+        gaussian: str | None = None,
+        seed: int = 0,
+        memory_gb: float = 4.0,
+    ) -> None:
+        super().__init__(
+            window, patch, stride, samples, conditional, joint, per_channel, laplace, gaussian, seed, memory_gb
+        )
+        if samples < 1:
+            raise ValueError("PDA draws samples: 1 or more; pda_fast takes their expectation")
+        if average not in ("probability", "logit"):
+            raise ValueError(f"average is probability or logit, not {average!r}")
+        self.average = average
+
+    def _measure(self, logits: Tensor, target: Target) -> Tensor:
+        return super()._measure(logits.mean(1, keepdim=True) if self.average == "logit" else logits, target)
+
+
+class PDAFast(Learnt):
+    """Efficient prediction difference analysis (zhou2018, Algorithm 2): one pass a window, with its conditional mean.
+
+    samples: with the mean of so many draws instead (its Figures 14 and 15).
+    """
+
+    title = "Efficient PDA"
+
+    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+        return super()._contents(image, windows).mean(1, keepdim=True)
+
+
+class PDAGradient(PDAFast):
+    """Simplified prediction difference analysis (zhou2018, Algorithm 3): g^T (x - x') with g = dP(c|x)/dx, one pass in all."""
+
+    title = "Simplified PDA"
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        images, maps = forward.images.detach(), []
+        chosen = output_targets(forward, targets, self.title)
+        gradients = forward.gradient([replace(target, output="prob") for target in chosen])
+        windows = self.windows(images)
+        for image, g in zip(images, gradients, strict=True):
+            parts = []
+            for some in windows.split(_BLOCK):
+                change = cut(image, some, self.window) - self._contents(image, some)[:, 0]
+                products = (cut(g, some, self.window) * change).sum((2, 3))
+                parts.append(products if self.per_channel else products.sum(1, keepdim=True))
+            maps.append(accumulate(torch.cat(parts), windows, self.window, image.shape[1:]))
+        return torch.stack(maps)
+
+
+class Occlusion(_Windows):
+    """Occlusion (Zeiler & Fergus 2014): how much the target falls when a window is covered, f(x) - f(x').
+
+    fill: of the covered window as the network sees it, one number or one for each channel; 0 is gray where the mean was
+    subtracted. f is the logit or the probability, as the target says; evidence="odds" takes the log2 odds of zhou2018.
+    """
+
+    title = "Occlusion"
+
+    def __init__(
+        self,
+        window: int = 10,
+        fill: float | Sequence[float] = 0.0,
+        stride: int = 1,
+        evidence: str = "score",
+        per_channel: bool = False,
+        laplace: float = 100_000,
+        memory_gb: float = 4.0,
+    ) -> None:
+        super().__init__(window, stride, per_channel, laplace, memory_gb)
+        if evidence not in ("score", "odds"):
+            raise ValueError(f"evidence is score or odds, not {evidence!r}")
+        self.fill = fill
+        self.of = evidence
+
+    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+        fill = image.new_tensor(self.fill).view(-1, 1, 1)
+        if len(fill) not in (1, len(image)):
+            raise UserError(f"fill has {len(fill)} numbers for {len(image)} channels: give one, or one for each")
+        return fill.expand(len(windows), 1, len(image), self.window, self.window)
+
+    def _measure(self, logits: Tensor, target: Target) -> Tensor:
+        if self.of == "odds":
+            return log2_odds(logits[:, 0].double().softmax(-1)[:, target.unit], logits.shape[-1], self.laplace)
+        return score(logits[:, 0], [target] * len(logits))
