@@ -4,9 +4,7 @@ import contextlib
 import logging
 import platform
 import random
-import resource
 import subprocess
-import sys
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vis import __version__, shards
-from vis.allocator import keep_freed_memory
+from vis.allocator import keep_freed_memory, peak_memory_gb, reset_peak_memory
 from vis.claims import Claim
 from vis.compose import with_a_way_out
 from vis.console import progress
@@ -59,7 +57,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             _provenance(folder, run, command)
             claims = conclude(folder, experiment, results)
             seconds = time.perf_counter() - started
-            folder.set_status(state="done", seconds=seconds, peak_memory_gb=_peak_memory())
+            folder.set_status(state="done", seconds=seconds, peak_memory_gb=peak_memory_gb())
             run_page(folder)
             folder.clear_parts()
         except KeyboardInterrupt:
@@ -140,8 +138,7 @@ def redraw(path: Path) -> None:
 def _prepare(config: DictConfig) -> None:
     """The same state for every job, also for the third of a sweep in one process."""
     keep_freed_memory()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory counts from here
+    reset_peak_memory()
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
     torch.manual_seed(config.seed)
@@ -180,15 +177,6 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
                 timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
     if written is not None:
         written.result()
-
-
-def _peak_memory() -> float:
-    """Largest resident memory of this process in GB, on Linux since `_prepare`."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def _provenance(folder: RunFolder, run: Run, command: str) -> None:

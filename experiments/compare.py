@@ -1,0 +1,213 @@
+"""Methods side by side in numbers: do they agree, does the network use what they mark, what do they cost?
+
+For each image and method: deletion and insertion (Petsiuk et al. 2018; pixels go to, or come from, a blurred copy), on how
+many pixels the map lies (participation ratio), how uneven it is (total variation), its correlation with the input, seconds and
+memory. For each pair of methods: rank correlation, Pearson correlation, SIM and the Dice coefficient of the largest tenth. Maps
+of different kinds are compared as importance: the absolute value, summed over channels.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from vis import display, metrics
+from vis.allocator import peak_memory_gb, reset_peak_memory
+from vis.claims import Claim, mean, spread
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.faithfulness import curves
+from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.methods import explain_all
+from vis.methods.forward import NotApplicable
+from vis.record import Part, Results, Rows
+
+AGREEMENT = {
+    "spearman": metrics.spearman,
+    "pearson": metrics.pearson,
+    "sim": metrics.sim,
+    "dice": lambda a, b: metrics.dice(metrics.largest(a, 0.1), metrics.largest(b, 0.1)),
+}
+COLUMNS = {
+    "deletion": "area under the deletion curve, low is good",
+    "insertion": "area under the insertion curve, high is good",
+    "participation": "share of pixels on which the map lies",
+    "variation": "total variation over the sum of values",
+    "pearson_input": "correlation with the input",
+    "seconds": "seconds per image, forward pass included",
+    "memory_gb": "peak memory beyond what was there, GB",
+}
+
+
+class Compare(Experiment):
+    """samples: images whose maps are kept; steps: of the deletion and insertion curves."""
+
+    metrics = ("deletion", "insertion", "seconds")
+    series = "method"
+
+    def __init__(self, samples: int, steps: int) -> None:
+        self.samples, self.steps = samples, steps
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"seed": seed, "images": [i]} for seed in run.seeds for i in range(len(run.dataset))]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        count = len(run.methods)
+        return Load(run.config.model, unit["seed"], 1, count + count * 2 * self.steps // 3, 1 + count)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        seed = unit["seed"]
+        model = run.model(seed=seed)
+        batch = run.batch(model, unit["images"])
+        (image,) = batch.names
+        units = run.units_of(model, run.targets[0], batch.names)
+        with torch.no_grad():
+            target = units or model.net(batch.x).argmax(1).tolist()
+        side = 2 * (max(batch.x.shape[2:]) // 8) + 1
+        blurred = gaussian_blur(batch.x, [side, side])
+        part = Part(tables={"table": [], "agreement": [], "curves": []})
+        where = {"seed": seed, "image": image}
+        found: dict[str, torch.Tensor] = {}
+        for name, method in run.methods.items():
+            reset_peak_memory()
+            before, began = peak_memory_gb(), time.perf_counter()
+            try:
+                (maps,), _ = explain_all({name: method}, model.net, batch.x, [target])
+            except NotApplicable as error:
+                part.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
+                continue
+            values = found[name] = maps[name].detach()
+            seconds, memory = time.perf_counter() - began, peak_memory_gb() - before
+            both = curves(model.net, batch.x, values, target, blurred, self.steps)
+            row: dict[str, Any] = {**where, "method": name, "class": model.class_name(target[0])}
+            row |= {"deletion": both.deletion_auc.item(), "insertion": both.insertion_auc.item()}
+            row |= {
+                "participation": metrics.participation_ratio(values).item(),
+                "variation": metrics.total_variation(values).item(),
+            }
+            row |= {"pearson_input": metrics.pearson(values.expand_as(batch.x), batch.x).item()}
+            part.tables["table"].append(row | {"seconds": seconds, "memory_gb": memory, "weights": model.weights})
+            part.tables["curves"].append(
+                {
+                    **where,
+                    "method": name,
+                    "deletion": both.deletion[0].tolist(),
+                    "insertion": both.insertion[0].tolist(),
+                }
+            )
+            if unit["images"][0] < self.samples and seed == run.seeds[0]:
+                part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
+                part.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
+        importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
+        for a, b in combinations(importance, 2):
+            numbers = {key: of(importance[a], importance[b]).item() for key, of in AGREEMENT.items()}
+            part.tables["agreement"].append({**where, "a": a, "b": b, **numbers})
+        return part
+
+    def methods(self, results: Results) -> list[str]:
+        """Those that apply to the network."""
+        return list(dict.fromkeys(row["method"] for row in results.rows()))
+
+    def matrix(self, results: Results, metric: str) -> np.ndarray:
+        """Mean agreement of each pair of methods over the images, 1 on the diagonal."""
+        names = self.methods(results)
+        values = np.eye(len(names))
+        for i, j in combinations(range(len(names)), 2):
+            pair = [row[metric] for row in results.rows("agreement", a=names[i], b=names[j])]
+            values[i, j] = values[j, i] = mean(pair)
+        return values
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        config, rows, names = results.config, [], self.methods(results)
+        for name in names:
+            row: dict[str, Any] = {"method": method_title(config, name)}
+            for column in COLUMNS:
+                values = [r[column] for r in results.rows(method=name) if r[column] is not None]
+                row |= {
+                    column: mean(values) if values else None,
+                    f"{column} std": spread(values) if len(values) > 1 else None,
+                }
+            rows.append(row)
+        matrix = self.matrix(results, "spearman")
+        pairs = [
+            {"method": name, **{other: float(matrix[i, j]) for j, other in enumerate(names)}}
+            for i, name in enumerate(names)
+        ]
+        return {"summary": rows, "agreement_matrix": pairs}
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        return {
+            "figure": self._agreement(results),
+            "faithfulness": self._faithfulness(results),
+            "maps": self._maps(results),
+        }
+
+    def _about(self, results: Results) -> str:
+        count = len({row["image"] for row in results.rows()})
+        out = {row["method"]: row["why"] for row in results.rows("left_out")}
+        words = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
+        return words + "".join(f"; {name} is left out: {why}" for name, why in out.items())
+
+    def _agreement(self, results: Results) -> Figure:
+        matrix, config = self.matrix(results, "spearman"), results.config
+        labels = [method_title(config, name) for name in self.methods(results)]
+        size = 0.42 * len(labels)
+        caption = [
+            "Agreement of methods: rank correlation of the importance of pixels, mean over the images",
+            self._about(results),
+        ]
+        figure, (axes,) = plot(max(3.4, size + 1.3), max(2.2, size + 0.9), caption)
+        with styled():
+            axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+            for (i, j), value in np.ndenumerate(matrix):
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if abs(value) > 0.6 else "black",
+                )
+            axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(labels)), labels)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(length=0)
+        return figure
+
+    def _faithfulness(self, results: Results) -> Figure:
+        caption = [
+            "Probability of the class as pixels go (left) or come (right) in the order of a map, largest first; mean over "
+            "images, the area under it in the legend. A pixel that is gone is one of the blurred image",
+            self._about(results),
+        ]
+        figure, axes = plot(PAGE_WIDTH, 2.6, caption, columns=2)
+        with styled():
+            for axis, which in zip(axes, ("deletion", "insertion"), strict=True):
+                for name in self.methods(results):
+                    curve = np.mean([row[which] for row in results.rows("curves", method=name)], axis=0)
+                    area = mean([row[which] for row in results.rows(method=name)])
+                    label = f"{method_title(results.config, name)} {area:.3f}"
+                    axis.plot(np.linspace(0, 1, len(curve)), curve, label=label, linewidth=1)
+                axis.set(
+                    xlabel=f"share of pixels {'deleted' if which == 'deletion' else 'inserted'}", ylabel="probability"
+                )
+                axis.legend(fontsize=5.5)
+        return figure
+
+    def _maps(self, results: Results) -> Figure:
+        config = results.config
+        rows: list[PanelRow] = []
+        for key in [key for key in results.arrays if key.endswith("/pixels")]:
+            image, pixels = key.removesuffix("/pixels"), results.arrays[key]
+            panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
+            for name in self.methods(results):
+                show, _ = display.scaling(method_class(config, name).display)
+                heading = "" if rows else method_title(config, name).replace(" ", "\n")
+                panels.append(Panel(show(results.arrays[f"{image}/{name}"], pixels), heading))
+            rows.append(PanelRow(panels))
+        return panel_grid(rows, [self._about(results)])
