@@ -55,11 +55,11 @@ def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture
 
 
 def evidence(map_: np.ndarray, pixels: np.ndarray) -> Picture:
-    """A signed map [1 or 3, H, W] over the gray image [C, H, W]: red is for, blue against, the deeper the more (zhou2018)."""
+    """A signed map [1 or 3, H, W] over the image [C, H, W] in pale gray: red is for, blue against (zhou2018)."""
     values = map_.sum(0)
     strength = (np.abs(values) / (np.abs(values).max() or 1.0))[..., None]
     colour = np.where((values > 0)[..., None], (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-    gray = picture(pixels).mean(-1, keepdims=True)
+    gray = 0.4 + 0.6 * picture(pixels).mean(-1, keepdims=True)  # blue on black could not be seen
     return ((1 - 0.85 * strength) * gray + 0.85 * strength * colour).clip(0, 1)
 
 

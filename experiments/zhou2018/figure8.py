@@ -5,7 +5,7 @@
 The tangents at k equal steps d apart are below x^2 by at most d^2 / 4 between the outermost ones, so by O(1/k^2).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,7 +34,11 @@ def maxout(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (x[:, None] * w + b).max(1)
 
 
-FUNCTIONS = {"ReLU": lambda x: np.maximum(x, 0), "absolute value": np.abs, "quadratic": np.square}
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "ReLU": lambda x: np.maximum(x, 0),
+    "absolute value": np.abs,
+    "quadratic": np.square,
+}
 
 
 class Figure8(Experiment):

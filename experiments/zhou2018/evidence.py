@@ -1,0 +1,344 @@
+"""zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and what the paper says of them.
+
+An image's windows are cut into units, so that a map of hours can be killed and resumed; what is stored is the evidence of
+each window, and maps are its mean over the windows that hold a pixel.
+
+"The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is the total
+variation of a map; being on the object is the share of its energy in the object's box. Two algorithms agree by the
+correlation of their maps and by SIM. The paper's weights are VGG-16's; on others its claims are not measured, and claims of
+their own (`here_...`) say what is seen there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from vis import display, metrics
+from vis.claims import Claim, Rule, above, below, departures, increasing
+from vis.data import Dataset
+from vis.errors import UserError
+from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.fit import Seen, fit
+from vis.instantiate import construct
+from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
+from vis.models import Model
+from vis.record import Part, Results
+from vis.target import Target
+
+VGG16 = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
+SETTINGS = {"window": 10, "patch": 18, "stride": 1}
+NOISE = "the results from [19] is much noisier"
+OBJECT = "our evidence visualisations are less noisy and the evidence captured focuses more on the objects"
+AGREE = (
+    "an alternative formulation [...] to avoid these bottlenecks while producing visualisations with similar quality"
+)
+SHAPE = "the difference in heatmap's shape is mainly caused by the former's sampling behaviour"
+INTENSITY = "the difference in heatmap's intensity is mainly caused by the latter's approximation error"
+CAPTURES = "the simplified version is capable of capturing some important input features"
+TOO_NOISY = "but the results are too noisy and lack interpretability"
+
+
+def training_images(run: Run) -> Dataset:
+    """The images that the run's dataset has for training, all of them; of a dataset without such, all that it has."""
+    node = OmegaConf.to_container(run.config.dataset, resolve=True)
+    assert isinstance(node, dict)
+    own = {str(k): v for k, v in node.items() if k not in ("preprocess", "resize", "limit")}
+    data: Dataset = construct(own | ({"train": True} if "train" in own else {}), "dataset")
+    return data
+
+
+def learn(run: Run, model: Model, own_images: bool) -> None:
+    """The run's methods learn what windows hold, once, from the images that `gaussian=` names, bundled photographs by default.
+
+    own_images: from the training images of the run's dataset, where `gaussian` names none.
+    """
+    known: dict[Any, Any] = {}
+    for method in run.methods.values():
+        if not isinstance(method, Learnt) or method.learnt is not None:
+            continue
+        key = (method.conditional, method.patch, method.joint, method.seed, method.gaussian)
+        if key in known:
+            method.learnt = known[key]
+        elif own_images and method.gaussian is None:
+            data = training_images(run)
+            method.fit(Seen(data, run.preprocess(model), model.input_size, model.channels), data=data.origin)
+        else:
+            cache = Path(run.config.outputs).expanduser() / "gaussians"
+            fit(method, run.preprocess(model), model.input_size, model.channels, cache)
+        known[key] = method.learnt
+
+
+def learnt_from(run: Run, own_images: bool) -> str:
+    """In words."""
+    method = next((m for m in run.methods.values() if isinstance(m, Learnt)), None)
+    if method is None:
+        return "no images"
+    if own_images and method.gaussian is None:
+        return training_images(run).origin
+    return str(method.gaussian or "photographs bundled with scikit-image")
+
+
+def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
+    """The class of the only image of a batch whose evidence is asked for, and its logits [K] in float64."""
+    with torch.no_grad():
+        logits = model.net(batch.x)[0].double().cpu()
+    units = run.units_of(model, run.targets[0], batch.names)
+    return units[0] if units else int(logits.argmax()), logits
+
+
+def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
+    """Why a run says nothing about what the paper says of its network."""
+    node = results.config.model
+    if node.weights == "standin":
+        return "stand-in weights, not ImageNet's"
+    if not node.weights:
+        return "random weights"
+    methods = [departures(m, SETTINGS) for m in results.config.methods.values() if "patch" in m]
+    return ", ".join(filter(None, [departures(node, network), *dict.fromkeys(methods)]))
+
+
+def paper_and_here(source: str, measured: Sequence[tuple[Any, ...]], reason: str) -> list[Claim]:
+    """The paper's claims, not measured for a reason, and then the same of what is here; without a reason the first alone.
+
+    measured: (name, sentence, metric, rule, values), and why there are no values.
+    """
+    found = []
+    for prefix, here, why in (("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),):
+        for name, sentence, metric, rule, values, *lacks in measured:
+            missing = why or "".join(lacks)
+            found.append(Claim(prefix + name, here + sentence, source, metric, rule, values, reason=missing))
+    return found
+
+
+class EvidenceMaps(Experiment):
+    """own_images: windows are learnt from the training images of the run's dataset, not from photographs.
+
+    windows: how many a unit of work has. object: {image: box of the object, as shares of the sides: top, left, bottom,
+    right}. source: the paper's figure.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        own_images: bool = False,
+        windows: int = 4096,
+        object: Mapping[str, Sequence[float]] = {},
+    ) -> None:
+        self.source, self.own_images, self.windows, self.object = source, own_images, windows, object
+
+    def views(self) -> list[str]:
+        """Names of the pictures that are made of each image; "" for the image itself."""
+        return [""]
+
+    def view(self, pixels: Tensor, name: str) -> Tensor:
+        """One of them: [1, C, H, W] in [0, 1]."""
+        return pixels
+
+    def pictures(self, run: Run) -> list[int]:
+        """The indices of the images."""
+        return list(range(len(run.dataset)))
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        model = run.model()  # before the images are looked for: what lacks first is named first
+        found: list[Unit] = []
+        for i in self.pictures(run):
+            for view in self.views():
+                for name, method in run.methods.items():
+                    each: Any = method
+                    if not hasattr(each, "windows"):
+                        raise UserError(
+                            f"{self.source} is of evidence of windows: method={name} has none, pda_fast has"
+                        )
+                    count = len(windows_of(model.input_size, each.window, each.stride))
+                    size = count if isinstance(each, PDAGradient) else self.windows
+                    for first in range(0, count, size):
+                        found.append(
+                            {"images": [i], "view": view, "method": name, "first": first, "last": first + size}
+                        )
+        return found
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        each: Any = run.methods[unit["method"]]
+        passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1))
+        return Load(run.config.model, run.config.seed, 1 if isinstance(each, PDAGradient) else passes, 1, 1)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model, name, first = run.model(), unit["method"], unit["first"]
+        batch = run.batch(model, unit["images"])
+        if unit["view"]:
+            batch.pixels = self.view(batch.pixels, unit["view"])
+            batch.x = run.preprocess(model)(batch.pixels.to(run.dtype)).to(batch.x)
+        image = f"{batch.names[0]} {unit['view']}".strip()
+        c, logits = chosen_class(run, model, batch)
+        learn(run, model, self.own_images)
+        method: Any = run.methods[name]
+        row = {"image": image, "method": name, "window": method.window, "stride": method.stride, "first": first}
+        part = Part(tables={"table": [row]})
+        if isinstance(method, PDAGradient):
+            part.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c])[0].cpu().numpy()
+        else:
+            windows = method.windows(batch.x)[first : unit["last"]]
+            evidence = method.evidence(model.net, batch.x[0], Target(c), windows)
+            part.arrays[f"{image}/{name}/{first}"] = evidence.cpu().numpy()
+        if first == 0 and name == next(iter(run.methods)):
+            part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
+            p = logits.softmax(0)
+            lost = torch.logit(p[c]) / math.log(2) - log2_odds(p[c], len(p), method.laplace)
+            fact = {"image": image, "class": model.class_name(c), "unit": c, "label": batch.labels[0], "p": float(p[c])}
+            fact |= {"laplace_bits": float(lost), "weights": model.weights, "standin": model.standin}
+            part.tables["images"] = [fact | {"learnt_from": learnt_from(run, self.own_images)}]
+        return part
+
+    # --- from what is stored ------------------------------------------------------------------------------------------
+
+    def claims(self, results: Results) -> list[Claim]:
+        return paper_and_here(self.source, self.measured(results), self.not_the_papers(results))
+
+    def not_the_papers(self, results: Results) -> str:
+        """Why the paper's claims are not measured."""
+        return not_the_papers(results)
+
+    def measured(self, results: Results) -> list[tuple[str, str, str, Rule, Any, str]]:
+        """(name, sentence, metric, rule, values, why there are none) of the claims on the methods that there are."""
+        images = images_of(results)
+        maps = {m: [torch.from_numpy(map_of(results, i, m))[None] for i in images] for m in results.config.methods}
+        rough = {m: [float(metrics.total_variation(a)) for a in each] for m, each in maps.items()}
+        norms = {m: [float(a.double().norm()) for a in each] for m, each in maps.items()}
+
+        def both(metric: Any, a: str, b: str) -> list[float]:
+            return [float(metric(p, q)) for p, q in zip(maps[a], maps[b], strict=True)]
+
+        def ratio(of: Mapping[str, list[float]], a: str, b: str) -> list[float]:
+            return [p / q if q else math.nan for p, q in zip(of[a], of[b], strict=True)]
+
+        found: list[tuple[str, str, str, Rule, Any, str]] = []
+        if {"pda", "pda_fast"} <= maps.keys():
+            gain = {
+                i: in_box(maps["pda_fast"][k], self.object[i]) - in_box(maps["pda"][k], self.object[i])
+                for k, i in enumerate(images)
+                if i in self.object
+            }
+            lacks = "" if gain else "no image has a box in experiment.object"
+            variation = "total variation of the efficient map over PDA's"
+            found += [
+                ("less_noisy", NOISE, variation, below(1), ratio(rough, "pda_fast", "pda"), ""),
+                (
+                    "on_object",
+                    OBJECT,
+                    "energy in the object's box, efficient - PDA",
+                    above(0),
+                    list(gain.values()),
+                    lacks,
+                ),
+                (
+                    "agree",
+                    AGREE,
+                    "correlation of the two maps",
+                    above(0.5),
+                    both(metrics.pearson, "pda", "pda_fast"),
+                    "",
+                ),
+                ("sim", AGREE, "SIM of the two maps", above(0.5), both(metrics.sim, "pda", "pda_fast"), ""),
+            ]
+        if {"pda", "pda_fast", "pda_fast_sampled"} <= maps.keys():
+            shape = {
+                "conditional mean": both(metrics.pearson, "pda", "pda_fast"),
+                "mean of draws": both(metrics.pearson, "pda", "pda_fast_sampled"),
+            }
+            size = {
+                "mean of draws / conditional mean": octaves(ratio(norms, "pda_fast_sampled", "pda_fast")),
+                "PDA / mean of draws": octaves(ratio(norms, "pda", "pda_fast_sampled")),
+            }
+            found += [
+                ("shape", SHAPE, "correlation of the efficient map with PDA's", increasing(), shape, ""),
+                ("intensity", INTENSITY, "|log2| of the ratio of the maps' norms", increasing(), size, ""),
+            ]
+        if {"pda_fast", "pda_gradient"} <= maps.keys():
+            noise = "total variation of the simplified map over the efficient one's"
+            alike = "correlation of the simplified and the efficient map"
+            found += [
+                ("captures", CAPTURES, alike, above(0), both(metrics.pearson, "pda_gradient", "pda_fast"), ""),
+                ("simplified_noisy", TOO_NOISY, noise, above(1), ratio(rough, "pda_gradient", "pda_fast"), ""),
+            ]
+        return found
+
+    def summaries(self, results: Results) -> dict[str, Any]:
+        """Agreement of each pair of methods, by image."""
+        rows, methods = [], list(results.config.methods)
+        for image in images_of(results):
+            maps = {m: torch.from_numpy(map_of(results, image, m))[None] for m in methods}
+            for i, a in enumerate(methods):
+                row = {"image": image, "method": a, "total_variation": float(metrics.total_variation(maps[a]))}
+                if image in self.object:
+                    row["energy_in_box"] = in_box(maps[a], self.object[image])
+                for b in methods[:i]:
+                    row |= {f"pearson_{b}": float(metrics.pearson(maps[a], maps[b]))}
+                    row |= {f"sim_{b}": float(metrics.sim(maps[a], maps[b]))}
+                rows.append(row)
+        return {"summary": rows}
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        """A row for each image: the image, and for each method its map and the map over the image."""
+        rows: list[PanelRow] = []
+        for fact in results.rows("images"):
+            pixels = results.arrays[f"{fact['image']}/pixels"]
+            note = f"{fact['class']}, P = {fact['p']:.3f}"
+            panels = [Panel(display.picture(pixels), "" if rows else "input", note)]
+            for name in results.config.methods:
+                map_ = map_of(results, fact["image"], name)
+                title = "" if rows else method_title(results.config, name)
+                bound = f"up to {np.abs(map_).max():.2g}"
+                panels += [Panel(display.diverging(map_), title, bound), Panel(display.evidence(map_, pixels))]
+            rows.append(PanelRow(panels, fact["image"] if len(fact["image"]) < 18 else ""))
+        return {"figure": panel_grid(rows, self.caption(results))}
+
+    def caption(self, results: Results) -> list[str]:
+        facts, config = results.rows("images"), results.config
+        windows = {f"{row['window']}x{row['window']}" for row in results.rows()}
+        lost = sum(fact["laplace_bits"] > 1 for fact in facts)
+        return [
+            f"{self.source}: evidence for (red) and against (blue) the class, of {' and '.join(sorted(windows))} windows, each "
+            "map to its own maximum (under it); second of each pair: over the gray image",
+            f"{config.model.name}, {facts[0]['weights']}; windows learnt from {facts[0]['learnt_from']}",
+            f"In {lost} of {len(facts)} images the Laplace correction takes more than 1 bit from the evidence"
+            if lost
+            else "",
+        ]
+
+
+def images_of(results: Results) -> list[str]:
+    """The names of the images (and their views)."""
+    return [row["image"] for row in results.rows("images")]
+
+
+def map_of(results: Results, image: str, method: str) -> np.ndarray:
+    """The map [1, H, W] from the stored evidence of an image's windows."""
+    if f"{image}/{method}" in results.arrays:
+        map_: np.ndarray = results.arrays[f"{image}/{method}"]
+        return map_
+    rows = results.rows(image=image, method=method)
+    evidence = [torch.from_numpy(results.arrays[f"{image}/{method}/{row['first']}"]) for row in rows]
+    size = results.arrays[f"{image}/pixels"].shape[1:]
+    windows = windows_of(size, rows[0]["window"], rows[0]["stride"])
+    return accumulate(torch.cat(evidence), windows, rows[0]["window"], size).numpy()
+
+
+def in_box(map_: Tensor, box: Sequence[float]) -> float:
+    """The share of a map's energy [1, C, H, W] in a box (top, left, bottom, right), as shares of the sides."""
+    height, width = map_.shape[2:]
+    top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
+    energy = map_.double().square()
+    return float(energy[:, :, top:bottom, left:right].sum() / energy.sum())
+
+
+def octaves(ratios: Sequence[float]) -> list[float]:
+    """|log2| of ratios."""
+    return [abs(math.log2(r)) if r > 0 else math.nan for r in ratios]

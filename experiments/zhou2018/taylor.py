@@ -1,0 +1,128 @@
+"""zhou2018, Eqs. (37) and (38): the first-order Taylor expansion of the probability, against the true difference.
+
+    P(c|x) - P(c|x')  =  g^T (x - x')  +  second order,      g = dP(c|x)/dx                        (38)
+
+x' is the image with a window replaced by its conditional mean. Along the way x + s (x' - x) the remainder falls with the
+square of s, in float64, where P is differentiable. On a digit as it is P is not: in the flat background a max-pooling has
+many equal inputs, of which autograd takes one, so the remainder is of first order. A little noise parts them. At s = 1, where
+Algorithm 3 uses the expansion, how well it holds is measured: over the windows of an image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
+from experiments.zhou2018.geometric_mean import slope
+from vis import metrics
+from vis.claims import Claim, Rule, above
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import plot, styled
+from vis.methods.forward import Forward
+from vis.methods.perturbation import cut
+from vis.record import Part, Results
+from vis.target import Target
+
+EQ37 = "the first order Taylor expansion of f(x) at x_0 is f(x) = f(x_0) + f'(x_0)^T (x - x_0)"
+EQ38 = "P(c|x) - P(c|x') is about f'(x)^T (x - x')"
+
+FLAT = "Beyond the paper: P has no gradient at a digit with a flat background; max-pooling is not differentiable at equal inputs."
+
+
+class Taylor(Experiment):
+    """steps: the s; windows: of an image, evenly spread over all; noise: standard deviations that are added to an image.
+
+    own_images: see EvidenceMaps.
+    """
+
+    def __init__(self, steps: Sequence[float], windows: int, noise: Sequence[float], own_images: bool) -> None:
+        self.steps, self.windows, self.noise, self.own_images = steps, windows, noise, own_images
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        run.model()
+        return [{"images": [i], "noise": noise} for i in range(len(run.dataset)) for noise in self.noise]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        random = torch.Generator().manual_seed(run.config.seed)
+        batch.x = batch.x + unit["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
+        learn(run, model, self.own_images)
+        (method,) = run.methods.values()
+        c, logits = chosen_class(run, model, batch)
+        with Forward(model.net, batch.x) as forward:
+            g = forward.gradient(Target(c, output="prob"))[0].cpu()
+        x, k = batch.x[0].cpu(), method.window  # type: ignore[attr-defined]  # a method of windows
+        windows = method.windows(x)  # type: ignore[attr-defined]
+        some = windows[np.linspace(0, len(windows) - 1, min(self.windows, len(windows))).astype(int)]
+        means = method.learnt.means(x, some, k)  # type: ignore[attr-defined]
+        part = Part(tables={"table": []})
+        for (top, left), mean, old, slopes in zip(some.tolist(), means, cut(x, some, k), cut(g, some, k), strict=True):
+            images = x.repeat(len(self.steps), 1, 1, 1)
+            for image, s in zip(images, self.steps, strict=True):
+                image[:, top : top + k, left : left + k] = old + s * (mean - old)
+            with torch.no_grad():
+                p = model.net(images.to(batch.x)).double().softmax(1)[:, c].cpu()
+            linear = float((slopes.double() * (old - mean)).sum())
+            for s, q in zip(self.steps, p.tolist(), strict=True):
+                row = {"image": batch.names[0], "noise": unit["noise"], "top": top, "left": left, "step": s}
+                part.tables["table"].append(row | {"true": float(logits.softmax(0)[c]) - q, "linear": s * linear})
+        part.tables["images"] = [
+            {"image": batch.names[0], "class": model.class_name(c), "p": float(logits.softmax(0)[c])}
+            | {"weights": model.weights, "learnt_from": learnt_from(run, self.own_images)}
+        ]
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        small = [s for s in self.steps if s <= 0.01]
+        powers: dict[float, list[float]] = {noise: [] for noise in self.noise}
+        correlations = []
+        for image in dict.fromkeys(r["image"] for r in results.rows()):
+            for noise, found in powers.items():
+                found.append(slope(small, [remainder(results, image, noise, s) for s in small]))
+            whole = results.rows(image=image, noise=self.noise[0], step=1.0)
+            pair = [torch.tensor([r[name] for r in whole], dtype=torch.float64)[None] for name in ("true", "linear")]
+            correlations.append(float(metrics.pearson(*pair)))
+        second = Rule("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
+        first = Rule("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
+        metric = "power of the step in the remainder over all windows, noise of {:g}"
+        noisy = max(self.noise)
+        return [
+            Claim("eq37", EQ37, "Eq. 37", metric.format(noisy), second, powers[noisy]),
+            Claim("flat", FLAT, "Eq. 37", metric.format(0), first, powers.get(0, [])),
+            Claim("eq38", EQ38, "Eq. 38", "correlation of the two over the windows", above(0.5), correlations),
+        ]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        fact = results.rows("images")[0]
+        images = list(dict.fromkeys(r["image"] for r in results.rows()))
+        caption = [
+            f"Eqs. 37 and 38 on {len(images)} images in {results.config.precision}. Left: the true difference of the probability "
+            "against the linear one for a point each window, the whole of it replaced. Right: what remains between them (norm over an "
+            "image's windows) when a share s of the way is gone, without noise (red, first order) and with noise that parts "
+            "equal inputs of a max-pooling (blue, second order); dashed: s and s²",
+            f"{results.config.model.name}, {fact['weights']}; windows learnt from {fact['learnt_from']}",
+        ]
+        figure, (left, right) = plot(6.9, 2.6, caption, columns=2)
+        with styled():
+            for image in images:
+                whole = results.rows(image=image, noise=self.noise[0], step=1.0)
+                left.plot([r["linear"] for r in whole], [r["true"] for r in whole], ".", alpha=0.4)
+                for noise, color in zip(self.noise, ("tab:red", "tab:blue"), strict=False):
+                    rest = [remainder(results, image, noise, s) for s in self.steps]
+                    right.plot(self.steps, rest, ".-", linewidth=0.8, color=color)
+            top = max(remainder(results, image, noise, 1.0) for image in images for noise in self.noise)
+            for power in (1, 2):
+                right.plot(self.steps, [top * s**power for s in self.steps], "k--", linewidth=0.8)
+            left.axline((0, 0), slope=1, color="0.7", linewidth=0.8)
+            left.set(xlabel="gᵀ(x − x')", ylabel="P(c|x) − P(c|x')")
+            right.set(xscale="log", yscale="log", xlabel="s", ylabel="norm of the remainder")
+        return {"figure": figure}
+
+
+def remainder(results: Results, image: str, noise: float, step: float) -> float:
+    """The norm over an image's windows of what the expansion leaves."""
+    rows = results.rows(image=image, noise=noise, step=step)
+    return float(np.linalg.norm([r["true"] - r["linear"] for r in rows]))
