@@ -22,6 +22,8 @@ from vis.methods.deeplift import DeepLIFT
 from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
 from vis.methods.gradients import GuidedGradCAM, IntegratedGradients, SmoothGrad
+from vis.methods.lime import LIME
+from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
 from vis.target import Target
@@ -31,6 +33,7 @@ __all__ = [
     "DECONVNET",
     "FEM",
     "GUIDED",
+    "LIME",
     "LRP",
     "PDA",
     "SALIENCY",
@@ -47,6 +50,7 @@ __all__ = [
     "HiResCAM",
     "IntegratedGradients",
     "LayerCAM",
+    "MeaningfulPerturbation",
     "Method",
     "NotApplicable",
     "Occlusion",
