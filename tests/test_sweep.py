@@ -116,7 +116,7 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     assert [c["item"] for c in claims] == ["nie2018/figure1"] * 3
     page = (folder / "index.html").read_text()
     assert page.index("Two of a paper") < page.index("What was found") < page.index('id="nie2018-figure1"')
-    for image in re.findall(r'<img src="([^"]+)"', page):
+    for image in re.findall(r'<figure><a href="([^"]+)"', page):
         assert (folder / image).is_file()
     assert len(re.findall("<img", page)) == 2
     assert "vis-run experiment=needy preset=small" in page, "its weights lack: it ran at the small sizes"

@@ -1,21 +1,31 @@
-"""index.html of a run: its figures, claims, tables and provenance on one page, readable from the file system."""
+"""index.html of a run: its figures, claims, tables and provenance on one page, readable from the file system; and the
+pieces and the look that pages over several runs share with it."""
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vis.record import RunFolder, write_text
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4312b; --none: #777; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4312b; --none: #666; }
+@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72; --none: #aaa; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+.skip { position: absolute; left: -100rem; } .skip:focus { left: 1rem; top: .2rem; }
+:focus-visible { outline: 3px solid #4c8dff; outline-offset: 2px; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: #fff; border-radius: 4px; }
-figcaption, .small { font-size: .85rem; opacity: .8; }
+.figures { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
+.figures figure { max-width: 40rem; }
+figcaption, .small { font-size: .85rem; opacity: .85; } summary { cursor: pointer; padding: .3rem 0; }
+.mark { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; max-width: 40rem; }
+tbody th { font-weight: normal; } table.wide { min-width: 48rem; }
+@media (max-width: 40rem) { th, td { padding: .25rem .4rem; } }
 .holds { color: var(--good); } .fails { color: var(--bad); } .not { color: var(--none); } .verdict { font-weight: 600; }
 code, pre { font-size: .85rem; } pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: 4px; }
 """
@@ -26,9 +36,9 @@ def run_page(folder: RunFolder) -> None:
     path = folder.path
     status = folder.status
     name = str(folder.config().experiment.name)
-    captions = _json(path / "figures.json") or {}
-    claims = _json(path / "claims.json") or []
-    provenance = _json(path / "provenance.json") or {}
+    captions = read_json(path / "figures.json") or {}
+    claims = read_json(path / "claims.json") or []
+    provenance = read_json(path / "provenance.json") or {}
     parts = [f"<h1>{escape(name)}</h1>"]
     parts.append(
         f"<p class=small>{escape(str(status.get('state', '')))} in {status.get('seconds', 0):.1f} s on "
@@ -42,15 +52,8 @@ def run_page(folder: RunFolder) -> None:
             f'<figcaption><a href="{escape(figure)}.pdf">PDF</a></figcaption></figure>'
         )
     if claims:
-        parts.append("<h2>Claims</h2>" + claims_table(claims))
-    for table in sorted(path.glob("*.csv")):
-        if table.name == "timings.csv":
-            continue
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        shown = rows[:100]
-        more = f" <span class=small>first {len(shown)} of {len(rows)} rows</span>" if len(rows) > len(shown) else ""
-        parts.append(f'<h2><a href="{escape(table.name)}">{escape(table.stem)}</a>{more}</h2>' + html_table(shown))
+        parts.append("<h2>Claims</h2>" + claims_table(claims, f"Claims of {name}"))
+    parts += tables(path, 100, 2)
     parts.append("<h2>How to run it again</h2><pre>" + escape(str(provenance.get("command", ""))) + "</pre>")
     links = " · ".join(
         f'<a href="{f}">{f}</a>'
@@ -61,38 +64,68 @@ def run_page(folder: RunFolder) -> None:
     write_text(path / "index.html", document(name, parts))
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """A self-contained page."""
+def document(title: str, parts: Sequence[str], contents: str = "") -> str:
+    """A self-contained page. contents: its table of contents, which the keyboard can skip."""
+    skip = '<a class=skip href="#content">Skip to the content</a>' + contents if contents else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        f'<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{skip}<main id="content">\n'
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
 
 
-def claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Claims as a table: verdict, sentence, metric, rule, paper's value, ours."""
+def table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]], wide: bool = True) -> str:
+    """A table of cells that are HTML, in a region that scrolls by itself, also with the keyboard.
+
+    label: what it is, for screen readers; wide: its cells are sentences, and it scrolls rather than break them into words.
+    """
+    head = "".join(f"<th scope=col>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return (
+        f'<div class=scroll role=region tabindex=0 aria-label="{escape(label)}"><table{" class=wide" if wide else ""}>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Claims as a table: verdict, sentence, paper's value, ours, metric, rule."""
     rows = []
     for c in claims:
-        verdict = str(c["verdict"])
-        rows.append(
-            f"<tr><td class='verdict {verdict.split()[0]}'>{escape(verdict)}</td><td>{escape(c['sentence'])}"
-            f"<br><span class=small>{escape(c['source'])}</span></td><td>{escape(c['metric'])}</td>"
-            f"<td>{escape(c['rule'])}</td><td>{escape('' if c['paper'] is None else str(c['paper']))}</td>"
-            f"<td>{escape(c['measured'])}</td></tr>"
-        )
-    head = "".join(f"<th scope=col>{h}</th>" for h in ("Verdict", "Claim", "Measured as", "Rule", "Paper", "Here"))
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        sentence = f"{escape(c['sentence'])}<br><span class=small>{escape(c['source'])}</span>"
+        paper = "" if c["paper"] is None else str(c["paper"])
+        others = [f"<td>{escape(text)}</td>" for text in (paper, c["measured"], c["metric"], c["rule"])]
+        rows.append([verdict_cell(c), f"<th scope=row>{sentence}</th>", *others])
+    return table(label, ("Verdict", "Claim", "Paper", "Here", "Measured as", "Rule"), rows)
 
 
-def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def verdict_cell(claim: Mapping[str, Any]) -> str:
+    """A claim's verdict as a cell, in words and in colour."""
+    verdict = escape(str(claim["verdict"]))
+    return f'<td class="verdict {verdict.partition(" ")[0]}">{verdict}</td>'
+
+
+def html_table(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     """Rows of texts as a table, numbers to four digits."""
     if not rows:
         return ""
-    head = "".join(f"<th scope=col>{escape(str(key))}</th>" for key in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(_short(v))}</td>" for v in row.values()) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    cells = [[f"<td>{escape(_short(value))}</td>" for value in row.values()] for row in rows]
+    return table(label, [str(key) for key in rows[0]], cells, wide=False)
+
+
+def tables(path: Path, most: int, level: int, place: str = "") -> Iterator[str]:
+    """The tables of a run's folder, the first `most` rows of each, under headings of a level that link to the files.
+
+    place: the folder as the page's links name it, with a slash behind it.
+    """
+    for file in sorted(path.glob("*.csv")):
+        if file.name == "timings.csv":
+            continue
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(islice(csv.DictReader(lines), most + 1))
+        more = f" <span class=small>its first {most} rows</span>" if len(rows) > most else ""
+        link = f'<a href="{place}{escape(file.name)}">{escape(file.stem)}</a>'
+        yield f"<h{level}>{link}{more}</h{level}>" + html_table(rows[:most], file.stem)
 
 
 def _short(value: Any) -> str:
@@ -105,5 +138,6 @@ def _short(value: Any) -> str:
     return text
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

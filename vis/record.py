@@ -116,7 +116,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def markdown_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table, numbers to four digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cell = lambda v: f"{v:.4g}" if isinstance(v, float) else str("" if v is None else v).replace("|", "\\|")  # noqa: E731
+
+    def cell(value: Any) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -1,29 +1,56 @@
-"""One page over several runs of experiments: verdicts at a glance, findings, then each item with its figures and claims."""
+"""Pages over several runs: of a collection (nie2018/all), of all runs in a folder (`vis-report`), of two side by side.
 
-import json
+Static pages that work from the file system. Style and thumbnails are inside, so that a page can be read where it is sent
+alone; full figures, PDFs and tables are links to the run folders beside it (all of them inside would be tens of megabytes).
+"""
+
+import base64
+import io
+import os
+import shlex
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from vis.compose import describe
-from vis.page import claims_table, document
-from vis.record import RunFolder, csv_text, markdown_text, write_text
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from vis.compose import describe, leaves, options, slug
+from vis.errors import UserError
+from vis.page import claims_table, document, html_table, read_json, table, tables, verdict_cell
+from vis.record import Rows, RunFolder, csv_text, markdown_text, write_text
 
 VERDICTS = ("holds", "fails", "not measured")
+HELP = """vis-report - what has been reproduced: one page over all runs, or two runs side by side
+
+  vis-report                 report.html, report.md and claims.csv over all runs in outputs/
+  vis-report FOLDER          the same over the runs in another folder
+  vis-report RUN RUN         two runs side by side: what differs in their configs, their claims, their figures
+
+Of each figure, table or theorem the newest finished run counts; older ones are listed behind it.
+"""
 
 
 @dataclass
 class Item:
-    """An experiment: its config name, what its config says of it in a line, the folder of its run, if it has begun."""
+    """An experiment: its config name, what its config says of it in a line, the folder of the run that counts, if any.
+
+    others: its other runs, the newest first.
+    """
 
     name: str
     title: str
     folder: Path | None
+    others: Sequence["Item"] = ()
 
     @cached_property
     def status(self) -> dict[str, Any]:
@@ -43,47 +70,220 @@ class Item:
         """{file name: caption}."""
         return self._json("figures.json") or {}
 
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return self._json("provenance.json") or {}
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The run's resolved config. Raises UserError where there is none."""
+        if self.folder is None:
+            raise UserError(f"{self.name} has no run")
+        return RunFolder(self.folder).config()
+
+    @cached_property
+    def reduced(self) -> str:
+        """In what it falls short of the paper's setting: its sizes, its weights; nothing where it does not."""
+        if self.state != "done":
+            return ""
+        standin = any("stand-in" in str(model.get("weights")) for model in self.provenance.get("models", {}).values())
+        return ", ".join(["reduced sizes"] * (self.config.preset == "small") + ["on a stand-in"] * standin)
+
+    @cached_property
+    def command(self) -> str:
+        """How to run it again."""
+        from vis.sweep import plan
+
+        whole = plan(self.folder.parent) if self.folder else None
+        if self.folder is None or whole is None:
+            return str(self.status.get("command") or f"vis-run experiment={self.name}")
+        words = [*whole["jobs"][int(self.folder.name.partition("_")[0])]]
+        if self.state == "done" and self.config.preset == "small" and "preset=small" not in words:
+            words.append("preset=small")
+        return shlex.join(["vis-run", *words, *(f"--config-dir={folder}" for folder in whole["config_dirs"])])
+
     @property
-    def small(self) -> bool:
-        """Whether it ran at reduced sizes or on a stand-in."""
-        return self.state == "done" and self.folder is not None and RunFolder(self.folder).config().preset == "small"
+    def when(self) -> float:
+        """When it finished, or where it has not, when it last changed its state; seconds since 1970."""
+        assert self.folder is not None
+        finished = self.provenance.get("finished")
+        return (
+            datetime.fromisoformat(finished).timestamp() if finished else os.path.getmtime(self.folder / "status.json")
+        )
 
     def _json(self, name: str) -> Any:
-        path = self.folder / name if self.folder and self.state == "done" else None
-        return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+        return read_json(self.folder / name) if self.folder and self.state == "done" else None
 
 
-def write_report(folder: Path, title: str, items: Sequence[Item], findings: Sequence[Path]) -> None:
-    """Write index.html, claims.csv and claims.md over the items into `folder`.
+@dataclass
+class Section:
+    """Items that belong together, such as a paper's.
 
     findings: files of experiment configs each of which stands on another and selects claims of it.
     """
-    rows = [{"item": item.name, **_flat(claim)} for item in items for claim in item.claims]
-    write_text(folder / "claims.csv", csv_text(rows))
-    write_text(folder / "claims.md", markdown_text(rows))
-    verdicts = Counter(str(claim["verdict"]) for item in items for claim in item.claims)
-    parts = [f"<h1>{escape(title)}</h1>", "<p>" + ", ".join(f"{verdicts[v]} {v}" for v in VERDICTS) + "</p>"]
-    parts += ["<h2>Items</h2>", _scoreboard(items)]
-    if findings:
-        parts.append("<h2>Findings: what the paper says, and what was measured</h2>")
-    for finding in findings:
-        selected = list(_selected(finding, items))
+
+    title: str
+    items: Sequence[Item]
+    findings: Sequence[Path] = ()
+
+
+# -- The pages ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(page: Path, title: str, sections: Sequence[Section], rest: Sequence[str] = ()) -> None:
+    """Write a page over the sections' items, and beside it report.md and claims.csv.
+
+    rest: pieces of HTML that come last. A single section needs no heading of its own.
+    """
+    items = [item for section in sections for item in section.items]
+    rows = [
+        {"item": item.name, "run": _place(item, page), "reduced": item.reduced, "again": item.command, **_flat(claim)}
+        for item in items
+        for claim in item.claims
+    ]
+    write_text(page.with_name("claims.csv"), csv_text(rows))
+    text = [f"# {title}\n"]
+    for section in sections:
+        text.append(f"## {section.title}\n" if len(sections) > 1 else "")
+        text.append(markdown_text([row for item in section.items for row in _summary(item)]))
+    write_text(page.with_name("report.md"), "\n".join(text).replace("<", "\\<"))
+
+    parts, level, contents = [f"<h1>{escape(title)}</h1>"], 2, ""
+    if len(sections) > 1:
+        level = 3
+        links = "".join(f'<li><a href="#{_anchor(s.title)}">{escape(s.title)}</a></li>' for s in sections)
+        contents = f'<nav aria-label="Papers"><ul>{links}</ul></nav>'
+        parts.append(_overview(sections))
+    for section in sections:
+        parts += _section(section, page.parent, level)
+    write_text(page, document(title, [*parts, *rest], contents))
+
+
+def report(root: Path) -> Path:
+    """Write report.html, report.md and claims.csv over all runs in a folder; returns the page.
+
+    Raises UserError where there is no run.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
+    if (root / "status.json").is_file():
+        raise UserError(f"{root} is a run, its page is index.html: give the folder that holds runs, or two runs")
+    found: dict[str, list[Item]] = {}
+    unreadable: list[tuple[Path, str]] = []
+    sweeps: list[Path] = []
+    files = options("experiment")
+    for folder in _runs(root):
+        if (folder / "sweep.json").is_file():
+            sweeps.append(folder)
+            continue
+        try:
+            name = str(RunFolder(folder).config().experiment.name)
+            item = Item(name, describe(files[name]) if name in files else name, folder)
+            _ = item.status, item.claims, item.figures, item.when, item.reduced, item.command
+        except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file, of any kind
+            unreadable.append((folder, str(error)))
+        else:
+            found.setdefault(name, []).append(item)
+    if not (found or sweeps or unreadable):
+        raise UserError(f"there are no runs in {root}: start one with vis-run, or give the folder that holds them")
+    for runs in found.values():
+        runs.sort(key=lambda run: (run.state == "done", run.when, str(run.folder)), reverse=True)
+    counted = {name: Item(name, first.title, first.folder, others) for name, (first, *others) in found.items()}
+    page = root / "report.html"
+    rest = [f"<p class=small>Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {escape(str(root))}</p>"]
+    lists = {
+        "Sweeps": [(folder, (read_json(folder / "sweep.json") or {}).get("command", "")) for folder in sweeps],
+        "Folders that could not be read": unreadable,
+    }
+    for heading, entries in lists.items():
+        if entries:
+            lines = "".join(f"<li>{_link(folder, root)} {escape(str(text))}</li>" for folder, text in entries)
+            rest.insert(0, f"<h2>{heading}</h2><ul>{lines}</ul>")
+    write_report(page, "Reproduction report", list(_by_paper(counted, files)), rest)
+    return page
+
+
+def compare(first: Path, second: Path) -> Path:
+    """Write a page with two finished runs side by side, beside the first; returns it. Raises UserError."""
+    pair = []
+    for folder in (first, second):
+        item = Item("", "", folder.resolve())
+        item.name = str(item.config.experiment.name)
+        if item.state != "done":
+            raise UserError(f"{folder} is not finished: go on with vis-run --resume {folder}")
+        pair.append(item)
+    page = pair[0].folder.parent / f"compare_{slug(first.name)}_{slug(second.name)}.html"  # type: ignore[union-attr]  # set above
+    title = f"{' and '.join(dict.fromkeys(item.name for item in pair))}: two runs side by side"
+    parts = [f"<h1>{escape(title)}</h1>"]
+    for letter, item, folder in zip("AB", pair, (first, second), strict=True):
+        link = f'<a href="{_place(item, page)}/index.html">{escape(str(folder))}</a> {escape(item.reduced)}'
+        parts.append(f"<p><strong>{letter}</strong> {link}<br>Run again: <code>{escape(item.command)}</code></p>")
+
+    facts = [
+        {f"({k})": str(item.provenance.get(k)) for k in ("git_commit", "version", "device", "gpu")} for item in pair
+    ]
+    for item, options_ in zip(pair, facts, strict=True):
+        options_ |= {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")}
+    keys = [k for k in dict.fromkeys([*facts[0], *facts[1]]) if facts[0].get(k) != facts[1].get(k)]
+    rows = [[f"<th scope=row>{escape(k)}</th>", *(f"<td>{escape(c.get(k, ''))}</td>" for c in facts)] for k in keys]
+    parts += ["<h2>What differs</h2>", table("What differs", ["Option", "A", "B"], rows) if rows else "<p>nothing</p>"]
+
+    claims = [{claim["name"]: claim for claim in item.claims} for item in pair]
+    rows, changed = [], 0
+    for name in dict.fromkeys([*claims[0], *claims[1]]):
+        both = [c.get(name) for c in claims]
+        claim = next(c for c in both if c)
+        what = f"{escape(claim['sentence'])}<br><span class=small>{escape(claim['metric'])}, {escape(claim['rule'])}</span>"
+        cells = [f"{verdict_cell(c)}<td>{escape(c['measured'])}</td>" if c else "<td></td><td></td>" for c in both]
+        rows.append([f"<th scope=row>{what}</th>", *cells])
+        changed += len({c and c["verdict"] for c in both}) == 2
+    if rows:
+        heads = ["Claim", "Verdict of A", "A measured", "Verdict of B", "B measured"]
         parts.append(
-            f"<h3>{escape(describe(finding))}</h3>" + (claims_table(selected) if selected else "<p>not measured</p>")
+            f"<h2>Claims: {changed} of {len(rows)} verdicts differ</h2>" + table("Claims of both runs", heads, rows)
         )
-    for item in items:
-        parts += _section(item, folder)
-    write_text(folder / "index.html", document(title, parts))
+
+    parts.append("<h2>Figures</h2>")
+    for figure in dict.fromkeys([*pair[0].figures, *pair[1].figures]):
+        sides = [_figure(item, figure, page.parent) for item in pair]
+        parts.append(f"<h3>{escape(figure)}</h3><div class=figures>{''.join(sides)}</div>")
+    write_text(page, document(title, parts))
+    return page
 
 
-def _flat(claim: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: claim[key] for key in ("name", "verdict", "sentence", "source", "metric", "rule", "paper", "measured")}
+# -- What the report is over -------------------------------------------------------------------------------------------
+
+
+def _runs(root: Path) -> Iterator[Path]:
+    """The folders of runs, and of sweeps over a key: their jobs show the sweep's values, and count for no item."""
+    for place, folders, files in os.walk(root):
+        sweep = "sweep.json" in files and not (read_json(Path(place) / "sweep.json") or {}).get("collection")
+        if "status.json" in files or sweep:
+            folders.clear()
+            yield Path(place)
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+
+
+def _by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
+    """A section for each paper of which an item was run, with all that `<paper>/all` lists; then the other experiments."""
+    groups = dict.fromkeys(name.partition("/")[0] if "/" in name else "" for name in [*files, *sorted(found)])
+    for group in sorted(groups, key=lambda group: (group == "", list(groups).index(group))):
+        own = {name for name in found if (name.partition("/")[0] if "/" in name else "") == group}
+        if not own:
+            continue
+        collection = OmegaConf.load(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
+        listed = list(collection.get("all", []))
+        names = [n for n in dict.fromkeys([*listed, *files, *sorted(own)]) if n in own or n in listed]
+        items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
+        title = items[0].title.partition(",")[0] if group in {f.partition("/")[0] for f in files} else group
+        for item in items if group else []:
+            item.title = item.title.removeprefix(f"{title}, ")
+        findings = [files[n] for n in collection.get("findings", [])]
+        yield Section(title if group else "Other experiments", items, findings)
 
 
 def _selected(finding: Path, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """The claims that show a finding, out of those of the experiment on which its config stands."""
-    from omegaconf import OmegaConf
-
     config = OmegaConf.load(finding)
     base = str(config.defaults[0]).removeprefix("/experiment/")
     patterns = config.experiment.get("claims", ["*"])
@@ -92,39 +292,182 @@ def _selected(finding: Path, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
             yield from (c for c in item.claims if any(fnmatchcase(c["name"], p) for p in patterns))
 
 
-def _anchor(item: Item) -> str:
-    return escape(item.name.replace("/", "-"))
+def _flat(claim: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: claim[key] for key in ("name", "verdict", "sentence", "source", "metric", "rule", "paper", "measured")}
 
 
-def _scoreboard(items: Sequence[Item]) -> str:
+def _summary(item: Item) -> Rows:
+    """An item's lines in report.md: one for each claim; how to run it again in the first."""
+    again, what = f"`{item.command}`", item.reduced or (item.state if item.state != "done" else "")
+    claims = [
+        {"item": item.name, "claim": c["sentence"], "paper": c["paper"], "here": c["measured"], "verdict": c["verdict"]}
+        for c in item.claims
+    ] or [{"item": item.name, "claim": item.title, "paper": None, "here": None, "verdict": None}]
+    return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
+
+
+# -- Pieces of the pages -----------------------------------------------------------------------------------------------
+
+
+def _anchor(text: str) -> str:
+    return slug(text.replace("/", "-"), 200)
+
+
+def _place(item: Item, page: Path) -> str:
+    """The run's folder as a page's link names it."""
+    return _relative(item.folder, page.parent) if item.folder else ""
+
+
+def _relative(folder: Path, start: Path) -> str:
+    return quote(Path(os.path.relpath(folder, start)).as_posix(), safe="/=,")
+
+
+def _link(folder: Path, start: Path) -> str:
+    """A link to a folder's page, or where it has none, to the folder."""
+    place = _relative(folder, start)
+    target = f"{place}/index.html" if (folder / "index.html").is_file() else f"{place}/"
+    return f'<a href="{target}">{escape(os.path.relpath(folder, start))}</a>'
+
+
+def _counts(items: Sequence[Item]) -> list[str]:
+    """Cells with how many claims have each verdict."""
+    counts = Counter(str(claim["verdict"]) for item in items for claim in item.claims)
+    return [f"<td class={v.split()[0]}>{counts[v] or ''}</td>" for v in VERDICTS]
+
+
+def _overview(sections: Sequence[Section]) -> str:
+    rows = [
+        [
+            f'<th scope=row><a href="#{_anchor(s.title)}">{escape(s.title)}</a></th>',
+            *_counts(s.items),
+            f"<td>{sum(item.state == 'done' for item in s.items)} of {len(s.items)}</td>",
+        ]
+        for s in sections
+    ]
+    return table("Claims and items of each paper", ["Paper", *(v.capitalize() for v in VERDICTS), "Items done"], rows)
+
+
+def _section(section: Section, folder: Path, level: int) -> Iterator[str]:
+    """A scoreboard, the findings, then each item; headings from `level` on, links relative to `folder`."""
+    if level > 2:
+        yield f'<h{level - 1} id="{_anchor(section.title)}">{escape(section.title)}</h{level - 1}>'
+    counts = Counter(str(claim["verdict"]) for item in section.items for claim in item.claims)
+    yield "<p>" + ", ".join(f"{counts[v]} {v}" for v in VERDICTS) + "</p>"
     rows = []
-    for item in items:
-        counts = Counter(str(claim["verdict"]) for claim in item.claims)
-        cells = "".join(f"<td class={v.split()[0]}>{counts[v] or ''}</td>" for v in VERDICTS)
-        state = "done, on a stand-in or at reduced sizes" if item.small else item.state
-        if item.status.get("error"):
-            state += f": {item.status['error']}"
+    for item in section.items:
+        state = ", ".join(filter(None, [item.state, item.reduced, str(item.status.get("error") or "")]))
         seconds = f"{item.status['seconds']:.0f}" if "seconds" in item.status else ""
-        rows.append(
-            f'<tr><td><a href="#{_anchor(item)}">{escape(item.name)}</a></td><td>{escape(item.title)}</td>{cells}'
-            f"<td>{seconds}</td><td>{escape(state)}</td></tr>"
+        name = f'<th scope=row><a href="#{_anchor(item.name)}">{escape(item.name)}</a></th>'
+        texts = [f"<td>{escape(text)}</td>" for text in (seconds, state)]
+        rows.append([name, f"<td>{escape(item.title)}</td>", *_counts([item]), *texts])
+    heads = ["Item", "What", *(v.capitalize() for v in VERDICTS), "Seconds", "State"]
+    yield f"<h{level}>Scoreboard</h{level}>" + table(f"Scoreboard: {section.title}", heads, rows)
+    if section.findings:
+        yield f"<h{level}>Findings: what the paper says, and what was measured</h{level}>"
+    for finding in section.findings:
+        chosen = list(_selected(finding, section.items))
+        yield f"<h{level + 1}>{escape(describe(finding))}</h{level + 1}>" + (
+            claims_table(chosen, describe(finding)) if chosen else "<p>not measured</p>"
         )
-    heads = ("Item", "What", *(v.capitalize() for v in VERDICTS), "Seconds", "State")
-    head = "".join(f"<th scope=col>{h}</th>" for h in heads)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    for item in section.items:
+        yield from _item(item, folder, level)
 
 
-def _section(item: Item, folder: Path) -> Iterator[str]:
-    """An item's heading, figures and claims; links are relative to `folder`."""
-    yield f'<h2 id="{_anchor(item)}">{escape(item.title)}</h2>'
+def _item(item: Item, folder: Path, level: int) -> Iterator[str]:
+    """An item's heading, figures, claims, tables, provenance and other runs."""
+    yield f'<h{level} id="{_anchor(item.name)}">{escape(item.title)}</h{level}>'
+    again = (
+        f"Run again: <code>{escape(item.command)}</code>"
+        if item.folder
+        else f"Run: <code>{escape(item.command)}</code>"
+    )
     if item.folder is None or item.state != "done":
-        yield f"<p class=not>{escape(item.state)}: {escape(str(item.status.get('error', '')))}</p>"
+        yield f"<p class=not>{escape(item.state)} {escape(str(item.status.get('error') or ''))}</p><p class=small>{again}</p>"
         return
-    place = escape(item.folder.relative_to(folder).as_posix())
-    command = escape(f"vis-run experiment={item.name}" + (" preset=small" if item.small else ""))
-    yield f'<p class=small><a href="{place}/index.html">tables, arrays, provenance</a> · <code>{command}</code></p>'
-    for figure, caption in item.figures.items():
-        source, alt = f"{place}/{escape(figure)}.png", escape(caption or f"{figure} of {item.name}")
-        yield f'<figure><a href="{source}"><img src="{source}" alt="{alt}" loading="lazy"></a></figure>'
+    mark = f" <strong class=mark>{escape(item.reduced)}</strong>" if item.reduced else ""
+    yield f'<p class=small><a href="{_relative(item.folder, folder)}/index.html">The run\'s page</a>{mark}<br>{again}</p>'
+    yield f"<div class=figures>{''.join(_figure(item, figure, folder) for figure in item.figures)}</div>"
     if item.claims:
-        yield claims_table(item.claims)
+        yield claims_table(item.claims, f"Claims of {item.name}")
+    if shown := "".join(tables(item.folder, 20, level + 1, _relative(item.folder, folder) + "/")):
+        yield f"<details><summary>Tables of {escape(item.name)}</summary>{shown}</details>"
+    facts = [{"what": key, "value": _words(value)} for key, value in item.provenance.items() if value]
+    yield f"<details><summary>Provenance of {escape(item.name)}</summary>{html_table(facts, 'Provenance')}</details>"
+    if item.others:
+        lines = [f"<li>{_other(item, other, folder)}</li>" for other in item.others]
+        yield f"<details><summary>Other runs of {escape(item.name)}: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>"
+
+
+def _other(item: Item, other: Item, folder: Path) -> str:
+    """A line on another run of an item: its page, how it was run, the command that sets it beside the one that counts."""
+    assert other.folder is not None
+    line = f"{_link(other.folder, folder)} {escape(', '.join(filter(None, [other.state, other.reduced])))}"
+    words = [
+        other.command,
+        *([shlex.join(["vis-report", str(item.folder), str(other.folder)])] * (other.state == "done")),
+    ]
+    return line + "".join(f"<br><code>{escape(text)}</code>" for text in words)
+
+
+def _figure(item: Item, figure: str, folder: Path) -> str:
+    """A thumbnail that opens the full figure, with the figure's caption; nothing where the run has no such figure."""
+    if item.folder is None or figure not in item.figures:
+        return "<p>none</p>"
+    file = item.folder / f"{figure}.png"
+    name, place = escape(f"{figure} of {item.name}"), _relative(item.folder, folder)
+    caption = f"<figcaption>{escape(item.figures[figure])}</figcaption>"
+    try:
+        source = _thumbnail(file, file.stat().st_mtime_ns)
+    except (OSError, Image.DecompressionBombError):
+        return f"<figure><p>{name}: its file is missing or damaged</p>{caption}</figure>"
+    image = f'<img src="{source}" alt="{name}: open it at full size">'
+    return f'<figure><a href="{place}/{quote(figure)}.png">{image}</a>{caption}</figure>'
+
+
+@cache  # the page of a collection is written after each of its items
+def _thumbnail(file: Path, changed: int) -> str:
+    """A figure, 640 pixels wide at most, as a data URI. changed: when the file was, so that a redrawn one is read again."""
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+    small.thumbnail((640, 1280))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _words(value: Any) -> str:
+    """A piece of JSON as words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_words(each)}" for key, each in value.items() if each is not None)
+    return "; ".join(map(_words, value)) if isinstance(value, list) else str(value)
+
+
+# -- The command line --------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`vis-report`; the exit code: 0, or 2 where the command was wrong. The page's path is what stdout says."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        if {"-h", "--help"} & set(words):
+            print(HELP, end="")
+            return 0
+        if unknown := [word for word in words if word.startswith("-")]:
+            raise UserError(f"unknown option {unknown[0]}: see vis-report --help")
+        folders = [Path(word).expanduser() for word in words or ["outputs"]]
+        if len(folders) > 2:
+            raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
+        page = compare(*folders) if len(folders) == 2 else report(folders[0])
+    except UserError as error:
+        print(f"vis-report: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"vis-report: cannot write the report: {error}", file=sys.stderr)
+        return 1
+    print(f"open {page}", file=sys.stderr)
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -89,14 +89,15 @@ def aggregate(folder: Path) -> list[str]:
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     """The page of a collection of experiments; a line for each that is not done."""
-    from vis.report import Item, write_report
+    from vis.report import Item, Section, write_report
 
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
     collection = files[whole["collection"]]
     findings = [files[name] for name in OmegaConf.load(collection).experiment.get("findings", [])]
-    write_report(folder, describe(collection), items, findings)
+    title = describe(collection)
+    write_report(folder / "index.html", title, [Section(title, items, findings)])
     return [f"{item.name} {item.state}" for item in items if item.state != "done"]
 
 
@@ -143,7 +144,7 @@ def _page(folder: Path, rows: Rows, has_figure: bool, problems: list[str]) -> No
         parts.append(
             '<figure><a href="figure.png"><img src="figure.png" alt="metrics against the swept key"></a></figure>'
         )
-    parts.append(html_table(rows[:500]))
+    parts.append(html_table(rows[:500], "All jobs"))
     pages = sorted(folder.glob("*/index.html"), key=lambda p: int(p.parent.name.partition("_")[0]))
     links = "".join(f'<li><a href="{escape(p.parent.name)}/index.html">{escape(p.parent.name)}</a></li>' for p in pages)
     parts.append(f"<h2>Jobs</h2><ul>{links}</ul>")
