@@ -64,6 +64,8 @@ class Visualize(Experiment):
             for method, values in by_method.items():
                 correlation = metrics.pearson(values.expand_as(x), x)
                 fine = metrics.high_pass_pearson(values, x)
+                own = run.methods[method]
+                errors = own.axiom_error(model.net, batch.x, given, values)
                 for i, name in enumerate(batch.names):
                     part.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
                     table.append(
@@ -77,6 +79,8 @@ class Visualize(Experiment):
                             "probability": probabilities[i, indices[i]].item(),
                             "pearson_input": correlation[i].item(),
                             "high_pass_pearson_input": fine[i].item(),
+                            "axiom": own.axiom,
+                            "axiom_error": None if errors is None else errors[i].item(),
                             "min": values[i].min().item(),
                             "max": values[i].max().item(),
                             "l2": values[i].norm().item(),

@@ -11,6 +11,7 @@ import cams
 import networks
 import numpy as np
 import pytest
+import relevances
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -21,16 +22,22 @@ from torch.overrides import TorchFunctionMode
 
 from vis.methods import (
     DECONVNET,
+    FEM,
     GUIDED,
+    LRP,
     SALIENCY,
     AblationCAM,
     DeconvNet,
+    DeepLIFT,
+    DeepTaylor,
     EigenCAM,
     Forward,
     GradCAM,
     GradCAMPlusPlus,
     GuidedBackprop,
+    GuidedGradCAM,
     HiResCAM,
+    IntegratedGradients,
     LayerCAM,
     Method,
     NotApplicable,
@@ -38,6 +45,7 @@ from vis.methods import (
     ReluRule,
     Saliency,
     ScoreCAM,
+    SmoothGrad,
     Target,
     XGradCAM,
     explain_all,
@@ -142,6 +150,31 @@ def _naive_backward(layer: nn.Module, y: np.ndarray, R: np.ndarray, rule: ReluRu
     return T[:, padding : T.shape[1] - padding, padding : T.shape[2] - padding]
 
 
+def integrated(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """Eq. 7 of ayyar2021 from a baseline of zeros, with 7 nodes of Gauss and Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(7)
+    return x * sum(w / 2 * replaced(SALIENCY)(net, (t + 1) / 2 * x, unit) for t, w in zip(nodes, weights, strict=True))
+
+
+def smoothed(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """Eq. 8 of ayyar2021: five noisy images, sigma a fifth of each image's range."""
+    total = torch.zeros_like(x)
+    for sample in range(5):
+        noise = torch.from_numpy(np.random.default_rng([0, sample]).standard_normal(x.shape[1:]))
+        for image, maps in zip(x, total, strict=True):
+            noisy = image + 0.2 * (image.max() - image.min()) * noise
+            maps += replaced(SALIENCY)(net, noisy[None], unit)[0] / 5
+    return total
+
+
+def fem(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """Eq. 26 of ayyar2021, feature map by feature map."""
+    kept: list[Tensor] = []
+    cams.with_layer(net, x, cams.layer_of(net), lambda A: kept.append(A.detach().clone()) or A)
+    maps = [sum(A.mean() * (A >= A.mean() + A.std(correction=0)) for A in each) for each in kept[0]]
+    return F.interpolate(torch.stack(maps)[:, None], x.shape[2:], mode="bilinear", align_corners=False)
+
+
 # --- what a method promises besides its reference --------------------------------------------------------------------
 
 
@@ -175,6 +208,41 @@ def is_an_overlay(method: Method) -> None:
     assert maps.max() > 0
 
 
+def keeps_its_axiom(method: Method) -> None:
+    """Without biases: relevance sums to the logit, and to its difference from the logit of an image of zeros."""
+    net, x = networks.build("overlapping_pools"), networks.images()
+    maps = method(net, x, 2)
+    assert close(maps.sum((1, 2, 3)), net(x)[:, 2].detach())
+    assert method.axiom_error(net, x, 2, maps).max() < 1e-10
+
+
+def loses_relevance(method: LRP) -> None:
+    """A larger epsilon takes a larger part (ayyar2021, section 5.1)."""
+    net, x = networks.build("overlapping_pools"), networks.images()
+    errors = [LRP(epsilon=e).axiom_error(net, x, 2, LRP(epsilon=e)(net, x, 2)).mean().item() for e in (1e-9, 0.01, 1)]
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-6 < errors[1]
+
+
+def is_its_base_without_noise(method: SmoothGrad) -> None:
+    net, x = networks.build("vgg_like"), networks.images()
+    for base in (GuidedBackprop(), GradCAM(), LRP()):
+        assert close(SmoothGrad(base, samples=3, noise_level=0)(net, x), base(net, x))
+
+
+def has_the_sign_of_gbp(method: Method) -> None:
+    net, x = networks.build("residual"), networks.images()
+    maps = method(net, x, 2)
+    assert maps.ne(0).any()
+    assert (maps * GuidedBackprop()(net, x, 2)).min() >= 0
+
+
+def does_not_see_the_class(method: Method) -> None:
+    net, x = networks.build("vgg_like"), networks.images()
+    assert torch.equal(method(net, x, 1), method(net, x, 3))
+    is_an_overlay(method)
+
+
 # --- the list that a new method joins --------------------------------------------------------------------------------
 
 
@@ -201,6 +269,20 @@ CASES = [
     Case(ScoreCAM(), cams.scorecam, is_an_overlay),
     Case(AblationCAM(), cams.ablationcam, is_an_overlay),
     Case(OptiCAM(iterations=10), cams.opticam(10), is_an_overlay),
+    Case(IntegratedGradients(steps=7), integrated, keeps_its_axiom),
+    Case(SmoothGrad(samples=5, noise_level=0.2), smoothed, is_its_base_without_noise),
+    Case(
+        GuidedGradCAM(),
+        lambda net, x, unit: cams.gradcam(net, x, unit) * replaced(GUIDED)(net, x, unit),
+        has_the_sign_of_gbp,
+        refuses=("gelu", "mixed"),
+    ),
+    Case(LRP("zero"), relevances.lrp("zero"), keeps_its_axiom, refuses=("gelu", "mixed")),
+    Case(LRP(epsilon=0.1), relevances.lrp("epsilon", epsilon=0.1), loses_relevance, refuses=("gelu", "mixed")),
+    Case(DeepTaylor(), relevances.lrp("zplus", first="zb"), keeps_its_axiom, refuses=("gelu", "mixed")),
+    Case(DeepLIFT(), relevances.deeplift(False), keeps_its_axiom),
+    Case(DeepLIFT("reveal_cancel"), relevances.deeplift(True), keeps_its_axiom),
+    Case(FEM(), fem, does_not_see_the_class),
 ]
 RULES = {"saliency": SALIENCY, "deconvnet": DECONVNET, "gbp": GUIDED}
 RULED = CASES[:3]  # the methods that are these rules
@@ -333,7 +415,7 @@ def test_images_of_another_type_are_an_error(case):
     ids=lambda value: value if isinstance(value, str) else repr(value.method),
 )
 def test_a_network_it_is_not_defined_for_is_an_error(case, network):
-    with pytest.raises(NotApplicable, match=r"rules for ReLUs, and in (Gelu|Mixed) there is (Gelu|LeakyRelu)"):
+    with pytest.raises(NotApplicable, match=r"(rules for ReLUs, and|no rule for \w+) in (Gelu|Mixed)"):
         case.method(networks.build(network), networks.images())
 
 

@@ -60,7 +60,7 @@ class Traced:
             name = type(self.net.get_submodule(str(node.target))).__name__
         else:
             name = getattr(node.target, "__name__", str(node.target))
-        return name.replace("_", "").lower()
+        return _kind(name)
 
     def words(self, node: fx.Node) -> str:
         """A node for people: its module's name, or its operation and the module that calls it."""
@@ -80,7 +80,7 @@ class Tracer(fx.Tracer):
         self._shallow, self._owners = shallow, [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._shallow or super().is_leaf_module(m, module_qualified_name)
+        return self._shallow or super().is_leaf_module(m, module_qualified_name) or _kind(type(m).__name__) in LAYERS
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
@@ -232,7 +232,8 @@ class Walk(fx.Interpreter):
     """
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__(net, graph=_graph(net))
+        graph, self._constants = _graph(net)
+        super().__init__(net, graph=graph)
         self.extra_traceback = False
         self.traced = Traced(net, self.graph, {})
         self._live: set[fx.Node] = set()  # whose values come from the images; sizes do not
@@ -256,7 +257,7 @@ class Walk(fx.Interpreter):
         return pool(a)
 
     def no_rule(self, node: fx.Node, why: str = "") -> NoRule:
-        return NoRule(f"there is no rule for {self.traced.words(node)}{why}")
+        return NoRule(f"{type(self.traced.net).__name__}: there is no rule for {self.traced.words(node)}{why}")
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._run(n)
@@ -266,6 +267,10 @@ class Walk(fx.Interpreter):
         ):
             self._live.add(n)
         return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        constant = self._constants.get(target)
+        return super().get_attr(target, args, kwargs) if constant is None else constant
 
     def _run(self, n: fx.Node) -> Any:
         kind = self.traced.kind(n)
@@ -384,13 +389,18 @@ def _max_pool(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return lambda a, return_indices=False: _MAX_POOLS[kind](a, *args, **kwargs, return_indices=return_indices)
 
 
-_graphs: WeakKeyDictionary[nn.Module, fx.Graph] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, tuple[fx.Graph, dict[str, Any]]] = WeakKeyDictionary()
 
 
-def _graph(net: nn.Module) -> fx.Graph:
-    """A network's graph, traced once (a tenth of a second for a resnet50). Raises NotTraceable."""
+def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+    """A network's graph, traced once (a tenth of a second for a resnet50), and the tensors that its code makes itself.
+
+    fx leaves the latter in the network as attributes: they are taken out again. Raises NotTraceable.
+    """
     if net not in _graphs:
-        _graphs[net] = Tracer().trace(net)
+        before = set(vars(net))
+        graph = Tracer().trace(net)
+        _graphs[net] = graph, {name: vars(net).pop(name) for name in set(vars(net)) - before}
     return _graphs[net]
 
 
@@ -467,6 +477,10 @@ def _hollow(net: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in net.buffers()}
     return copy.deepcopy(net, memo)
+
+
+def _kind(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def _line(error: Exception) -> str:

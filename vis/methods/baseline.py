@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from vis.methods.forward import NotApplicable
+
 BASELINES = ("black", "mean", "blur", "noise")
 
 
@@ -15,14 +17,16 @@ def check_baseline(kind: str) -> None:
         raise ValueError(f"baseline is one of {', '.join(BASELINES)}, not {kind!r}")
 
 
-def baseline_images(images: Tensor, kind: str, black: float | Sequence[float], seed: int) -> Tensor:
+def baseline_images(images: Tensor, kind: str, black: Sequence[float], seed: int) -> Tensor:
     """References for images [B, C, H, W], each from its own image alone: [B, C, H, W], or [1, C, H, W] for all.
 
-    black: a black image; `black` is what black pixels are in the network's units, one number or one for each channel.
+    black: a black image; `black` is what black pixels are in the network's units: one number, or one for each channel.
     mean: the image's own mean colour. blur: the image under a Gaussian of a twentieth of its height. noise: uniform between
     the image's smallest and largest value, the same pattern for all images of one size and seed.
     """
     if kind == "black":
+        if len(black) not in (1, images.shape[1]):
+            raise NotApplicable(f"black has {len(black)} numbers, the images have {images.shape[1]} channels")
         return images.new_tensor(black).view(-1, 1, 1).expand_as(images[:1])
     if kind == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)

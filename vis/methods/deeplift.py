@@ -27,7 +27,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import baseline_images, check_baseline
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward
-from vis.methods.relevance import Slopes, checked, logit_targets, run
+from vis.methods.relevance import Slopes, by_rules, checked, logit_targets
 from vis.target import Targets, score
 
 
@@ -151,7 +151,7 @@ class DeepLIFT(Method):
     """DeepLIFT (Shrikumar et al. 2017; ayyar2021, Eq. 19-25) of a logit. Maps are signed, [B, C, H, W].
 
     rule: rescale or reveal_cancel. baseline: the reference image, black, mean, blur or noise (`vis.methods.baseline`).
-    black: what black pixels are in the network's units, one number or one for each channel (-mean / std of ImageNet).
+    black: what black pixels are in the network's units: one number, or one for each channel (-mean / std of ImageNet).
 
     Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19).
     Raises NotApplicable for operations without a rule, and for what is no logit of the network.
@@ -161,22 +161,23 @@ class DeepLIFT(Method):
     axiom = "summation-to-delta"
 
     def __init__(
-        self, rule: str = "rescale", baseline: str = "black", black: float | Sequence[float] = 0.0, seed: int = 0
+        self, rule: str = "rescale", baseline: str = "black", black: Sequence[float] = (0.0,), seed: int = 0
     ) -> None:
         if rule not in ("rescale", "reveal_cancel"):
             raise ValueError(f"rule is rescale or reveal_cancel, not {rule!r}")
         check_baseline(baseline)
-        self.rule, self.baseline, self.black, self.seed = rule, baseline, black, seed
+        self.rule, self.baseline, self.black, self.seed = rule, baseline, tuple(black), seed
 
+    @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
         x = forward.images.detach()
         x0 = baseline_images(x, self.baseline, self.black, self.seed)
         reference = Reference(forward.model)
         with torch.no_grad():
-            run(reference, forward, x0)
+            reference.run(x0)
         linear = (Rescale if self.rule == "rescale" else RevealCancel)(forward.model, reference)
-        outputs = checked(run(linear, forward, x.requires_grad_()), forward)
+        outputs = checked(linear.run(x.requires_grad_()), forward)
         (m,) = torch.autograd.grad(score(outputs, chosen).sum(), x)
         return m * (x.detach() - x0)
 

@@ -44,8 +44,8 @@ class IntegratedGradients(Method):
 
     (x - x0) times the mean gradient on the straight path from the baseline x0 to the image x.
     steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
-    baseline: black, mean, blur or noise (`vis.methods.baseline`). black: what black pixels are in the network's units, one
-    number or one for each channel (-mean / std of ImageNet).
+    baseline: black, mean, blur or noise (`vis.methods.baseline`). black: what black pixels are in the network's units: one
+    number, or one for each channel (-mean / std of ImageNet).
     A logit of a network of convolutions, ReLUs and poolings without biases has one gradient on all the way from a baseline
     of zeros: then there is a single pass.
 
@@ -60,7 +60,7 @@ class IntegratedGradients(Method):
         steps: int = 50,
         rule: str = "gauss_legendre",
         baseline: str = "black",
-        black: float | Sequence[float] = 0.0,
+        black: Sequence[float] = (0.0,),
         seed: int = 0,
     ) -> None:
         if steps < 1:
@@ -68,7 +68,7 @@ class IntegratedGradients(Method):
         if rule not in ("gauss_legendre", "riemann"):
             raise ValueError(f"rule is gauss_legendre or riemann, not {rule!r}")
         check_baseline(baseline)
-        self.steps, self.rule, self.baseline, self.black, self.seed = steps, rule, baseline, black, seed
+        self.steps, self.rule, self.baseline, self.black, self.seed = steps, rule, baseline, tuple(black), seed
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         x = forward.images.detach()

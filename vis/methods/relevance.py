@@ -17,7 +17,8 @@ Additions and averages are layers with weights 1: a rule's first part shares the
 max-pooling to the largest value. A batch norm is folded into the layer before it, or scales as a layer of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -200,6 +201,15 @@ class Relevance(Walk):
         return shared(g(a.detach()), [a])
 
 
+@contextmanager
+def by_rules() -> Iterator[None]:
+    """Turns a network that cannot be traced and an operation without a rule into NotApplicable."""
+    try:
+        yield
+    except NotTraceable as error:
+        raise NotApplicable(str(error)) from error
+
+
 class LRP(Method):
     """Layer-wise relevance propagation (Bach et al. 2015; ayyar2021, Eq. 11-15) of a logit. Maps are signed, [B, C, H, W].
 
@@ -207,7 +217,7 @@ class LRP(Method):
     rules: a composite, {layers: rule}. Layers are `input` (those that read the image; zb and flat are rules for them
     alone), `conv`, `dense`, or names of modules (features.1*); names come before input, input before the others.
     bias: kept in the denominators (Eq. 12-15) or ignored (ayyar2021, Figure 9 c).
-    low, high: of the pixels, for zb, in the network's units, one number or one for each channel; None: of each image.
+    low, high: of the pixels, for zb, in the network's units: one number, or one for each channel; None: of each image.
 
     Axiom: conservation, the relevance sums to the logit (Eq. 11). Biases and epsilon take a part of it.
     Raises NotApplicable for operations without a rule, and for what is no logit of the network.
@@ -224,8 +234,8 @@ class LRP(Method):
         gamma: float = 0.25,
         alpha: float = 2.0,
         bias: bool = True,
-        low: float | Sequence[float] | None = None,
-        high: float | Sequence[float] | None = None,
+        low: Sequence[float] | None = None,
+        high: Sequence[float] | None = None,
     ) -> None:
         self.rule = rule
         self.rules = {layers: name for layers, name in (rules or {}).items() if name is not None}
@@ -238,6 +248,7 @@ class LRP(Method):
             if name not in known:
                 raise ValueError(f"{layers or 'rule'}: the rules are {', '.join(known)}, not {name!r}")
 
+    @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
         x = forward.images.detach().requires_grad_()
@@ -249,7 +260,7 @@ class LRP(Method):
             return rules[[*named, *(self.rules[each] for each in kinds if each in self.rules), self.rule][0]]
 
         walk = Relevance(forward.model, rules[self.rule], rule_of)
-        logits = checked(run(walk, forward, x), forward)
+        logits = checked(walk.run(x), forward)
         inputs = [x, *walk.anchors]
         if any(a.shape != x.shape for a in inputs):
             raise NotApplicable(f"{self.title}: the rules zb and flat are for layers that read the image itself")
@@ -279,13 +290,13 @@ INPUT_RULES: dict[str, Callable[[LRP, Tensor], Rule]] = {
 class DeepTaylor(LRP):
     """Deep Taylor decomposition (Montavon et al. 2017; ayyar2021, Eq. 16-18): z^B at the pixels, z+ behind. [B, C, H, W].
 
-    low, high: of the pixels, in the network's units, one number or one for each channel; None: of each image.
+    low, high: of the pixels, in the network's units: one number, or one for each channel; None: of each image.
     Axiom: conservation. Raises NotApplicable as LRP does.
     """
 
     title = "Deep Taylor"
 
-    def __init__(self, low: float | Sequence[float] | None = None, high: float | Sequence[float] | None = None) -> None:
+    def __init__(self, low: Sequence[float] | None = None, high: Sequence[float] | None = None) -> None:
         super().__init__("zplus", {"input": "zb"}, low=low, high=high)
 
 
@@ -295,14 +306,6 @@ def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Targe
     if any(target.output != "logit" for target in chosen):
         raise NotApplicable(f"{method} explains logits, not probabilities")
     return chosen
-
-
-def run(walk: Walk, forward: Forward, x: Tensor) -> Tensor:
-    """What the walk makes of x. Raises NotApplicable where an operation has no rule."""
-    try:
-        return walk.run(x)
-    except NotTraceable as error:
-        raise NotApplicable(f"{type(forward.model).__name__}: {error}") from error
 
 
 def checked(outputs: Tensor, forward: Forward) -> Tensor:
