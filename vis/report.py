@@ -35,6 +35,7 @@ HELP = """vis-report - what has been reproduced: one page over all runs, or two 
   vis-report                 report.html, report.md and claims.csv over all runs in outputs/
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN         two runs side by side: what differs in their configs, their claims, their figures
+  --config-dir DIR           configs of your own, for the titles of your own figures
 
 Of each figure, table or theorem the newest finished run counts; older ones are listed behind it.
 """
@@ -159,10 +160,10 @@ def write_report(page: Path, title: str, sections: Sequence[Section], rest: Sequ
     write_text(page, document(title, [*parts, *rest], contents))
 
 
-def report(root: Path) -> Path:
+def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     """Write report.html, report.md and claims.csv over all runs in a folder; returns the page.
 
-    Raises UserError where there is no run.
+    config_dirs: folders of the user's own configs, for titles. Raises UserError where there is no run.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
@@ -171,7 +172,7 @@ def report(root: Path) -> Path:
     found: dict[str, list[Item]] = {}
     unreadable: list[tuple[Path, str]] = []
     sweeps: list[Path] = []
-    files = options("experiment")
+    files = options("experiment", config_dirs)
     for folder in _runs(root):
         if (folder / "sweep.json").is_file():
             sweeps.append(folder)
@@ -236,11 +237,12 @@ def compare(first: Path, second: Path) -> Path:
         what = f"{escape(claim['sentence'])}<br><span class=small>{escape(claim['metric'])}, {escape(claim['rule'])}</span>"
         cells = [f"{verdict_cell(c)}<td>{escape(c['measured'])}</td>" if c else "<td></td><td></td>" for c in both]
         rows.append([f"<th scope=row>{what}</th>", *cells])
-        changed += len({c and c["verdict"] for c in both}) == 2
+        changed += all(both) and len({c["verdict"] for c in both if c}) == 2
     if rows:
         heads = ["Claim", "Verdict of A", "A measured", "Verdict of B", "B measured"]
         parts.append(
-            f"<h2>Claims: {changed} of {len(rows)} verdicts differ</h2>" + table("Claims of both runs", heads, rows)
+            f"<h2>Claims, {changed} of {len(rows)} with another verdict</h2>"
+            + table("Claims of both runs", heads, rows)
         )
 
     parts.append("<h2>Figures</h2>")
@@ -452,12 +454,23 @@ def main(argv: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(words):
             print(HELP, end="")
             return 0
-        if unknown := [word for word in words if word.startswith("-")]:
-            raise UserError(f"unknown option {unknown[0]}: see vis-report --help")
-        folders = [Path(word).expanduser() for word in words or ["outputs"]]
+        folders, config_dirs = [], []
+        rest = iter(words)
+        for word in rest:
+            name, _, value = word.partition("=")
+            if name == "--config-dir":
+                config_dirs.append(Path(value or next(rest, "")).expanduser())
+                if not config_dirs[-1].is_dir():
+                    raise UserError(f"there is no folder {config_dirs[-1]} for --config-dir")
+            elif word.startswith("-"):
+                raise UserError(f"unknown option {word}: see vis-report --help")
+            else:
+                folders.append(Path(word).expanduser())
         if len(folders) > 2:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
-        page = compare(*folders) if len(folders) == 2 else report(folders[0])
+        page = (
+            compare(*folders) if len(folders) == 2 else report(*folders or [Path("outputs")], config_dirs=config_dirs)
+        )
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,310 @@
+"""vis-report: the page over all runs, report.md, claims.csv, two runs side by side; in a real browser where there is one."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html import escape, unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from vis.record import write_json, write_text
+from vis.report import main
+from vis.run import main as run_main
+
+EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(2)> & | done"""
+
+
+def claim(name="gbp", verdict="holds", measured="0.776 ± 0.018 (n = 8)", **changes):
+    words = {"sentence": f"The paper says {name}", "source": "Figure 4", "metric": "pear", "rule": "mean > 0.65"}
+    return {"name": name, "verdict": verdict, **words, "paper": 0.9, "measured": measured} | changes
+
+
+def made(
+    folder, name="nie2018/figure4", day=21, state="done", preset="paper", claims=(), caption="A caption", **changes
+):
+    """A run's folder as the runner leaves it."""
+    folder.mkdir(parents=True)
+    node = {"name": name, "models": {"cnn": {"stride": 2}}} | changes.pop("experiment", {})
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"preset": preset, "experiment": node})))
+    status = {"state": state, "command": f"vis-run experiment={name} seeds=8", "seconds": 12.3, "peak_memory_gb": 1.0}
+    write_json(folder / "status.json", status | changes.pop("status", {}))
+    if state == "done":
+        weights = changes.pop("weights", "random weights (normal, std 1.0, seed 0)")
+        models = {"cnn seed 0": {"weights": weights, "sha256": None}}
+        finished = f"2026-11-{day}T12:00:00+0000"
+        write_json(folder / "provenance.json", {"version": "0.1.0", "models": models, "finished": finished})
+        write_json(folder / "claims.json", list(claims or [claim()]))
+        figure = changes.pop("figure", "figure")
+        write_json(folder / "figures.json", {figure: caption})
+        Image.new("RGB", (1300, 700), (20, 90, 200)).save(folder / f"{figure}.png")
+        write_text(folder / "table.csv", "method,pear\ngbp,0.776123\n")
+        write_text(folder / "index.html", "the run's page")
+    assert not changes
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page is made of: (tag, attributes), the text, the levels of its headings."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.folder, self.tags, self.text = path.parent, [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag, attribute):
+        return [attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes]
+
+    def check(self):
+        """It loads nothing, every link leads somewhere, and it is marked up for those who listen to it."""
+        assert all(source.startswith("data:image/jpeg;base64,") for source in self.all("img", "src"))
+        assert not {tag for tag, _ in self.tags} & {"script", "link", "iframe", "object"}
+        assert not [key for _, attributes in self.tags for key in attributes if key.startswith("on")]
+        identities = Counter(attributes["id"] for _, attributes in self.tags if "id" in attributes)
+        assert set(identities.values()) <= {1}
+        for target in self.all("a", "href"):
+            assert not re.match(r"\w+:", target), target
+            if target.startswith("#"):
+                assert target[1:] in identities
+            else:
+                assert (self.folder / unquote(target)).exists(), target
+        assert all(attributes.get("alt") for tag, attributes in self.tags if tag == "img")
+        assert all(attributes.get("scope") in ("col", "row") for tag, attributes in self.tags if tag == "th")
+        levels = [int(tag[1]) for tag, _ in self.tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        return self
+
+
+def reported(capsys, *words):
+    """The page of a vis-report command."""
+    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    return Path(capsys.readouterr().out.strip())
+
+
+def rows(page):
+    with page.with_name("claims.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_newest_finished_run_counts_and_the_others_stand_behind_it(tmp_path, capsys):
+    old = made(tmp_path / "2026-11-20" / "old", day=20, claims=[claim(verdict="fails")])
+    new = made(tmp_path / "2026-11-19" / "new", day=21)  # the folder's name does not count, the end of the run does
+    made(tmp_path / "2026-11-22" / "running", state="running")
+    page = reported(capsys, tmp_path)
+    assert [(row["item"], row["verdict"], row["run"]) for row in rows(page)] == [
+        ("nie2018/figure4", "holds", "2026-11-19/new")
+    ]
+    read = Page(page).check()
+    assert "Other runs of nie2018/figure4: 2" in read.text
+    assert f"vis-report {new} {old}" in read.text
+    for other in ("2026-11-20/old/index.html", "2026-11-22/running/"):
+        assert other in read.all("a", "href")
+
+
+def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_them(tmp_path, capsys):
+    made(tmp_path / "a", "taimeskhanov2024/table1")
+    made(tmp_path / "b", "nie2018/figure4", claims=[claim("gbp_cnn_cosL")])
+    made(tmp_path / "c", "visualize", claims=[])
+    made(tmp_path / "d", "mine/figure1")
+    page = reported(capsys, tmp_path)
+    read = Page(page).check()
+    titles = ["Nie et al. 2018", "Taimeskhanov et al. 2024", "mine", "Other experiments"]
+    places = [read.text.rindex(f"{title}\n1 holds" if title != "mine" else "mine\n1 holds") for title in titles]
+    assert places == sorted(places)
+    assert (
+        "Figure 4: guided backpropagation, DeconvNet and saliency map in a random three-layer CNN and FCN" in read.text
+    )
+    assert "Run again: vis-run experiment=nie2018/figure4 seeds=8" in read.text
+    assert "Run: vis-run experiment=nie2018/theorem1" in read.text, "not started, so it says how to start it"
+    assert "finding 3" in read.text
+    text = page.with_name("report.md").read_text(encoding="utf-8")
+    assert "| nie2018/figure4 | The paper says gbp_cnn_cosL | 0.9 | 0.776 ± 0.018 (n = 8) | holds |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "mark"),
+    [
+        ({}, ""),
+        ({"preset": "small"}, "reduced sizes"),
+        ({"weights": "a stand-in trained by the project on digits"}, "on a stand-in"),
+    ],
+)
+def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, mark):
+    made(tmp_path / "run", **changes)
+    page = reported(capsys, tmp_path)
+    assert [row["reduced"] for row in rows(page)] == [mark]
+    marks = re.findall(r"<strong class=mark>(.*?)</strong>", page.read_text(encoding="utf-8"))
+    assert marks == ([mark] if mark else [])
+    assert (mark in page.with_name("report.md").read_text(encoding="utf-8")) or not mark
+
+
+def test_a_job_of_a_collection_is_run_again_by_its_own_command(tmp_path, capsys):
+    whole = {"command": "vis-run experiment=nie2018/all target=3", "cwd": "/", "config_dirs": ["/my configs"]}
+    jobs = [["experiment=nie2018/figure1", "target=3"], ["experiment=nie2018/figure2", "target=3"]]
+    made(tmp_path / "all" / "1_experiment=nie2018_figure2", "nie2018/figure2", preset="small")
+    write_json(tmp_path / "all" / "sweep.json", whole | {"jobs": jobs, "collection": "nie2018/all"})
+    (row,) = rows(reported(capsys, tmp_path))
+    assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 preset=small '--config-dir=/my configs'"
+
+
+def test_the_jobs_of_a_sweep_over_a_key_count_for_no_item(tmp_path, capsys):
+    made(tmp_path / "sweep" / "0_stride=1")
+    write_json(tmp_path / "sweep" / "sweep.json", {"command": "vis-run -m seed=1,2", "jobs": [], "collection": None})
+    page = reported(capsys, tmp_path)
+    assert rows(page) == []
+    assert "vis-run -m seed=1,2" in Page(page).check().text
+
+
+def test_names_and_texts_are_escaped(tmp_path, capsys):
+    evil = claim(EVIL, **dict.fromkeys(("verdict", "sentence", "source", "metric", "rule", "paper", "measured"), EVIL))
+    status = {"command": EVIL, "error": EVIL}
+    figure = """f"'><b>"""
+    for number in range(2):
+        made(
+            tmp_path / f"r{number} #%<i>'\"",
+            EVIL,
+            claims=[evil],
+            caption=EVIL,
+            status=status,
+            weights=EVIL,
+            figure=figure,
+        )
+    made(tmp_path / "failed", EVIL + "2", state="failed", status=status)
+    page = reported(capsys, tmp_path)
+    beside = reported(capsys, *sorted(tmp_path.glob("r?*"))[:2])
+    for each in (page, beside):
+        read = Page(each).check()
+        assert EVIL in read.text
+        assert not {"b", "i"} & {tag for tag, _ in read.tags}
+    assert "<script" not in page.with_name("report.md").read_text(encoding="utf-8").replace("\\<", "")
+    assert rows(page)[0]["sentence"] == EVIL
+
+
+def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, capsys):
+    made(tmp_path / "good")
+    for number, (file, text) in enumerate(
+        {"claims.json": "[{", "config.yaml": "a: [", "status.json": "", "provenance.json": "3"}.items()
+    ):
+        write_text(made(tmp_path / f"bad{number}") / file, text)
+    shutil.copytree(made(tmp_path / "nofigure", "nie2018/figure5"), tmp_path / "nofigure2")
+    (tmp_path / "nofigure" / "figure.png").unlink()
+    (tmp_path / "nofigure2" / "figure.png").write_bytes(b"no picture")
+    read = Page(reported(capsys, tmp_path)).check()
+    behind = read.text[read.text.index("Folders that could not be read") :]
+    assert [f"bad{number}" in behind for number in range(4)] == [True] * 4
+    assert "missing or damaged" in read.text
+    assert len(read.all("img", "src")) == 1
+
+
+def test_two_runs_side_by_side(tmp_path, capsys):
+    first = made(tmp_path / "a", claims=[claim("gbp"), claim("saliency")])
+    other = [claim("gbp", "fails", "0.1 (n = 2)"), claim("new")]
+    second = made(tmp_path / "b", claims=other, experiment={"models": {"cnn": {"stride": 1}}}, preset="small")
+    page = reported(capsys, first, second)
+    assert page.parent == tmp_path
+    read = Page(page).check()
+    assert "experiment.models.cnn.stride21" in read.text
+    assert "presetpapersmall" in read.text
+    assert "Claims, 1 of 3 with another verdict" in read.text
+    assert "holds0.776 ± 0.018 (n = 8)fails0.1 (n = 2)" in read.text
+    assert len(read.all("img", "src")) == 2
+    same = Page(reported(capsys, first, first)).check()
+    assert "What differs\nnothing" in same.text
+
+
+def test_mistakes_of_the_command(tmp_path, capsys):
+    done, running = made(tmp_path / "done"), made(tmp_path / "running", state="running")
+    (tmp_path / "empty").mkdir()
+    for words, message in {
+        (tmp_path / "nowhere",): "there is no folder",
+        (tmp_path / "empty",): "there are no runs in",
+        (done,): "is a run",
+        (done, running): "is not finished: go on with vis-run --resume",
+        (done, tmp_path / "empty"): "is not the folder of a run",
+        (done, done, done): "3 folders: give one that holds runs, or two runs",
+        ("--all",): "unknown option --all",
+        ("--config-dir", "nowhere"): "there is no folder nowhere for --config-dir",
+    }.items():
+        assert main([str(word) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vis-report: ")
+        assert message in error
+        assert error.count("\n") == 1
+    assert main(["--help"]) == 0
+    assert "vis-report RUN RUN" in capsys.readouterr().out
+
+
+def test_a_real_run_in_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(["experiment=nie2018/figure1"]) == 0
+    capsys.readouterr()
+    page = reported(capsys)
+    assert page == Path("outputs/report.html")
+    assert Counter(row["verdict"] for row in rows(page)) == {"holds": 3}
+    assert "vis-run experiment=nie2018/figure1" in Page(page).check().text
+
+
+MEASURE = """
+const frame = document.querySelector('iframe');
+frame.onload = () => {
+  const page = frame.contentDocument, view = frame.contentWindow, found = {};
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255)); return .2126 * r + .7152 * g + .0722 * b; };
+  const probe = page.body.appendChild(page.createElement('p')); probe.style.background = 'Canvas';
+  const back = light(view.getComputedStyle(probe).backgroundColor);
+  const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  const contrast = e => ratio(light(view.getComputedStyle(e).color), back);
+  found.back = back;
+  found.contrast = Math.min(...[...page.querySelectorAll('p, a, td, th, code, .mark')].map(contrast));
+  found.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
+  found.images = [...page.images].map(i => i.naturalWidth);
+  const skip = page.querySelector('.skip'); const left = () => skip.getBoundingClientRect().left;
+  found.hidden = left(); skip.focus(); found.shown = left();
+  const scroll = page.querySelector('.scroll'); scroll.focus(); found.focused = page.activeElement === scroll;
+  found.outline = view.getComputedStyle(scroll).outlineStyle;
+  document.title = JSON.stringify(found);
+};
+"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser_on_a_phone_in_light_and_dark(tmp_path, capsys, dark):
+    long = "a_very_long_word_without_any_space_" * 6
+    verdicts = [claim(verdict, verdict, long) for verdict in ("holds", "fails", "not measured")]
+    made(tmp_path / "runs" / long, claims=verdicts, caption=long, preset="small", status={"command": "vis-run " + long})
+    made(tmp_path / "runs" / "b", "taimeskhanov2024/table1")
+    html = reported(capsys, tmp_path / "runs").read_text(encoding="utf-8")
+    frame = f'<iframe style="width:360px;height:800px" srcdoc="{escape(html)}"></iframe><script>{MEASURE}</script>'
+    write_text(tmp_path / "phone.html", f"<!doctype html><meta charset=utf-8>{frame}")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    quiet = ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    ask = [*browser, *quiet, scheme, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title, done.stderr[-500:]
+    found = json.loads(unescape(title[1]))
+    assert (found["back"] < 0.1) == dark
+    assert found["contrast"] >= 4.5, "WCAG 2 AA"
+    assert found["overflow"] <= 0, "only tables scroll sideways"
+    assert found["images"] == [640, 640]
+    assert found["hidden"] < 0 <= found["shown"]
+    assert found["focused"]
+    assert found["outline"] == "solid"
