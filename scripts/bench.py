@@ -30,9 +30,14 @@ import torch
 from captum.attr import Deconvolution, Saliency
 from captum.attr import GuidedBackprop as CaptumGuidedBackprop
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from vis import methods
 from vis.allocator import keep_freed_memory
+from vis.gaussian import PatchGaussian
+from vis.incremental import Incremental
+from vis.methods.forward import evaluating
+from vis.methods.perturbation import accumulate, windows_of
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 
@@ -156,7 +161,86 @@ def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> 
     return maps
 
 
-BENCHMARKS = (backpropagation, class_activation_maps)
+def windows(device: str, quick: bool) -> Iterator[Row]:
+    """zhou2018: 10x10 windows of 224x224, an even sample of all 46,225, against full passes in batches.
+
+    The error is of the change that a window makes in the logits, not of the logits. Arithmetic: convolutions and dense
+    layers, in parts of this project's time.
+    """
+    for name in ("alexnet",) if quick else ("alexnet", "vgg16", "googlenet", "resnet50"):
+        yield _windows(name, 64 if quick else 256, device, 1 if quick else 3)
+    yield from _means(device)
+
+
+def _windows(name: str, count: int, device: str, repeats: int) -> Row:
+    torch.manual_seed(0)
+    net = VGG16() if name == "vgg16" else torchvision_classifier(name)
+    initialise(net, "kaiming_normal", 0.1, seed=0)
+    net = net.eval().to(device, memory_format=torch.channels_last)
+    image = torch.randn(1, 3, 224, 224).to(device)
+    everywhere = windows_of((224, 224), 10)
+    at = everywhere[torch.linspace(0, len(everywhere) - 1, count).round().long()]
+    patches = torch.randn(count, 3, 10, 10).to(device)
+
+    with evaluating(net), torch.no_grad():
+        engine = Incremental(net, image)
+
+        def theirs() -> list[Tensor]:
+            changes = []
+            for some, windows in zip(at.split(16), patches.split(16), strict=True):
+                images = image.repeat(len(some), 1, 1, 1)
+                for each, (top, left), window in zip(images, some, windows, strict=True):
+                    each[:, top : top + 10, left : left + 10] = window
+                changes.append(net(images.contiguous(memory_format=torch.channels_last)) - engine.base)
+            return [torch.cat(changes)]
+
+        def ours() -> list[Tensor]:
+            return [engine.logits(at, patches) - engine.base]
+
+        with profile() as profiled:
+            ours()
+        times = {
+            event.key: event.self_device_time_total or event.self_cpu_time_total for event in profiled.key_averages()
+        }
+        arithmetic = sum(times.get(f"aten::{key}", 0) for key in ("mkldnn_convolution", "cudnn_convolution", "addmm"))
+        macs, full = (each / count / 1e9 for each in engine.work(at, 10, 10))
+        row = compare("", f"full passes, {full:.2f} GMAC", theirs, ours, repeats)
+    row.work = (
+        f"{name}, {count} windows, {macs:.2f} GMAC each, {100 * arithmetic / sum(times.values()):.0f} % arithmetic"
+    )
+    return row
+
+
+def _means(device: str) -> Iterator[Row]:
+    """Conditional means of all windows of an image, and their accumulation, against a loop over windows (a part of them)."""
+    image = torch.nn.functional.avg_pool2d(torch.randn(4, 3, 228, 228), 5, 1).to(device)
+    gaussian, everywhere = PatchGaussian.fit(image[1:]), windows_of((224, 224), 10)
+    means = gaussian.means(image[0], everywhere, 10)  # also prepares the matrices
+    sample = torch.arange(0, len(everywhere), 46)
+
+    def one_by_one() -> list[Tensor]:
+        return [torch.cat([gaussian.means(image[0], everywhere[i : i + 1], 10) for i in sample.tolist()])]
+
+    row = compare(
+        "", "a loop, 1 of 46 windows", one_by_one, lambda: [gaussian.means(image[0], everywhere, 10)[sample]], 3
+    )
+    row.work = "conditional means of 46,225 windows"
+    yield row
+    evidence = means.mean((1, 2, 3))[:, None]
+
+    def loop() -> list[Tensor]:
+        total, counts = torch.zeros(224, 224, device=device), torch.zeros(224, 224, device=device)
+        for (top, left), value in zip(everywhere.tolist(), evidence, strict=True):
+            total[top : top + 10, left : left + 10] += value
+            counts[top : top + 10, left : left + 10] += 1
+        return [total / counts]
+
+    yield compare(
+        "their accumulation", "a loop", loop, lambda: [accumulate(evidence, everywhere, 10, (224, 224))[0]], 3
+    )
+
+
+BENCHMARKS = (backpropagation, class_activation_maps, windows)
 
 
 def hardware(device: str) -> str:

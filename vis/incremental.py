@@ -251,14 +251,14 @@ class Network:
         return plan
 
     def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
-        """Multiply-accumulates of n windows by a plan, and of n full passes, and bytes that the largest layer holds."""
+        """Multiply-accumulates of convolutions and dense layers for n windows by a plan, and of n full passes."""
         macs = full = 0.0
         for node in self.dependent:
             module, shape = self.module(node), self.traced.shapes[node]
             if shape is None or not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
-            each = module.weight.numel() if isinstance(module, nn.Linear) else module.weight[0].numel() * shape[1]
-            positions = n * (math.prod(shape[2:]) if len(shape) == 4 else math.prod(shape[1:-1]))
+            each = module.weight[0].numel() * (shape[1] if len(shape) == 4 else shape[-1])
+            positions = n * math.prod(shape[2:] if len(shape) == 4 else shape[1:-1])
             places = plan[node]
             macs += each * (positions if places is None else places.total)
             full += each * positions
@@ -327,6 +327,12 @@ class Incremental:
             some = slice(first, first + batch)
             parts.append(self._pass(at[some], patches[some]))
         return torch.cat(parts)
+
+    def work(self, windows: Tensor, h: int, w: int) -> tuple[float, float]:
+        """Multiply-accumulates for windows [n, 2] of that height and width, here and by full passes."""
+        assert self.network is not None
+        at = windows.cpu().numpy().astype(np.int64)
+        return self.network.work(self.network.plan(at[:, 0], at[:, 1], h, w), len(at))
 
     def batch(self, at: np.ndarray, h: int, w: int) -> int:
         """How many windows [n, 2] of that height and width go through at a time."""
@@ -415,10 +421,8 @@ class Incremental:
             def work(x: Tensor) -> Tensor:
                 return F.conv2d(x, weight, bias, (sh, sw), 0, (dh, dw), groups)
 
-            if weight.shape[2:] == (1, 1) and (sh, sw, ph, pw) == (1, 1, 0, 0):
-                rows = source.at(places)
-                y = work(rows.T[None, :, :, None]) if len(rows) else rows.new_empty(1, len(weight), 0, 1)
-                return self._crops(node, places, y[0, :, :, 0].T)
+            if weight.shape[2:] == (1, 1) and (sh, sw, ph, pw, groups) == (1, 1, 0, 0, 1):
+                return self._crops(node, places, F.linear(source.at(places), weight[:, :, 0, 0], bias))
         elif kind == "maxpool2d":
 
             def work(x: Tensor) -> Tensor:
