@@ -40,7 +40,7 @@ class Method(ABC):
         """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom."""
         if not self.axiom:
             return None
-        with Forward(model, images) as forward:
+        with Forward(model, images, _layers(targets, len(images))) as forward:
             total = self.total(forward, targets)
         assert total is not None
         total = total.detach()
@@ -58,10 +58,14 @@ def explain_all(
     methods: Mapping[str, Method], model: nn.Module, images: Tensor, targets: Sequence[Targets]
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K]."""
-    batch = images.shape[0]
-    layers = {target.layer for each in targets for target in as_targets(each, batch) if target.layer is not None}
+    layers = {layer for each in targets for layer in _layers(each, len(images))}
     for method in methods.values():
         layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers)) as forward:
         maps = [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
     return maps, forward.logits
+
+
+def _layers(targets: Targets, batch: int) -> list[str]:
+    """The layers whose units are targets."""
+    return sorted({target.layer for target in as_targets(targets, batch) if target.layer is not None})

@@ -79,11 +79,10 @@ class IntegratedGradients(Method):
             return forward.gradient(targets) * x
         alphas, weights = (x.new_tensor(each) for each in self._points())
         total = torch.zeros_like(x)
-        layers = sorted({target.layer for target in chosen if target.layer is not None})
         x0 = x0.expand_as(x)
         for i, k in _passes(x, self.steps):
             points = x0[i] + alphas[k].view(-1, 1, 1, 1) * (x - x0)[i]
-            with Forward(forward.model, points, layers) as on_path:
+            with Forward(forward.model, points, list(forward.layers)) as on_path:
                 gradient = on_path.gradient([chosen[each] for each in i.tolist()])
             total.index_add_(0, i, weights[k].view(-1, 1, 1, 1) * gradient)
         return (x - x0) * total
@@ -100,7 +99,8 @@ class IntegratedGradients(Method):
 
     def total(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = fixed(forward, targets)
-        with Forward(forward.model, self._baseline(forward.images.detach()).expand_as(forward.images)) as at_baseline:
+        x0 = self._baseline(forward.images.detach()).expand_as(forward.images)
+        with Forward(forward.model, x0, list(forward.layers)) as at_baseline:
             return forward.scores(chosen) - at_baseline.scores(chosen)
 
 

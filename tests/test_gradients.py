@@ -1,0 +1,187 @@
+"""Integrated gradients, SmoothGrad and FEM beyond the contract of every method (tests/test_methods.py)."""
+
+import networks
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vis.errors import UserError
+from vis.instantiate import construct
+from vis.methods import (
+    GradCAM,
+    GuidedBackprop,
+    IntegratedGradients,
+    NotApplicable,
+    Saliency,
+    SmoothGrad,
+    Target,
+    gradients,
+)
+from vis.methods.baseline import baseline_images
+from vis.methods.fem import fem
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_for_tiny_networks():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def close(got: Tensor, expected: Tensor) -> bool:
+    return ((got - expected).abs().max() / expected.abs().max()).item() < 1e-12
+
+
+def images_seen(net: nn.Module) -> list[int]:
+    """Fills with the number of images of each pass."""
+    seen: list[int] = []
+    net.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    return seen
+
+
+# --- integrated gradients --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["gauss_legendre", "riemann"])
+@pytest.mark.parametrize("network", ["functional", "residual", "gelu"])
+def test_more_steps_make_integrated_gradients_complete(network, rule):
+    net, x = networks.build(network), networks.images()
+    errors = []
+    for steps in (3, 80, 400):
+        method = IntegratedGradients(steps, rule, "mean")
+        errors.append(method.axiom_error(net, x, 1, method(net, x, 1)).mean().item())
+    assert errors[2] < min(errors[0] / 10, 1e-2)
+    if (network, rule) == ("gelu", "gauss_legendre"):  # smooth
+        assert errors[1] < 1e-12
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_integrated_gradients_equal_captums(steps):
+    from captum.attr import IntegratedGradients as Captums
+
+    net, x = networks.build("functional"), networks.images(2)
+    black = [0.3, -0.2]
+    baseline = torch.tensor(black, dtype=x.dtype).view(1, 2, 1, 1).expand_as(x)
+    expected = Captums(net).attribute(x, baseline, target=2, n_steps=steps, method="gausslegendre")
+    got = IntegratedGradients(steps, black=black)(net, x, 2)
+    assert (got - expected).abs().max() < 1e-7 * got.abs().max()  # captum's weights are float32
+
+
+def test_the_sum_of_riemann_is_at_the_right_ends_of_the_steps():
+    net, x = networks.build("functional"), networks.images()
+    expected = x * sum(Saliency()(net, k / 4 * x, 2) for k in (1, 2, 3, 4)) / 4
+    assert close(IntegratedGradients(4, "riemann")(net, x, 2), expected)
+
+
+def test_a_network_without_biases_needs_one_pass_from_zero():
+    net, x = networks.build("overlapping_pools"), networks.images()
+    seen = images_seen(net)
+    maps = IntegratedGradients(50)(net, x, 1)
+    assert sum(seen) == len(x)
+    assert close(maps, x * Saliency()(net, x, 1))
+    seen.clear()
+    IntegratedGradients(50, black=[0.1])(net, x, 1)
+    assert sum(seen) == 51 * len(x)
+
+
+@pytest.mark.parametrize("network", ["vgg_like", "batch_norm", "residual", "functional", "gelu"])
+def test_biases_and_activations_that_bend_are_seen(network):
+    assert not gradients.homogeneous(networks.build(network), networks.images())
+
+
+def test_a_relu6_and_a_probability_are_not_homogeneous():
+    net = nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.ReLU6(), nn.Flatten(), nn.Linear(500, 5, bias=False))
+    assert not gradients.homogeneous(net.double(), networks.images())
+    net, x = networks.build("overlapping_pools"), networks.images()
+    seen = images_seen(net)
+    IntegratedGradients(10)(net, x, Target(1, output="prob"))
+    assert sum(seen) == 11 * len(x)
+
+
+def test_any_unit_of_any_layer_is_integrated():
+    net, x = networks.build("vgg_like"), networks.images()
+    targets = [Target(2, layer="7"), Target(1), Target(None, layer="3")]
+    method = IntegratedGradients(200)
+    maps = method(net, x, targets)
+    assert method.axiom_error(net, x, targets, maps).max() < 5e-2
+    assert close(maps[:1], method(net[:8], x[:1], 2))
+
+
+def test_how_many_images_go_through_at_once_does_not_matter(monkeypatch):
+    net, x = networks.build("residual"), networks.images()
+    methods = [IntegratedGradients(7), SmoothGrad(GuidedBackprop(), 7)]
+    expected = [method(net, x) for method in methods]
+    monkeypatch.setattr(gradients, "PASS_VALUES", 4 * x[0].numel())
+    seen = images_seen(net)
+    assert all(close(method(net, x), maps) for method, maps in zip(methods, expected, strict=True))
+    assert max(seen) == 4
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 99), kind=st.sampled_from(["black", "mean", "blur", "noise"]))
+@settings(max_examples=10, deadline=None)
+def test_a_baseline_is_of_its_own_image_within_its_range(seed, kind):
+    x = networks.images(3, seed)
+    baseline = baseline_images(x, kind, [float(x.min())], 7).expand_as(x)
+    for i in range(3):
+        assert torch.equal(baseline[i], baseline_images(x[i : i + 1], kind, [float(x.min())], 7)[0])
+        assert x[i].min() <= baseline[i].max() <= x[i].max() or kind == "black"
+
+
+def test_baselines_are_what_they_are_called():
+    x = networks.images()
+    assert baseline_images(x, "black", [0.5, -1.0], 0)[0, :, 3, 4].tolist() == [0.5, -1.0]
+    assert torch.allclose(baseline_images(x, "mean", [0.0], 0)[1, :, 3, 4], x[1].mean((1, 2)))
+    assert not torch.equal(baseline_images(x, "noise", [0.0], 0), baseline_images(x, "noise", [0.0], 1))
+    assert 0 < baseline_images(x, "blur", [0.0], 0).std() < x.std()
+    with pytest.raises(NotApplicable, match="black has 3 numbers, the images have 2 channels"):
+        baseline_images(x, "black", [0.0, 0.0, 0.0], 0)
+    with pytest.raises(ValueError, match="baseline is one of black, mean, blur, noise, not 'white'"):
+        IntegratedGradients(baseline="white")
+
+
+# --- SmoothGrad ------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_that_is_largest_without_noise_is_smoothed():
+    net, x = networks.build("vgg_like"), networks.images()
+    method = SmoothGrad(samples=10, noise_level=2.0)
+    assert close(method(net, x), method(net, x, net(x).argmax(1)))
+
+
+def test_noise_depends_on_the_seed_and_scales_with_the_image():
+    net, x = networks.build("overlapping_pools"), networks.images()
+    maps = SmoothGrad(samples=4)(net, x, 1)
+    assert not close(maps, SmoothGrad(samples=4, seed=1)(net, x, 1))
+    assert close(maps, SmoothGrad(samples=4)(net, 7 * x, 1))  # its gradient does not see the scale of an image
+
+
+def test_smoothgrad_of_any_method_from_a_config():
+    node = {"_target_": "vis.methods.SmoothGrad", "base": {"_target_": "vis.methods.GradCAM", "layer": "conv2"}}
+    method = construct(node, "methods.smoothgrad")
+    assert isinstance(method.base, GradCAM)
+    assert method(networks.build("residual"), networks.images()).shape == (3, 1, 12, 12)
+    node["base"]["lyer"] = "conv2"
+    with pytest.raises(UserError, match=r"takes no parameter methods.smoothgrad.base.lyer. Did you mean 'layer'"):
+        construct(node, "methods.smoothgrad")
+
+
+# --- FEM -------------------------------------------------------------------------------------------------------------
+
+
+def test_fem_by_hand():
+    """Means 1 and 2, deviations sqrt(3) and 0: 4 is above 2.73, and 2 is not below 2."""
+    A = torch.tensor([[[[4.0, 0], [0, 0]], [[2, 2], [2, 2]]]])
+    assert fem(A).tolist() == [[[3, 2], [2, 2]]]
+    assert fem(A, K=2).tolist() == [[[2, 2], [2, 2]]]
+
+
+def test_fem_of_feature_maps_with_three_dimensions():
+    A = networks.images(2).view(2, 2, 6, 6, 4)
+    flat = fem(A.reshape(2, 2, 36, 4))
+    assert torch.equal(fem(A), flat.view(2, 6, 6, 4))
