@@ -14,6 +14,7 @@ sqrt(2 log k) max(sigma_i), which goes to 0 with the variance, as the conclusion
 
 import math
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -75,17 +76,19 @@ class GaussianInputs(Experiment):
                 }
                 relu.append({"seed": unit["seed"], "ratio": ratio, "sign": float(np.sign(mu)), **numbers})
         maxout: Rows = []
-        for k in self.pieces:
+        for k, tied in product(self.pieces, (False, True)):
             W, b = (
                 random.standard_normal((k, self.dimension)) / math.sqrt(self.dimension),
                 random.standard_normal(k) / 10,
             )
             mean, noise = random.standard_normal(self.dimension), random.standard_normal((self.samples, self.dimension))
             noise -= noise.mean(0)  # so that the samples' mean is E[x], and Jensen's inequality exact
+            if tied:  # all pieces have the mean 0: the error is largest
+                mean, b = 0 * mean, 0 * b
             for scale in self.scales:
                 error = float((scale * noise @ W.T + W @ mean + b).max(1).mean() - (W @ mean + b).max())
                 sigma = scale * float(np.linalg.norm(W, axis=1).max())
-                maxout.append({"seed": unit["seed"], "k": k, "sigma": sigma, "error": error})
+                maxout.append({"seed": unit["seed"], "k": k, "tied": tied, "sigma": sigma, "error": error})
         return Part(tables={"table": relu, "maxout": maxout})
 
     def claims(self, results: Results) -> list[Claim]:
@@ -156,8 +159,8 @@ class GaussianInputs(Experiment):
         caption = [
             "Left: a ReLU with a Gaussian input, the expectation of its output against its output for the expectation, closed "
             "form (line) and quadrature (points); dashed: 1/√(2π), Eq. 18",
-            f"Right: random maxout units of k pieces on {self.dimension} Gaussian inputs ({self.samples} samples; points), the "
-            "bound of Eq. 31, t = 1 (dashed), and that of Eq. 28 with the best t (lines)",
+            f"Right: random maxout units of k pieces on {self.dimension} Gaussian inputs ({self.samples} samples), pieces of one "
+            "mean (crosses) and of several (points); the bound of Eq. 31, t = 1 (dashed), and of Eq. 28 with the best t (lines)",
         ]
         figure, (left, right) = plot(6.9, 2.5, caption, columns=2)
         with styled():
@@ -171,7 +174,9 @@ class GaussianInputs(Experiment):
                     continue
                 rows = sorted(results.rows("maxout", k=k), key=lambda row: row["sigma"])
                 s = np.array([row["sigma"] for row in rows])
-                right.plot(s, [max(row["error"], 1e-9) for row in rows], ".", color=f"C{i}")
+                for tied, marker in ((False, "."), (True, "x")):
+                    points = [(row["sigma"], max(row["error"], 1e-9)) for row in rows if row["tied"] == tied]
+                    right.plot(*zip(*points, strict=True), marker, color=f"C{i}", linestyle="none")
                 right.plot(s, math.log(k) + s**2 / 2, "--", color=f"C{i}", linewidth=0.8)
                 right.plot(s, math.sqrt(2 * math.log(k)) * s, color=f"C{i}", linewidth=0.8, label=f"k = {k}")
             right.set(

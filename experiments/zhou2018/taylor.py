@@ -76,7 +76,7 @@ class Taylor(Experiment):
         return part
 
     def claims(self, results: Results) -> list[Claim]:
-        small = [s for s in self.steps if s <= 0.01]
+        small = [s for s in self.steps if s <= 0.001]
         powers: dict[float, list[float]] = {noise: [] for noise in self.noise}
         correlations = []
         for image in dict.fromkeys(r["image"] for r in results.rows()):
@@ -100,7 +100,7 @@ class Taylor(Experiment):
         images = list(dict.fromkeys(r["image"] for r in results.rows()))
         caption = [
             f"Eqs. 37 and 38 on {len(images)} images in {results.config.precision}. Left: the true difference of the probability "
-            "against the linear one for a point each window, the whole of it replaced. Right: what remains between them (norm over an "
+            "against the linear one, a point for each window. Right: what remains between them (norm over an "
             "image's windows) when a share s of the way is gone, without noise (red, first order) and with noise that parts "
             "equal inputs of a max-pooling (blue, second order); dashed: s and s²",
             f"{results.config.model.name}, {fact['weights']}; windows learnt from {fact['learnt_from']}",

@@ -1,0 +1,243 @@
+"""zhou2018: its equations against other ways to the same number, and each figure from command to verdict, at a small size."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vis import metrics
+from vis.compose import compose_config
+from vis.data import digits, mnist
+from vis.experiment import Run
+from vis.home import provide_experiments
+from vis.methods import PDAFast, Target
+from vis.models import CNNMnist
+from vis.record import load_run
+
+provide_experiments()
+
+from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_mean  # noqa: E402
+
+# The MNIST network with random weights on digits, large windows far apart.
+TINY = (
+    "preset=small",
+    "model=cnn_mnist",
+    "model.weights=null",
+    "model.init=kaiming_normal",
+    "dataset=digits",
+    "dataset.limit=2",
+)
+
+
+def tiny(*methods: str) -> tuple[str, ...]:
+    return TINY + tuple(
+        f"methods.{m}.{k}={v}" for m in methods for k, v in {"window": 6, "patch": 10, "stride": 5}.items()
+    )
+
+
+def claims(folder) -> dict:
+    return {c["name"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
+
+
+# --- equations --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 8), st.integers(0, 999))
+def test_the_geometric_mean_of_softmaxes_is_the_softmax_of_the_mean(K, S, seed):
+    random = np.random.default_rng(seed)
+    z, P = 5 * random.standard_normal((S, K)), random.dirichlet(np.ones(S))
+    by_logs = np.exp(P @ np.log(geometric_mean.softmax(z)))
+    ours = geometric_mean.geometric_mean(geometric_mean.softmax(z), P)
+    np.testing.assert_allclose(ours, by_logs / by_logs.sum(), rtol=1e-12)
+    np.testing.assert_allclose(ours, geometric_mean.softmax(P @ z), rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-8, 8), st.floats(0.1, 5))
+def test_the_error_of_a_relu_is_that_of_scipys_quadrature(mu, sigma):
+    from scipy import integrate, stats
+
+    density = stats.norm(mu, sigma).pdf
+    expected = integrate.quad(lambda x: x * density(x), 0, max(mu, 0) + 40 * sigma, points=[max(mu, 0)], limit=200)[0]
+    error = abs(expected - max(mu, 0))
+    assert gaussian_inputs.relu_error(mu, sigma) == pytest.approx(error, abs=1e-7 * (1 + abs(mu)))
+    by_parts = gaussian_inputs.relu_error_by_quadrature(mu, sigma)
+    assert gaussian_inputs.relu_error(mu, sigma) == pytest.approx(by_parts, abs=1e-12 * (1 + abs(mu)))
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("geometric_mean", ["experiment.draws=5"]),
+        ("gaussian_inputs", ["seeds=1", "experiment.samples=2000"]),
+        ("sigmoid", ["experiment.draws=5"]),
+        ("figure8", []),
+    ],
+)
+def test_the_equations_hold(vis_run, name, small):
+    folder = vis_run(f"experiment=zhou2018/{name}", *small).folder
+    found = claims(folder)
+    assert {c["verdict"] for c in found.values()} == {"holds"}
+    assert (folder / "figure.png").is_file()
+
+
+def test_the_taylor_expansion_is_of_first_order_where_the_network_has_a_gradient(vis_run):
+    small = (*tiny("pda_fast")[1:], "dataset.limit=2", "experiment.windows=9")
+    found = claims(vis_run("experiment=zhou2018/taylor", *small).folder)
+    assert found["eq37"]["verdict"] == "holds"
+    assert np.mean(found["eq37"]["values"]) == pytest.approx(2, abs=0.1)
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_that_of_the_method_however_its_windows_are_cut(vis_run):
+    small = ("experiment=zhou2018/figure14", *tiny("pda", "pda_fast"))
+    one = load_run(vis_run(*small).folder)
+    cut = load_run(vis_run(*small, "experiment.windows=7").folder)
+    assert len(one.rows()) == 4  # two images, two methods
+    assert len(cut.rows()) == 4 * 6  # 36 windows, with the last row and column
+    for image in evidence.images_of(one):
+        for method in ("pda", "pda_fast"):
+            map_ = evidence.map_of(one, image, method)
+            np.testing.assert_allclose(evidence.map_of(cut, image, method), map_, atol=1e-5 * np.abs(map_).max())
+    assert evidence.images_of(cut) == ["digit_0000", "digit_0001"]
+
+
+def test_a_map_is_the_methods_own(vis_run):
+    results = load_run(vis_run("experiment=zhou2018/figure14", *tiny("pda", "pda_fast"), "precision=float64").folder)
+    config = compose_config(["experiment=zhou2018/figure14", *tiny("pda", "pda_fast"), "precision=float64"])
+    run = Run(config)
+    model = run.model()
+    batch = run.batch(model, [1])
+    evidence.learn(run, model, own_images=True)
+    method = run.methods["pda_fast"]
+    assert isinstance(method, PDAFast)
+    c = int(model.net(batch.x).argmax())
+    expected = method(model.net, batch.x, Target(c))[0].numpy()
+    np.testing.assert_allclose(evidence.map_of(results, "digit_0001", "pda_fast"), expected, atol=1e-10)
+
+
+def test_a_killed_run_goes_on_and_ends_with_equal_bytes(vis_run, monkeypatch):
+    small = ("experiment=zhou2018/figure14", *tiny("pda", "pda_fast"), "experiment.windows=9", "dataset.limit=1")
+    whole = vis_run(*small).folder
+    compute, calls = evidence.EvidenceMaps.compute, []
+
+    def killed(self, run, unit):
+        calls.append(unit)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return compute(self, run, unit)
+
+    monkeypatch.setattr(evidence.EvidenceMaps, "compute", killed)
+    before = set(whole.parent.iterdir())
+    assert vis_run(*small).code != 0
+    (stopped,) = set(whole.parent.iterdir()) - before
+    assert vis_run("--resume", str(stopped)).folder == stopped
+    assert len(calls) == 4 + 8 - 3
+    assert (stopped / "maps.npz").read_bytes() == (whole / "maps.npz").read_bytes()
+    assert (stopped / "claims.json").read_bytes() == (whole / "claims.json").read_bytes()
+
+
+def test_without_weights_the_way_out_is_named(vis_run, tmp_path):
+    for name in ("figure14", "figure11"):
+        ran = vis_run(f"experiment=zhou2018/{name}")
+        assert ran.code == 2
+        assert "preset=small" in ran.err
+    assert not list((tmp_path / "outputs").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "extra"),
+    [
+        ("figure9", ["pda"], ["experiment.samples=20"]),
+        ("figure10", ["pda"], ["experiment.samples=20"]),
+        ("figure11", ["pda_fast"], ["experiment.samples=20"]),
+        ("figure15", ["pda", "pda_fast"], ["methods.pda.samples=2", "+methods.pda_fast_sampled.stride=5"]),
+        ("figure16", ["pda_fast"], ["experiment.samples=100", "experiment.draws=3"]),
+        ("figure17", ["pda_fast"], ["+experiment.part={digit_0000: [0, 0, 1, 1]}"]),
+        ("figure18", ["pda_fast"], []),
+        ("figure19", ["pda_fast", "pda_gradient"], []),
+    ],
+)
+def test_a_figure_says_of_the_paper_nothing_and_of_what_is_here_something(vis_run, name, methods, extra):
+    folder = vis_run(f"experiment=zhou2018/{name}", *tiny(*methods), *extra).folder
+    found = claims(folder)
+    here = {n for n in found if n.startswith("here_")}
+    assert here
+    for n in here:
+        assert found[n]["verdict"] != "not measured" or "box" in found[n]["measured"]
+        assert found[n.removeprefix("here_")]["verdict"] == "not measured"
+    assert (folder / "figure.png").is_file()
+
+
+def test_table_2s_formula_is_algorithm_3_with_windows_of_a_pixel(vis_run):
+    folder = vis_run("experiment=zhou2018/table2", *tiny("pda_gradient")).folder
+    assert claims(folder)["formula"]["verdict"] == "holds"
+
+
+def test_figure_13_counts_and_takes_a_digit_of_each_class(vis_run):
+    small = [o for o in tiny("pda", "pda_fast") if "patch" not in o]
+    results = load_run(
+        vis_run("experiment=zhou2018/figure13", *small, "dataset.limit=40", "methods.pda.samples=2").folder
+    )
+    assert [row["label"] for row in results.rows("images")] == list(range(10))
+    assert sum(row["images"] for row in results.rows("accuracy")) == 40
+
+
+def test_what_a_rotation_moves_is_put_back():
+    image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    quarter = figure18._rotation(math.pi / 2)
+    torch.testing.assert_close(figure18.moved(image, quarter), image.rot90(1, (2, 3)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        figure18.moved(figure18.moved(image, quarter), torch.linalg.inv(quarter)), image, atol=1e-5, rtol=0
+    )
+    figure = figure18.Figure18([20, -45], [0.25, 0.0, 0.75, 0.5], source="")
+    torch.testing.assert_close(figure.view(image, "flipped"), image.flip(3))
+    enlarged = figure.view(image, "cropped")
+    assert enlarged[..., 0:2, 0:2].mean() == pytest.approx(float(image[..., 2, 0].mean()), abs=0.35)
+
+
+def test_the_times_of_an_image_follow_from_their_parts(vis_run):
+    one = ("~experiment.models.vgg16", "~experiment.models.googlenet", "methods.pda.samples=3")
+    folder = vis_run(
+        "experiment=zhou2018/figure12", *one, "experiment.rounds=1", "experiment.windows=20", "experiment.batch=2"
+    ).folder
+    (row,) = load_run(folder).rows()
+    assert row["windows"] == 215**2
+    found = claims(folder)
+    assert found["exact"]["verdict"] == "holds"
+    pda, fast = 3 * row["forward"] + row["draw"], row["forward"] + row["mean"]
+    assert found["ten"]["values"] == [pytest.approx(pda / fast)]
+    assert found["expensive"]["verdict"] == "not measured", "there is one network"
+
+
+# --- what they stand on -----------------------------------------------------------------------------------------------
+
+
+def test_the_mnist_network_is_tensorflows():
+    assert sum(p.numel() for p in CNNMnist().parameters()) == 3_274_634
+    assert CNNMnist()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match="4x4 or more"):
+        CNNMnist(input_size=3)
+
+
+def test_mnist_falls_back_to_digits_only_where_asked(tmp_path):
+    train, test = (mnist(str(tmp_path), train=part, fallback=True) for part in (True, False))
+    assert sorted([*train.names, *test.names]) == sorted(digits().names)
+    with pytest.raises(Exception, match="MNIST can neither be read"):
+        mnist(str(tmp_path))
+
+
+def test_sim_and_total_variation_by_hand():
+    a = torch.tensor([[1.0, 3.0], [0.0, -5.0]])[None, None]
+    b = torch.tensor([[2.0, 1.0], [1.0, 9.0]])[None, None]
+    assert float(metrics.sim(a, b)) == pytest.approx(min(1 / 4, 2 / 13) + min(3 / 4, 1 / 13))
+    assert float(metrics.sim(a, 7 * a)) == pytest.approx(1)
+    assert float(metrics.total_variation(a)) == pytest.approx((2 + 5 + 1 + 8) / 9)
