@@ -18,7 +18,6 @@ from PIL import Image
 
 from vis.record import write_json, write_text
 from vis.report import main
-from vis.run import main as run_main
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(2)> & | done"""
 
@@ -250,22 +249,13 @@ def test_mistakes_of_the_command(tmp_path, capsys):
     assert "vis-report RUN RUN" in capsys.readouterr().out
 
 
-def test_a_real_run_in_the_report(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_main(["experiment=nie2018/figure1"]) == 0
-    capsys.readouterr()
-    page = reported(capsys)
-    assert page == Path("outputs/report.html")
-    assert Counter(row["verdict"] for row in rows(page)) == {"holds": 3}
-    assert "vis-run experiment=nie2018/figure1" in Page(page).check().text
-
-
 MEASURE = """
 const frame = document.querySelector('iframe');
 frame.onload = () => {
   const page = frame.contentDocument, view = frame.contentWindow, found = {};
   const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255)); return .2126 * r + .7152 * g + .0722 * b; };
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
+                       return .2126 * r + .7152 * g + .0722 * b; };
   const probe = page.body.appendChild(page.createElement('p')); probe.style.background = 'Canvas';
   const back = light(view.getComputedStyle(probe).backgroundColor);
   const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);

@@ -469,7 +469,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(folders) > 2:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
         page = (
-            compare(*folders) if len(folders) == 2 else report(*folders or [Path("outputs")], config_dirs=config_dirs)
+            compare(*folders) if len(folders) == 2 else report((folders or [Path("outputs")])[0], config_dirs)
         )
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)

@@ -1,0 +1,94 @@
+"""docs/extend.md does what it says: its files are written, its commands run, as they stand there. So does the notebook."""
+
+import json
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vis.record import load_run
+from vis.report import main as report_main
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TEXT = (DOCS / "extend.md").read_text(encoding="utf-8")
+FILE = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", flags=re.S)
+
+
+@pytest.fixture
+def extend(vis_run, tmp_path, monkeypatch, capsys):
+    """Runs the commands under a heading of the page, standing beside all of the page's files; the folders they made."""
+    for name, code in FILE.findall(TEXT):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(heading):
+        section = next(part for part in TEXT.split("\n## ") if part.startswith(heading + "\n"))
+        folders = []
+        for line in re.findall(
+            r"^    ((?:vis-run|vis-report|python) .*)$", re.sub(r"```.*?```", "", section, flags=re.S), flags=re.M
+        ):
+            program, *words = shlex.split(line)
+            if program == "vis-run":
+                folders.append(vis_run(*words).folder)
+            elif program == "vis-report":
+                assert report_main(words) == 0
+                folders.append(Path(capsys.readouterr().out.strip()).parent)
+            else:
+                runpy.run_path(words[0], run_name="__main__")
+        return folders
+
+    return run
+
+
+def test_every_block_of_the_page_names_its_file():
+    assert len(FILE.findall(TEXT)) == TEXT.count("```") / 2 == 9
+
+
+def test_a_method_of_ones_own(extend):
+    run, walls = extend("A method")
+    results = load_run(run)
+    assert results.config.methods.squared.times_input is True
+    assert any(name.endswith("/squared") for name in results.arrays)
+    rows = load_run(walls).tables["table"]
+    assert {"squared", "gradcam"} <= {row["method"] for row in rows}
+
+
+def test_a_model_of_ones_own(extend):
+    pytest.importorskip("timm")
+    timm, own = map(load_run, extend("A model"))
+    assert timm.config.model.model_name == "resnet18"
+    assert own.config.model.name == "my_net"
+    provenance = json.loads((own.folder / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["models"]["my_net seed 0"]["sha256"]
+
+
+def test_data_of_ones_own(extend):
+    (run,) = extend("A dataset")
+    assert {row["image"] for row in load_run(run).tables["table"]} == {"disc 0", "square 1"}
+
+
+def test_a_figure_of_ones_own(extend):
+    run, collection, outputs = extend("A figure with claims")
+    (claim,) = json.loads((run / "claims.json").read_text(encoding="utf-8"))
+    assert (claim["name"], len(claim["values"])) == ("recovers", 2)
+    assert (collection / "index.html").is_file()
+    page = (outputs / "report.html").read_text(encoding="utf-8")
+    assert "My paper" in page
+    assert "Figure 1: what guided backpropagation shows of a random network" in page
+    assert "Other runs of mine/figure1: 1" in page
+
+
+def test_the_notebook(monkeypatch, tmp_path):
+    cells = json.loads((DOCS / "methods.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in cells)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for each in code:
+        exec(each, names)
+    assert names["maps"]["gbp"].shape == (1, 3, 224, 224)
+    assert not list(tmp_path.iterdir())
