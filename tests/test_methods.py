@@ -1,6 +1,7 @@
 """The contract of every method, and the rules of nie2018, Eq. (1)-(2), against references written from the paper."""
 
 import gc
+import itertools
 import math
 import warnings
 import weakref
@@ -41,6 +42,7 @@ from vis.methods import (
     LayerCAM,
     Method,
     NotApplicable,
+    Occlusion,
     OptiCAM,
     ReluRule,
     Saliency,
@@ -171,7 +173,7 @@ def fem(net: nn.Module, x: Tensor, unit: int) -> Tensor:
     """Eq. 26 of ayyar2021, feature map by feature map."""
     kept: list[Tensor] = []
     cams.with_layer(net, x, cams.layer_of(net), lambda A: kept.append(A.detach().clone()) or A)
-    maps = [sum(A.mean() * (A >= A.mean() + A.std(correction=0)) for A in each) for each in kept[0]]
+    maps = [sum(A.mean() * (A.mean() + A.std(correction=0) <= A) for A in each) for each in kept[0]]
     return F.interpolate(torch.stack(maps)[:, None], x.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -243,6 +245,25 @@ def does_not_see_the_class(method: Method) -> None:
     is_an_overlay(method)
 
 
+def covered(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """The mean fall of the logit over the 3x3 windows of zeros that hold a pixel."""
+    total, counts = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
+    for top, left in itertools.product(range(x.shape[2] - 2), range(x.shape[3] - 2)):
+        window = (..., slice(top, top + 3), slice(left, left + 3))
+        changed = x.clone()
+        changed[window] = 0
+        total[window] += (net(x) - net(changed))[:, unit].view(-1, 1, 1, 1)
+        counts[window] += 1
+    return (total / counts).detach()
+
+
+def finds_nothing_where_nothing_is_covered(method: Method) -> None:
+    x = networks.images()
+    x[:, :, :6] = 0
+    maps = method(networks.build("vgg_like"), x, 2)
+    assert maps[:, :, :4].abs().max() < 1e-12 < maps[:, :, 6:].abs().min()
+
+
 # --- the list that a new method joins --------------------------------------------------------------------------------
 
 
@@ -269,6 +290,7 @@ CASES = [
     Case(ScoreCAM(), cams.scorecam, is_an_overlay),
     Case(AblationCAM(), cams.ablationcam, is_an_overlay),
     Case(OptiCAM(iterations=10), cams.opticam(10), is_an_overlay),
+    Case(Occlusion(window=3), covered, finds_nothing_where_nothing_is_covered),
     Case(IntegratedGradients(steps=7), integrated, keeps_its_axiom),
     Case(SmoothGrad(samples=5, noise_level=0.2), smoothed, is_its_base_without_noise),
     Case(

@@ -30,7 +30,7 @@ from vis.graph import _WINDOWS, ELEMENTWISE, NotTraceable, Traced, _window, trac
 
 log = logging.getLogger(__name__)
 
-WHOLE = 0.85  # of a map: rectangles that fill more of it, all together, are not worth cutting out
+WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
 _POINTWISE = ELEMENTWISE | {"localresponsenorm"}
 _UNTRACED = 1 << 22  # numbers of images at a time where a network is run whole: 27 images of 3x224x224
 _SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
