@@ -48,6 +48,12 @@ def test_the_wheel_lists_what_the_checkout_lists(fresh, tmp_path):
     assert "nie2018/figure4" in installed.stdout
 
 
+def test_the_wheel_has_vis_report(fresh, tmp_path):
+    done = subprocess.run([fresh / "vis-report"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vis-report: there is no folder outputs")
+
+
 def test_the_readmes_code_runs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     names: dict[str, object] = {}

@@ -10,7 +10,7 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from omegaconf import OmegaConf
@@ -80,9 +80,11 @@ class Page(HTMLParser):
             if target.startswith("#"):
                 assert target[1:] in identities
             else:
-                assert (self.folder / unquote(target)).exists(), target
+                assert (self.folder / unquote(urlsplit(target).path)).exists(), target
         assert all(attributes.get("alt") for tag, attributes in self.tags if tag == "img")
         assert all(attributes.get("scope") in ("col", "row") for tag, attributes in self.tags if tag == "th")
+        regions = [attributes for _, attributes in self.tags if attributes.get("role") == "region"]
+        assert all(region.get("tabindex") == "0" and region.get("aria-label") for region in regions)
         levels = [int(tag[1]) for tag, _ in self.tags if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
