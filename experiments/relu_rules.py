@@ -1,0 +1,76 @@
+"""How a gradient passes a ReLU under the rules of backpropagation, as a numeric example: nie2018's and ayyar2021's.
+
+    T = h(R) * g'(y)      h = identity (saliency) or ReLU (DeconvNet, GBP)      g = identity (DeconvNet) or ReLU
+
+y is the input of the ReLU, R the gradient that arrives behind it, T the one that leaves it. All numbers are computed by the
+methods themselves, on the network that consists of this ReLU and the weights R.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vis.claims import Claim, near_zero
+from vis.errors import UserError
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import numbers, plot, styled
+from vis.methods import explain_all
+from vis.record import Part, Results
+
+
+class OneReLU(nn.Module):
+    """Its one logit is the sum of R times ReLU(y); y [B, C, H, W]."""
+
+    def __init__(self, R: Tensor) -> None:
+        super().__init__()
+        self.R = nn.Parameter(R)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return (self.R * torch.relu(y)).flatten(1).sum(1, keepdim=True)
+
+
+class ReluRules(Experiment):
+    """y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
+
+    sentences: {method: (what the paper says of its T, where)}; titles: {array: title of its panel}, in their order.
+    """
+
+    sentences: ClassVar[Mapping[str, tuple[str, str]]]
+    titles: ClassVar[Mapping[str, str]]
+
+    def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
+        self.y, self.R = (torch.tensor(rows, dtype=torch.float64) for rows in (y, R))
+        if self.y.shape != self.R.shape or self.y.ndim != 2:
+            raise UserError("experiment.y and experiment.R are lists of rows, equally many and equally long")
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])
+        arrays = {"y": self.y.numpy(), "o": self.y.clamp(min=0).numpy(), "R": self.R.numpy()}
+        return Part(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
+
+    def claims(self, results: Results) -> list[Claim]:
+        y, R = results.arrays["y"], results.arrays["R"]
+        rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
+        metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
+        return [
+            Claim(m, *self.sentences[m], metric, exact, [float(np.abs(results.arrays[m] - rule[m]).max())])
+            for m in results.config.methods
+            if m in rule
+        ]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        caption = [
+            "One ReLU: its input y and output o in the forward pass; a gradient R arrives behind it in the backward pass, and "
+            "leaves it as T under three rules. Red is positive, blue negative; each method's T is computed by the method",
+        ]
+        titles = {name: title for name, title in self.titles.items() if name in results.arrays}
+        figure, axes = plot(1.15 * len(titles), 1.65, caption, columns=len(titles))
+        bound = max(float(np.abs(results.arrays[name]).max()) for name in titles)
+        with styled():
+            for each, (name, title) in zip(axes, titles.items(), strict=True):
+                numbers(each, results.arrays[name], title, bound)
+        return {"figure": figure}
