@@ -173,11 +173,12 @@ class EvidenceMaps(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]
         batch = run.batch(model, unit["images"])
+        c, logits = chosen_class(run, model, batch)  # of the image itself, for all of its views
         if unit["view"]:
             batch.pixels = self.view(batch.pixels, unit["view"])
             batch.x = run.preprocess(model)(batch.pixels.to(run.dtype)).to(batch.x)
+            logits = chosen_class(run, model, batch)[1]
         image = f"{batch.names[0]} {unit['view']}".strip()
-        c, logits = chosen_class(run, model, batch)
         learn(run, model, self.own_images)
         method: Any = run.methods[name]
         row = {"image": image, "method": name, "window": method.window, "stride": method.stride, "first": first}
@@ -297,7 +298,7 @@ class EvidenceMaps(Experiment):
                 title = "" if rows else method_title(results.config, name)
                 bound = f"up to {np.abs(map_).max():.2g}"
                 panels += [Panel(display.diverging(map_), title, bound), Panel(display.evidence(map_, pixels))]
-            rows.append(PanelRow(panels, fact["image"] if len(fact["image"]) < 18 else ""))
+            rows.append(PanelRow(panels, fact["image"] if len(fact["image"]) < 25 else ""))
         return {"figure": panel_grid(rows, self.caption(results))}
 
     def caption(self, results: Results) -> list[str]:

@@ -1,8 +1,8 @@
 """zhou2018, Figure 18: the evidence in a photograph, and in the photograph rotated, flipped and cropped.
 
-"All heatmaps except the last one mark the husky's ears and nose as strong positive evidence": each map is put back (the
-transformation undone) and correlated with that of the original where both see the same. In the paper's last picture, a
-rotation, an ear is cut off. It does not give the angles and the crop; these are ours.
+"All heatmaps except the last one mark the husky's ears and nose as strong positive evidence": each map, for the class of the
+original, is put back (the transformation undone) and correlated with the original's where both see the same. In the paper's
+last picture, a rotation, an ear is cut off. It does not give the angles and the crop; these are ours.
 """
 
 import math
