@@ -12,20 +12,21 @@ from typing import Any
 from vis.record import RunFolder, write_text
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4312b; --none: #666; }
-@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72; --none: #aaa; } }
+:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4312b; --none: #666; --quiet: #444; }
+@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72; --none: #aaa; --quiet: #bbb; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+tbody th { overflow-wrap: anywhere; min-width: 9rem; }
 .skip { position: absolute; left: -100rem; } .skip:focus { left: 1rem; top: .2rem; }
 :focus-visible { outline: 3px solid #4c8dff; outline-offset: 2px; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: #fff; border-radius: 4px; }
 .figures { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .figures figure { max-width: 40rem; }
-figcaption, .small { font-size: .85rem; opacity: .85; } summary { cursor: pointer; padding: .3rem 0; }
+figcaption, .small { font-size: .85em; color: var(--quiet); } summary { cursor: pointer; padding: .3rem 0; }
 .mark { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; max-width: 40rem; }
 tbody th { font-weight: normal; } table.wide { min-width: 48rem; }
-@media (max-width: 40rem) { th, td { padding: .25rem .4rem; } }
+@media (max-width: 40rem) { th, td { padding: .25rem; } table { font-size: .8rem; } table.wide { min-width: 36rem; } }
 .holds { color: var(--good); } .fails { color: var(--bad); } .not { color: var(--none); } .verdict { font-weight: 600; }
 code, pre { font-size: .85rem; } pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: 4px; }
 """

@@ -346,7 +346,8 @@ def _overview(sections: Sequence[Section]) -> str:
         ]
         for s in sections
     ]
-    return table("Claims and items of each paper", ["Paper", *(v.capitalize() for v in VERDICTS), "Items done"], rows)
+    heads = ["Paper", *(v.capitalize() for v in VERDICTS), "Items done"]
+    return table("Claims and items of each paper", heads, rows, wide=False)
 
 
 def _section(section: Section, folder: Path, level: int) -> Iterator[str]:
@@ -359,11 +360,11 @@ def _section(section: Section, folder: Path, level: int) -> Iterator[str]:
     for item in section.items:
         state = ", ".join(filter(None, [item.state, item.reduced, str(item.status.get("error") or "")]))
         seconds = f"{item.status['seconds']:.0f}" if "seconds" in item.status else ""
-        name = f'<th scope=row><a href="#{_anchor(item.name)}">{escape(item.name)}</a></th>'
-        texts = [f"<td>{escape(text)}</td>" for text in (seconds, state)]
-        rows.append([name, f"<td>{escape(item.title)}</td>", *_counts([item]), *texts])
-    heads = ["Item", "What", *(v.capitalize() for v in VERDICTS), "Seconds", "State"]
-    yield f"<h{level}>Scoreboard</h{level}>" + table(f"Scoreboard: {section.title}", heads, rows)
+        what = f"<br><span class=small>{escape(item.title)}</span>"
+        name = f'<th scope=row><a href="#{_anchor(item.name)}">{escape(item.name)}</a>{what}</th>'
+        rows.append([name, *_counts([item]), *(f"<td>{escape(text)}</td>" for text in (state, seconds))])
+    heads = ["Item", *(v.capitalize() for v in VERDICTS), "State", "Seconds"]
+    yield f"<h{level}>Scoreboard</h{level}>" + table(f"Scoreboard: {section.title}", heads, rows, wide=False)
     if section.findings:
         yield f"<h{level}>Findings: what the paper says, and what was measured</h{level}>"
     for finding in section.findings:
@@ -468,9 +469,7 @@ def main(argv: list[str] | None = None) -> int:
                 folders.append(Path(word).expanduser())
         if len(folders) > 2:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
-        page = (
-            compare(*folders) if len(folders) == 2 else report((folders or [Path("outputs")])[0], config_dirs)
-        )
+        page = compare(*folders) if len(folders) == 2 else report((folders or [Path("outputs")])[0], config_dirs)
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)
         return 2
