@@ -200,7 +200,7 @@ def test_names_and_texts_are_escaped(tmp_path, capsys):
 def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, capsys):
     made(tmp_path / "good")
     for number, (file, text) in enumerate(
-        {"claims.json": "[{", "config.yaml": "a: [", "status.json": "", "provenance.json": "3"}.items()
+        {"claims.json": "[{}]", "config.yaml": "a: [", "status.json": "", "provenance.json": "3"}.items()
     ):
         write_text(made(tmp_path / f"bad{number}") / file, text)
     shutil.copytree(made(tmp_path / "nofigure", "nie2018/figure5"), tmp_path / "nofigure2")
@@ -210,6 +210,10 @@ def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, capsys):
     behind = read.text[read.text.index("Folders that could not be read") :]
     assert [f"bad{number}" in behind for number in range(4)] == [True] * 4
     assert "missing or damaged" in read.text
+    assert "Reproduction report: Nie et al. 2018" in read.text
+    write_text(tmp_path / "good" / "claims.json", "[{")
+    assert main([str(tmp_path / "good"), str(tmp_path / "good")]) == 1
+    assert capsys.readouterr().err.startswith("vis-report: cannot read or write: ")
     assert len(read.all("img", "src")) == 1
 
 

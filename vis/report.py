@@ -181,8 +181,9 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
             name = str(RunFolder(folder).config().experiment.name)
             item = Item(name, describe(files[name]) if name in files else name, folder)
             _ = item.status, item.claims, item.figures, item.when, item.reduced, item.command
-        except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file, of any kind
-            unreadable.append((folder, str(error)))
+            _ = [_flat(claim) for claim in item.claims]
+        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # damaged in any way
+            unreadable.append((folder, f"{type(error).__name__}: {error}"))
         else:
             found.setdefault(name, []).append(item)
     if not (found or sweeps or unreadable):
@@ -200,7 +201,9 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
         if entries:
             lines = "".join(f"<li>{_link(folder, root)} {escape(str(text))}</li>" for folder, text in entries)
             rest.insert(0, f"<h2>{heading}</h2><ul>{lines}</ul>")
-    write_report(page, "Reproduction report", list(_by_paper(counted, files)), rest)
+    sections = list(_by_paper(counted, files))
+    only = f": {sections[0].title}" if len(sections) == 1 else ""
+    write_report(page, f"Reproduction report{only}", sections, rest)
     return page
 
 
@@ -223,8 +226,8 @@ def compare(first: Path, second: Path) -> Path:
     facts = [
         {f"({k})": str(item.provenance.get(k)) for k in ("git_commit", "version", "device", "gpu")} for item in pair
     ]
-    for item, options_ in zip(pair, facts, strict=True):
-        options_ |= {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")}
+    for item, values in zip(pair, facts, strict=True):
+        values |= {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")}
     keys = [k for k in dict.fromkeys([*facts[0], *facts[1]]) if facts[0].get(k) != facts[1].get(k)]
     rows = [[f"<th scope=row>{escape(k)}</th>", *(f"<td>{escape(c.get(k, ''))}</td>" for c in facts)] for k in keys]
     parts += ["<h2>What differs</h2>", table("What differs", ["Option", "A", "B"], rows) if rows else "<p>nothing</p>"]
@@ -473,8 +476,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"vis-report: cannot write the report: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:  # a full disk; a damaged file of one of two runs
+        print(f"vis-report: cannot read or write: {error}", file=sys.stderr)
         return 1
     print(f"open {page}", file=sys.stderr)
     print(page)
