@@ -135,7 +135,7 @@ class Figure10(Experiment):
             "the one that arrives with the filter turned by 180 degrees, Eqs. (28) to (33)",
             f"Largest error of any equation over {len(results.rows())} cases in float64: {worst:.1e}",
         ]
-        figure, axes = plot(PAGE_WIDTH, 1.5, caption, columns=len(titles))
+        figure, axes = plot(PAGE_WIDTH, 1.75, caption, columns=len(titles))
         with styled():
             for each, (name, title) in zip(axes, titles.items(), strict=True):
                 numbers(each, results.arrays[name], title, float(np.abs(results.arrays[name]).max()) or 1.0)

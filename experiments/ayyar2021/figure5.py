@@ -1,5 +1,7 @@
 """ayyar2021, Figure 5: a ReLU in the forward pass, in backpropagation, in DeconvNet and in guided backpropagation, in numbers."""
 
+from typing import ClassVar
+
 from experiments.relu_rules import ReluRules
 
 GRADIENT = "the rectification applied on the gradient map is based on the input, i.e. on those position where Y_n > 0"
@@ -8,12 +10,12 @@ GUIDED = "restrict the flow of the gradients that have a negative value [...] an
 
 
 class Figure5(ReluRules):
-    sentences = {
+    sentences: ClassVar = {
         "saliency": (GRADIENT, "Section 4.2"),
         "deconvnet": (DECONVNET, "Section 4.2"),
         "gbp": (GUIDED, "Section 4.3"),
     }
-    titles = {
+    titles: ClassVar = {
         "y": "input $Y_n$",
         "o": "(a) forward\nReLU($Y_n$)",
         "R": "gradient R\narrives",

@@ -1,0 +1,240 @@
+"""ayyar2021, Figures 4, 6, 8 and 9: maps of one network, an image in a row and a method in a column.
+
+What the survey says of its pictures is measured over all images, by numbers of each map that do not depend on its scale:
+
+    spread     participation ratio: on how many of its pixels its energy lies
+    high       share of pixels whose largest absolute value over the channels (Eq. 6) is above half of the map's maximum
+    variation  total variation: how fine it is
+    edges      correlation of that largest absolute value with the image's gradient magnitude (Sobel)
+
+The survey's networks are trained on ImageNet (or MexCulture's buildings, whose weights are not public). On others its claims
+are not measured, and claims of their own (`here_...`) say what is seen there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from vis import display, metrics
+from vis.claims import Claim, Rule, departures, interval
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.record import Part, Results
+
+POSITIVE = Rule("95% interval of the mean above 0", lambda values: interval(values)[0] > 0)
+Measured = tuple[str, str, str, Rule, Any]  # name, sentence, metric, rule, values
+
+
+def paper_and_here(
+    results: Results, source: str, network: Mapping[str, Any], measured: Sequence[Measured]
+) -> list[Claim]:
+    """The survey's claims on its network; on another they are not measured, and the same of what is here follows."""
+    node = results.config.model
+    reason = "stand-in weights, not ImageNet's" if node.weights == "standin" else departures(node, network)
+    reason = reason if node.weights else "random weights"
+    return [
+        Claim(prefix + name, here + sentence, source, metric, rule, values, reason=why)
+        for prefix, here, why in ((("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),))
+        for name, sentence, metric, rule, values in measured
+    ]
+
+
+def strength(maps: Tensor) -> Tensor:
+    """Eq. (6): the largest absolute value over the channels, [B, 1, H, W], in float64."""
+    return maps.double().abs().amax(1, keepdim=True)
+
+
+def sobel(pixels: Tensor) -> Tensor:
+    """The gradient magnitude of images [B, C, H, W] in gray: [B, 1, H, W]."""
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
+    gray = pad(metrics.luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
+    return conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
+
+
+def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """The four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
+    v = strength(maps)
+    top = v.amax((1, 2, 3), keepdim=True)
+    return {
+        "spread": metrics.participation_ratio(maps),
+        "high": (v > top / 2).double().mean((1, 2, 3)).where(top.flatten() > 0, torch.nan),
+        "variation": metrics.total_variation(maps),
+        "edges": metrics.pearson(v, sobel(pixels)),
+    }
+
+
+class Gallery(Experiment):
+    """source: the survey's figure. rows: images of the figure at most; the claims are of all.
+
+    network: what the survey's is. note: the number under each map. scalings: {method: how it is shown}, where that is not
+    its own way.
+    """
+
+    metrics = ("spread", "high", "variation", "edges")
+    series = "method"
+    network: ClassVar[Mapping[str, Any]] = {"arch": "resnet34", "input_size": 224}
+    note: ClassVar[tuple[str, str]] = ("", "")
+
+    def __init__(self, source: str, rows: int = 4, scalings: Mapping[str, str] = {}) -> None:
+        self.source, self.rows, self.scalings = source, rows, scalings
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"images": images} for images in run.batches(len(run.dataset), 4)]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        images, maps = len(unit["images"]), len(run.methods)
+        return Load(run.config.model, run.config.seed, images, images * maps, images * (1 + maps))
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        units = run.units_of(model, run.targets[0], batch.names)
+        (maps,), logits = run.explain(model, batch.x, [units])
+        classes = units or logits.argmax(1).tolist()
+        part = Part(tables={"table": []})
+        for i, image in enumerate(batch.names):
+            if unit["images"][i] < self.rows:
+                part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+                part.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
+        for method, each in maps.items():
+            found = numbers_of(each, batch.pixels)
+            errors = run.methods[method].axiom_error(model.net, batch.x, units, each)
+            for i, image in enumerate(batch.names):
+                row = {"image": image, "class": model.class_name(classes[i]), "method": method}
+                row |= {name: values[i].item() for name, values in found.items()}
+                row |= {"axiom_error": None if errors is None else errors[i].item(), "weights": model.weights}
+                part.tables["table"].append(row)
+        return part
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        """The claims that the figure shows, from values[number][method], a tensor over the images."""
+        return []
+
+    def claims(self, results: Results) -> list[Claim]:
+        values = {
+            name: {
+                method: torch.tensor([row[name] for row in results.rows(method=method)], dtype=torch.float64)
+                for method in results.config.methods
+            }
+            for name in self.metrics
+        }
+        try:
+            measured = self.measured(values)
+        except KeyError:  # a claim compares methods, and one of them was not asked for
+            return []
+        return paper_and_here(results, self.source, self.network, measured)
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, rows = results.config, []
+        shown = {m: self.scalings.get(m, method_class(config, m).display) for m in config.methods}
+        for image in list(dict.fromkeys(row["image"] for row in results.rows()))[: self.rows]:
+            cells = {row["method"]: row for row in results.rows(image=image)}
+            pixels = results.arrays[f"{image}/pixels"]
+            label = str(next(iter(cells.values()))["class"])
+            panels = [Panel(display.picture(pixels), "" if rows else "Sample image", label)]
+            for method, how in shown.items():
+                map_ = display.scaling(how)[0](results.arrays[f"{image}/{method}"], pixels)
+                note = f"{self.note[1]} {cells[method][self.note[0]]:.3f}" if self.note[0] else ""
+                panels.append(Panel(map_, "" if rows else self.title(config, method), note))
+            rows.append(PanelRow(panels))
+        caption = [
+            f"{config.model.name}, {results.rows()[0]['weights']}",
+            "; ".join(
+                f"{self.title(config, m)}: {display.scaling(how)[1]}".replace("\n", " ") for m, how in shown.items()
+            ),
+        ]
+        return {"figure": panel_grid(rows, caption)}
+
+    def title(self, config: Any, method: str) -> str:
+        """What the figure calls a method."""
+        return method_title(config, method)
+
+
+class Figure6(Gallery):
+    """Gradient against guided backpropagation."""
+
+    note = ("high", "high pixels")
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        high = values["high"]
+        return [
+            (
+                "fewer_high",
+                "the guidance steps result in reducing the number of pixels that have a higher importance score",
+                "share of pixels above half of the maximum, gradient - guided backpropagation",
+                POSITIVE,
+                (high["saliency"] - high["gbp"]).tolist(),
+            )
+        ]
+
+
+class Figure8(Gallery):
+    """Grad-CAM and Guided Grad-CAM."""
+
+    note = ("variation", "total variation")
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        fine = values["variation"]
+        return [
+            (
+                "finer",
+                "The heat maps produced by Grad-CAM are coarse [...] The heat map that is obtained by [Guided Grad-CAM] "
+                "has been observed to have a higher resolution",
+                "total variation, Guided Grad-CAM - Grad-CAM",
+                POSITIVE,
+                (fine["guided_gradcam"] - fine["gradcam"]).tolist(),
+            )
+        ]
+
+
+class Figure9(Gallery):
+    """LRP-epsilon with and without biases, LRP-alpha1beta0, FEM."""
+
+    network: ClassVar = {"num_classes": 1000, "pool": "max", "input_size": 224, "_target_": "vis.models.VGG16"}
+    note = ("spread", "spread")
+    titles: ClassVar = {
+        "lrp": "LRP-$\\epsilon$",
+        "lrp_no_bias": "LRP-$\\epsilon$\nignore bias",
+        "lrp_alpha1_beta0": "LRP-$\\alpha\\beta$\n$\\alpha = 1, \\beta = 0$",
+    }
+
+    def title(self, config: Any, method: str) -> str:
+        return str(self.titles.get(method) or super().title(config, method))
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        spread, edges = values["spread"], values["edges"]
+        others = torch.stack([edges[m] for m in ("lrp", "lrp_no_bias", "fem")]).amax(0)
+        return [
+            (
+                "most_pixels",
+                "LRP-eps [...] most of the input pixels get assigned a higher relevance score",
+                "participation ratio of LRP-eps - 1/2",
+                POSITIVE,
+                (spread["lrp"] - 0.5).tolist(),
+            ),
+            (
+                "smaller_region",
+                "LRP-eps without bias results in a heat map that has the importance only in a smaller region",
+                "participation ratio, LRP-eps - LRP-eps without bias",
+                POSITIVE,
+                (spread["lrp"] - spread["lrp_no_bias"]).tolist(),
+            ),
+            (
+                "contours",
+                "[alpha = 1, beta = 0] only highlights the contours with higher contrast in the image",
+                "correlation with the image's edges, LRP-alpha1beta0 - the largest of the others",
+                POSITIVE,
+                (edges["lrp_alpha1_beta0"] - others).tolist(),
+            ),
+            (
+                "holistic",
+                "FEM [...] the heat map that is more holistic and highlights the important regions",
+                "participation ratio, FEM - LRP-alpha1beta0",
+                POSITIVE,
+                (spread["fem"] - spread["lrp_alpha1_beta0"]).tolist(),
+            ),
+        ]
