@@ -108,7 +108,7 @@ def test_the_equations_hold(name, small):
 
 
 def test_the_taylor_expansion_is_of_first_order_where_the_network_has_a_gradient():
-    _, found = concluded("experiment=zhou2018/taylor", *tiny("pda_fast")[1:], "experiment.windows=9")
+    _, found = concluded("experiment=zhou2018/taylor", *tiny("pda_fast")[1:], "experiment.steps=[3e-5,1e-4,1.0]")
     assert found["eq37"]["verdict"] == "holds"
 
 
