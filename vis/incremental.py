@@ -89,6 +89,7 @@ class Crops:
     size: tuple[int, int]
     changed: Tensor
     room: Tensor | None = None
+    outside: float | None = None  # in the first row; None while the base rows are not there yet
 
     def cut(self, windows: np.ndarray, top: np.ndarray, left: np.ndarray, h: int, w: int, outside: float = 0) -> Tensor:
         """Rectangles [g, C, h, w] of the maps of some windows [g], in channels_last."""
@@ -129,8 +130,10 @@ class Crops:
             self.room = room_for(self.base, len(self.changed))
             self.room[1 + len(self.base) :] = self.changed
             self.changed = self.room[1 + len(self.base) :]
-        self.room[0] = outside
-        self.room[1 : 1 + len(self.base)] = self.base
+        if self.outside is None:
+            self.room[1 : 1 + len(self.base)] = self.base
+        if self.outside != outside:
+            self.room[0] = self.outside = outside
         return self.room
 
 
