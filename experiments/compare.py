@@ -21,7 +21,7 @@ from vis.allocator import peak_memory_gb, reset_peak_memory
 from vis.claims import Claim, mean, spread
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
 from vis.faithfulness import curves
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.record import Part, Results, Rows
@@ -210,4 +210,4 @@ class Compare(Experiment):
                 heading = "" if rows else method_title(config, name).replace(" ", "\n")
                 panels.append(Panel(show(results.arrays[f"{image}/{name}"], pixels), heading))
             rows.append(PanelRow(panels))
-        return panel_grid(rows, [self._about(results)])
+        return panel_grid(wrapped(rows), [self._about(results)])

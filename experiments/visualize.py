@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from vis import display, metrics
 from vis.claims import Claim
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import Panel, PanelRow, panel_grid, wrapped
 from vis.record import Part, Results, Rows
 
 BATCH = 4  # images at a time where batch_size is auto
@@ -117,7 +117,7 @@ class Visualize(Experiment):
         ]
         if len(keys) > self.rows:
             sentences.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
-        return {"figure": panel_grid(rows, sentences)}
+        return {"figure": panel_grid(wrapped(rows), sentences)}
 
     def _scaling(self, method: str, config: DictConfig) -> str:
         if self.scaling != "method":

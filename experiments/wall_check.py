@@ -21,7 +21,7 @@ from vis import display, metrics
 from vis.claims import Claim, Rule, mean, spread
 from vis.errors import UserError
 from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
 from vis.record import Part, Results, Rows
@@ -255,7 +255,7 @@ class WallCheck(Experiment):
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
             f"{results.config.model.name}, {network['weights']}",
         ]
-        return panel_grid(rows, caption)
+        return panel_grid(wrapped(rows), caption)
 
 
 def datasets(results: Results) -> list[str]:

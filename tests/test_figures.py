@@ -1,12 +1,13 @@
 """Figures that can be shown: nothing is cut off, no text lies on another or on a picture."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vis.figures import Panel, PanelRow, panel_grid, save, styled, typeset
+from vis.figures import Panel, PanelRow, panel_grid, save, styled, typeset, wrapped
 
 LONG = [
     "A caption with sentences that go on for a while, WIDE CAPITALS INCLUDED, MMMM WWWW " * 3,
@@ -44,3 +45,16 @@ def test_equal_figures_are_equal_files(tmp_path):
 
 def test_minus_and_times_are_typeset():
     assert typeset("7x7x3, -0.1 to -.5, up-to-date, 2018-11, box") == "7×7×3, −0.1 to −.5, up-to-date, 2018-11, box"
+
+
+def test_a_row_of_many_maps_is_broken_and_keeps_its_titles():
+    picture = np.zeros((4, 4, 3))
+    rows = [PanelRow([Panel(picture, t, f"{t}{r}") for t in "iabcde"], f"row {r}") for r in range(2)]
+    rows[1].panels = [replace(panel, title="") for panel in rows[1].panels]
+    broken = wrapped(rows, columns=4)
+    assert [[p.title for p in row.panels] for row in broken] == [["i", "a", "b", "c"], ["", "d", "e"]] * 2
+    assert [p.note for row in broken for p in row.panels if p.picture is not None] == [
+        f"{t}{r}" for r in range(2) for t in "iabcde"
+    ]
+    assert [row.label for row in broken] == ["row 0", "", "row 1", ""]
+    assert wrapped(rows, columns=6) == rows

@@ -291,7 +291,7 @@ def method_title(config: DictConfig, name: str) -> str:
     own = method_class(config, name)
     first = next(str(each) for each in config.methods if method_class(config, each) is own)
     title = str(getattr(own, "title", "") or first)
-    return title if first == name else f"{title} ({name.removeprefix(first).strip('_')})"
+    return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
 
 
 def pick_device(name: str) -> torch.device:

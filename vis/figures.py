@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ class PanelRow:
 
     panels: Sequence[Panel]
     label: str = ""
+
+
+def wrapped(rows: Sequence[PanelRow], columns: int = 10) -> list[PanelRow]:
+    """Rows of an input and its maps, broken where there are more than `columns`; a broken row has its titles each time."""
+    if all(len(row.panels) <= columns for row in rows):
+        return list(rows)
+    titles, broken = [panel.title for panel in rows[0].panels], []
+    for row in rows:
+        first, *maps = (replace(panel, title=title) for panel, title in zip(row.panels, titles, strict=True))
+        for i in range(0, len(maps), columns - 1):
+            broken.append(PanelRow([Panel(None) if i else first, *maps[i : i + columns - 1]], "" if i else row.label))
+    return broken
 
 
 def typeset(text: str) -> str:
