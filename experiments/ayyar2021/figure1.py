@@ -1,0 +1,94 @@
+"""ayyar2021, Figure 1: the gray window that slides over an image, and the map of what the score loses under it.
+
+"the regions where the objects are present should have a higher contribution to the prediction."
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from experiments.ayyar2021.gallery import POSITIVE, paper_and_here
+from vis import display
+from vis.claims import Claim
+from vis.errors import UserError
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.methods import Occlusion
+from vis.methods.perturbation import accumulate
+from vis.record import Part, Results
+from vis.target import Target
+
+OBJECT = "regions where the objects are present should have a higher contribution to the prediction"
+NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
+
+
+class Figure1(Experiment):
+    """places: pictures of the window, spread evenly over its way; one more shows where the score loses most.
+
+    rows: images of the figure at most. object: {image: box of the object, as shares of the sides: top, left, bottom, right}.
+    """
+
+    def __init__(self, places: int, rows: int, object: Mapping[str, Sequence[float]] = {}) -> None:
+        self.places, self.rows, self.object = places, rows, object
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"images": [i]} for i in range(len(run.dataset))]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model, method = run.model(), next(iter(run.methods.values()))
+        if not isinstance(method, Occlusion):
+            raise UserError("Figure 1 is of the sliding gray window: method=occlusion")
+        batch = run.batch(model, unit["images"])
+        (image,), x, k = batch.names, batch.x[0], method.window
+        with torch.no_grad():
+            logits = model.net(batch.x)[0]
+        c = (run.units_of(model, run.targets[0], batch.names) or [int(logits.argmax())])[0]
+        windows = method.windows(x)
+        loss = method.evidence(model.net, x, Target(c), windows)
+        map_ = accumulate(loss, windows, k, x.shape[1:]).cpu().double()
+        part = Part(tables={"windows": []})
+        row = {"image": image, "class": model.class_name(c), "score": logits[c].item(), "weights": model.weights}
+        if image in self.object:
+            top, left, bottom, right = self.object[image]
+            inside = torch.zeros(map_.shape, dtype=torch.bool)
+            height, width = map_.shape[1:]
+            inside[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+            row |= {"inside": map_[inside].mean().item(), "outside": map_[~inside].mean().item()}
+        part.tables["table"] = [row]
+        if unit["images"][0] < self.rows:
+            places = [*np.linspace(0, len(windows) - 1, self.places).astype(int).tolist(), int(loss[:, 0].argmax())]
+            covered = x.repeat(len(places), 1, 1, 1)
+            for each, i in zip(covered, places, strict=True):
+                top, left = windows[i].tolist()
+                each[:, top : top + k, left : left + k] = x.new_tensor(method.fill).view(-1, 1, 1)
+                part.tables["windows"].append({"image": image, "top": top, "left": left, "loss": loss[i, 0].item()})
+            preprocess = run.preprocess(model)
+            covered = preprocess.inverse(covered.cpu(), preprocess.norm(batch.pixels))
+            part.arrays = {f"{image}/pixels": batch.pixels[0].numpy(), f"{image}/map": map_.numpy()}
+            part.arrays[f"{image}/covered"] = covered.numpy()
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
+        metric = "mean loss of the score, inside - outside the object's box"
+        return paper_and_here(results, "Section 2.1", NETWORK, [("object", OBJECT, metric, POSITIVE, gains)])
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        rows: list[PanelRow] = []
+        for fact in results.rows()[: self.rows]:
+            image = fact["image"]
+            arrays = {name: results.arrays[f"{image}/{name}"] for name in ("pixels", "covered", "map")}
+            panels = [Panel(display.picture(arrays["pixels"]), "", f"{fact['class']}: {fact['score']:.2f}")]
+            for row, picture in zip(results.rows("windows", image=image), arrays["covered"], strict=True):
+                panels.append(Panel(display.picture(picture), "", f"{fact['score'] - row['loss']:.2f}"))
+            panels[-1].title = "" if rows else "Largest loss"
+            loss = Panel(display.overlay(arrays["map"], arrays["pixels"]), "" if rows else "Loss of the score")
+            rows.append(PanelRow([*panels, loss]))
+        caption = [
+            "A gray window slides over the image; under each picture the score of the class. Right: what the score loses, "
+            "the mean over the windows that hold a pixel; " + display.scaling("overlay")[1],
+            f"{results.config.model.name}, {results.rows()[0]['weights']}",
+        ]
+        return {"figure": panel_grid(rows, caption)}

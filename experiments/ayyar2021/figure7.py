@@ -1,0 +1,117 @@
+"""ayyar2021, Figure 7: the path of integrated gradients from a baseline to an image, and its integral converging.
+
+    R = (x - x0) * integral of dS_c/dx at x0 + alpha (x - x0), alpha from 0 to 1                     (7)
+
+The map sums to S_c(x) - S_c(x0) (completeness); what a sum of n gradients lacks of it is measured for growing n, by the
+paper's Riemann sum and by the nodes of Gauss and Legendre.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from vis import display
+from vis.claims import Claim, below, increasing, mean
+from vis.errors import UserError
+from vis.experiment import Experiment, Load, Run, Unit
+from vis.figures import Panel, PanelRow, panel_grid, plot, styled
+from vis.methods import IntegratedGradients
+from vis.methods.baseline import baseline_images
+from vis.record import Part, Results
+
+SUM = "the integral is approximated by a summation over a fixed number of samples i.e. Riemann approximation"
+RULES = {"riemann": "Riemann sum", "gauss_legendre": "Gauss-Legendre"}
+
+
+class Figure7(Experiment):
+    """alphas: how many images of the path are drawn; steps: numbers of gradients, rising; rows: images drawn, at most."""
+
+    def __init__(self, alphas: int, steps: Sequence[int], rows: int) -> None:
+        if alphas < 2 or len(steps) < 2 or sorted(set(steps)) != list(steps):
+            raise UserError("experiment.alphas is 2 or more, experiment.steps are two or more rising numbers")
+        self.alphas, self.steps, self.rows = np.linspace(0, 1, alphas), list(steps), rows
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"images": [i]} for i in range(len(run.dataset))]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        return Load(run.config.model, run.config.seed, 1, len(RULES) * sum(self.steps), len(self.alphas))
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model, own = run.model(), next(iter(run.methods.values()))
+        if not isinstance(own, IntegratedGradients):
+            raise UserError("Figure 7 is of the path of integrated gradients: method=integrated_gradients")
+        batch = run.batch(model, unit["images"])
+        (image,), x = batch.names, batch.x
+        x0 = baseline_images(x, own.baseline, own.black, own.seed)
+        path = torch.cat([x0 + alpha * (x - x0) for alpha in self.alphas.tolist()])
+        with torch.no_grad():
+            logits = model.net(path)
+        units = run.units_of(model, run.targets[0], batch.names) or [int(logits[-1].argmax())]
+        preprocess = run.preprocess(model)
+        pixels = preprocess.inverse(path.cpu(), preprocess.norm(batch.pixels))
+        part = Part(tables={"table": [], "path": []})
+        scores = logits[:, units[0]].tolist()
+        fact = {"image": image, "class": model.class_name(units[0]), "weights": model.weights}
+        part.tables["path"] = [
+            fact | {"alpha": a, "score": s} for a, s in zip(self.alphas.tolist(), scores, strict=True)
+        ]
+        if unit["images"][0] < self.rows:
+            part.arrays[image] = pixels.numpy()
+        for rule in RULES:
+            for n in self.steps:
+                method = copy.copy(own)
+                method.rule, method.steps = rule, n
+                error = method.axiom_error(model.net, x, units, method(model.net, x, units))
+                assert error is not None
+                part.tables["table"].append({"image": image, "rule": rule, "steps": n, "error": error.item()})
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        rows, first, last = results.rows(), self.steps[0], self.steps[-1]
+        metric = "|sum of the map - (S(x) - S(x0))| / |S(x) - S(x0)|"
+        found = []
+        for rule, title in RULES.items():
+            error = {n: [r["error"] for r in rows if r["rule"] == rule and r["steps"] == n] for n in (first, last)}
+            settings = {f"{last} steps": error[last], f"{first} steps": error[first]}
+            found += [
+                Claim(f"{rule}_converges", SUM, "Eq. 7", f"{metric}, {title}", increasing(), settings),
+                Claim(f"{rule}_complete", SUM, "Eq. 7", f"{metric}, {last} steps, {title}", below(0.05), error[last]),
+            ]
+        return found
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        rows: list[PanelRow] = []
+        for image in list(dict.fromkeys(row["image"] for row in results.rows("path")))[: self.rows]:
+            path = results.rows("path", image=image)
+            panels = [
+                Panel(display.picture(p), "" if rows else f"$\\alpha$ = {row['alpha']:.2f}", f"S = {row['score']:.2f}")
+                for p, row in zip(results.arrays[image], path, strict=True)
+            ]
+            rows.append(PanelRow(panels))
+        config, path = results.config, results.rows("path")
+        own = next(iter(config.methods.values()))
+        network = f"{config.model.name}, {path[0]['weights']}"
+        caption = [
+            f"From the baseline ({own.get('baseline', 'black')}) to the image in {len(self.alphas)} steps; S: the score of "
+            "the class that is explained",
+            network,
+        ]
+        count = len({row["image"] for row in results.rows()})
+        figure, (axes,) = plot(
+            caption=[
+                "What the map of integrated gradients lacks of completeness, in parts of S(x) - S(x0): mean over "
+                f"{count} images",
+                network,
+            ]
+        )
+        with styled():
+            for rule, title in RULES.items():
+                errors = [mean([r["error"] for r in results.rows(rule=rule, steps=n)]) for n in self.steps]
+                axes.plot(self.steps, errors, "o-", label=title)
+            axes.set(xscale="log", yscale="log", xlabel="gradients on the path", ylabel="error of completeness")
+            axes.legend()
+        return {"figure": panel_grid(rows, caption), "convergence": figure}
