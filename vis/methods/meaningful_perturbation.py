@@ -47,7 +47,7 @@ class MeaningfulPerturbation(Method):
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images = forward.images.detach()
         chosen = [Target(t.unit, None, "prob") for t in output_targets(forward, targets, self.title)]
-        blurred = baseline_images(images, "blur", 0.0, self.seed)
+        blurred = baseline_images(images, "blur", (0.0,), self.seed)
         mask = torch.ones(len(images), 1, self.cells, self.cells).to(images).requires_grad_()
         adam = torch.optim.Adam([mask], self.lr)
         best, least = mask.detach().clone(), images.new_full((len(images),), torch.inf)
