@@ -180,7 +180,7 @@ def _windows(name: str, count: int, device: str, repeats: int) -> Row:
     torch.manual_seed(0)
     net = VGG16() if name == "vgg16" else torchvision_classifier(name)
     initialise(net, "kaiming_normal", 0.1, seed=0)
-    net = net.eval().to(device, memory_format=torch.channels_last)
+    net = net.eval().to(device).to(memory_format=torch.channels_last)
     image = torch.randn(1, 3, 224, 224).to(device)
     everywhere = windows_of((224, 224), 10)
     at = everywhere[torch.linspace(0, len(everywhere) - 1, count).round().long()]
