@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from vis.methods.forward import NotApplicable
 
@@ -31,6 +30,8 @@ def baseline_images(images: Tensor, kind: str, black: Sequence[float], seed: int
     if kind == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
     if kind == "blur":
+        from torchvision.transforms.v2.functional import gaussian_blur  # half a second, for this one only
+
         sigma = images.shape[2] / 20
         kernel = [2 * min(int(3 * sigma), side - 1) + 1 for side in (images.shape[3], images.shape[2])]
         return gaussian_blur(images, kernel, [sigma, sigma])
