@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/vis-run
-PAPERS := nie2018 taimeskhanov2024 zhou2018
+PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
 
 .DEFAULT_GOAL := help
 .PHONY: help demo $(PAPERS) install dev test test-all lint format bench clean
@@ -31,6 +31,7 @@ demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-
 nie2018: ## all of Nie et al. 2018 that can run here, on one page
 taimeskhanov2024: ## all of Taimeskhanov et al. 2024 that can run here, on one page
 zhou2018: ## all of Zhou et al. 2018 that can run here, on one page
+ayyar2021: ## the figures of Ayyar et al. 2021 that can run here, on one page
 $(PAPERS): $(VENV)/installed
 	$(RUN) experiment=$@/all
 

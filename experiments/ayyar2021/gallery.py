@@ -104,7 +104,7 @@ class Gallery(Experiment):
             found = numbers_of(each, batch.pixels)
             errors = run.methods[method].axiom_error(model.net, batch.x, units, each)
             for i, image in enumerate(batch.names):
-                row = {"image": image, "class": model.class_name(classes[i]), "method": method}
+                row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
                 row |= {name: values[i].item() for name, values in found.items()}
                 row |= {"axiom_error": None if errors is None else errors[i].item(), "weights": model.weights}
                 part.tables["table"].append(row)
@@ -129,7 +129,8 @@ class Gallery(Experiment):
         return paper_and_here(results, self.source, self.network, measured)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        config, rows = results.config, []
+        config = results.config
+        rows: list[PanelRow] = []
         shown = {m: self.scalings.get(m, method_class(config, m).display) for m in config.methods}
         for image in list(dict.fromkeys(row["image"] for row in results.rows()))[: self.rows]:
             cells = {row["method"]: row for row in results.rows(image=image)}

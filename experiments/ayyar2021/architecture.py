@@ -1,0 +1,139 @@
+"""ayyar2021, Figures 2 and 3: an AlexNet-like CNN and its first conv block, drawn from a real model's layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import nn
+
+from vis import display
+from vis.claims import Claim, Rule
+from vis.errors import UserError
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
+from vis.methods.forward import Forward
+from vis.record import Part, Results, Rows
+
+KINDS = {nn.Conv2d: "conv", nn.ReLU: "ReLU", nn.MaxPool2d: "max pool", nn.Linear: "FC"}
+CLASSES = "The last layer of the network has the same dimension as the number of classes in the problem"
+SERIES = (
+    "the network consists of a series of convolutional layers, a non-Linear activation layer and a pooling layer that form "
+    "the convolution (conv) block"
+)
+RELU = "ReLU(t) = max(0, t)"
+ZERO = Rule("each exactly 0", lambda values: not any(values))
+
+
+class Architecture(Experiment):
+    """The layers of a model with their sizes, and what the first conv block makes of an image.
+
+    show: network (Figure 2) or block (Figure 3). maps: channels of the block that are drawn.
+    """
+
+    def __init__(self, show: str, maps: int = 3) -> None:
+        if show not in ("network", "block"):
+            raise UserError(f"experiment.show is network or block, not {show}")
+        self.show, self.maps = show, maps
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"images": [0]}]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        kinds = {
+            name: next((words for kind, words in KINDS.items() if isinstance(module, kind)), "")
+            for name, module in model.net.named_modules()
+        }
+        names = [name for name, kind in kinds.items() if kind]
+        kept = [kinds[name] for name in names]
+        pools = [i for i, kind in enumerate(kept) if kind == "max pool"]
+        if not pools or kept[0] != "conv" or kept[-1] != "FC" or "ReLU" not in kept[: pools[0]]:
+            raise UserError(
+                f"{model.name} is no network of convolution, ReLU and max-pooling modules with dense layers behind: model=alexnet"
+            )
+        batch = run.batch(model, unit["images"])
+        with Forward(model.net, batch.x, names) as forward:
+            shapes = [list(forward.layers[name].shape[1:]) for name in names]
+        rows: Rows = [{"layer": "", "kind": "input", "shape": list(batch.x.shape[1:])}]
+        rows += [{"layer": n, "kind": k, "shape": shape} for n, k, shape in zip(names, kept, shapes, strict=True)]
+        part = Part({"pixels": batch.pixels[0].numpy()}, {"table": rows})
+        fact: dict[str, Any] = {"image": batch.names[0], "weights": model.weights}
+        h = batch.x
+        with torch.no_grad():
+            for name in names[: pools[0] + 1]:
+                module, t = model.net.get_submodule(name), h
+                h = module(h.clone())  # a clone: a ReLU may work in place
+                if kinds[name] == "ReLU":
+                    fact |= {"relu": (h - t.clamp(min=0)).abs().max().item()}
+                channels = np.linspace(0, h.shape[1] - 1, self.maps).astype(int)
+                part.arrays[name] = h[0, channels].cpu().numpy()
+        part.tables["network"] = [fact]
+        return part
+
+    def claims(self, results: Results) -> list[Claim]:
+        (fact,), rows = results.rows("network"), results.rows()
+        kinds = [row["kind"] for row in rows]
+        if self.show == "block":
+            metric = "largest |output of the ReLU - max(0, t)|"
+            return [Claim("relu", RELU, "Eq. 2", metric, ZERO, [fact["relu"]])]
+        strange = [kinds[i - 2 : i] != ["conv", "ReLU"] for i, kind in enumerate(kinds) if kind == "max pool"]
+        classes = rows[-1]["shape"][0] - int(results.config.model.num_classes)
+        return [
+            Claim("classes", CLASSES, "Section 3.1", "outputs of the last layer - classes", ZERO, [classes]),
+            Claim("series", SERIES, "Section 3.1", "poolings not behind conv and ReLU", ZERO, [sum(strange)]),
+        ]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        return {"figure": self._block(results) if self.show == "block" else self._network(results)}
+
+    def _block(self, results: Results) -> Figure:
+        """A column for each step of the block, a row for each channel."""
+        (fact,), rows = results.rows("network"), results.rows()
+        steps = [row for row in rows if row["layer"] in results.arrays]
+        grid = []
+        for channel in range(self.maps):
+            image = display.picture(results.arrays["pixels"]) if channel == 0 else None
+            panels = [Panel(image, "" if channel else f"input\n{size(rows[0])}")]
+            for row in steps:
+                title = "" if channel else f"{row['kind']}\n{size(row)}"
+                panels.append(Panel(display.diverging(results.arrays[row["layer"]][channel][None]), title))
+            grid.append(PanelRow(panels))
+        caption = [
+            f"The first conv block of {results.config.model.name}, {fact['weights']}: what it makes of an image, {self.maps} of "
+            f"{steps[0]['shape'][0]} channels; red is positive, blue negative, each map to its own maximum",
+        ]
+        return panel_grid(grid, caption, panel=1.3)
+
+    def _network(self, results: Results) -> Figure:
+        """Sheets for feature maps, bars for dense layers; a ReLU is named with the layer before it."""
+        drawn: Rows = []
+        for row in results.rows():
+            if row["kind"] == "ReLU":
+                drawn[-1]["kind"] += "\n+ ReLU"
+            else:
+                drawn.append(dict(row))
+        caption = [f"{results.config.model.name} with the sizes of its layers, channels x height x width"]
+        figure, (axes,) = plot(PAGE_WIDTH, 1.9, caption)
+        x, widest = 0.0, drawn[0]["shape"][1]
+        with styled():
+            for row in drawn:
+                flat = len(row["shape"]) == 1
+                side = 0.9 if flat else 0.7 * (row["shape"][1] / widest) ** 0.5 + 0.1
+                width, sheets = (0.12, 1) if flat else (0.6 * side, 4)
+                for sheet in reversed(range(sheets)):
+                    place = (x + 0.04 * sheet, 0.04 * sheet - side / 2)
+                    axes.add_patch(Rectangle(place, width, side, facecolor="white", edgecolor="0.3", linewidth=0.8))
+                axes.text(x + width / 2, 0.62, typeset(size(row).replace("x", "\n", 1)), ha="center", fontsize=6)
+                axes.text(x + width / 2, -0.6, row["kind"], ha="center", va="top", fontsize=6.5)
+                x += width + 0.04 * (sheets - 1) + 0.3
+            axes.set(xlim=(-0.1, x - 0.1), ylim=(-0.95, 0.85))
+            axes.set_axis_off()
+        return figure
+
+
+def size(row: dict[str, Any]) -> str:
+    """Channels x height x width, or the units of a dense layer."""
+    return "x".join(map(str, row["shape"]))
