@@ -49,7 +49,7 @@ format: $(VENV)/installed-dev ## format the code
 	$(BIN)/ruff check --fix .
 
 test: lint ## lint, types and the fast tests
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow" --durations=10
 
 test-all: lint ## all tests: large networks and long runs too
 	$(BIN)/python -m pytest --durations=20
