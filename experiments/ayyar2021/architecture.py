@@ -14,7 +14,7 @@ from vis.claims import Claim, Rule
 from vis.errors import UserError
 from vis.experiment import Experiment, Run, Unit
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, NotApplicable
 from vis.record import Part, Results, Rows
 
 KINDS = {nn.Conv2d: "conv", nn.ReLU: "ReLU", nn.MaxPool2d: "max pool", nn.Linear: "FC"}
@@ -50,13 +50,17 @@ class Architecture(Experiment):
         names = [name for name, kind in kinds.items() if kind]
         kept = [kinds[name] for name in names]
         pools = [i for i, kind in enumerate(kept) if kind == "max pool"]
+        wrong = UserError(
+            f"{model.name} is no chain of convolution, ReLU and max-pooling modules with dense layers behind: model=alexnet"
+        )
         if not pools or kept[0] != "conv" or kept[-1] != "FC" or "ReLU" not in kept[: pools[0]]:
-            raise UserError(
-                f"{model.name} is no network of convolution, ReLU and max-pooling modules with dense layers behind: model=alexnet"
-            )
+            raise wrong
         batch = run.batch(model, unit["images"])
-        with Forward(model.net, batch.x, names) as forward:
-            shapes = [list(forward.layers[name].shape[1:]) for name in names]
+        try:
+            with Forward(model.net, batch.x, names) as forward:
+                shapes = [list(forward.layers[name].shape[1:]) for name in names]
+        except NotApplicable as error:  # a module that is called several times
+            raise wrong from error
         rows: Rows = [{"layer": "", "kind": "input", "shape": list(batch.x.shape[1:])}]
         rows += [{"layer": n, "kind": k, "shape": shape} for n, k, shape in zip(names, kept, shapes, strict=True)]
         part = Part({"pixels": batch.pixels[0].numpy()}, {"table": rows})
