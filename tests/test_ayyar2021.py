@@ -142,6 +142,11 @@ def test_galleries_of_other_methods_have_no_claims():
     assert concluded("experiment=ayyar2021/figure6", *TINY, "method=[saliency]")[1] == {}
 
 
+def test_one_image_gives_no_verdict():
+    _, claims = concluded("experiment=ayyar2021/figure6", *TINY, "dataset.limit=1")
+    assert claims["here_fewer_high"]["verdict"] == "not measured"
+
+
 def test_figure1_the_largest_loss_is_the_largest_of_all_windows():
     results, _ = concluded("experiment=ayyar2021/figure1", *TINY)
     for fact in results.rows():

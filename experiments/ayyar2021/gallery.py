@@ -37,10 +37,15 @@ def paper_and_here(
     reason = "stand-in weights, not ImageNet's" if node.weights == "standin" else departures(node, network)
     reason = reason if node.weights else "random weights"
     return [
-        Claim(prefix + name, here + sentence, source, metric, rule, values, reason=why)
+        Claim(prefix + name, here + sentence, source, metric, rule, values, reason=why or few(values))
         for prefix, here, why in ((("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),))
         for name, sentence, metric, rule, values in measured
     ]
+
+
+def few(values: Sequence[float]) -> str:
+    """Why so many values have no interval."""
+    return "" if len(values) > 1 else "an interval needs two images or more"
 
 
 def strength(maps: Tensor) -> Tensor:
