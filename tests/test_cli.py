@@ -229,7 +229,7 @@ def test_every_kind_of_experiment_can_be_planned_and_nothing_is_made(experiment,
         ran = vis_run(f"experiment={experiment}", "preset=small", "--dry-run")
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"experiment {experiment}: ")
-    assert re.search(r"estimate +\d+ (s|min|h), [\d.]+ GB of memory, \d+ MB on disk|cost +not estimated", ran.out)
+    assert re.search(r"estimate +[\d.]+ (s|min|h), [\d.]+ GB of memory, \d+ MB on disk|cost +not estimated", ran.out)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,6 +122,11 @@ class Run:
             self.weights_used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
         return self._model[1]
 
+    def require_model(self) -> None:
+        """Name what the run's model lacks before images are looked for; nothing in a dry run, which builds no weights."""
+        if self.folder is not None:
+            self.model()
+
     def lacks_weights(self, node: Mapping[str, Any]) -> str:
         """Why the weights of a model's config node cannot be had; nothing where they can, or where it needs none."""
         if node.get("weights") == "torchvision":

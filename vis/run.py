@@ -115,7 +115,7 @@ def _dispatch(argv: list[str]) -> int:
                 print(dry_run(compose.compose_config(job, config_dirs)), end="", flush=True)
             except Lacking as error:
                 if not jobs:
-                    raise
+                    raise compose.with_a_way_out(error, config) from error
                 print(f"{job[0]}: {error}")
         return 0
     if jobs:

@@ -43,8 +43,7 @@ class Table1(WallCheck):
     """samples: images of each dataset whose maps are kept; datasets: config nodes by name, mix and gen in the paper."""
 
     def units(self, run: Run) -> Sequence[Unit]:
-        if run.folder is not None:  # not in a dry run
-            run.model()  # before the images are looked for: what lacks first is named first
+        run.require_model()
         return super().units(run)
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:

@@ -29,7 +29,7 @@ from vis.figures import Panel, PanelRow, panel_grid
 from vis.fit import Seen, fit
 from vis.instantiate import construct
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
-from vis.models import Model
+from vis.models import Model, skeleton
 from vis.record import Part, Results
 from vis.target import Target
 
@@ -147,7 +147,8 @@ class EvidenceMaps(Experiment):
         return list(range(len(run.dataset)))
 
     def units(self, run: Run) -> Sequence[Unit]:
-        model = run.model()  # before the images are looked for: what lacks first is named first
+        run.require_model()
+        _, _, size = skeleton(run.config.model)
         found: list[Unit] = []
         for i in self.pictures(run):
             for view in self.views():
@@ -157,18 +158,19 @@ class EvidenceMaps(Experiment):
                         raise UserError(
                             f"{self.source} is of evidence of windows: method={name} has none, pda_fast has"
                         )
-                    count = len(windows_of(model.input_size, each.window, each.stride))
-                    size = count if isinstance(each, PDAGradient) else self.windows
-                    for first in range(0, count, size):
+                    count = len(windows_of(size, each.window, each.stride))
+                    step = count if isinstance(each, PDAGradient) else self.windows
+                    for first in range(0, count, step):
                         found.append(
-                            {"images": [i], "view": view, "method": name, "first": first, "last": first + size}
+                            {"images": [i], "view": view, "method": name, "first": first, "last": first + step}
                         )
         return found
 
     def load(self, run: Run, unit: Unit) -> Load:
         each: Any = run.methods[unit["method"]]
         passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1))
-        return Load(run.config.model, run.config.seed, 1 if isinstance(each, PDAGradient) else passes, 1, 1)
+        # A map counts as two passes. The engine's are cheaper than full ones, by how much depends on the network.
+        return Load(run.config.model, run.config.seed, 1, 1 if isinstance(each, PDAGradient) else -(-passes // 2), 1)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]

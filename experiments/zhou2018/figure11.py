@@ -38,7 +38,7 @@ class Figure11(Experiment):
         self.samples, self.at, self.own_images = samples, at, own_images
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()
+        run.require_model()
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def compute(self, run: Run, unit: Unit) -> Part:

@@ -36,7 +36,7 @@ class Figure16(Experiment):
         self.samples, self.draws, self.at, self.own_images = samples, draws, at, own_images
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()
+        run.require_model()
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def compute(self, run: Run, unit: Unit) -> Part:

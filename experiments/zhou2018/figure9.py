@@ -33,7 +33,7 @@ class Figure9(Experiment):
         self.source, self.samples, self.own_images = source, samples, own_images
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()
+        run.require_model()
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def load(self, run: Run, unit: Unit) -> Load:

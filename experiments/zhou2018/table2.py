@@ -38,7 +38,7 @@ class Table2(Experiment):
         self.own_images = own_images
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()
+        run.require_model()
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def compute(self, run: Run, unit: Unit) -> Part:

@@ -41,7 +41,7 @@ class Taylor(Experiment):
         self.steps, self.windows, self.noise, self.own_images = steps, windows, noise, own_images
 
     def units(self, run: Run) -> Sequence[Unit]:
-        run.model()
+        run.require_model()
         return [{"images": [i], "noise": noise} for i in range(len(run.dataset)) for noise in self.noise]
 
     def compute(self, run: Run, unit: Unit) -> Part:
