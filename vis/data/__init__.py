@@ -19,7 +19,7 @@ from PIL import Image
 
 from vis.data.images import SUFFIXES, read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
-from vis.errors import UserError, did_you_mean
+from vis.errors import Lacking, UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":") or "damaged files"
-        raise UserError(
+        raise Lacking(
             f"{name} can neither be read from dataset.path={path} nor be downloaded to it ({reason}): put torchvision's "
             "files there, or give another dataset.path"
         ) from error
