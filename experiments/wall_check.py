@@ -147,12 +147,10 @@ class WallCheck(Experiment):
         """That the wall is one."""
         first, last = results.rows("network")[0]["rows"]
         sentence, wall = UNSEEN.format(first, last), results.rows("wall")
-        of = lambda key: [row[key] for row in wall]  # noqa: E731
+        gradient, blanked = [row["dead_gradient"] for row in wall], [row["blank_dead"] for row in wall]
         return [
-            Claim("wall_gradient", sentence, WALL, "largest |gradient| in these rows", NOTHING, of("dead_gradient")),
-            Claim(
-                "wall_blank", sentence, WALL, "change of the logits when they are blanked", NOTHING, of("blank_dead")
-            ),
+            Claim("wall_gradient", sentence, WALL, "largest |gradient| in these rows", NOTHING, gradient),
+            Claim("wall_blank", sentence, WALL, "change of the logits when they are blanked", NOTHING, blanked),
         ]
 
     def claims(self, results: Results) -> list[Claim]:

@@ -280,7 +280,7 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
         ("integrated gradients", integrated, methods.IntegratedGradients(steps)),
         ("SmoothGrad", smoothed, methods.SmoothGrad(samples=steps)),  # its noise is another one
     ):
-        best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023
+        best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
         yield row(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method)
     yield row("LRP-epsilon", name, lambda: attr.LRP(net).attribute(images, target=1), methods.LRP(epsilon=1e-9))
     yield row("DeepLIFT", f"{name}, wrong", lambda: attr.DeepLift(net).attribute(images, target=1), methods.DeepLIFT())

@@ -10,16 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from experiments.ayyar2021 import figure10, gallery
 from vis.compose import compose_config
 from vis.errors import UserError
 from vis.execute import build_experiment
 from vis.experiment import Run
-from vis.home import provide_experiments
 from vis.record import Results
-
-provide_experiments()
-
-from experiments.ayyar2021 import figure10, gallery  # noqa: E402
 
 # The small network with random weights, on two photographs.
 TINY = (

@@ -93,7 +93,7 @@ class Around(nn.Module):
 
 
 def peer_maps(name: str, net: nn.Module, layer: str, x: Tensor, units: list[int]) -> Tensor:
-    peer = pytest.importorskip("pytorch_grad_cam")
+    peer = pytest.importorskip("pytorch_grad_cam")  # a dev dependency
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     with redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):

@@ -29,7 +29,7 @@ def trained(folder: Path, stop: int = 0) -> Training:
         if len(steps) == stop:
             raise Stop
 
-    net.apply_wall = wall  # type: ignore[assignment]
+    net.apply_wall = wall  # type: ignore[assignment]  # as vis.models.wall gives it to a network
     wall()
     data = images(21), images(9, seed=1)
     training = Training(net.double(), *data, RECIPE, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0)

@@ -58,7 +58,7 @@ def test_a_method_of_ones_own(extend):
 
 
 def test_a_model_of_ones_own(extend):
-    pytest.importorskip("timm")
+    pytest.importorskip("timm")  # a dev dependency
     timm, own = map(load_run, extend("A model"))
     assert timm.config.model.model_name == "resnet18"
     assert own.config.model.name == "my_net"

@@ -42,7 +42,8 @@ def fitted(joint: bool = False) -> PatchGaussian:
 
 def outer(top: int, left: int, size: int = 12) -> tuple[int, int]:
     """The corner of the patch around a window: the window in its middle, shifted inside the image."""
-    return tuple(min(max(at - (SIDE - WINDOW) // 2, 0), size - SIDE) for at in (top, left))  # type: ignore[return-value]
+    row, column = (min(max(at - (SIDE - WINDOW) // 2, 0), size - SIDE) for at in (top, left))
+    return row, column
 
 
 def conditional(gaussian: PatchGaussian, image: np.ndarray, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +229,7 @@ def test_it_is_the_papers_algorithm(network, name):
     units = [1, int(net(x[1:]).argmax())]
     with torch.no_grad():
         for image, unit, map_ in zip(x, units, maps, strict=True):
-            contents = contents_of(method.expected, image, samples)  # type: ignore[arg-type]
+            contents = contents_of(method.expected, image, samples)  # type: ignore[arg-type]  # fitted above
             assert error(map_, algorithm(net, image, unit, contents, method.laplace)) < 1e-9
 
 
@@ -280,7 +281,7 @@ def test_the_simplified_algorithm_is_the_gradient_times_the_change(network):
         WE, counts = torch.zeros(12, 12, dtype=torch.float64), torch.zeros(12, 12, dtype=torch.float64)
         for top, left in itertools.product(range(12 - WINDOW + 1), repeat=2):
             where = (..., slice(top, top + WINDOW), slice(left, left + WINDOW))
-            expected = contents_of(method.expected, image, 0)(top, left)[0]  # type: ignore[arg-type]
+            expected = contents_of(method.expected, image, 0)(top, left)[0]  # type: ignore[arg-type]  # fitted above
             WE[where] += (grad[0][where] * (image[where] - expected)).sum()
             counts[where] += 1
         assert close(map_[0], WE / counts)
@@ -294,8 +295,8 @@ def test_the_first_order_change_is_what_small_changes_tend_to():
     assert small(net, x, 1).shape == large(net, x, Target(1, output="prob")).shape
     differences = []
     for scale in (1e-2, 1e-3):
-        near = lambda image, windows, scale=scale: cut_towards(image, windows, scale)  # noqa: E731
-        small._contents = large._contents = near  # type: ignore[method-assign]
+        near = lambda image, windows, scale=scale: cut_towards(image, windows, scale)  # noqa: E731  # what one scale of the loop does
+        small._contents = large._contents = near  # type: ignore[method-assign]  # in place of their own
         differences.append(error(small(net, x, 1), large(net, x, Target(1, output="prob"))))
     assert differences[1] < 0.2 * differences[0] < 0.02
 
@@ -310,7 +311,7 @@ def cut_towards(image: Tensor, windows: Tensor, scale: float) -> Tensor:
 @pytest.mark.parametrize("output", ["logit", "prob"])
 @pytest.mark.parametrize("network", ["vgg_like", "functional"])
 def test_occlusion_equals_captum(network, output, fill):
-    attr = pytest.importorskip("captum.attr")
+    attr = pytest.importorskip("captum.attr")  # a dev dependency
     net, x = networks.build(network), networks.images(2)
     colours = torch.tensor(fill if isinstance(fill, list) else [fill] * 2, dtype=torch.float64).view(1, 2, 1, 1)
 

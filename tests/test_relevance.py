@@ -318,7 +318,7 @@ def test_large_networks_keep_the_axioms(arch, record_property):
 @pytest.mark.parametrize("rule", ["epsilon", "gamma", "zplus", "zb"])
 def test_vgg16_equals_zennits(rule):
     """Pixels are not negative here: zennit's gamma is another rule for negative ones."""
-    rules = pytest.importorskip("zennit.rules")
+    rules = pytest.importorskip("zennit.rules")  # LGPL: no dependency, an oracle where it is there
     from zennit.attribution import Gradient
     from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
     from zennit.types import Activation, AvgPool, Convolution, Linear

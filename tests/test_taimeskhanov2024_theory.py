@@ -11,14 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.taimeskhanov2024 import proposition1, theorem1
 from vis import load_run
 from vis.data import mnist
-from vis.home import provide_experiments
 from vis.methods import GradCAM, HiResCAM, XGradCAM
-
-provide_experiments()
-
-from experiments.taimeskhanov2024 import proposition1, theorem1  # noqa: E402
 
 
 def claims(folder) -> dict:

@@ -254,7 +254,7 @@ def pictures(tmp_path: Path) -> dict[str, object]:
 
 def streaming(folder: Path, node: dict[str, object], net: nn.Module | None = None, **options: object) -> Training:
     train, val = (Files(part, (8, 8), 1, resize=10) for part in splits(node))
-    return Training(net or Net(), train, val, STREAM, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0, **options)  # type: ignore[arg-type]
+    return Training(net or Net(), train, val, STREAM, lambda x: x - 0.5, 0, "cpu", folder, save_seconds=0, **options)  # type: ignore[arg-type]  # any option
 
 
 def test_a_training_from_files_stops_and_resumes_with_the_same_bits(tmp_path, pictures):
@@ -337,7 +337,7 @@ def test_crops_are_torchvisions():
 
 
 def test_scalars_for_tensorboard(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")  # an extra
     stopping = Net()
 
     def stop(step: int) -> None:

@@ -11,19 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_mean
 from vis import metrics
 from vis.compose import compose_config
 from vis.data import digits, mnist
 from vis.execute import build_experiment
 from vis.experiment import Run
-from vis.home import provide_experiments
 from vis.methods import Target
 from vis.models import CNNMnist
 from vis.record import Results
-
-provide_experiments()
-
-from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_mean  # noqa: E402
 
 # The MNIST network with random weights on digits, large windows far apart.
 TINY = (
@@ -253,3 +249,15 @@ def test_sim_and_total_variation_by_hand():
     assert float(metrics.sim(a, b)) == pytest.approx(min(1 / 4, 2 / 13) + min(3 / 4, 1 / 13))
     assert float(metrics.sim(a, 7 * a)) == pytest.approx(1)
     assert float(metrics.total_variation(a)) == pytest.approx((2 + 5 + 1 + 8) / 9)
+
+
+def test_a_verdict_of_the_papers_needs_its_network_and_its_windows():
+    def why(**model: object) -> str:
+        config = compose_config(["experiment=zhou2018/figure14", "methods.pda.patch=14", "model.weights=torchvision"])
+        config.model.update(model)
+        return evidence.not_the_papers(Results({}, {}, config, Path()))
+
+    assert why() == "patch is 14 (paper: 18)"
+    assert why(num_classes=10) == "num_classes is 10 (paper: 1000), patch is 14 (paper: 18)"
+    assert why(weights="standin") == "stand-in weights, not ImageNet's"
+    assert why(weights=None) == "random weights"

@@ -26,13 +26,13 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 def reset_peak_memory() -> None:
     """Let the peak of resident memory count from here; Linux only."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not Linux, or /proc is read only
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_gb() -> float:
     """Largest resident memory of this process, on Linux since `reset_peak_memory`."""
-    with contextlib.suppress(OSError, StopIteration):
+    with contextlib.suppress(OSError, StopIteration):  # not Linux: the peak since the process began
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -176,3 +176,23 @@ def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str
             yield from _departures(given or {}, value, f"{prefix}{key}.")
         elif (list(given) if isinstance(value, list) and given is not None else given) != value:
             yield f"{prefix}{key} is {given} (paper: {value})"
+
+
+def other_network(node: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
+    """Why a model's config node is not the trained network of which a paper speaks; nothing where it is."""
+    if node.get("weights") == "standin":
+        return "stand-in weights, not ImageNet's"
+    return departures(node, paper) if node.get("weights") else "random weights"
+
+
+def paper_and_here(source: str, measured: Sequence[tuple[Any, ...]], reason: str) -> list[Claim]:
+    """The paper's claims, not measured for a reason, and then the same of what is here; without a reason the first alone.
+
+    measured: (name, sentence, metric, rule, values), and why there are no values.
+    """
+    found = []
+    for prefix, here, why in (("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),):
+        for name, sentence, metric, rule, values, *lacks in measured:
+            missing = why or "".join(lacks)
+            found.append(Claim(prefix + name, here + sentence, source, metric, rule, values, reason=missing))
+    return found

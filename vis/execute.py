@@ -128,7 +128,7 @@ def redraw(path: Path) -> None:
     results = folder.merge() if so_far else folder.results()
     try:
         conclude(folder, build_experiment(results.config), results)
-    except Exception as error:
+    except Exception as error:  # claims and figures expect all units, and may raise anything without them
         if so_far and not isinstance(error, UserError):
             raise UserError(f"{path} cannot be drawn from its {len(so_far)} finished units: it needs more") from error
         raise
@@ -183,7 +183,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
     """What is needed to know later what was run, where and on what."""
     packages = {}
     for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib", "scikit-image", "scipy"):
-        with contextlib.suppress(PackageNotFoundError):
+        with contextlib.suppress(PackageNotFoundError):  # an installation from source may lack the record
             packages[name] = version(name)
     device: dict[str, Any] = {
         "device": str(run.device),

@@ -54,6 +54,11 @@ class Traced:
     graph: fx.Graph
     shapes: dict[fx.Node, torch.Size | None]
 
+    def size(self, node: fx.Node) -> tuple[int, int]:
+        """(height, width) of a node that is a map [B, C, H, W]."""
+        shape: Any = self.shapes[node]
+        return shape[2], shape[3]
+
     def kind(self, node: fx.Node) -> str:
         """What a node does: `conv2d`, `relu`, `add`, ..., the same word for modules, functions, methods and operators."""
         if node.op == "call_module":
@@ -91,7 +96,7 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         except NotTraceable:
             raise
-        except Exception as error:
+        except Exception as error:  # a module's own code may raise anything on fx's stand-ins for tensors
             raise NotTraceable(f"{path} ({type(m).__name__}) cannot be traced: {_line(error)}") from error
         finally:
             self._owners.pop()
@@ -132,7 +137,7 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
         with torch.no_grad():
             dtype = next((p.dtype for p in net.parameters()), None)
             interpreter.run(torch.empty(1, channels, *size, dtype=dtype, device="meta"))
-    except Exception as error:
+    except Exception as error:  # as may any operation on tensors without numbers
         at = next((node for node in graph.nodes if node not in shapes), None)
         raise NotTraceable(f"{at} of {type(net).__name__} cannot be traced: {_line(error)}") from error
     return Traced(net, graph, shapes)

@@ -186,7 +186,8 @@ class Network:
         sources = self.sources(node)
         if node is self.image:
             return "image"
-        if any(len(shapes[each] or ()) != 4 for each in (node, *sources)) or shapes[node][0] != 1:  # type: ignore[index]
+        own = shapes[node]
+        if own is None or own[0] != 1 or any(len(shapes[each] or ()) != 4 for each in (node, *sources)):
             return None
         if kind in _WINDOWS:
             return self._window_rule(node, kind)
@@ -195,7 +196,11 @@ class Network:
             return "join" if dim in (1, -3) and len(sources) == len(node.all_input_nodes) else None
         constants = [shapes[each] for each in node.all_input_nodes if each not in sources]
         spread = any(shape is not None and shape[-2:].numel() != 1 for shape in constants)
-        if kind not in _POINTWISE or spread or any(shapes[each][2:] != shapes[node][2:] for each in sources):  # type: ignore[index]
+        if (
+            kind not in _POINTWISE
+            or spread
+            or any(self.traced.size(each) != self.traced.size(node) for each in sources)
+        ):
             return None
         batch_norm = self.module(node)
         if type(batch_norm) is nn.BatchNorm2d and batch_norm.running_var is not None:
@@ -210,7 +215,7 @@ class Network:
         if self.traced.kind(node).startswith("adaptive"):  # in front of the dense layers
             return False
         ends = node not in self.rules and any(source in self.rules for source in node.all_input_nodes)
-        return ends and node in maps and self.traced.shapes[node][2:].numel() > 1  # type: ignore[index]
+        return ends and node in maps and math.prod(self.traced.size(node)) > 1
 
     def _window_rule(self, node: fx.Node, kind: str) -> str | None:
         along = tuple(_window(self.traced, node, kind, i) for i in (0, 1))
@@ -409,8 +414,8 @@ class Incremental:
         raise AssertionError("a graph ends in its output")
 
     def _crops(self, node: fx.Node, places: Places, changed: Tensor, room: Tensor | None = None) -> Crops:
-        H, W = self.network.traced.shapes[node][2:]  # type: ignore[union-attr, index]
-        return Crops(places, self._maps[node], (H, W), changed, room)
+        assert self.network is not None
+        return Crops(places, self._maps[node], self.network.traced.size(node), changed, room)
 
     def _window(self, node: fx.Node, env: dict[fx.Node, Any], places: Places) -> Crops:
         """A convolution or pooling of rectangles."""

@@ -39,7 +39,7 @@ class Job:
             apply_preset(config, HydraConfig.get().overrides.task)
             check(config)
             execute(config, folder, self.command)
-        except Exception as error:
+        except Exception as error:  # kept for the caller, see above
             self.error = error
             RunFolder(folder).set_status(state="failed", error=f"{type(error).__name__}: {error}")
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -90,7 +90,7 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
                 raise
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
-    except Exception as error:
+    except Exception as error:  # noted in the folder and raised again
         RunFolder(path).set_status(state="failed", error=f"{type(error).__name__}: {error}")
         raise
 
@@ -107,7 +107,7 @@ def _resume_run(folder: Path, command: str) -> None:
     _enter(status.get("cwd"))
     try:
         execute(config, folder, status.get("command", command))
-    except Exception as error:
+    except Exception as error:  # noted in the folder and raised again
         run.set_status(state="failed", error=f"{type(error).__name__}: {error}")
         raise
 

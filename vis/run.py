@@ -241,7 +241,7 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
     if shards.world() > 1:
         raise UserError(f"torchrun shares out one run, and {config.experiment.name} is many: start it without torchrun")
     for job in jobs:
-        with contextlib.suppress(Lacking):
+        with contextlib.suppress(Lacking):  # such a job runs at preset=small
             compose.compose_config(job, config_dirs)
     folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
     begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
@@ -280,7 +280,7 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
             print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
             return 130
         raise
-    except Exception as error:
+    except Exception as error:  # a failed run is one line and exit code 1; its traceback is in the folder
         from vis.record import failure
 
         print(f"vis-run: {failure(error, folder)}", file=sys.stderr)

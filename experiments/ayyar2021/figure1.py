@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import POSITIVE, paper_and_here
+from experiments.ayyar2021.gallery import POSITIVE, with_intervals
 from vis import display
-from vis.claims import Claim
+from vis.claims import Claim, other_network, paper_and_here
 from vis.errors import UserError
 from vis.experiment import Experiment, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid
@@ -73,7 +73,8 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
         metric = "mean loss of the score, inside - outside the object's box"
-        return paper_and_here(results, "Section 2.1", NETWORK, [("object", OBJECT, metric, POSITIVE, gains)])
+        measured = with_intervals([("object", OBJECT, metric, POSITIVE, gains)])
+        return paper_and_here("Section 2.1", measured, other_network(results.config.model, NETWORK))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

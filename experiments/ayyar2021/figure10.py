@@ -72,7 +72,7 @@ def written_out(Y: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:
 def compared(Y: Tensor, F: Tensor, G: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
     """The largest absolute error of each equation for Y [C, H, W], F [K, C, k, l], dL/dO = G [K, h, w]; O; dL/dY."""
     Y = Y.clone().requires_grad_()
-    O = conv2d(Y[None], F)[0]  # noqa: E741
+    O = conv2d(Y[None], F)[0]  # noqa: E741  # the paper's name
     (gradient,) = torch.autograd.grad(O, Y, G)
     sums, J = written_out(Y.detach(), F)
     jacobian: Any = torch.func.jacrev(lambda y: conv2d(y[None], F)[0])(Y.detach())
@@ -101,7 +101,7 @@ class Figure10(Experiment):
             )
 
     def compute(self, run: Run, unit: Unit) -> Part:
-        errors, O, gradient = compared(self.Y[None], self.F[None, None], self.G[None])  # noqa: E741
+        errors, O, gradient = compared(self.Y[None], self.F[None, None], self.G[None])  # noqa: E741  # the paper's name
         arrays = {"Y": self.Y, "F": self.F, "O": O[0], "G": self.G, "flipped": self.F.flip(0, 1), "dY": gradient[0]}
         table = [{"case": "the figure's", **errors}]
         generator = torch.Generator().manual_seed(run.config.seed)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from vis import display, metrics
-from vis.claims import Claim, Rule, departures, interval
+from vis.claims import Claim, Rule, interval, other_network, paper_and_here
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.record import Part, Results
@@ -29,23 +29,9 @@ POSITIVE = Rule("95% interval of the mean above 0", lambda values: interval(valu
 Measured = tuple[str, str, str, Rule, Any]  # name, sentence, metric, rule, values
 
 
-def paper_and_here(
-    results: Results, source: str, network: Mapping[str, Any], measured: Sequence[Measured]
-) -> list[Claim]:
-    """The survey's claims on its network; on another they are not measured, and the same of what is here follows."""
-    node = results.config.model
-    reason = "stand-in weights, not ImageNet's" if node.weights == "standin" else departures(node, network)
-    reason = reason if node.weights else "random weights"
-    return [
-        Claim(prefix + name, here + sentence, source, metric, rule, values, reason=why or few(values))
-        for prefix, here, why in ((("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),))
-        for name, sentence, metric, rule, values in measured
-    ]
-
-
-def few(values: Sequence[float]) -> str:
-    """Why so many values have no interval."""
-    return "" if len(values) > 1 else "an interval needs two images or more"
+def with_intervals(measured: Sequence[Measured]) -> list[tuple[Any, ...]]:
+    """What was measured, each with why it has no interval, if so."""
+    return [(*each, "" if len(each[-1]) > 1 else "an interval needs two images or more") for each in measured]
 
 
 def strength(maps: Tensor) -> Tensor:
@@ -131,7 +117,7 @@ class Gallery(Experiment):
             measured = self.measured(values)
         except KeyError:  # a claim compares methods, and one of them was not asked for
             return []
-        return paper_and_here(results, self.source, self.network, measured)
+        return paper_and_here(self.source, with_intervals(measured), other_network(results.config.model, self.network))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config

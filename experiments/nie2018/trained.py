@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vis.claims import departures
+from vis.claims import departures, other_network
 from vis.experiment import Experiment, Run, Unit
 from vis.record import Results
 
@@ -69,9 +69,7 @@ def not_the_papers(results: Results, network: str | None = None, random: bool = 
         return str(missing[network])
     if random:
         return departures(node, {"weights": None, "init": "truncated_normal", "std": 0.1} | NETWORK[_kind(node)])
-    if node.weights == "standin":
-        return "stand-in weights, not ImageNet's"
-    return departures(node, NETWORK[_kind(node)]) if node.weights else "random weights"
+    return other_network(node, NETWORK[_kind(node)])
 
 
 def _kind(node: Mapping[str, Any]) -> str:

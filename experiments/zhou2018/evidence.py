@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vis import display, metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing
+from vis.claims import Claim, Rule, above, below, departures, increasing, other_network, paper_and_here
 from vis.data import Dataset
 from vis.errors import UserError
 from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title
@@ -97,25 +97,28 @@ def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
 def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
     """Why a run says nothing about what the paper says of its network."""
     node = results.config.model
-    if node.weights == "standin":
-        return "stand-in weights, not ImageNet's"
-    if not node.weights:
-        return "random weights"
+    reason = other_network(node, network)
+    if not node.weights or node.weights == "standin":
+        return reason
     methods = [departures(m, SETTINGS) for m in results.config.methods.values() if "patch" in m]
-    return ", ".join(filter(None, [departures(node, network), *dict.fromkeys(methods)]))
+    return ", ".join(filter(None, [reason, *dict.fromkeys(methods)]))
 
 
-def paper_and_here(source: str, measured: Sequence[tuple[Any, ...]], reason: str) -> list[Claim]:
-    """The paper's claims, not measured for a reason, and then the same of what is here; without a reason the first alone.
+class OnePicture(Experiment):
+    """A unit is a picture, looked at with the run's only method, or its first. own_images: see EvidenceMaps."""
 
-    measured: (name, sentence, metric, rule, values), and why there are no values.
-    """
-    found = []
-    for prefix, here, why in (("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),):
-        for name, sentence, metric, rule, values, *lacks in measured:
-            missing = why or "".join(lacks)
-            found.append(Claim(prefix + name, here + sentence, source, metric, rule, values, reason=missing))
-    return found
+    own_images: bool
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        run.require_model()
+        return [{"images": [i]} for i in range(len(run.dataset))]
+
+    def begin(self, run: Run, unit: Unit) -> tuple[Model, Batch, Any]:
+        """The model, the picture, and the method, which has learnt what windows hold."""
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        learn(run, model, self.own_images)
+        return model, batch, next(iter(run.methods.values()))
 
 
 class EvidenceMaps(Experiment):

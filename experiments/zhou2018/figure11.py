@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import chosen_class, learn, learnt_from, not_the_papers, paper_and_here
+from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
-from vis.claims import Claim, Rule, above, departures
-from vis.experiment import Experiment, Run, Unit
+from vis.claims import Claim, Rule, above, departures, paper_and_here
+from vis.experiment import Run, Unit
 from vis.figures import plot, styled
 from vis.incremental import Incremental
 from vis.methods.forward import evaluating
@@ -31,22 +31,14 @@ PAPER: Mapping[str, Any] = {"samples": 500}
 IMAGES = 200
 
 
-class Figure11(Experiment):
+class Figure11(OnePicture):
     """samples: of the window; at: its (top, left). own_images: see EvidenceMaps."""
 
     def __init__(self, samples: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.at, self.own_images = samples, at, own_images
 
-    def units(self, run: Run) -> Sequence[Unit]:
-        run.require_model()
-        return [{"images": [i]} for i in range(len(run.dataset))]
-
     def compute(self, run: Run, unit: Unit) -> Part:
-        model = run.model()
-        batch = run.batch(model, unit["images"])
-        learn(run, model, self.own_images)
-        (method,) = run.methods.values()
-        found: Any = method
+        model, batch, found = self.begin(run, unit)
         c, logits = chosen_class(run, model, batch)
         x, k = batch.x[0], found.window
         at = middle(x.shape[1:], k, self.at)

@@ -5,16 +5,15 @@ efficient one's is that of the conditional mean. Several seeds draw; their sprea
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import chosen_class, learn, learnt_from, not_the_papers, paper_and_here
+from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, increasing
-from vis.experiment import Experiment, Run, Unit
+from vis.claims import Claim, Rule, increasing, paper_and_here
+from vis.experiment import Run, Unit
 from vis.figures import plot, styled
 from vis.incremental import Incremental
 from vis.methods.forward import evaluating
@@ -29,22 +28,14 @@ def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> torch.Tenso
     return torch.tensor([list(at) if at else [(n - k) // 2 for n in size]])
 
 
-class Figure16(Experiment):
+class Figure16(OnePicture):
     """samples: the most that are drawn; draws: repetitions; at: (top, left) of the window. own_images: see EvidenceMaps."""
 
     def __init__(self, samples: int, draws: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.draws, self.at, self.own_images = samples, draws, at, own_images
 
-    def units(self, run: Run) -> Sequence[Unit]:
-        run.require_model()
-        return [{"images": [i]} for i in range(len(run.dataset))]
-
     def compute(self, run: Run, unit: Unit) -> Part:
-        model = run.model()
-        batch = run.batch(model, unit["images"])
-        learn(run, model, self.own_images)
-        (method,) = run.methods.values()
-        found: Any = method
+        model, batch, found = self.begin(run, unit)
         c, logits = chosen_class(run, model, batch)
         x, image, k = batch.x[0], batch.names[0], found.window
         at = middle(x.shape[1:], k, self.at)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of, paper_and_here
+from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
 from vis import metrics
-from vis.claims import Claim, Rule, above
+from vis.claims import Claim, Rule, above, paper_and_here
 from vis.record import Results
 
 SAME = "all heatmaps except the last one mark the husky's ears and nose as strong positive evidence"

@@ -5,7 +5,6 @@ A total of 160 samples are used to make a mini-batch." Where |mean| / std is lar
 places (Eq. 19): at 3 the error is below a thousandth of the standard deviation.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.zhou2018.evidence import learn, learnt_from, not_the_papers, paper_and_here
-from vis.claims import Claim, Rule, above, below
+from experiments.zhou2018.evidence import OnePicture, learnt_from, not_the_papers
+from vis.claims import Claim, Rule, above, below, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
+from vis.experiment import Load, Run, Unit
 from vis.figures import plot, styled
 from vis.methods.forward import Forward
 from vis.record import Part, Results
@@ -26,28 +25,20 @@ RATIO = "the ratio between mean and standard deviation is very large, which meet
 ALEXNET = {"arch": "alexnet", "num_classes": 1000}
 
 
-class Figure9(Experiment):
+class Figure9(OnePicture):
     """source: the paper's figure; samples: of the window at (0, 0). own_images: see EvidenceMaps."""
 
     def __init__(self, source: str, samples: int, own_images: bool) -> None:
         self.source, self.samples, self.own_images = source, samples, own_images
 
-    def units(self, run: Run) -> Sequence[Unit]:
-        run.require_model()
-        return [{"images": [i]} for i in range(len(run.dataset))]
-
     def load(self, run: Run, unit: Unit) -> Load:
         return Load(run.config.model, run.config.seed, self.samples, 0, 0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
-        model = run.model()
+        model, batch, found = self.begin(run, unit)
         dense = [name for name, module in model.net.named_modules() if isinstance(module, nn.Linear)][:-1]
         if not dense:
             raise UserError(f"{model.name} has no dense layer before its last: take alexnet, vgg16 or cnn_mnist")
-        batch = run.batch(model, unit["images"])
-        learn(run, model, self.own_images)
-        (method,) = run.methods.values()
-        found: Any = method
         x, k, image = batch.x[0], found.window, batch.names[0]
         contents = found.learnt.samples(x, torch.tensor([[0, 0]]), k, self.samples, run.config.seed)[0]
         values: dict[str, list[torch.Tensor]] = {name: [] for name in dense}

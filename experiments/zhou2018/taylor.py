@@ -9,6 +9,7 @@ Algorithm 3 uses the expansion, how well it holds is measured: over the windows 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,14 +51,15 @@ class Taylor(Experiment):
         random = torch.Generator().manual_seed(run.config.seed)
         batch.x = batch.x + unit["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
         learn(run, model, self.own_images)
-        (method,) = run.methods.values()
+        method: Any
+        (method,) = run.methods.values()  # one of windows
         c, logits = chosen_class(run, model, batch)
         with Forward(model.net, batch.x) as forward:
             g = forward.gradient(Target(c, output="prob"))[0].cpu()
-        x, k = batch.x[0].cpu(), method.window  # type: ignore[attr-defined]  # a method of windows
-        windows = method.windows(x)  # type: ignore[attr-defined]
+        x, k = batch.x[0].cpu(), method.window
+        windows = method.windows(x)
         some = windows[np.linspace(0, len(windows) - 1, min(self.windows, len(windows))).astype(int)]
-        means = method.learnt.means(x, some, k)  # type: ignore[attr-defined]
+        means = method.learnt.means(x, some, k)
         part = Part(tables={"table": []})
         for (top, left), mean, old, slopes in zip(some.tolist(), means, cut(x, some, k), cut(g, some, k), strict=True):
             images = x.repeat(len(self.steps), 1, 1, 1)

@@ -193,7 +193,7 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
             data = getattr(torchvision.datasets, name)(root, train=train, download=True)
     except Exception as error:  # no network, nowhere to write; on damaged files it raises almost anything
         for folder in made:  # which it makes before it finds that it cannot download; only empty ones go
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # not empty, or never made
                 folder.rmdir()
         reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":") or "damaged files"
         raise Lacking(
@@ -253,4 +253,4 @@ def _existing(path: str) -> Path:
 
 
 # At the end: they are made of what stands above.
-from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist  # noqa: E402
+from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist  # noqa: E402  # it builds on the datasets above
