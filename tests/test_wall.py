@@ -14,13 +14,14 @@ from torchvision.models import get_model
 
 from tests import networks
 from vis.errors import UserError
-from vis.graph import NotTraceable, receptive_field, trace
+from vis.graph import NotTraceable, trace
 from vis.home import CONF
 from vis.methods import Forward, GradCAM, HiResCAM
 from vis.models import build_model, skeleton
 from vis.models.initialise import initialise
 from vis.models.networks import MaskedCNN, MaskedVGG16
 from vis.models.wall import build_wall, gradient_by_row
+from vis.receptive_field import receptive_field
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vis.graph import _WINDOWS, ELEMENTWISE, NotTraceable, Traced, _window, trace
+from vis.graph import ELEMENTWISE, NotTraceable, Traced, trace
+from vis.receptive_field import WINDOWS, window
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Network:
         own = shapes[node]
         if own is None or own[0] != 1 or any(len(shapes[each] or ()) != 4 for each in (node, *sources)):
             return None
-        if kind in _WINDOWS:
+        if kind in WINDOWS:
             return self._window_rule(node, kind)
         if kind in ("cat", "concat"):
             dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -218,7 +219,7 @@ class Network:
         return ends and node in maps and math.prod(self.traced.size(node)) > 1
 
     def _window_rule(self, node: fx.Node, kind: str) -> str | None:
-        along = tuple(_window(self.traced, node, kind, i) for i in (0, 1))
+        along = tuple(window(self.traced, node, kind, i) for i in (0, 1))
         if None in along:
             return None
         if kind == "conv2d":

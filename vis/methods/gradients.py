@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from vis.graph import Affine, NotTraceable, Walk
+from vis.graph import NotTraceable
 from vis.methods.backprop import Saliency
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_images, check_baseline
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, Forward
 from vis.target import Target, Targets, as_targets
+from vis.walk import Affine, Walk
 
 PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224
 

@@ -28,11 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vis.graph import LAYERS, Affine, NotTraceable, Walk
+from vis.graph import LAYERS, NotTraceable
 from vis.methods.base import Method
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
 from vis.target import Target, Targets, score
+from vis.walk import Affine, Walk
 
 Modify = Callable[[Tensor], Tensor]
 

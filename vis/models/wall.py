@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from vis.errors import UserError
-from vis.graph import ELEMENTWISE, NotTraceable, Seen, Traced, Tracer, receptive_field, trace
+from vis.graph import ELEMENTWISE, NotTraceable, Traced, Tracer, trace
 from vis.methods.forward import evaluating
+from vis.receptive_field import Seen, receptive_field
 
 _GLOBAL = ("adaptiveavgpool2d", "adaptivemaxpool2d", "mean", "amax")
 
