@@ -37,14 +37,18 @@ class Method(ABC):
         return None
 
     def axiom_error(self, model: nn.Module, images: Tensor, targets: Targets, maps: Tensor) -> Tensor | None:
-        """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom."""
+        """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom.
+
+        It is 0 where they are equal, a dead network's zeros included, and infinite where only the total is 0.
+        """
         if not self.axiom:
             return None
         with Forward(model, images, _layers(targets, len(images))) as forward:
             total = self.total(forward, targets)
         assert total is not None
         total = total.detach()
-        return ((maps.to(total).flatten(1).sum(1) - total) / total).abs()
+        difference = maps.to(total).flatten(1).sum(1) - total
+        return (difference / total).abs().where(difference != 0, 0)
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
         return explain_all({"": self}, model, images, [targets])[0][0][""]
