@@ -207,7 +207,7 @@ class Compare(Experiment):
             panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
             for name in self.methods(results):
                 show, _ = display.scaling(method_class(config, name).display)
-                heading = "" if rows else method_title(config, name).replace(" ", "\n")
+                heading = "" if rows else method_title(config, name)
                 panels.append(Panel(show(results.arrays[f"{image}/{name}"], pixels), heading))
             rows.append(PanelRow(panels))
         return panel_grid(wrapped(rows), [self._about(results)])

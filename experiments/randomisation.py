@@ -134,11 +134,7 @@ class Randomisation(Experiment):
                 for variant in variants:
                     cell = results.rows(image=image, variant=variant, method=method)[0]
                     map_ = results.arrays[f"{image}/{variant}/{method}"]
-                    panels.append(
-                        Panel(
-                            show(map_, pixels), "" if rows else variant.replace(" ", "\n"), f"r = {cell['pearson']:.2f}"
-                        )
-                    )
+                    panels.append(Panel(show(map_, pixels), "" if rows else variant, f"r = {cell['pearson']:.2f}"))
                 rows.append(PanelRow(panels, method_title(results.config, method)))
         caption = [
             "r: correlation with the map of the trained network",

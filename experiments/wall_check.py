@@ -246,7 +246,7 @@ class WallCheck(Experiment):
                 show, _ = display.scaling(method_class(results.config, method).display)
                 map_, mu = results.arrays[f"{dataset}/{image}/{method}"], cells[method]["mu_minmax"]
                 note = "zeros" if mu is None or math.isnan(mu) else f"{100 * mu:.1f}"
-                heading = "" if rows else method_title(results.config, method).replace(" ", "\n")
+                heading = "" if rows else method_title(results.config, method)
                 panels.append(Panel(show(map_, pixels), heading, note, dead))
             rows.append(PanelRow(panels))
         caption = [

@@ -34,6 +34,7 @@ from vis.methods import (
     EigenCAM,
     Forward,
     GradCAM,
+    GradCAMGradient,
     GradCAMPlusPlus,
     GuidedBackprop,
     GuidedGradCAM,
@@ -232,11 +233,14 @@ def is_its_base_without_noise(method: SmoothGrad) -> None:
         assert close(SmoothGrad(base, samples=3, noise_level=0)(net, x), base(net, x))
 
 
-def has_the_sign_of_gbp(method: Method) -> None:
-    net, x = networks.build("residual"), networks.images()
-    maps = method(net, x, 2)
-    assert maps.ne(0).any()
-    assert (maps * GuidedBackprop()(net, x, 2)).min() >= 0
+def has_the_sign_of(other: Method) -> Callable[[Method], None]:
+    def promise(method: Method) -> None:
+        net, x = networks.build("residual"), networks.images()
+        maps = method(net, x, 2)
+        assert maps.ne(0).any()
+        assert (maps * other(net, x, 2)).min() >= 0
+
+    return promise
 
 
 def does_not_see_the_class(method: Method) -> None:
@@ -296,8 +300,13 @@ CASES = [
     Case(
         GuidedGradCAM(),
         lambda net, x, unit: cams.gradcam(net, x, unit) * replaced(GUIDED)(net, x, unit),
-        has_the_sign_of_gbp,
+        has_the_sign_of(GuidedBackprop()),
         refuses=("gelu", "mixed"),
+    ),
+    Case(
+        GradCAMGradient(),
+        lambda net, x, unit: cams.gradcam(net, x, unit) * replaced(SALIENCY)(net, x, unit),
+        has_the_sign_of(Saliency()),
     ),
     Case(LRP("zero"), relevances.lrp("zero"), keeps_its_axiom, refuses=("gelu", "mixed")),
     Case(LRP(epsilon=0.1), relevances.lrp("epsilon", epsilon=0.1), loses_relevance, refuses=("gelu", "mixed")),

@@ -23,6 +23,7 @@ from vis.record import write_bytes
 
 PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
 _CAPTION_SIZE = 6.8  # points
+_NOTE_SIZE = 6.5
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8,
@@ -86,18 +87,23 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<=\d)x(?=\d)", "×", re.sub(r"(?<![\w.])-(?=[\d.])", "−", text))
 
 
-def _paragraph(sentences: Sequence[str], width: float) -> str:
-    """The sentences under a figure, broken into lines of `width` inches."""
+def _broken(text: str, width: float, size: float) -> str:
+    """A text in lines of `width` inches at most, where its words allow; `size` of the font in points."""
     measure = TextToPath().get_text_width_height_descent
-    font = FontProperties(family=_STYLE["font.family"], size=_CAPTION_SIZE)
+    font = FontProperties(family=_STYLE["font.family"], size=size)
     lines = [""]
-    for word in typeset(" ".join(s.rstrip(".") + "." for s in sentences if s)).split():
+    for word in typeset(text).split():
         line = f"{lines[-1]} {word}".strip()
         if measure(line, font, ismath=False)[0] <= 0.98 * 72 * width:  # renderers round
             lines[-1] = line
         else:
             lines.append(word)
     return "\n".join(lines).strip()
+
+
+def _paragraph(sentences: Sequence[str], width: float) -> str:
+    """The sentences under a figure, broken into lines of `width` inches."""
+    return _broken(" ".join(s.rstrip(".") + "." for s in sentences if s), width, _CAPTION_SIZE)
 
 
 def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
@@ -108,6 +114,15 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
     panel = min(panel, (PAGE_WIDTH - label_width - 2 * side + gap) / columns - gap)
     width = max(label_width + 2 * side + columns * (panel + gap) - gap, 3.4)
     left = (width - (columns * (panel + gap) - gap) + label_width) / 2
+
+    def within(text: str, size: float) -> str:
+        lines = text.split("\n")  # a formula's spaces are no places to break it
+        return "\n".join(typeset(line) if "$" in line else _broken(line, panel + gap, size) for line in lines)
+
+    def fitted(p: Panel) -> Panel:
+        return replace(p, title=within(p.title, _STYLE["axes.titlesize"]), note=within(p.note, _NOTE_SIZE))
+
+    rows = [replace(row, panels=[fitted(p) for p in row.panels]) for row in rows]
 
     def row_heights(row: PanelRow) -> tuple[float, float, float]:
         ratio = max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
@@ -135,10 +150,10 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 if each.dead_rows is not None:
                     _dead_zone(axes, *each.dead_rows)
                 if each.title:
-                    axes.set_title(typeset(each.title), pad=3)
+                    axes.set_title(each.title, pad=3)
                 if each.note:
                     axes.text(
-                        0.5, -0.02, typeset(each.note), transform=axes.transAxes, ha="center", va="top", fontsize=6.5
+                        0.5, -0.02, each.note, transform=axes.transAxes, ha="center", va="top", fontsize=_NOTE_SIZE
                     )
             if row.label:
                 figure.text(

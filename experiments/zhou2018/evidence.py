@@ -67,13 +67,24 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
         key = (method.conditional, method.patch, method.joint, method.seed, method.gaussian)
         if key in known:
             method.learnt = known[key]
-        elif own_images and method.gaussian is None:
-            data = training_images(run)
-            method.fit(Seen(data, run.preprocess(model), model.input_size, model.channels), data=data.origin)
         else:
-            cache = Path(run.config.outputs).expanduser() / "gaussians"
-            fit(method, run.preprocess(model), model.input_size, model.channels, cache)
+            learn_windows(run, model, method, own_images)
         known[key] = method.learnt
+
+
+def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
+    """One method learns what windows of a model's inputs hold; see `learn`."""
+    if own_images and method.gaussian is None:
+        data = training_images(run)
+        method.fit(Seen(data, run.preprocess(model), model.input_size, model.channels), data=data.origin)
+    else:
+        fit(
+            method,
+            run.preprocess(model),
+            model.input_size,
+            model.channels,
+            Path(run.config.outputs).expanduser() / "gaussians",
+        )
 
 
 def learnt_from(run: Run, own_images: bool) -> str:

@@ -2,6 +2,10 @@
 
 The arithmetic mean of the probability over 500 draws of the window, against the probability for its conditional mean. The
 standard error of the first is stored beside the difference: what is smaller than that says nothing.
+
+An ablation parts the error's two sources: the draws averaged at the logits, which is the normalised geometric mean of their
+probabilities (Eq. 14), differ from the first by Eq. (15) alone, and from the second by the layers through which the mean of the
+window's content is pushed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +20,11 @@ from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from,
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
 from vis.claims import Claim, Rule, above, departures, paper_and_here
-from vis.experiment import Run, Unit
+from vis.experiment import Batch, Run, Unit
 from vis.figures import plot, styled
 from vis.incremental import Incremental
 from vis.methods.forward import evaluating
+from vis.models import Model
 from vis.record import Part, Results
 
 HALF = "for more than half of the input images the approximation error is very close to zero"
@@ -31,6 +36,28 @@ PAPER: Mapping[str, Any] = {"samples": 500}
 IMAGES = 200
 
 
+def approximation(
+    run: Run, model: Model, batch: Batch, method: Any, samples: int, window: Sequence[int] | None
+) -> dict[str, Any]:
+    """P(c|x without the window) of the only image of a batch, by draws of the window and by its conditional mean, as a row.
+
+    arithmetic, geometric: mean of the draws' probabilities, softmax of the mean of their logits; efficient: of the mean
+    content; standard_error: of the first.
+    """
+    c, logits = chosen_class(run, model, batch)
+    x, k, learnt = batch.x[0], method.window, method.learnt
+    at = middle(x.shape[1:], k, window)
+    with evaluating(model.net):
+        engine = Incremental(model.net, x[None], method.memory_gb)
+        contents = torch.cat([learnt.means(x, at, k), learnt.samples(x, at, k, samples, run.config.seed)[0]])
+        z = engine.logits(at.repeat(len(contents), 1), contents).double().cpu()
+    p = z.softmax(1)[:, c]
+    row = {"image": batch.names[0], "p": float(logits.softmax(0)[c]), "arithmetic": float(p[1:].mean())}
+    row |= {"geometric": float(z[1:].mean(0).softmax(0)[c]), "efficient": float(p[0])}
+    row |= {"standard_error": float(p[1:].std() / len(p[1:]) ** 0.5), "top": int(at[0, 0]), "left": int(at[0, 1])}
+    return row | {"weights": model.weights}
+
+
 class Figure11(OnePicture):
     """samples: of the window; at: its (top, left). own_images: see EvidenceMaps."""
 
@@ -39,20 +66,8 @@ class Figure11(OnePicture):
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, batch, found = self.begin(run, unit)
-        c, logits = chosen_class(run, model, batch)
-        x, k = batch.x[0], found.window
-        at = middle(x.shape[1:], k, self.at)
-        with evaluating(model.net):
-            engine = Incremental(model.net, x[None], found.memory_gb)
-            contents = torch.cat(
-                [found.learnt.means(x, at, k), found.learnt.samples(x, at, k, self.samples, run.config.seed)[0]]
-            )
-            p = engine.logits(at.repeat(len(contents), 1), contents).double().softmax(1)[:, c].cpu()
-        row = {"image": batch.names[0], "p": float(logits.softmax(0)[c]), "arithmetic": float(p[1:].mean())}
-        row |= {"efficient": float(p[0]), "standard_error": float(p[1:].std() / len(p[1:]) ** 0.5)}
-        row |= {"top": int(at[0, 0]), "left": int(at[0, 1])}
-        row |= {"weights": model.weights, "learnt_from": learnt_from(run, self.own_images)}
-        return Part(tables={"table": [row]})
+        row = approximation(run, model, batch, found, self.samples, self.at)
+        return Part(tables={"table": [row | {"learnt_from": learnt_from(run, self.own_images)}]})
 
     def claims(self, results: Results) -> list[Claim]:
         rows, model = results.rows(), results.config.model
@@ -74,15 +89,28 @@ class Figure11(OnePicture):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()
-        errors = [r["arithmetic"] - r["efficient"] for r in rows]
+        sources = {
+            "arithmetic − efficient": [r["arithmetic"] - r["efficient"] for r in rows],
+            "of it Eq. 15: arithmetic − geometric": [r["arithmetic"] - r["geometric"] for r in rows],
+            "of it the layers: geometric − efficient": [r["geometric"] - r["efficient"] for r in rows],
+        }
         caption = [
             f"Figure 11: mean probability over {self.samples} draws of the window at row {rows[0]['top']}, column "
             f"{rows[0]['left']}, minus the probability for its conditional mean, {len(rows)} images (median standard error of "
             f"the first: {np.median([r['standard_error'] for r in rows]):.1g})",
+            "Lines: its two parts, where the draws are averaged at the logits instead (geometric mean). Median size: "
+            + ", ".join(f"{name} {np.median(np.abs(errors)):.1g}" for name, errors in sources.items()),
             f"{results.config.model.name}, {rows[0]['weights']}; windows learnt from {rows[0]['learnt_from']}",
         ]
-        figure, (axes,) = plot(4.4, 2.2, caption)
+        figure, (axes,) = plot(4.4, 2.4, caption)
+        bins = np.histogram_bin_edges(np.concatenate(list(sources.values())), 2 * BINS)
         with styled():
-            axes.hist(errors, bins=2 * BINS, color="tab:blue")
-            axes.set(xlabel="arithmetic mean − efficient", ylabel="images")
+            for (name, errors), color in zip(sources.items(), ("tab:blue", "tab:orange", "black"), strict=True):
+                kind: Any = "bar" if color == "tab:blue" else "step"
+                axes.hist(errors, bins=bins, histtype=kind, color=color, label=name)
+            axes.set(xlabel="difference of the probability", ylabel="images")
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend
+            axes.legend(loc="upper right")
         return {"figure": figure}

@@ -21,7 +21,7 @@ from vis.methods.cam import (
 from vis.methods.deeplift import DeepLIFT
 from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
-from vis.methods.gradients import GuidedGradCAM, IntegratedGradients, SmoothGrad
+from vis.methods.gradients import GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
 from vis.methods.lime import LIME
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
@@ -44,6 +44,7 @@ __all__ = [
     "EigenCAM",
     "Forward",
     "GradCAM",
+    "GradCAMGradient",
     "GradCAMPlusPlus",
     "GuidedBackprop",
     "GuidedGradCAM",

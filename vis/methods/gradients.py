@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from vis.methods.backprop import Saliency
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_images, check_baseline
 from vis.methods.cam import GradCAM
-from vis.methods.forward import GUIDED, Forward
+from vis.methods.forward import GUIDED, SALIENCY, Forward, ReluRule
 from vis.target import Target, Targets, as_targets
 from vis.walk import Affine, Walk
 
@@ -173,6 +174,7 @@ class GuidedGradCAM(Method):
 
     title = "Guided Grad-CAM"
     display = "minmax"
+    rule: ClassVar[ReluRule] = GUIDED
 
     def __init__(self, layer: str | None = None) -> None:
         self.layer = layer
@@ -182,4 +184,12 @@ class GuidedGradCAM(Method):
         return self._cam.layers(model, images)
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
-        return self._cam.explain(forward, targets) * forward.gradient(targets, GUIDED)
+        return self._cam.explain(forward, targets) * forward.gradient(targets, self.rule)
+
+
+class GradCAMGradient(GuidedGradCAM):
+    """Grad-CAM times the gradient, as zhou2018 writes it (Eq. 8): signed maps [B, C, H, W]. layer: see GuidedGradCAM."""
+
+    title = "Grad-CAM x gradient"
+    display = "diverging"
+    rule = SALIENCY

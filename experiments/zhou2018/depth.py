@@ -1,0 +1,83 @@
+"""zhou2018, text: "we can expect the accumulated error for VGG16 to be larger than the 6-layer model".
+
+Both errors of the approximation (see figure11) at one window, on the same images, in networks of different depth that the
+project trains itself. The paper's VGG-16 is ImageNet's and its six layers are MNIST's, so that its own sentence, which is an
+expectation, is not measured; ours compares networks of one task.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.zhou2018.evidence import learn_windows
+from experiments.zhou2018.figure11 import approximation
+from vis.claims import Claim, increasing, paper_and_here
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import plot, styled
+from vis.instantiate import construct
+from vis.record import Part, Results
+
+DEEPER = "we can expect the accumulated error for VGG16 to be larger than the 6-layer model in previous section"
+
+
+class Depth(Experiment):
+    """models: by name, in the order of their depth; samples: of the window; at: its (top, left)."""
+
+    def __init__(self, models: Mapping[str, Any], samples: int, at: Sequence[int] | None) -> None:
+        self.models, self.samples, self.at = models, samples, at
+        self._learnt: dict[str, Any] = {}
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [
+            {"network": name, "images": images} for name in self.models for images in run.batches(len(run.dataset), 8)
+        ]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        name = unit["network"]
+        model = run.model(self.models[name])
+        if name not in self._learnt:
+            (key,) = run.methods
+            self._learnt[name] = construct(dict(run.config.methods[key]), f"methods.{key}")
+            learn_windows(run, model, self._learnt[name], own_images=True)
+        rows = []
+        for i in unit["images"]:
+            batch = run.batch(model, [i])
+            rows.append(
+                {"network": name, "label": batch.labels[0]}
+                | approximation(run, model, batch, self._learnt[name], self.samples, self.at)
+            )
+        return Part(tables={"table": rows})
+
+    @property
+    def _ends(self) -> tuple[str, str]:
+        """The networks of which the paper's sentence speaks: the shallowest and the deepest."""
+        names = list(self.models)
+        return names[0], names[-1]
+
+    def claims(self, results: Results) -> list[Claim]:
+        errors = {n: [abs(r["arithmetic"] - r["efficient"]) for r in results.rows(network=n)] for n in self._ends}
+        metric = "|mean over draws of P - P for the mean content|, mean over images"
+        reason = "networks of MNIST, not ImageNet's VGG-16"
+        return paper_and_here("Section 5, text", [("deeper", DEEPER, metric, increasing(), errors)], reason)
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        names = list(self.models)
+        caption = [
+            f"Size of the approximation's error at the window at row {results.rows()[0]['top']}, column "
+            f"{results.rows()[0]['left']}, {len(results.rows(network=names[0]))} images: mean probability over {self.samples} "
+            "draws of it against the probability for its mean content; line: median, cross: mean",
+            "; ".join(f"{n}: {results.rows(network=n)[0]['weights']}" for n in names),
+        ]
+        figure, (axes,) = plot(4.4, 2.4, caption)
+        with styled():
+            for i, name in enumerate(names):
+                errors = [abs(r["arithmetic"] - r["efficient"]) for r in results.rows(network=name)]
+                jitter = np.random.default_rng(i).uniform(-0.25, 0.25, len(errors))
+                axes.plot(i + jitter, np.maximum(errors, 1e-9), ".", color="tab:blue", alpha=0.3)
+                axes.plot([i - 0.3, i + 0.3], [np.median(errors)] * 2, color="black")
+                axes.plot([i], [np.mean(errors)], "x", color="tab:red")
+            axes.set_xticks(range(len(names)), [n.replace("_", " ") for n in names])
+            axes.set(yscale="log", ylabel="difference of the probability")
+        return {"figure": figure}
