@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from test_methods import state
 from torch import Tensor, nn
 
+from vis.errors import UserError
 from vis.incremental import Incremental, _say
 from vis.methods.forward import evaluating
+from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
 
 
@@ -36,17 +38,23 @@ def every_window(size: int, h: int, w: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(size - h + 1), torch.arange(size - w + 1))
 
 
-def both(net: nn.Module, x: Tensor, windows: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Incremental]:
-    """Logits of the engine and of full passes for random patches, relative to the largest change; the engine."""
+def both(
+    net: nn.Module, x: Tensor, windows: Tensor, h: int, w: int, low: torch.dtype | None = None, gpu: bool = False
+) -> tuple[Tensor, Tensor, Incremental]:
+    """Logits of the engine and of full passes for random patches; the engine. gpu: in the products that it makes there."""
     generator = torch.Generator().manual_seed(2)
     patches = torch.randn(len(windows), x.shape[1], h, w, generator=generator, dtype=torch.float64).to(x.dtype)
     with evaluating(net), torch.no_grad():
-        engine = Incremental(net, x)
+        engine = Incremental(net, x, low=low)
+        engine.by_patches = gpu
         return engine.logits(windows, patches), full_passes(net, x, windows, patches), engine
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+FORMS = [(None, False), (None, True), (torch.float64, False), (torch.float64, True)]  # values and changes; CPU and GPU
 
 
 class Fancy(nn.Module):
@@ -87,8 +95,9 @@ class Untraceable(nn.Module):
 def test_it_equals_full_passes_at_every_place(name, h, w):
     torch.manual_seed(0)
     net = networks.randomise(Fancy()).double() if name == "fancy" else networks.build(name)
-    got, wanted, _ = both(net, networks.images(1), every_window(12, h, w), h, w)
-    assert error(got, wanted) < 1e-12
+    for low, gpu in FORMS if h == 2 else FORMS[:1]:
+        got, wanted, _ = both(net, networks.images(1), every_window(12, h, w), h, w, low, gpu)
+        assert error(got, wanted) < 1e-12
 
 
 @st.composite
@@ -118,12 +127,12 @@ def random_networks(draw) -> tuple[nn.Sequential, int]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(random_networks())
-def test_it_equals_full_passes_of_random_networks(drawn):
+@given(random_networks(), st.sampled_from(FORMS))
+def test_it_equals_full_passes_of_random_networks(drawn, form):
     net, k = drawn
     net = networks.randomise(net).double()
     x = torch.randn(1, 2, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    got, wanted, _ = both(net, x, every_window(14, k, k)[::3], k, k)
+    got, wanted, _ = both(net, x, every_window(14, k, k)[::3], k, k, *form)
     assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
 
 
@@ -146,12 +155,65 @@ def test_large_networks_are_exact_and_do_little_of_the_work(arch, saved):
     assert full / macs > saved
 
 
-def test_large_networks_are_exact_in_float64():
+@pytest.mark.parametrize(
+    ("arch", "low", "gpu"),
+    [("resnet18", None, False), ("resnet18", torch.float64, True), ("googlenet", torch.float64, False)],
+)
+def test_large_networks_are_exact_in_float64(arch, low, gpu):
     torch.manual_seed(0)
-    net = networks.randomise(torchvision_classifier("resnet18")).double()
+    net = networks.randomise(torchvision_classifier(arch)).double()
     x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
-    got, wanted, _ = both(net, x, torch.tensor([[0, 0], [150, 3], [70, 81]]), 10, 10)
+    got, wanted, _ = both(net, x, torch.tensor([[0, 0], [150, 3], [70, 81]]), 10, 10, low, gpu)
     assert error(got, wanted) < 1e-12
+
+
+def small_vgg() -> nn.Module:
+    torch.manual_seed(0)
+    model = {"_target_": "vis.models.VGGSmall", "width": 0.25, "input_size": 32, "init": "kaiming_normal"}
+    return networks.randomise(build_model(model).net)
+
+
+def evidence_error(found: Tensor, wanted: Tensor) -> float:
+    """Of the evidence for the class of the image, which stands last among the logits; in parts of the evidence's RMS."""
+
+    def evidence(logits: Tensor) -> Tensor:
+        odds = log2_odds(logits.double().softmax(1)[:, logits[-1].argmax()], logits.shape[1])
+        return odds[-1] - odds[:-1]
+
+    return ((evidence(found) - evidence(wanted)).norm() / evidence(wanted).norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.bfloat16, 0.02), (torch.float16, 0.002)], ids=["bfloat16", "float16"]
+)
+@pytest.mark.parametrize("native", [False, True])
+def test_rounded_changes_give_the_evidence_and_rounded_values_do_not(dtype, most, native, monkeypatch, caplog):
+    monkeypatch.setattr("vis.incremental.is_native", lambda *_: native)
+    net, windows = small_vgg(), every_window(32, 4, 4)[::13]
+    image = F.avg_pool2d(torch.randn(1, 3, 36, 36), 5, 1)
+    patches = (
+        cut(image[0], windows, 4).mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)
+    )  # what a window says, taken away
+    with evaluating(net), torch.no_grad(), caplog.at_level(logging.INFO, "vis.incremental"):
+        engine = Incremental(net, image, low=dtype)
+        found = torch.cat([engine.logits(windows, patches), engine.base])
+        wanted = torch.cat([full_passes(net, image, windows, patches), net(image)])
+        net, image, patches = (each.to(dtype) for each in (net, image, patches))
+        naive = torch.cat([full_passes(net, image, windows, patches), net(image)])
+    assert evidence_error(found, wanted) < most
+    assert evidence_error(naive, wanted) > 5 * evidence_error(found, wanted)
+    assert ("no speed is gained" in caplog.text) is not native
+
+
+@pytest.mark.parametrize("layer", ["features.0", "classifier.0"])
+def test_what_does_not_fit_into_float16_is_an_error(layer):
+    net, image = small_vgg(), torch.rand(1, 3, 32, 32)
+    dict(net.named_modules())[layer].weight.data.mul_(1e7)
+    windows, patches = torch.tensor([[3, 4]]), torch.zeros(1, 3, 4, 4)
+    with evaluating(net), torch.no_grad():
+        assert Incremental(net, image, low=torch.bfloat16).logits(windows, patches).isfinite().all()
+        with pytest.raises(UserError, match="do not fit into float16: give bfloat16 or float32"):
+            Incremental(net, image, low=torch.float16).logits(windows, patches)
 
 
 def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):

@@ -332,6 +332,17 @@ def test_strides_cover_every_pixel_and_a_whole_image_can_be_cut_into_ranges():
     assert close(accumulate(torch.cat(parts), windows, 4, (12, 12)), method(net, x, 1)[0])
 
 
+@pytest.mark.parametrize("make", [PDA, PDAFast, Occlusion])
+def test_low_precision_changes_little_of_a_map(make):
+    net, x = networks.build("residual"), networks.images(1)
+    exact, rounded = (make(WINDOW, precision=precision) for precision in ("float32", "bfloat16"))
+    for method in (exact, rounded):
+        if make is not Occlusion:
+            method.patch = SIDE
+            method.learnt = fitted()
+    assert 1e-5 < error(rounded(net, x, 1), exact(net, x, 1)) < 0.02
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +371,7 @@ def test_a_file_with_another_gaussian_is_an_error(tmp_path):
         lambda: Occlusion(stride=0),
         lambda: Occlusion(evidence="bits"),
         lambda: Occlusion(memory_gb=0),
+        lambda: PDAFast(precision="float64"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(wrong):

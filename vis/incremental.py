@@ -12,12 +12,18 @@ borders and one rectangle for each window, not a common one, is what is gained o
 A map of n windows is stored as rows of channels: one row of zeros (what lies outside), the base map's rows, then each
 window's rectangle. So a rectangle with its surround is one `index_select`, and what treats each position on its own runs
 on all rectangles at once. Where rectangles fill most of a map, and from an operation without a rule on, maps are whole.
+
+In low precision, convolutions and dense layers see the change alone: z' = z + W d with d = a' - a, z and a of the base
+image. So what is rounded is as small as the change, not as large as the activations; all else is done on a + d in the
+image's precision.
 """
 
+import itertools
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from vis.errors import UserError
 from vis.graph import ELEMENTWISE, NotTraceable, Traced, trace
 from vis.receptive_field import WINDOWS, window
 
@@ -34,6 +41,7 @@ log = logging.getLogger(__name__)
 WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
 _POINTWISE = ELEMENTWISE | {"localresponsenorm"}
 _UNTRACED = 1 << 22  # numbers of images at a time where a network is run whole: 27 images of 3x224x224
+_PATCHES = 1 << 27  # numbers of patches that are multiplied at a time
 _SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
 
 
@@ -43,11 +51,27 @@ def _say(words: str) -> None:
     log.info(words)
 
 
+def is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device has products of bfloat16 or float16."""
+    if device.type == "cuda":
+        return dtype is torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
+    ending = "bf16" if dtype is torch.bfloat16 else "fp16"
+    return device.type != "cpu" or any(there for name, there in found.items() if name.endswith(ending))
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class Places:
     """A rectangle for each of n windows on a map: top, left, height, width, each [n]; stored one behind the other.
 
-    Those of one size are neighbours: `groups` yields (windows, height, width, first row, last row + 1).
+    Those of one size are neighbours.
     """
+
+    _on: Tensor | None = None
+    _positions: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
         self.rows, self.columns = rows, columns  # [n, 2]: first, last + 1
@@ -60,15 +84,35 @@ class Places:
         self.total = int(areas.sum())
 
     @cached_property
-    def groups(self) -> list[tuple[np.ndarray, int, int, int, int]]:
+    def groups(self) -> list[tuple[slice, int, int, int, int]]:
+        """(windows, a slice of `order`; height, width, first row, last row + 1) of those of one size."""
         sizes = np.stack([self.height, self.width])[:, self.order]
-        cuts = np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1
-        found = []
-        for part in np.split(self.order, cuts):
-            h, w, first = int(self.height[part[0]]), int(self.width[part[0]]), int(self.start[part[0]])
+        cuts = [0, *(np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1).tolist(), len(self.order)]
+        found, row = [], 0
+        for first, last in itertools.pairwise(cuts):
+            h, w = sizes[:, first].tolist()
             if h * w:
-                found.append((part, h, w, first, first + len(part) * h * w))
+                found.append((slice(first, last), h, w, row, row + (last - first) * h * w))
+                row = found[-1][-1]
         return found
+
+    def on(self, device: torch.device) -> Tensor:
+        """[7, n]: first row, last + 1, first column, last + 1, start and width of each window; order. One transfer."""
+        if self._on is None:
+            parts = [self.rows.T, self.columns.T, self.start[None], self.width[None], self.order[None]]
+            self._on = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
+        return self._on
+
+    def positions(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Window, row and column of each stored row: [total] each."""
+        if self._positions is None:
+            top, _, left, _, start, width, order = held = self.on(device)
+            areas = (held[1] - top) * width  # width is 0 for what is empty
+            window = order.repeat_interleave(areas[order], output_size=self.total)
+            at, width = torch.arange(self.total, device=device) - start[window], width[window]
+            row = at.div(width, rounding_mode="floor")
+            self._positions = window, top[window] + row, left[window] + at - row * width
+        return self._positions
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
@@ -91,42 +135,56 @@ class Crops:
     changed: Tensor
     room: Tensor | None = None
     outside: float | None = None  # in the first row; None while the base rows are not there yet
+    _change: "Crops | None" = None
 
-    def cut(self, windows: np.ndarray, top: np.ndarray, left: np.ndarray, h: int, w: int, outside: float = 0) -> Tensor:
+    def index(self, window: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Where in the room positions of the maps of windows stand; the arguments are broadcast."""
+        (H, W), places = self.size, self.places.on(self.base.device)[:6, window]
+        top, bottom, left, right, start, width = places
+        new = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        old = (1 + row * W + column) * ((row >= 0) & (row < H) & (column >= 0) & (column < W))
+        return torch.where(new, 1 + H * W + start + (row - top) * width + column - left, old)
+
+    def cut(self, window: Tensor, top: Tensor, left: Tensor, h: int, w: int, outside: float = 0) -> Tensor:
         """Rectangles [g, C, h, w] of the maps of some windows [g], in channels_last."""
-        table, (H, W), held = self._table(outside), self.size, self.places
+        rows, columns = (torch.arange(n, device=self.base.device) for n in (h, w))
+        index = self.index(window[:, None, None], (top[:, None] + rows)[:, :, None], (left[:, None] + columns)[:, None])
+        return self.table(outside).index_select(0, index.view(-1)).view(len(window), h, w, -1).permute(0, 3, 1, 2)
 
-        def along(first: np.ndarray, n: int, bounds: np.ndarray, limit: int) -> tuple[Tensor, ...]:
-            at = first[:, None] + np.arange(n)
-            lo, hi = bounds[windows].T[:, :, None]
-            inside, changed = (at >= 0) & (at < limit), (at >= lo) & (at < hi)
-            return tuple(torch.from_numpy(a).to(table.device) for a in (at, at - lo, inside, changed))
+    def base_at(self, places: Places, out: Tensor | None = None) -> Tensor:
+        """The base map where the windows' rectangles are: [rows, C]."""
+        _, row, column = places.positions(self.base.device)
+        return torch.index_select(self.base, 0, row * self.size[1] + column, out=out)
 
-        rows, from_top, in_rows, new_rows = along(top, h, held.rows, H)
-        columns, from_left, in_columns, new_columns = along(left, w, held.columns, W)
-        width, start = (torch.from_numpy(a[windows, None]).to(table.device) for a in (held.width, held.start))
-        old = ((1 + rows * W)[:, :, None] + columns[:, None]) * (in_rows[:, :, None] & in_columns[:, None])
-        new = (1 + H * W + start + from_top * width)[:, :, None] + from_left[:, None]
-        index = torch.where(new_rows[:, :, None] & new_columns[:, None], new, old)
-        return table.index_select(0, index.view(-1)).view(len(windows), h, w, -1).permute(0, 3, 1, 2)
+    def change(self, low: torch.dtype, held: torch.dtype) -> "Crops":
+        """What the windows change, rounded to `low` and held in `held`: a map of zeros outside the rectangles."""
+        if self._change is None:
+            zeros = self.base.new_zeros(1, dtype=held).expand_as(self.base)
+            room = room_for(zeros, self.places.total)
+            rows = room[1 + len(zeros) :]
+            rows.copy_((self.changed - self.base_at(self.places)).to(low))
+            self._change = Crops(self.places, zeros, self.size, rows, room)
+        return self._change
 
     def at(self, places: Places) -> Tensor:
         """The rows of larger rectangles: [rows, C]."""
         if places == self.places:
             return self.changed
         out = self.changed.new_empty(places.total, self.changed.shape[1])
+        held = places.on(self.base.device)
         for windows, h, w, first, last in places.groups:
-            piece = self.cut(windows, places.rows[windows, 0], places.columns[windows, 0], h, w)
+            window = held[6, windows]
+            piece = self.cut(window, held[0, window], held[2, window], h, w)
             out[first:last] = piece.permute(0, 2, 3, 1).reshape(last - first, -1)
         return out
 
     @cached_property
     def whole(self) -> Tensor:
         """The maps [n, C, H, W]."""
-        windows = np.arange(len(self.places.start))
+        windows = torch.arange(len(self.places.start), device=self.base.device)
         return self.cut(windows, windows * 0, windows * 0, *self.size)
 
-    def _table(self, outside: float) -> Tensor:
+    def table(self, outside: float) -> Tensor:
         if self.room is None:
             self.room = room_for(self.base, len(self.changed))
             self.room[1 + len(self.base) :] = self.changed
@@ -182,6 +240,9 @@ class Network:
             return getattr(module, name, default)
         return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
+    def is_dense(self, node: fx.Node) -> bool:
+        return self.traced.kind(node) == "linear" and self.sources(node) == [node.args[0]]
+
     def _rule(self, node: fx.Node) -> str | None:
         kind, shapes = self.traced.kind(node), self.traced.shapes
         sources = self.sources(node)
@@ -236,8 +297,11 @@ class Network:
         self.windows[node] = along  # type: ignore[assignment]  # none is None
         return "window"
 
-    def plan(self, top: np.ndarray, left: np.ndarray, height: int, width: int) -> dict[fx.Node, Places | None]:
-        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole."""
+    def plan(
+        self, top: np.ndarray, left: np.ndarray, height: int, width: int, whole: float = WHOLE
+    ) -> dict[fx.Node, Places | None]:
+        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole:
+        where there is no rule, and where rectangles fill more than a share `whole` of a map."""
         plan: dict[fx.Node, Places | None] = {}
         for node in self.nodes:
             if node not in self.dependent:
@@ -256,7 +320,7 @@ class Network:
                 places = Places(_reached(places.rows, H, *rows), _reached(places.columns, W, *columns))
             elif rule == "join" and not all(each == places for each in found):
                 places = Places(*(_hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
-            plan[node] = None if places.total > WHOLE * len(top) * H * W else places
+            plan[node] = None if places.total > whole * len(top) * H * W else places
         return plan
 
     def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
@@ -312,11 +376,20 @@ class Incremental:
     """The logits of one image [1, C, H, W] (`base`, [1, K]) and of copies of it with a window replaced.
 
     model: in eval mode, as `vis.methods.forward.evaluating` has it. memory_gb: bounds how many windows go through at a time.
+    low: the type that changes are rounded to where they are multiplied; None is the image's own, for values.
     A network that cannot be traced is run whole for each window, with a line in the log.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, memory_gb: float = 4.0) -> None:
-        self.model, self.image, self.memory_gb = model, image.detach(), memory_gb
+    def __init__(self, model: nn.Module, image: Tensor, memory_gb: float = 4.0, low: torch.dtype | None = None) -> None:
+        self.model, self.image, self.memory_gb, self.low = model, image.detach(), memory_gb, low
+        self.by_patches = image.device.type != "cpu"  # few large products in place of a convolution for each size
+        self._held = low
+        self._finite: Tensor | bool = True
+        if low and low.itemsize < 4 and not is_native(low, image.device):
+            self._held = torch.float32
+            _say(
+                f"{_name(low)}: no speed is gained, {image.device.type} has no such products; rounded, then in float32"
+            )
         self.network: Network | None = None
         try:
             self.network = Network(model, image.shape[1], (image.shape[2], image.shape[3]))
@@ -329,28 +402,37 @@ class Incremental:
 
     @torch.no_grad()
     def logits(self, windows: Tensor, patches: Tensor) -> Tensor:
-        """Logits [n, K] with the windows at (top, left) [n, 2] holding patches [n, C, h, w]; they lie inside the image."""
+        """Logits [n, K] with the windows at (top, left) [n, 2] holding patches [n, C, h, w]; they lie inside the image.
+
+        Raises UserError where float16 overflows.
+        """
         at = windows.cpu().numpy().astype(np.int64)
         batch, parts = self.batch(at, *patches.shape[2:]), []
         for first in range(0, len(at), batch):
             some = slice(first, first + batch)
             parts.append(self._pass(at[some], patches[some]))
+        if not self._finite:
+            raise UserError(f"the network's values do not fit into {_name(self.low)}: give bfloat16 or float32")
         return torch.cat(parts)
 
     def work(self, windows: Tensor, h: int, w: int) -> tuple[float, float]:
         """Multiply-accumulates for windows [n, 2] of that height and width, here and by full passes."""
         assert self.network is not None
         at = windows.cpu().numpy().astype(np.int64)
-        return self.network.work(self.network.plan(at[:, 0], at[:, 1], h, w), len(at))
+        return self.network.work(self._plan(at, h, w), len(at))
+
+    def _plan(self, at: np.ndarray, h: int, w: int) -> dict[fx.Node, Places | None]:
+        assert self.network is not None
+        return self.network.plan(
+            at[:, 0], at[:, 1], h, w, math.inf if self.low else WHOLE
+        )  # whole maps would be rounded as values
 
     def batch(self, at: np.ndarray, h: int, w: int) -> int:
         """How many windows [n, 2] of that height and width go through at a time."""
         if self.network is None:
             return max(1, _UNTRACED // self.image.numel())
         some = at[np.linspace(0, len(at) - 1, min(len(at), 64)).astype(int)]
-        needed = self.network.memory(
-            self.network.plan(some[:, 0], some[:, 1], h, w), len(some), self.image.element_size()
-        )
+        needed = self.network.memory(self._plan(some, h, w), len(some), self.image.element_size())
         return int(max(1, min(len(at), self.memory_gb * 1e9 / needed)))
 
     def _base_pass(self) -> Tensor:
@@ -360,6 +442,8 @@ class Incremental:
         self._maps: dict[fx.Node, Tensor] = {}
         self._constants: dict[fx.Node, Any] = {}
         self._weights: dict[fx.Node, tuple[Tensor, Tensor | None]] = {}
+        self._dense: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # input and output of a layer in low precision
+        self._low_weights: dict[fx.Node, Tensor] = {}
         for norm, conv in network.folded.items():
             module, bn = network.module(conv), network.module(norm)
             weight, bias = fuse_conv_bn_weights(
@@ -374,6 +458,8 @@ class Incremental:
                 env[node] = node.args[0] if node.args else None
             else:
                 env[node] = self._run(node, env)
+            if self.low and network.is_dense(node):
+                self._dense[node] = env[node.args[0]].clone(), env[node].clone()
             if node not in network.dependent:
                 self._constants[node] = env[node]
             elif node in network.rules:
@@ -390,7 +476,7 @@ class Incremental:
             for image, (top, left), patch in zip(images, at, patches, strict=True):
                 image[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
             return self.model(images)
-        plan = network.plan(*at.T, *patches.shape[2:])
+        plan: dict[fx.Node, Any] = self._plan(at, *patches.shape[2:])
         env: dict[fx.Node, Any] = dict(self._constants)
         for node in network.nodes:
             if node not in network.dependent:
@@ -406,7 +492,7 @@ class Incremental:
                 env[node] = self._run(node, {**env, sources[0]: shape})
             else:
                 maps = {each: env[each].whole for each in sources if isinstance(env[each], Crops)}
-                env[node] = self._run(node, {**env, **maps})
+                env[node] = (self._linear if node in self._dense else self._run)(node, {**env, **maps})
             if node.op == "output":
                 return env[node]
             for source in sources:
@@ -421,38 +507,83 @@ class Incremental:
     def _window(self, node: fx.Node, env: dict[fx.Node, Any], places: Places) -> Crops:
         """A convolution or pooling of rectangles."""
         network: Any = self.network
-        source, base = env[network.sources(node)[0]], self._maps[node]
+        source, base, device = env[network.sources(node)[0]], self._maps[node], self.image.device
         (kh, sh, ph, dh), (kw, sw, pw, dw) = network.windows[node]
-        kind = network.traced.kind(node)
+        kind, outside, groups, low = network.traced.kind(node), 0.0, 1, None
+        rectangles: Callable[[Tensor], Tensor]  # [g, C, h, w] to [g, O, h', w']
+        patches: Callable[[Tensor], Tensor]  # [rows, kh kw, C] to [rows, O]
         if kind == "conv2d":
             weight, bias, groups = self._convolution(node, env)
-
-            def work(x: Tensor) -> Tensor:
-                return F.conv2d(x, weight, bias, (sh, sw), 0, (dh, dw), groups)
-
+            if self.low:
+                low, weight, bias = self.low, self._lowered(node, weight), None
+                source = source.change(self.low, self._held)
             if weight.shape[2:] == (1, 1) and (sh, sw, ph, pw, groups) == (1, 1, 0, 0, 1):
-                return self._crops(node, places, F.linear(source.at(places), weight[:, :, 0, 0], bias))
+                y = F.linear(source.at(places), weight[:, :, 0, 0], bias)
+                return self._added(node, places, y) if low else self._crops(node, places, y)
+            rectangles = partial(F.conv2d, weight=weight, bias=bias, stride=(sh, sw), dilation=(dh, dw), groups=groups)
+
+            def patches(x: Tensor) -> Tensor:
+                return F.linear(x.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias)
+
         elif kind == "maxpool2d":
-
-            def work(x: Tensor) -> Tensor:
-                return F.max_pool2d(x, (kh, kw), (sh, sw), 0, (dh, dw))
-
+            outside = -math.inf
+            rectangles = partial(F.max_pool2d, kernel_size=(kh, kw), stride=(sh, sw), dilation=(dh, dw))
+            patches = partial(torch.amax, dim=1)
         else:
+            rectangles = partial(F.avg_pool2d, kernel_size=(kh, kw), stride=(sh, sw))
+            patches = partial(torch.mean, dim=1)
 
-            def work(x: Tensor) -> Tensor:
-                return F.avg_pool2d(x, (kh, kw), (sh, sw))
+        room = None if low else room_for(base, places.total)
+        y = base.new_empty(places.total, base.shape[1], dtype=self._held) if room is None else room[1 + len(base) :]
+        if self.by_patches and groups == 1:
+            table, (window, row, column) = source.table(outside), places.positions(device)
+            rows, columns = (torch.arange(k, device=device) * d for k, d in ((kh, dh), (kw, dw)))
+            index = source.index(
+                window[:, None, None],
+                (row * sh - ph)[:, None, None] + rows[:, None],
+                (column * sw - pw)[:, None, None] + columns,
+            ).flatten(1)
+            step = max(1, _PATCHES // (index.shape[1] * table.shape[1]))
+            for some, out in zip(index.split(step), y.split(step), strict=True):
+                out.copy_(patches(table.index_select(0, some.flatten()).view(*some.shape, -1)))
+        else:
+            held = places.on(device)
+            for windows, h, w, first, last in places.groups:
+                window = held[6, windows]
+                corner = held[0, window] * sh - ph, held[2, window] * sw - pw
+                size = (h - 1) * sh + dh * (kh - 1) + 1, (w - 1) * sw + dw * (kw - 1) + 1
+                out = rectangles(source.cut(window, *corner, *size, outside=outside))
+                y[first:last].view(len(window), h, w, -1).copy_(out.permute(0, 2, 3, 1))
+        return self._added(node, places, y) if low else self._crops(node, places, y, room)
 
+    def _added(self, node: fx.Node, places: Places, change: Tensor) -> Crops:
+        """The base map with a change of it in low precision, [rows, C]."""
+        base = self._maps[node]
         room = room_for(base, places.total)
-        changed = room[1 + len(base) :]
-        for windows, h, w, first, last in places.groups:
-            corner = places.rows[windows, 0] * sh - ph, places.columns[windows, 0] * sw - pw
-            size = (h - 1) * sh + dh * (kh - 1) + 1, (w - 1) * sw + dw * (kw - 1) + 1
-            y = work(source.cut(windows, *corner, *size, outside=-math.inf if kind == "maxpool2d" else 0))
-            changed[first:last].view(len(windows), h, w, -1).copy_(y.permute(0, 2, 3, 1))
-        return self._crops(node, places, changed, room)
+        result = self._crops(node, places, room[1 + len(base) :], room)
+        result.base_at(places, out=result.changed).add_(self._rounded(change))
+        return result
+
+    def _linear(self, node: fx.Node, env: dict[fx.Node, Any]) -> Tensor:
+        """A dense layer in low precision."""
+        (x, y), weight = self._dense[node], self._convolution(node, env)[0]
+        change = (env[node.args[0]] - x).to(self.low).to(self._held)  # type: ignore[index]  # a node, says is_dense
+        return y + self._rounded(F.linear(change, self._lowered(node, weight)))
+
+    def _rounded(self, change: Tensor) -> Tensor:
+        change = change.to(self.low)
+        if self.low is torch.float16:
+            self._finite = change.isfinite().all() & self._finite
+        return change
+
+    def _lowered(self, node: fx.Node, weight: Tensor) -> Tensor:
+        """A layer's weights, rounded once."""
+        if node not in self._low_weights:
+            self._low_weights[node] = weight.detach().to(self.low).to(self._held)
+        return self._low_weights[node]
 
     def _convolution(self, node: fx.Node, env: dict[fx.Node, Any]) -> tuple[Any, ...]:
-        """Weight, bias and groups."""
+        """Weight, bias and groups of a convolution or dense layer."""
         network: Any = self.network
         weight, bias = self._weights.get(node) or (network.option(node, n, i) for i, n in ((1, "weight"), (2, "bias")))
         weight, bias = (env[each] if isinstance(each, fx.Node) else each for each in (weight, bias))

@@ -32,6 +32,7 @@ from vis.target import Target, Targets, score
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BLOCK = 1 << 11  # windows whose contents are held at a time
 
 
@@ -79,19 +80,25 @@ def cut(image: Tensor, windows: Tensor, k: int) -> Tensor:
 
 class _Windows(Method):
     """window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
-    in place of [B, 1, H, W]. laplace: N of the correction. memory_gb: that the passes may take, at most.
+    in place of [B, 1, H, W]. laplace: N of the correction. memory_gb: that the passes may take, at most. precision: of the
+    products with what a window changes; float32 is as precise as the image.
     """
 
-    def __init__(self, window: int, stride: int, per_channel: bool, laplace: float, memory_gb: float) -> None:
+    def __init__(
+        self, window: int, stride: int, per_channel: bool, laplace: float, memory_gb: float, precision: str
+    ) -> None:
         if window < 1 or not 1 <= stride <= window:
             raise ValueError("window is 1 or more, stride from 1 to window: each pixel is in one")
         if laplace <= 0 or memory_gb <= 0:
             raise ValueError("laplace and memory_gb are above 0")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
         self.window = window
         self.stride = stride
         self.per_channel = per_channel
         self.laplace = laplace
         self.memory_gb = memory_gb
+        self.precision = precision
 
     def windows(self, images: Tensor) -> Tensor:
         """All windows of images [..., H, W]: [n, 2]."""
@@ -112,7 +119,7 @@ class _Windows(Method):
         windows, and `accumulate` makes the map of all.
         """
         with evaluating(model), torch.no_grad():
-            engine = Incremental(model, image[None], self.memory_gb)
+            engine = Incremental(model, image[None], self.memory_gb, PRECISIONS[self.precision])
             base = self._measure(engine.base[:, None], target)
             self._saturation(engine.base, target)
             channels = range(len(image)) if self.per_channel else [slice(None)]
@@ -175,8 +182,9 @@ class Learnt(_Windows):
         gaussian: str | None = None,
         seed: int = 0,
         memory_gb: float = 4.0,
+        precision: str = "float32",
     ) -> None:
-        super().__init__(window, stride, per_channel, laplace, memory_gb)
+        super().__init__(window, stride, per_channel, laplace, memory_gb, precision)
         if patch <= window:
             raise ValueError(f"patch={patch} has no pixels around a window of {window}: give a larger patch")
         if samples < 0:
@@ -242,9 +250,21 @@ class PDA(Learnt):
         gaussian: str | None = None,
         seed: int = 0,
         memory_gb: float = 4.0,
+        precision: str = "float32",
     ) -> None:
         super().__init__(
-            window, patch, stride, samples, conditional, joint, per_channel, laplace, gaussian, seed, memory_gb
+            window,
+            patch,
+            stride,
+            samples,
+            conditional,
+            joint,
+            per_channel,
+            laplace,
+            gaussian,
+            seed,
+            memory_gb,
+            precision,
         )
         if samples < 1:
             raise ValueError("PDA draws samples: 1 or more; pda_fast takes their expectation")
@@ -306,8 +326,9 @@ class Occlusion(_Windows):
         per_channel: bool = False,
         laplace: float = 100_000,
         memory_gb: float = 4.0,
+        precision: str = "float32",
     ) -> None:
-        super().__init__(window, stride, per_channel, laplace, memory_gb)
+        super().__init__(window, stride, per_channel, laplace, memory_gb, precision)
         if evidence not in ("score", "odds"):
             raise ValueError(f"evidence is score or odds, not {evidence!r}")
         self.fill = fill
