@@ -12,7 +12,7 @@ from test_methods import state
 from torch import Tensor, nn
 
 from vis.errors import UserError
-from vis.incremental import Incremental, _say
+from vis.incremental import Incremental, _say, share
 from vis.methods.forward import evaluating
 from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
@@ -214,6 +214,13 @@ def test_what_does_not_fit_into_float16_is_an_error(layer):
         assert Incremental(net, image, low=torch.bfloat16).logits(windows, patches).isfinite().all()
         with pytest.raises(UserError, match="do not fit into float16: give bfloat16 or float32"):
             Incremental(net, image, low=torch.float16).logits(windows, patches)
+
+
+def test_the_share_of_the_work_is_known_without_weights():
+    net, windows = networks.build("residual"), every_window(12, 3, 3)
+    macs, full = both(net, networks.images(1), windows[:1], 3, 3)[2].work(windows, 3, 3)
+    assert share(networks.Residual().eval().to("meta"), 2, (12, 12), windows, 3) == macs / full < 1
+    assert share(Untraceable(), 2, (12, 12), windows, 3) == 1
 
 
 def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):

@@ -355,6 +355,17 @@ class Network:
         return most
 
 
+def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
+    """What windows [n, 2] of side k take of full passes, in multiply-accumulates; the network may be on torch's meta device."""
+    some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
+    try:
+        network = Network(net, channels, size)
+    except NotTraceable:
+        return 1.0
+    macs, full = network.work(network.plan(some[:, 0], some[:, 1], k, k), len(some))
+    return macs / full if full else 1.0
+
+
 def _reached(changed: np.ndarray, n: int, k: int, s: int, p: int, d: int) -> np.ndarray:
     """Outputs [n, 2] of a window operation that read one of the inputs first ... last."""
     lo, hi = changed.T

@@ -27,6 +27,7 @@ from vis.errors import UserError
 from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.fit import Seen, fit
+from vis.incremental import share
 from vis.instantiate import construct
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
 from vis.models import Model, skeleton
@@ -147,6 +148,7 @@ class EvidenceMaps(Experiment):
         object: Mapping[str, Sequence[float]] = {},
     ) -> None:
         self.source, self.own_images, self.windows, self.object = source, own_images, windows, object
+        self._shares: dict[str, float] = {}  # of a full pass that a window of a method takes
 
     def views(self) -> list[str]:
         """Names of the pictures that are made of each image; "" for the image itself."""
@@ -182,9 +184,14 @@ class EvidenceMaps(Experiment):
 
     def load(self, run: Run, unit: Unit) -> Load:
         each: Any = run.methods[unit["method"]]
-        passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1))
-        # A map counts as two passes. The engine's are cheaper than full ones, by how much depends on the network.
-        return Load(run.config.model, run.config.seed, 1, 1 if isinstance(each, PDAGradient) else -(-passes // 2), 1)
+        if isinstance(each, PDAGradient):
+            return Load(run.config.model, run.config.seed, 1, 1, 1)
+        if unit["method"] not in self._shares:
+            net, channels, size = skeleton(run.config.model)
+            every = windows_of(size, each.window, each.stride)
+            self._shares[unit["method"]] = share(net, channels, size, every, each.window)
+        passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1)) * self._shares[unit["method"]]
+        return Load(run.config.model, run.config.seed, 1, math.ceil(passes / 2), 1)  # a map counts as two passes
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]
