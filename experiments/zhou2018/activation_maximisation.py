@@ -1,0 +1,216 @@
+"""zhou2018, Eqs. (1) to (3), introduction: the image that a class of a network answers to most, with and without regularisers.
+
+    x* = argmax a_i(x; theta)                          ||x|| = p                                                    (1)
+    x* = argmax a_i(x; theta) - lambda ||x||_2^2                                                                    (2)
+    x <- r_theta(x + eta da_i/dx)                                                                                   (3)
+
+r is one of Yosinski et al. 2015: L2 decay (the step of Eq. 2), Gaussian blur, clipping of pixels with a small norm or a small
+contribution |sum over channels of x da_i/dx| to 0; or all of them. Jitter (the image is shifted at random for each step) is
+not in the paper, but today's usual companion of them. a_i is the logit. A step has the size eta whatever the size of the
+gradient, and pixels stay in [0, 1], which bounds x in place of ||x|| = p: what is shown is what the network saw.
+
+Eq. (4), which optimises the input of a generator of natural images (Nguyen et al. 2016), is not built: it needs that
+generator's trained weights.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vis import display, metrics
+from vis.claims import Claim, Rule, above, interval, other_network, paper_and_here
+from vis.console import progress
+from vis.data import Preprocess, preprocessing
+from vis.errors import UserError
+from vis.experiment import Experiment, Load, Run, Unit
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.instantiate import construct
+from vis.methods.forward import evaluating
+from vis.record import Part, Results
+
+PAPER = {"arch": "alexnet", "input_size": 224}  # "an 8-layer CNN"
+POSITIVE = Rule("95% interval of the mean above 0", lambda values: interval(values)[0] > 0)
+INTERPRETABLE = "With this small change [L2 regularisation], gradient ascent generates more interpretable images"
+NATURAL = "a combination of these regularizers has shown to produce the most natural images"
+MAXIMISED = "The aim is to maximize the activation of a neuron"
+METRIC = "share of the energy in high frequencies"
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """r_theta of Eq. (3). decay: share of x that goes in a step. blur: standard deviation in pixels, every `blur_every` steps.
+
+    norm, contribution: the share of pixels with the smallest that are clipped to 0 in a step. jitter: pixels.
+    """
+
+    decay: float = 0.0
+    blur: float = 0.0
+    blur_every: int = 4
+    norm: float = 0.0
+    contribution: float = 0.0
+    jitter: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share < 1 for share in (self.decay, self.norm, self.contribution)):
+            raise ValueError("decay, norm and contribution are shares: 0 or more, below 1")
+        if min(self.blur, self.jitter) < 0 or self.blur_every < 1:
+            raise ValueError("blur and jitter are 0 or more, blur_every is 1 or more")
+
+    def __call__(self, x: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """Of an image [1, C, H, W] after step 0, 1, ..., and the gradient of that step."""
+        x = (1 - self.decay) * x
+        if self.blur and (step + 1) % self.blur_every == 0:
+            x = blurred(x, self.blur)
+        x = clipped(x, x.norm(dim=1, keepdim=True), self.norm)
+        return clipped(x, (x * gradient).sum(1, keepdim=True).abs(), self.contribution)
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Each channel of images [B, C, H, W] convolved with a Gaussian, mirrored at the border."""
+    radius = min(math.ceil(4 * sigma), min(x.shape[2:]) - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(x) / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    rows = F.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(rows, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).view_as(x)
+
+
+def clipped(x: Tensor, size: Tensor, share: float) -> Tensor:
+    """x [1, C, H, W] with 0 at that share of its pixels whose `size` [1, 1, H, W] is smallest."""
+    count = int(share * size.numel())
+    return torch.where(size > size.flatten().kthvalue(count).values, x, 0.0) if count else x
+
+
+def maximise(
+    net: nn.Module,
+    unit: int,
+    x: Tensor,
+    regulariser: Regulariser,
+    preprocess: Preprocess,
+    steps: int,
+    eta: float,
+    seed: int,
+) -> Tensor:
+    """Eq. (3) from an image x [1, C, H, W] as the network sees it; eta: root mean square of a step, in the units of x."""
+    low, high = (preprocess(torch.full_like(x, limit)) for limit in (0.0, 1.0))
+    shifts = torch.randint(
+        -regulariser.jitter, regulariser.jitter + 1, (steps, 2), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
+    with evaluating(net):
+        for step, shift in enumerate(progress(shifts, steps, "steps", leave=False)):
+            start = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(net(start.roll(shift, (2, 3)))[0, unit], start)
+            rms = gradient.square().mean().sqrt()
+            if not rms > 0:
+                raise UserError(
+                    f"class {unit} has no gradient at step {step}: another seed, or a smaller experiment.eta"
+                )
+            x = regulariser(x + eta * gradient / rms, gradient, step).clamp(low, high)
+    return x.detach()
+
+
+class ActivationMaximisation(Experiment):
+    """columns: {name: a Regulariser's parameters}; the first is without. The rows are the run's targets, drawn up to `rows`."""
+
+    metrics = ("high", "variation", "p")
+    series = "column"
+
+    def __init__(self, columns: Mapping[str, Mapping[str, float]], steps: int, eta: float, rows: int) -> None:
+        if len(columns) < 2 or eta <= 0:
+            raise UserError("experiment.columns are two or more, experiment.eta is above 0")
+        self.columns: dict[str, Regulariser] = {
+            name: construct({"_target_": f"{__name__}.Regulariser", **each}, f"experiment.columns.{name}")
+            for name, each in columns.items()
+        }
+        self.steps, self.eta, self.rows = steps, eta, rows
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        run.require_model()
+        if {"max", "random"} & set(map(str, run.targets)):
+            raise UserError(
+                "activation maximisation has no image that target=max could be of: target=[0,1,2], or class names"
+            )
+        return [{"target": t, "column": c, "seed": s} for t in run.targets for s in run.seeds for c in self.columns]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        return Load(run.config.model, run.config.seed, self.steps, 1, 1)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        (i,) = run.units_of(model, unit["target"], [""]) or [0]
+        preprocess = preprocessing(model.preprocess)
+        noise = torch.rand(1, model.channels, *model.input_size, generator=torch.Generator().manual_seed(unit["seed"]))
+        x = preprocess((0.4 + 0.2 * noise).to(run.dtype)).to(run.device)  # "an image filled with random pixels"
+        x = maximise(model.net, i, x, self.columns[unit["column"]], preprocess, self.steps, self.eta, unit["seed"])
+        with torch.no_grad():
+            logits = model.net(x)[0].double()
+        gray = metrics.luma(x)
+        rest = (gray - gray.mean()).square().sum()
+        row = {**unit, "class": model.class_name(i), "logit": logits[i].item(), "p": logits.softmax(0)[i].item()}
+        row |= {"high": (metrics.high_pass(x).square().sum() / rest).item() if rest > 0 else math.nan}
+        row |= {"variation": metrics.total_variation(x).item(), "weights": model.weights}
+        pixels = preprocess.inverse(x).cpu()[0]
+        drawn = unit["seed"] == run.seeds[0] and unit["target"] in run.targets[: self.rows]
+        return Part({f"{unit['target']}/{unit['column']}": pixels.numpy()} if drawn else {}, {"table": [row]})
+
+    # --- from what is stored ------------------------------------------------------------------------------------------
+
+    def claims(self, results: Results) -> list[Claim]:
+        high = {name: [r["high"] for r in results.rows(column=name)] for name in self.columns}
+        first = next(iter(self.columns))
+
+        def less(a: str, b: str) -> list[float]:
+            return [p - q for p, q in zip(high[a], high[b], strict=True)]
+
+        measured = []
+        if "L2" in high:
+            measured.append(
+                ("l2", INTERPRETABLE, f"{METRIC}, {first} - L2", POSITIVE, less(first, "L2"), self._lacks(results))
+            )
+        if "all" in high:
+            best = [min(each) for each in zip(*(high[name] for name in high if name != "all"), strict=True)]
+            measured += [
+                ("combination", NATURAL, f"{METRIC}, the smallest of the other columns - all", POSITIVE,
+                 [a - b for a, b in zip(best, high["all"], strict=True)], self._lacks(results)),
+                ("regularised", "Beyond the paper: all regularisers together leave less noise than none",
+                 f"{METRIC}, {first} - all", POSITIVE, less(first, "all"), self._lacks(results)),
+            ]  # fmt: skip
+        for name in self.columns:
+            p = [r["p"] for r in results.rows(column=name)]
+            measured.append((f"maximised_{name}", MAXIMISED, f"the class's probability, {name}", above(0.9), p, ""))
+        return paper_and_here("Introduction, Eqs. 1 to 3", measured, other_network(results.config.model, PAPER))
+
+    def _lacks(self, results: Results) -> str:
+        few = len(results.rows()) <= len(self.columns)
+        return "an interval needs two classes or more" if few else ""
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, seed = results.config, results.config.seed
+        rows: list[PanelRow] = []
+        for target in list(dict.fromkeys(r["target"] for r in results.rows()))[: self.rows]:
+            panels = []
+            for name in self.columns:
+                (row,) = results.rows(target=target, column=name, seed=seed)
+                note = f"P = {row['p']:.3f}\nhigh {row['high']:.3f}"
+                panels.append(Panel(display.picture(results.arrays[f"{target}/{name}"]), "" if rows else name, note))
+            rows.append(PanelRow(panels, str(row["class"])))
+        words = [f"{name}: {_words(each)}" for name, each in self.columns.items()]
+        caption = [
+            f"{config.model.name}, {results.rows()[0]['weights']}: images that maximise the logit of a class, after {self.steps} "
+            f"steps of {self.eta} from random pixels",
+            f"High: {METRIC}; P: the class's probability",
+            "; ".join(words[1:]),
+        ]
+        return {"figure": panel_grid(rows, caption)}
+
+
+def _words(regulariser: Regulariser) -> str:
+    """What differs from none."""
+    values = {key: value for key, value in vars(regulariser).items() if value and key != "blur_every"}
+    if "blur" in values:
+        values["blur"] = f"{regulariser.blur} every {regulariser.blur_every} steps"
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,102 @@
+"""Activation maximisation, zhou2018 Eqs. (1) to (3), against closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from torch import nn
+
+from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise
+from vis.data import preprocessing
+from vis.errors import UserError
+
+UNIT = preprocessing("unit_range")
+NONE = Regulariser()
+
+
+class Linear(nn.Module):
+    """a_i(x) = w_i x, for images of 1x4x4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 2).double()
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def ascent(regulariser: Regulariser, steps: int = 400, eta: float = 0.05, net: nn.Module | None = None) -> torch.Tensor:
+    torch.manual_seed(0)
+    return maximise(net or Linear(), 1, torch.full((1, 1, 4, 4), 0.5).double(), regulariser, UNIT, steps, eta, seed=0)
+
+
+def test_without_a_regulariser_every_pixel_ends_where_the_class_is_largest():
+    torch.manual_seed(0)
+    net = Linear()
+    expected = (net.fc.weight[1] > 0).double().view(1, 1, 4, 4)  # of all images in [0, 1]
+    assert torch.equal(ascent(NONE), expected)
+
+
+def test_l2_decay_ends_at_the_fixed_point_of_equation_3():
+    torch.manual_seed(0)
+    w = Linear().fc.weight.detach()[1].view(1, 1, 4, 4)
+    decay, eta = 0.1, 0.05
+    # x = (1 - decay) (x + eta w / rms(w)), within [0, 1]
+    fixed = ((1 - decay) / decay * eta * w / w.square().mean().sqrt()).clamp(0, 1)
+    torch.testing.assert_close(ascent(Regulariser(decay=decay), eta=eta), fixed, atol=1e-10, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.3, 2.0), st.integers(9, 14), st.integers(0, 99))
+def test_the_blur_is_scipys(sigma, side, seed):
+    x = np.random.default_rng(seed).random((1, 2, side, side))
+    radius = min(int(np.ceil(4 * sigma)), side - 1)
+    for c in range(2):
+        expected = ndimage.gaussian_filter(x[0, c], sigma, mode="mirror", radius=radius)
+        np.testing.assert_allclose(blurred(torch.from_numpy(x), sigma)[0, c], expected, atol=1e-12)
+
+
+def test_clipping_takes_the_smallest_share_of_pixels_in_all_channels():
+    x = torch.arange(1.0, 9).view(1, 2, 2, 2)
+    size = torch.tensor([[3.0, 1.0], [4.0, 2.0]])[None, None]
+    assert torch.equal(clipped(x, size, 0.5), torch.tensor([[[[1.0, 0], [3, 0]], [[5, 0], [7, 0]]]]))
+    assert torch.equal(clipped(x, size, 0.0), x)
+    gradient = torch.tensor([1.0, 1, 1, 1, -0.2, -0.2, -0.2, 0]).view(1, 2, 2, 2)
+    # contributions |x g| are 0, .8, 1.6 and 4: the first pixel goes, though its gradient does not vanish
+    assert torch.equal(
+        Regulariser(contribution=0.25)(x, gradient, 0) == 0, torch.eye(4)[0].bool().view(1, 1, 2, 2).expand_as(x)
+    )
+
+
+def test_the_blur_comes_every_few_steps_only():
+    x, g = torch.rand(1, 1, 6, 6), torch.zeros(1, 1, 6, 6)
+    regulariser = Regulariser(blur=0.5, blur_every=3)
+    assert [torch.equal(regulariser(x, g, step), x) for step in range(6)] == [True, True, False] * 2
+
+
+def test_jitter_finds_the_image_whose_shifts_are_all_like_the_class():
+    torch.manual_seed(0)
+    net = Linear()
+    net.fc.weight.data[1] = torch.eye(4)[0].repeat(4).double()  # the first column
+    still, shaken = ascent(NONE, 50, net=net), ascent(Regulariser(jitter=2), 200, net=net)
+    assert still[..., 0].min() == 1
+    assert torch.equal(still[..., 1:], torch.full((1, 1, 4, 3), 0.5).double())
+    assert shaken.min() > 0.99  # every column was the first at some step
+
+
+def test_the_network_is_left_as_it_was_and_a_dead_class_is_an_error():
+    net = Linear().train()
+    ascent(NONE, 3, net=net)
+    assert net.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    nn.init.zeros_(net.fc.weight)
+    with pytest.raises(UserError, match="class 1 has no gradient"):
+        ascent(NONE, 3, net=net)
+
+
+@pytest.mark.parametrize("wrong", [{"decay": 1.0}, {"norm": -0.1}, {"blur_every": 0}, {"jitter": -1}])
+def test_a_regulariser_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="0 or"):
+        Regulariser(**wrong)
