@@ -5,7 +5,7 @@ the epoch in which a run was killed. Processes that torchrun started train toget
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -23,7 +23,7 @@ from vis.training import Files, Recipe, Source, Training, load_images, save_weig
 class Train(Experiment):
     """recipe: a vis.training.Recipe; init: the weights at the start, where the model has no file; tensorboard: write for it."""
 
-    metrics = ("val_top1", "val_loss")
+    metrics: ClassVar[Sequence[str]] = ("val_top1", "val_loss")
     shared_out = False
 
     def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal", tensorboard: bool = False) -> None:

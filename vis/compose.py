@@ -96,6 +96,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     if len(choices) < len(parsed):
         _check_types(config, _compose(choices, config_dirs, lenient=True), parsed)
     apply_preset(config, overrides)
+    forget_unchosen(config, overrides)
     try:
         check(config)
     except Lacking as error:
@@ -134,6 +135,19 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
             if (value := OmegaConf.select(before, key)) is not None:
                 OmegaConf.update(config, key, value)
         OmegaConf.set_struct(config, True)
+
+
+def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Parameters that an experiment gives to a method go, in place, where the command line chose other methods."""
+    given = {
+        o.key_or_group.split(".")[1] for o in parse_overrides(list(overrides)) if o.key_or_group.startswith("methods.")
+    }
+    methods = config.get("methods") or {}
+    unchosen = [name for name, node in methods.items() if node and "_target_" not in node and name not in given]
+    OmegaConf.set_struct(config, False)
+    for name in unchosen:
+        del methods[name]
+    OmegaConf.set_struct(config, True)
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:

@@ -32,11 +32,12 @@ class Job:
     def __call__(self, config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            from vis.compose import apply_preset, check, register
+            from vis.compose import apply_preset, check, forget_unchosen, register
             from vis.execute import execute
 
             register()
             apply_preset(config, HydraConfig.get().overrides.task)
+            forget_unchosen(config, HydraConfig.get().overrides.task)
             check(config)
             execute(config, folder, self.command)
         except Exception as error:  # kept for the caller, see above

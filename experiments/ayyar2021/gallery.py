@@ -65,7 +65,7 @@ class Gallery(Experiment):
     its own way.
     """
 
-    metrics = ("spread", "high", "variation", "edges")
+    metrics: ClassVar[Sequence[str]] = ("spread", "high", "variation", "edges")
     series = "method"
     network: ClassVar[Mapping[str, Any]] = {"arch": "resnet34", "input_size": 224}
     note: ClassVar[tuple[str, str]] = ("", "")

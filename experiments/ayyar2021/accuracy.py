@@ -1,0 +1,88 @@
+"""ayyar2021, section 7: "a network with a higher classification accuracy generally produces more intuitive maps".
+
+The network after each epoch of one training. Intuitive is, on digits, what lies on the ink, the pixels brighter than half of the
+brightest: the area under the ROC curve of the true class's map by Eq. (6). On each image it is correlated, by ranks over the
+epochs, with the network's accuracy.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+
+from experiments.ayyar2021.gallery import POSITIVE, Measured, strength, with_intervals
+from experiments.train import Train
+from vis import metrics
+from vis.claims import Claim, mean, paper_and_here
+from vis.experiment import Load, Run, Unit, method_title
+from vis.figures import plot, styled
+from vis.methods import explain_all
+from vis.record import Part, Results
+from vis.training import Images
+
+INTUITIVE = "a network with a higher classification accuracy generally produces more intuitive maps"
+
+
+class Accuracy(Train):
+    """images: of those to validate on, whose maps are looked at. The rest is a training's."""
+
+    metrics = ("auc",)
+    series: ClassVar[str] = "method"
+
+    def __init__(self, images: int, **training: Any) -> None:
+        super().__init__(**training)
+        self.images = images
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        load = super().load(run, unit)
+        return Load(load.model, load.seed, load.images, load.maps + len(run.methods), 0)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        trained = super().compute(run, unit)
+        training = self._trained(run, {"seed": unit["seed"]})
+        assert isinstance(training.val, Images)
+        pixels = training.val.pixels[: self.images].to(training.dtype) / 255
+        labels = training.val.labels[: self.images].tolist()
+        ink = pixels.mean(1, keepdim=True)
+        mask = ink > ink.amax((1, 2, 3), keepdim=True) / 2
+        (maps,), _ = explain_all(run.methods, training.net, training.preprocess(pixels), [labels])
+        (row,) = trained.tables["table"]
+        trained.tables["training"] = [row | {"trained_on": training.train.origin}]
+        place = {key: row[key] for key in ("seed", "epoch", "val_top1")}
+        trained.tables["table"] = [
+            {**place, "method": method, "image": i, "auc": value}
+            for method, each in maps.items()
+            for i, value in enumerate(metrics.auc_judd(strength(each), mask).tolist())
+        ]
+        return trained
+
+    def claims(self, results: Results) -> list[Claim]:
+        measured: list[Measured] = []
+        for method in results.config.methods:
+            paths: dict[Any, list[tuple[float, float]]] = {}
+            for row in results.rows(method=method):
+                paths.setdefault((row["seed"], row["image"]), []).append((row["val_top1"], row["auc"]))
+            both = torch.tensor(list(paths.values()), dtype=torch.float64).unbind(-1)
+            metric = f"rank correlation of accuracy and AUC over the epochs, {method}"
+            measured.append((method, INTUITIVE, metric, POSITIVE, metrics.spearman(*both).tolist()))
+        return paper_and_here(
+            "Section 7", with_intervals(measured), "a small network on digits, and ink in place of people"
+        )
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, rows = results.config, results.rows("training")
+        epochs = list(dict.fromkeys(row["epoch"] for row in rows))
+        caption = [
+            f"{config.model.name} after each epoch of its training on {rows[0]['trained_on']}: area under the ROC curve of the "
+            f"maps of {self.images} images for the ink of the digit (chance: 0.5); dashed: accuracy on validation images",
+        ]
+        figure, (axes,) = plot(5.4, 2.6, caption)
+        with styled():
+            for method in config.methods:
+                curve = [mean([row["auc"] for row in results.rows(method=method, epoch=epoch)]) for epoch in epochs]
+                axes.plot(epochs, curve, "o-", linewidth=1, label=method_title(config, method))
+            accuracy = [mean([row["val_top1"] for row in rows if row["epoch"] == epoch]) for epoch in epochs]
+            axes.plot(epochs, accuracy, "--", color="black", label="Accuracy")
+            axes.set(xlabel="epoch", ylabel="AUC, accuracy")
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        return {"figure": figure}

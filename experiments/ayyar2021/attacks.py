@@ -1,0 +1,144 @@
+"""ayyar2021, section 7: do maps change under adversarial perturbations (Galli et al. 2021)?
+
+The map of the class that the clean image has, before and after FGSM, DeepFool and the one-pixel attack, compared by the Dice
+coefficient of their largest values by Eq. (6). Any change of an image changes maps: the control is random noise as long as the
+perturbation, in l2. Sensitive is what an attack changes more than its noise does. The claims are of the attacks that the
+survey names there, FGSM and DeepFool; the one pixel is shown beside them (its noise, spread over all pixels, is another thing).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.gallery import POSITIVE, Measured, strength
+from vis import display, metrics
+from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis.claims import Claim, Rule, interval
+from vis.experiment import Load, Run, Unit, method_class
+from vis.figures import Panel, PanelRow, panel_grid
+from vis.methods.forward import evaluating
+from vis.record import Part, Results
+
+ATTACKS = {"fgsm": "FGSM", "deepfool": "DeepFool", "one_pixel": "One pixel"}
+CLAIMED = ("fgsm", "deepfool")
+CHANGED = "perturbations in the image strongly affected the saliency maps [of Guided Grad-CAM]"
+INSENSITIVE = "LRP, DeepLIFT and FEM are not sensitive to this problem"
+EQUAL = Rule("upper end of the mean's 95% interval below 0.05", lambda values: interval(values)[1] < 0.05)
+
+
+class Attacks(ByMethod):
+    """eps: of FGSM, pixels are in [0, 1]; share: of the pixels whose largest values are compared.
+
+    population, generations: of the search for the one pixel.
+    """
+
+    axes: ClassVar = {f"Dice, {title}": {"attack": a, "noise": f"{a}_noise"} for a, title in ATTACKS.items()}
+
+    def __init__(self, source: str, rows: int, eps: float, share: float, population: int, generations: int) -> None:
+        super().__init__(source, rows)
+        self.eps, self.share, self.population, self.generations = eps, share, population, generations
+        self.sentence = (
+            f"Dice coefficient of the {share:.0%} of pixels with the largest values, in the maps of an image before and after "
+            "an attack, and after random noise of the same l2 norm"
+        )
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        load = super().load(run, unit)
+        maps = load.maps * (1 + 2 * len(ATTACKS)) + load.images * self.population * self.generations // 2
+        return Load(load.model, load.seed, load.images, maps, load.stored)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
+        pixels = batch.pixels.to(batch.x)
+        (clean,), before = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
+        classes = before.argmax(1)
+        targets = run.units_of(model, run.targets[0], batch.names) or classes.tolist()
+
+        def logits(images: Tensor) -> Tensor:
+            return model.net(preprocess(images))
+
+        with evaluating(model.net):
+            perturbed = {
+                "fgsm": fgsm(logits, pixels, classes.to(pixels.device), self.eps),
+                "deepfool": deepfool(logits, pixels),
+                "one_pixel": one_pixel(logits, pixels, classes, self.population, self.generations, run.config.seed),
+            }
+        cells = {m: [{"image": i, "method": m, "weights": model.weights} for i in batch.names] for m in clean}
+        part = Part(tables={"table": [row for rows in cells.values() for row in rows], "attacks": []})
+        shown = [i for i in range(len(batch.names)) if unit["images"][i] < self.rows]
+        for i in shown:
+            part.arrays |= {f"{batch.names[i]}/{m}": each[i].numpy() for m, each in clean.items()}
+            part.arrays[f"{batch.names[i]}/pixels"] = batch.pixels[i].numpy()
+        for attack, images in perturbed.items():
+            for name, x in ((attack, images), (f"{attack}_noise", equal_noise(pixels, images, run.config.seed))):
+                (maps,), after = run.explain(model, preprocess(x), [targets])
+                moved = (x - pixels).cpu().flatten(1)
+                for i, image in enumerate(batch.names):
+                    fact = {"image": image, "attack": name, "flipped": int(after[i].argmax() != classes[i])}
+                    fact |= {"l2": moved[i].norm().item(), "largest": moved[i].abs().max().item()}
+                    fact |= {
+                        "class": model.class_name(int(classes[i])),
+                        "then": model.class_name(int(after[i].argmax())),
+                    }
+                    part.tables["attacks"].append(fact)
+                for method, each in maps.items():
+                    largest = [metrics.largest(strength(m), self.share) for m in (clean[method], each)]
+                    for row, value in zip(cells[method], metrics.dice(*largest).tolist(), strict=True):
+                        row[name] = value
+                for i in shown if name == attack else ():
+                    part.arrays |= {f"{batch.names[i]}/{attack}/{m}": each[i].numpy() for m, each in maps.items()}
+                    part.arrays[f"{batch.names[i]}/{attack}/pixels"] = x[i].cpu().numpy()
+        return part
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        def fall(method: str) -> Tensor:
+            """How much more FGSM and DeepFool change a map than their noise does, mean of the two."""
+            return torch.stack([values[f"{a}_noise"][method] - values[a][method] for a in CLAIMED]).mean(0)
+
+        guided = fall("guided_gradcam")
+        metric = "Dice after noise - Dice after FGSM and DeepFool"
+        found: list[Measured] = [("changed", CHANGED, f"{metric}, Guided Grad-CAM", POSITIVE, guided.tolist())]
+        for method in ("lrp", "deeplift", "fem"):
+            title = {"lrp": "LRP", "deeplift": "DeepLIFT", "fem": "FEM"}[method]
+            found += [
+                (f"insensitive_{method}", INSENSITIVE, f"{metric}, {title}", EQUAL, fall(method).tolist()),
+                (f"less_{method}", INSENSITIVE, f"({metric}), Guided Grad-CAM - {title}", POSITIVE,
+                 (guided - fall(method)).tolist()),
+            ]  # fmt: skip
+        return found
+
+    def flipped(self, results: Results, attack: str) -> str:
+        """Of an attack or its noise: how many images have another class."""
+        rows = results.rows("attacks", attack=attack)
+        return f"{sum(row['flipped'] for row in rows)} of {len(rows)}"
+
+    def remarks(self, results: Results) -> list[str]:
+        counts = [
+            f"{t} {self.flipped(results, a)} (noise {self.flipped(results, a + '_noise')})" for a, t in ATTACKS.items()
+        ]
+        return [f"The class changed: {', '.join(counts)}"]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, rows = results.config, list[PanelRow]()
+        for image in list(dict.fromkeys(row["image"] for row in results.rows()))[: self.rows]:  # eight methods fit
+            cells = {row["method"]: row for row in results.rows(image=image)}
+            for prefix, title in {"": "clean", **ATTACKS}.items():
+                stem = f"{image}/{prefix}/" if prefix else f"{image}/"
+                fact = next(iter(results.rows("attacks", image=image, attack=prefix or "fgsm")))
+                pixels = results.arrays[f"{stem}pixels"]
+                panels = [Panel(display.picture(pixels), "" if rows else "Image", fact["then" if prefix else "class"])]
+                for m in list(config.methods)[:8]:
+                    picture = display.scaling(method_class(config, m).display)[0](results.arrays[stem + m], pixels)
+                    heading = "" if rows else self.title(config, m).replace(" ", "\n")
+                    panels.append(Panel(picture, heading, f"Dice {cells[m][prefix]:.2f}" if prefix else ""))
+                rows.append(PanelRow(panels, title))
+        caption = [
+            "Maps of the class that the clean image has; Dice: of their largest values, with the clean image's",
+            f"{config.model.name}, {results.rows()[0]['weights']}",
+        ]
+        return super().draw(results, claims) | {"maps": panel_grid(rows, caption)}

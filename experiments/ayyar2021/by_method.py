@@ -1,0 +1,78 @@
+"""What the claims of ayyar2021, section 7, share: numbers of many images, a method in a row, with mean and 95 % interval."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.ayyar2021.gallery import Gallery
+from vis.claims import Claim, interval, mean, spread
+from vis.figures import PAGE_WIDTH, plot, styled
+from vis.record import Results, Rows
+
+
+class ByMethod(Gallery):
+    """A Gallery whose figure is a chart. axes: {label of an axis: {entry of its legend: column of the table}}."""
+
+    axes: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    sentence: str = ""  # of the caption: what the chart shows
+
+    def __init_subclass__(cls) -> None:
+        cls.metrics = [column for columns in cls.axes.values() for column in columns.values()]
+
+    def values(self, results: Results, method: str, column: str) -> list[float]:
+        """Of all images that have the number."""
+        return [row[column] for row in results.rows(method=method) if row.get(column) is not None]
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """A row for each method: mean, 95 % interval and standard deviation over the images."""
+        rows: Rows = []
+        for method in results.config.methods:
+            row: dict[str, Any] = {"method": self.title(results.config, method).replace("\n", ", ")}
+            for column in self.metrics:
+                values = self.values(results, method, column)
+                if len(values) > 1:
+                    low, high = interval(values)
+                    row |= {column: mean(values), f"{column} low": low, f"{column} high": high}
+                    row |= {f"{column} std": spread(values)}
+            rows.append(row)
+        return {"summary": rows}
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, first = results.config, next(iter(self.metrics))
+        shown = [m for m in config.methods if self.values(results, m, first)]
+        shown.sort(key=lambda method: mean(self.values(results, method, first)))
+        count = len({row["image"] for row in results.rows()})
+        caption = [
+            self.sentence,
+            f"Dots: images ({count}); bars: mean and its 95 % interval",
+            *self.remarks(results),
+            f"{config.model.name}, {results.rows()[0]['weights']}",
+        ]
+        width = min(PAGE_WIDTH, 1.6 + 2.4 * len(self.axes))
+        figure, axes = plot(width, 0.6 + 0.24 * len(shown), caption, columns=len(self.axes))
+        with styled():
+            for axis, (label, columns) in zip(axes, self.axes.items(), strict=True):
+                for j, (entry, column) in enumerate(columns.items()):
+                    shift = 0.18 * (j - (len(columns) - 1) / 2)
+                    for y, method in enumerate(shown):
+                        values = self.values(results, method, column)
+                        axis.plot(values, np.full(len(values), y + shift), ".", color=f"C{j}", alpha=0.25, markersize=2)
+                        low, high = interval(values)
+                        middle = mean(values)
+                        bars = [[middle - low], [high - middle]] if len(values) > 1 else None
+                        axis.errorbar(middle, y + shift, xerr=bars, fmt="o", color=f"C{j}", markersize=3.5, capsize=2,
+                                      label="" if y else entry)  # fmt: skip
+                titles = [self.title(config, method).replace("\n", ", ") for method in shown]
+                axis.set_yticks(range(len(shown)), titles if axis is axes[0] else [""] * len(shown))
+                axis.set_ylim(-0.6, len(shown) - 0.4)
+                axis.grid(axis="y", color="0.92", linewidth=0.6)
+                axis.set_xlabel(label)
+                if len(columns) > 1 and axis is axes[0]:
+                    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns))
+        return {"figure": figure}
+
+    def remarks(self, results: Results) -> list[str]:
+        """Further sentences of the caption."""
+        return []

@@ -1,0 +1,141 @@
+"""ayyar2021, section 7: "gradient-based methods including Grad-CAM have longer computation times and FEM was faster".
+
+Seconds of one image, forward pass included, every method once in each round, in an order that turns from round to round. The work
+of a method beside it: its convolutions and matrix products, counted by torch, in forward passes; a backward pass to the image is
+about one.
+"""
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.ayyar2021.gallery import POSITIVE, with_intervals
+from experiments.ayyar2021.similarity import GRADIENTS
+from vis.claims import Claim, departures, paper_and_here, spread
+from vis.experiment import Experiment, Load, Run, Unit, method_title
+from vis.figures import plot, styled
+from vis.fit import fit
+from vis.methods import Method, explain_all
+from vis.methods.forward import NotApplicable
+from vis.methods.perturbation import Learnt
+from vis.models import Model
+from vis.record import Part, Results, Rows
+
+FASTER = "gradient-based methods including Grad-CAM have longer computation times and FEM was faster in comparison"
+
+
+class Cost(Experiment):
+    """rounds: times that each method is measured; each round takes the next image."""
+
+    metrics = ("seconds",)
+    series = "method"
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        return Load(run.config.model, run.config.seed, 1, len(run.methods), 0)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model, number = run.model(), unit["round"]
+        batch = run.batch(model, unit["images"])
+        targets = run.units_of(model, run.targets[0], batch.names)
+        part = Part(tables={"table": []})
+        names = list(run.methods)
+        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{platform.machine()} CPU"
+
+        def explain(method: Method) -> None:
+            explain_all({"": method}, model.net, batch.x, [targets])
+            if run.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        with torch.no_grad(), FlopCounterMode(display=False) as one_pass:
+            model.net(batch.x)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            method = run.methods[name]
+            self._fit(run, model, method)
+            row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
+            try:
+                began = time.perf_counter()
+                explain(method)
+                row["seconds"] = time.perf_counter() - began
+            except NotApplicable as error:
+                part.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
+                continue
+            if not number:
+                with FlopCounterMode(display=False) as counter:
+                    explain(method)
+                row["passes"] = counter.get_total_flops() / one_pass.get_total_flops()
+            row |= {"device": device, "threads": torch.get_num_threads(), "weights": model.weights}
+            part.tables["table"].append(row)
+        return part
+
+    def _fit(self, run: Run, model: Model, method: Method) -> None:
+        """Learning is no part of the time of an image."""
+        if isinstance(method, Learnt) and method.learnt is None:
+            cache = Path(run.config.outputs).expanduser() / "gaussians"
+            fit(method, run.preprocess(model), model.input_size, model.channels, cache)
+
+    def _seconds(self, results: Results, method: str) -> list[float]:
+        return [row["seconds"] for row in results.rows(method=method)]
+
+    def claims(self, results: Results) -> list[Claim]:
+        others = {m: self._seconds(results, m) for m in (*GRADIENTS, "gradcam") if results.rows(method=m)}
+        fem = self._seconds(results, "fem")
+        if not fem or not others:
+            return []
+        fastest = min(others, key=lambda method: float(np.median(others[method])))
+        lead = [(other - own) / own for other, own in zip(others[fastest], fem, strict=True)]
+        metric = f"(seconds of the fastest gradient-based method, {fastest} - FEM's) / FEM's, in each round"
+        reason = departures(results.config.model, {"input_size": 224})
+        return paper_and_here("Section 7", with_intervals([("fem", FASTER, metric, POSITIVE, lead)]), reason)
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """A row for each method, the fastest first."""
+        rows: Rows = []
+        for method in dict.fromkeys(row["method"] for row in results.rows()):
+            seconds = self._seconds(results, method)
+            row: dict[str, Any] = {"method": method_title(results.config, method), "seconds": float(np.median(seconds))}
+            row |= {"std": spread(seconds) if len(seconds) > 1 else None, "rounds": len(seconds)}
+            rows.append(row | {"passes": next(r["passes"] for r in results.rows(method=method) if r.get("passes"))})
+        return {"summary": sorted(rows, key=lambda row: row["seconds"])}
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, first = results.config, results.rows()[0]
+        rows = self.summaries(results)["summary"]
+        changed = {
+            m: config.methods[m].get("stride") for m in config.methods if config.methods[m].get("stride", 1) != 1
+        }
+        out = {row["method"]: row["why"] for row in results.rows("left_out")}
+        caption = [
+            f"Seconds of one image, median of {self.rounds} rounds, dots: rounds; x: work in forward passes, a backward pass is "
+            "about one",
+            f"Windows not at every pixel: {', '.join(f'{m} every {s}' for m, s in changed.items())}" if changed else "",
+            *(f"{method} is left out: {why}" for method, why in out.items()),
+            f"{first['device']}, {first['threads']} threads, {config.precision}; {config.model.name}, {first['weights']}",
+        ]
+        figure, (axes,) = plot(5.6, 0.6 + 0.17 * len(rows), caption)
+        titles = {method_title(config, method): method for method in config.methods}
+        with styled():
+            for y, row in enumerate(reversed(rows)):
+                method = titles[row["method"]]
+                axes.barh(y, row["seconds"], 0.7, color="C1" if method == "fem" else "C0")
+                seconds = self._seconds(results, method)
+                axes.plot(seconds, [y] * len(seconds), ".", color="black", alpha=0.4, markersize=2)
+                text = f"  {row['seconds']:.2g} s, {row['passes']:,.1f}x"
+                axes.text(max(seconds), y, text, va="center", fontsize=6)
+            axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
+            axes.set(xscale="log", xlabel="seconds for an image", ylim=(-0.6, len(rows) - 0.4))
+            low, high = axes.get_xlim()
+            axes.set_xlim(low, high * (high / low) ** 0.2)
+        return {"figure": figure}

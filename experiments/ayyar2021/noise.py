@@ -1,0 +1,114 @@
+"""ayyar2021, sections 4.4 and 7: how much do maps change under a little noise, as the image changes too little to be seen?
+
+Noise of several deviations, in parts of the image's range, is added to the network's input; the map of the same class is compared
+with the clean image's by what lacks of their correlation, and by the norm of their difference in parts of the map's. Integrated
+gradients have the image as a factor, which noise hardly changes; so has gradient times image, which tells the factor from the
+averaging.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.gallery import POSITIVE, Measured
+from vis import metrics
+from vis.claims import Claim, mean
+from vis.errors import UserError
+from vis.experiment import Load, Run, Unit
+from vis.figures import plot, styled
+from vis.record import Part, Results
+
+LESS = (
+    "integrated gradients perform an averaging operation over a sample of images and so the final relevance maps would be less "
+    "sensitive to these fluctuating gradient values"
+)
+
+
+class Noise(ByMethod):
+    """levels: deviations of the noise, in parts of x_max - x_min."""
+
+    axes: ClassVar = {"1 - correlation": {"": "decorrelation"}, "|change| / |map|": {"": "change"}}
+    titles: ClassVar = {"gradient_times_image": "Gradient x image"}
+
+    def __init__(self, source: str, levels: Sequence[float]) -> None:
+        if not levels or min(levels) <= 0:
+            raise UserError("experiment.levels are deviations above 0")
+        super().__init__(source)
+        self.levels = list(levels)
+        self.sentence = (
+            "How far the map of a noisy image is from the clean image's: mean over noise of "
+            f"{', '.join(f'{level:g}' for level in levels)} of the image's range"
+        )
+
+    def title(self, config: Any, method: str) -> str:
+        return str(self.titles.get(method) or super().title(config, method))
+
+    def load(self, run: Run, unit: Unit) -> Load:
+        load, times = super().load(run, unit), 1 + len(self.levels)
+        return Load(load.model, load.seed, load.images * times, load.maps * times, 0)
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        x = batch.x
+        (clean,), logits = run.explain(model, x, [run.units_of(model, run.targets[0], batch.names)])
+        targets = run.units_of(model, run.targets[0], batch.names) or logits.argmax(1).tolist()
+        draws = [np.random.default_rng([run.config.seed, i]).standard_normal(x.shape[1:]) for i in unit["images"]]
+        noise = torch.from_numpy(np.stack(draws)).to(x)
+        extent = x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True)
+        part = Part(tables={"table": [], "levels": []})
+        for level in self.levels:
+            (noisy,), _ = run.explain(model, x + level * extent * noise, [targets])
+            for method, map_ in clean.items():
+                lacks = 1 - metrics.pearson(map_, noisy[method])
+                change = metrics.distance(map_, noisy[method]) / map_.double().flatten(1).norm(dim=1)
+                part.tables["levels"] += [
+                    {"image": image, "method": method, "level": level, "decorrelation": lacks[i].item(),
+                     "change": change[i].item()}
+                    for i, image in enumerate(batch.names)
+                ]  # fmt: skip
+        for method in clean:
+            for image in batch.names:
+                own = [r for r in part.tables["levels"] if r["method"] == method and r["image"] == image]
+                row = {"image": image, "method": method, "weights": model.weights}
+                part.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
+        return part
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}
+        found: list[Measured] = []
+        for name, metric in words.items():
+            each = values[name]
+            gain = (each["saliency"] - each["integrated_gradients"]).tolist()
+            found.append((name, LESS, f"{metric}, gradient - integrated gradients", POSITIVE, gain))
+        each = values["decorrelation"]
+        gain = (each["gradient_times_image"] - each["integrated_gradients"]).tolist()
+        sentence = "Beyond the paper: it is the averaging, not the image that integrated gradients have as a factor"
+        metric = f"{words['decorrelation']}, gradient times image - integrated gradients"
+        return [*found, ("averaging", sentence, metric, POSITIVE, gain)]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config = results.config
+        caption = [
+            "What lacks of the correlation of a noisy image's map with the clean image's: mean over "
+            f"{len({row['image'] for row in results.rows()})} images",
+            f"{config.model.name}, {results.rows()[0]['weights']}",
+        ]
+        figure, (axes,) = plot(5.0, 2.8, caption)
+        with styled():
+            for k, method in enumerate(config.methods):
+                rows = [results.rows("levels", method=method, level=level) for level in self.levels]
+                curve = [mean([row["decorrelation"] for row in each]) for each in rows]
+                axes.plot(self.levels, curve, "o-", label=self.title(config, method), linewidth=1,
+                          color=colormaps["tab20"](k % 20))  # fmt: skip
+            axes.set(xscale="log", xlabel="noise, in parts of the image's range", ylabel="1 - correlation")
+            axes.set_xticks(self.levels, [f"{level:g}" for level in self.levels], minor=False)
+            axes.minorticks_off()
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        return super().draw(results, claims) | {"levels": figure}

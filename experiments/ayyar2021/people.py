@@ -1,0 +1,163 @@
+"""ayyar2021, section 7: do maps agree with people? Against fixation maps (AUC, NSS, KL divergence) or boxes around the object.
+
+What people look at or mark is a density p over the pixels, and a mask. A fixation map is the density, and its pixels above half
+of its maximum are the mask; boxes are the mask, and the density is even in them. Maps are compared by Eq. (6):
+
+    AUC     area under the ROC curve of the map as a classifier of the mask (Judd et al. 2009), 1/2 by chance
+    NSS     mean of the standardised map in the mask, 0 by chance
+    KL      sum p log(p / map), 0 where they are equal
+    IoU     of the mask and as many pixels with the largest values as it has
+    hit     pointing game: the largest value lies in the mask
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+from xml.etree import ElementTree
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.gallery import POSITIVE, Measured, strength
+from vis import metrics
+from vis.claims import mean
+from vis.data import read_image, to_pixels
+from vis.data.images import SUFFIXES
+from vis.errors import UserError
+from vis.experiment import Run, Unit
+from vis.models import Model
+from vis.record import Part, Results
+
+ALIGNS = "the saliency map closely aligns with human experts"
+
+
+def box_image(path: Path) -> Image.Image:
+    """The boxes in an XML file of ImageNet (Pascal VOC): white on black, of the image's size. UserError for another file."""
+    try:
+        root = ElementTree.parse(path).getroot()
+        size = [int(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
+        image = Image.new("L", (size[0], size[1]))
+        boxes = list(root.iter("bndbox"))
+        for box in boxes:
+            left, top, right, bottom = (int(float(box.findtext(k, ""))) for k in ("xmin", "ymin", "xmax", "ymax"))
+            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=255)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{path} is no annotation with size and bndbox, as ImageNet has: {error}") from error
+    return image
+
+
+def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """[1, H, W]: 1 in a box (top, left, bottom, right), as shares of the sides, else 0."""
+    height, width = size
+    top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
+    mask = torch.zeros(1, height, width)
+    mask[:, top:bottom, left:right] = 1
+    return mask
+
+
+def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder and the folders in it, by their names without the suffix."""
+    root = Path(folder).expanduser()
+    found = {path.stem: path for path in sorted(root.rglob("*")) if path.suffix.lower() in suffixes}
+    if not found:
+        raise UserError(
+            f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: one for each image, of its name"
+        )
+    return found
+
+
+class People(ByMethod):
+    """fixations: a folder of fixation maps (pictures; bright is much looked at). boxes: a folder of ImageNet's XML files.
+
+    Both have the images' names, and sizes of the same shape. object: {image: box, as shares of the sides}, where neither is
+    given. Images without any are left out.
+    """
+
+    axes: ClassVar = {
+        "AUC": {"": "auc"},
+        "NSS": {"": "nss"},
+        "KL": {"": "kl"},
+        "IoU": {"": "iou"},
+        "hit": {"": "hit"},
+    }
+
+    def __init__(
+        self,
+        source: str,
+        object: Mapping[str, Sequence[float]] = {},
+        boxes: str | None = None,
+        fixations: str | None = None,
+    ) -> None:
+        if boxes and fixations:
+            raise UserError("experiment.boxes and experiment.fixations: give one of them")
+        super().__init__(source)
+        self.object = object
+        self.files = by_stem(fixations, "fixations", SUFFIXES) if fixations else {}
+        self.files |= by_stem(boxes, "boxes", (".xml",)) if boxes else {}
+        self.own_files = bool(boxes or fixations)
+        what = "what people look at" if fixations else "the object's box"
+        self.sentence = (
+            f"Maps against {what}: area under the ROC curve (chance: 0.5), normalised scanpath saliency (chance: 0), "
+            "KL divergence, intersection over union, pointing game"
+        )
+
+    def density(self, run: Run, model: Model, image: str) -> Tensor | None:
+        """What people look at or mark [1, H, W], cut as the image is; None where nothing is known or to be seen."""
+        if not self.own_files:
+            return box_mask(self.object[image], model.input_size) if image in self.object else None
+        path = self.files.get(Path(image).stem)
+        if path is None:
+            return None
+        picture = box_image(path) if path.suffix.lower() == ".xml" else read_image(path)
+        resize = None if run.config.image is not None else run.config.dataset.get("resize")
+        found = to_pixels(picture, model.input_size, 1, resize)
+        return found if found.any() else None
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        known = {i: d for i, name in enumerate(batch.names) if (d := self.density(run, model, name)) is not None}
+        part = Part(tables={"table": []})
+        if not known:
+            return part
+        kept = list(known)
+        names, p = [batch.names[i] for i in kept], torch.stack(list(known.values())).double()
+        mask = p > p.amax((1, 2, 3), keepdim=True) / 2
+        rows, columns = (torch.linspace(-1, 1, n) for n in p.shape[2:])
+        centre = metrics.auc_judd(
+            -(rows[:, None] ** 2 + columns**2).expand_as(p), mask
+        )  # people look at the middle anyway
+        (maps,), _ = run.explain(model, batch.x[kept], [run.units_of(model, run.targets[0], names)])
+        for method, each in maps.items():
+            map_ = strength(each)
+            same = [
+                metrics.largest(m[None], share.item())
+                for m, share in zip(map_, mask.double().mean((1, 2, 3)), strict=True)
+            ]
+            numbers = {
+                "auc": metrics.auc_judd(map_, mask),
+                "nss": metrics.nss(map_, mask),
+                "kl": metrics.kl(p, map_),
+                "iou": metrics.iou(torch.cat(same), mask),
+                "hit": metrics.pointing_game(map_, mask),
+            }
+            part.tables["table"] += [
+                {"image": image, "method": method, "area": mask[i].double().mean().item(),
+                 "centre": centre[i].item(), "weights": model.weights}
+                | {name: values[i].item() for name, values in numbers.items()}
+                for i, image in enumerate(names)
+            ]  # fmt: skip
+        return part
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        return [
+            (method, ALIGNS, f"AUC - 1/2, {method}", POSITIVE, (auc - 0.5).tolist())
+            for method, auc in values["auc"].items()
+        ]
+
+    def remarks(self, results: Results) -> list[str]:
+        facts = {row["image"]: row for row in results.rows()}.values()
+        area, centre = (mean([row[key] for row in facts]) for key in ("area", "centre"))
+        return [f"The mask is {area:.0%} of an image; nearness to the image's centre alone has an AUC of {centre:.2f}"]

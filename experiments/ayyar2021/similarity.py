@@ -1,0 +1,74 @@
+"""ayyar2021, section 7: which gradient-based method gives the maps that are most like FEM's (Fuad et al. 2020)?
+
+Maps are compared by Eq. (6), the largest absolute value over the channels: Pearson's correlation and SIM. FEM and the CAMs are
+coarse, and the others are not, which alone makes FEM more like a CAM; so maps are also compared as means over the cells of the
+feature map.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.gallery import POSITIVE, Measured, strength
+from vis import metrics
+from vis.errors import UserError
+from vis.experiment import Run, Unit
+from vis.methods import Forward
+from vis.record import Part
+
+SIMILAR = "the most similar explanations [to FEM's] in terms of [...] {} are given by Grad-CAM"
+GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad", "guided_gradcam")
+
+
+class Similarity(ByMethod):
+    """Maps of all methods against FEM's."""
+
+    axes: ClassVar = {
+        "Pearson CC with FEM": {"": "pearson"},
+        "SIM with FEM": {"": "sim"},
+        "CC of cells' means": {"": "coarse"},
+    }
+    sentence = "How like FEM's map each method's is"
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        if "fem" not in run.methods:
+            raise UserError("the maps are compared with FEM's: method=[fem,gradcam,saliency]")
+        model = run.model()
+        batch = run.batch(model, unit["images"])
+        (maps,), _ = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
+        found = {method: strength(each) for method, each in maps.items()}
+        fem = found.pop("fem")
+        (layer,) = run.methods["fem"].layers(model.net, batch.x)
+        with Forward(model.net, batch.x, [layer]) as forward:
+            height, width = forward.layers[layer].shape[2:]
+        cells = adaptive_avg_pool2d(fem, (height, width))
+        part = Part(tables={"table": []})
+        for method, map_ in found.items():
+            numbers = {
+                "pearson": metrics.pearson(map_, fem),
+                "sim": metrics.sim(map_, fem),
+                "coarse": metrics.pearson(adaptive_avg_pool2d(map_, (height, width)), cells),
+            }
+            part.tables["table"] += [
+                {"image": image, "method": method, "weights": model.weights}
+                | {name: values[i].item() for name, values in numbers.items()}
+                for i, image in enumerate(batch.names)
+            ]
+        return part
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        def lead(column: str) -> list[float]:
+            others = torch.stack([values[column][m] for m in GRADIENTS if m in values[column]])
+            return (values[column]["gradcam"] - others.amax(0)).tolist()
+
+        words = "FEM and Grad-CAM - FEM and the most similar other gradient-based method, in each image"
+        return [
+            ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lead("pearson")),
+            ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lead("sim")),
+            ("coarse", "Beyond the paper: also where all maps are as coarse",
+             f"CC of means over the feature map's cells, of {words}", POSITIVE, lead("coarse")),
+        ]  # fmt: skip

@@ -1,0 +1,52 @@
+"""ayyar2021, sections 4.5, 5.1 and 7: SmoothGrad is smoother and sharper, a larger epsilon leaves fewer pixels, LRP is sparse.
+
+By the numbers of the galleries: on how many of its pixels a map lies (participation ratio), and its total variation.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.gallery import POSITIVE, Gallery, Measured
+from vis.claims import Claim
+from vis.record import Results
+
+SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"
+EPSILON = (
+    "If the value of epsilon is increased then [...] only the stronger connections receive the redistributed relevance"
+)
+SPARSE = "LRP heat maps are sparse"
+
+
+class Sparsity(ByMethod):
+    """Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
+
+    axes: ClassVar = {
+        "participation ratio": {"": "spread"},
+        "total variation": {"": "variation"},
+        "pixels above half of the maximum": {"": "high"},
+    }
+    sentence = "On how many pixels a map lies, how uneven it is, how many of its pixels are high"
+
+    def title(self, config: Any, method: str) -> str:
+        if method.startswith("lrp"):
+            return f"LRP\n$\\epsilon$ = {config.methods[method].epsilon:g}"
+        return super().title(config, method)
+
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+        spread, variation = values["spread"], values["variation"]
+        last = [method for method in spread if method.startswith("lrp_epsilon")][-1:] or ["lrp_epsilon"]
+        pairs = [
+            ("smoother", SMOOTHER, "total variation, gradient - SmoothGrad", variation["saliency"] - variation["smoothgrad"]),
+            ("sharper", SMOOTHER, "participation ratio, gradient - SmoothGrad", spread["saliency"] - spread["smoothgrad"]),
+            ("epsilon", EPSILON, "participation ratio, LRP with the smallest - with the largest epsilon",
+             spread["lrp"] - spread[last[0]]),
+            ("sparse", SPARSE, "participation ratio, FEM - LRP", spread["fem"] - spread["lrp"]),
+        ]  # fmt: skip
+        return [(name, sentence, metric, POSITIVE, values.tolist()) for name, sentence, metric, values in pairs]
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        return super().draw(results, claims) | {"maps": Gallery.draw(self, results, claims)["figure"]}

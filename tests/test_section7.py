@@ -1,0 +1,295 @@
+"""ayyar2021, section 7: attacks and shattering against other ways to the same; each experiment from command to verdict."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from experiments.ayyar2021 import people, shattering
+from tests.test_ayyar2021 import TINY, concluded
+from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis.compose import compose_config
+from vis.errors import UserError
+from vis.experiment import Run
+from vis.methods import IntegratedGradients, Saliency
+from vis.record import load_run
+
+
+def linear(seed: int, classes: int = 4, side: int = 3) -> tuple[nn.Module, torch.Tensor]:
+    """A linear classifier in float64 and two images in the middle of [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * side * side, classes)).double().requires_grad_(False)
+    for p in net.parameters():
+        p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return net, 0.4 + 0.2 * torch.rand(2, 2, side, side, generator=generator, dtype=torch.float64)
+
+
+# --- attacks ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9999))
+def test_deepfool_on_a_linear_network_is_the_closed_form(seed):
+    net, x = linear(seed)
+    f, W = net(x), net[1].weight
+    for image, logits, found in zip(x, f, deepfool(net, x), strict=True):
+        own = int(logits.argmax())
+        ways = []
+        for k in set(range(len(logits))) - {own}:
+            w, gap = W[k] - W[own], logits[own] - logits[k]
+            ways.append(1.02 * (gap / w.norm() + 1e-4) * w / w.norm())
+        r = min(ways, key=lambda way: way.norm()).view_as(image)
+        if (image + r).min() < 0 or (image + r).max() > 1:
+            continue  # the way leaves [0, 1]
+        torch.testing.assert_close(found - image, r, rtol=1e-9, atol=1e-12)
+        assert net(found[None]).argmax() != own
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9999), st.floats(0.001, 0.3))
+def test_fgsm_is_the_worst_perturbation_of_a_linear_two_class_network(seed, eps):
+    net, x = linear(seed, classes=2)
+    classes = net(x).argmax(1)
+    w = net[1].weight[1 - classes] - net[1].weight[classes]
+    torch.testing.assert_close(fgsm(net, x, classes, eps) - x, eps * w.sign().view_as(x), rtol=1e-9, atol=1e-12)
+
+
+def test_one_pixel_finds_what_brute_force_finds():
+    for seed in range(4):
+        net, x = linear(seed, classes=2)
+        classes = net(x).argmax(1)
+        for i, found in enumerate(one_pixel(net, x, classes)):
+            assert (found != x[i]).any(0).sum() == 1
+            c = int(classes[i])
+            corners = []  # of a linear network, the worst colour is a corner of the cube
+            for row, column, a, b in np.ndindex(3, 3, 2, 2):
+                image = x[i].clone()
+                image[:, row, column] = torch.tensor([a, b], dtype=torch.float64)
+                corners.append((net(image[None])[0, c] - net(image[None])[0, 1 - c]).item())
+            margin = (net(found[None])[0, c] - net(found[None])[0, 1 - c]).item()
+            assert (margin < 0) == (min(corners) < 0)
+            if margin > 0:  # searched to the end
+                assert margin == pytest.approx(min(corners), abs=0.05)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9999), st.floats(0.001, 1.0))
+def test_the_controls_noise_is_as_long_as_the_attack(seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(
+        3, 3, 6, 6, generator=generator, dtype=torch.float64
+    ).round()  # black and white: half the noise is cut
+    attacked = (x + size * torch.randn(x.shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+    noisy = equal_noise(x, attacked, seed)
+    lengths = [(each - x).flatten(1).norm(dim=1) for each in (noisy, attacked)]
+    torch.testing.assert_close(*lengths, rtol=1e-9, atol=1e-9)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 1
+    torch.testing.assert_close(noisy[1:], equal_noise(x[1:], attacked[1:], seed))
+
+
+def test_attacks_of_a_batch_are_those_of_its_images():
+    net, x = linear(5)
+    classes = net(x).argmax(1)
+    for attack in (fgsm, lambda f, x, c: deepfool(f, x), one_pixel):
+        each = torch.cat([attack(net, x[i : i + 1], classes[i : i + 1]) for i in range(len(x))])
+        torch.testing.assert_close(attack(net, x, classes), each, rtol=1e-12, atol=1e-12)
+
+
+def test_a_dead_network_has_no_boundary():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, 3))
+    nn.init.zeros_(net[1].weight)
+    x = torch.rand(1, 2, 3, 3)
+    torch.testing.assert_close(deepfool(net, x), x)
+
+
+def test_attacks_change_classes_and_noise_less():
+    small = ("experiment.population=20", "experiment.generations=2", "method=[guided_gradcam,lrp,deeplift,fem]")
+    results, claims = concluded("experiment=ayyar2021/attacks", *TINY, "dataset=photographs", *small)
+    facts = {(row["image"], row["attack"]): row for row in results.rows("attacks")}
+    for image in ("tabby", "astronaut"):
+        assert facts[image, "deepfool"]["flipped"] == 1
+        for attack in ("fgsm", "deepfool", "one_pixel"):
+            assert facts[image, f"{attack}_noise"]["l2"] == pytest.approx(facts[image, attack]["l2"], rel=1e-4)
+    assert facts["tabby", "fgsm"]["largest"] == pytest.approx(0.1, rel=1e-5)
+    assert all(0 <= row[column] <= 1 for row in results.rows() for column in ("fgsm", "deepfool_noise", "one_pixel"))
+    (row,) = results.rows(image="tabby", method="lrp")
+    assert claims["insensitive_lrp"]["verdict"] == "not measured"
+    expected = (row["fgsm_noise"] - row["fgsm"] + row["deepfool_noise"] - row["deepfool"]) / 2
+    assert claims["here_insensitive_lrp"]["values"][0] == pytest.approx(expected)
+
+
+# --- shattering ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_gradient_of_a_random_network_is_the_chain_rule_written_out(residual):
+    depth, width, beta = 3, 5, 0.3
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    found = shattering.gradient(depth, residual, width, beta, x, torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+
+    def normal(rows: int, columns: int) -> np.ndarray:
+        values = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+        return values.numpy() * (2 / columns) ** 0.5
+
+    W = normal(width, 1)
+    h, slope = x.numpy()[:, None] * W[:, 0], np.tile(W[:, 0], (7, 1))
+    for _ in range(depth):
+        W = normal(width, width)
+        a, scale = h - h.mean(0), h.std(0) if residual else np.ones(width)
+        branch, inner = np.maximum(a / scale, 0) @ W.T, ((a > 0) * slope / scale) @ W.T
+        h, slope = (h + beta * branch, slope + beta * inner) if residual else (branch, inner)
+    np.testing.assert_allclose(found, slope @ normal(1, width)[0], rtol=1e-10)
+
+
+def test_autocorrelation_is_numpys():
+    g = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    centred = (g - g.mean()).numpy()
+    expected = np.correlate(centred, centred, "full")[39:46]
+    np.testing.assert_allclose(shattering.autocorrelation(g, 6), expected / expected[0], atol=1e-12)
+
+
+def test_gradients_shatter_in_plain_networks_and_less_in_residual_ones():
+    small = ("experiment.networks=4", "experiment.depths=[2,24]", "experiment.width=100")
+    results, claims = concluded("experiment=ayyar2021/shattering", *small)
+    assert claims["falls"]["verdict"] == claims["residual"]["verdict"] == "holds"
+    assert len(results.rows()) == 4 * (2 + 2 * 2)
+    with pytest.raises(UserError, match="rising"):
+        concluded("experiment=ayyar2021/shattering", "experiment.depths=[24,2]")
+
+
+# --- maps ---------------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_leads_by_the_margin_to_the_next_gradient_based_method():
+    chosen = "method=[fem,gradcam,saliency,gbp,lrp]"
+    results, claims = concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", chosen)
+    for image, value in zip(("tabby", "astronaut"), claims["here_pearson"]["values"], strict=True):
+        cc = {row["method"]: row["pearson"] for row in results.rows(image=image)}
+        assert value == pytest.approx(cc["gradcam"] - max(cc["saliency"], cc["gbp"]))
+    with pytest.raises(UserError, match="FEM"):
+        concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", "method=[gradcam]")
+
+
+def test_maps_change_more_under_more_noise_and_not_without():
+    words = ("experiment.levels=[1e-7,0.1]", "method=[saliency,integrated_gradients]", "precision=float64")
+    results, claims = concluded("experiment=ayyar2021/noise", *TINY, "dataset=photographs", *words)
+    for image in ("tabby", "astronaut"):
+        for method in ("saliency", "integrated_gradients", "gradient_times_image"):
+            change = {row["level"]: row["change"] for row in results.rows("levels", image=image, method=method)}
+            assert change[1e-7] < 0.1 * change[0.1]  # above 0 where equal pixels meet in a pooling
+    assert set(claims) == {f"{p}{c}" for p in ("", "here_") for c in ("decorrelation", "change", "averaging")}
+
+
+def test_one_step_of_integrated_gradients_is_gradient_times_image():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
+    x = torch.rand(2, 2, 6, 6, dtype=torch.float64)
+    found = IntegratedGradients(steps=1, rule="riemann", black=(-1.0,))(net, x)
+    torch.testing.assert_close(found, Saliency()(net, x) * (x + 1))
+
+
+def test_a_larger_epsilon_leaves_fewer_pixels():
+    results, claims = concluded("experiment=ayyar2021/sparsity", *TINY, "dataset=photographs")
+    for image in ("tabby", "astronaut"):
+        spread = {row["method"]: row["spread"] for row in results.rows(image=image)}
+        assert spread["lrp"] > spread["lrp_epsilon_1"]
+    assert claims["sparse"]["verdict"] == "not measured"
+    assert len(claims["here_sparse"]["values"]) == 2
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_a_method_is_its_passes():
+    chosen = "method=[fem,saliency,gbp,smoothgrad,cam,occlusion]"
+    small = ("methods.smoothgrad.samples=7", "experiment.rounds=2")
+    results, claims = concluded("experiment=ayyar2021/cost", *TINY, "dataset=photographs", chosen, *small)
+    passes = {row["method"]: row["passes"] for row in results.rows(round=0)}
+    assert passes["fem"] == 1
+    assert passes["saliency"] == passes["gbp"] == 2
+    assert passes["smoothgrad"] == 1 + 2 * 7
+    assert 1 < passes["occlusion"] < 1 + 4 * 4
+    assert "global average pooling" in results.rows("left_out")[0]["why"]
+    assert len(results.rows(method="fem")) == 2
+    assert claims["fem"]["verdict"] == "not measured", "32 pixels"
+
+
+# --- people -------------------------------------------------------------------------------------------------------------
+
+XML = """<annotation><size><width>{0}</width><height>{1}</height></size>
+<object><bndbox><xmin>{2}</xmin><ymin>{3}</ymin><xmax>{4}</xmax><ymax>{5}</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """A picture of 64x32 whose left half is white, its box in XML, and people who look at a place at its right."""
+    for folder in ("images", "boxes", "looks"):
+        (tmp_path / folder).mkdir()
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, :32] = 255
+    for name in ("a", "b"):
+        Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "boxes" / "a.xml").write_text(XML.format(64, 32, 0, 0, 32, 32))
+    look = np.zeros((32, 64), np.uint8)
+    look[4:8, 40:44] = 200
+    Image.fromarray(look).save(tmp_path / "looks" / "a.png")
+    return tmp_path
+
+
+def test_boxes_and_fixations_are_cut_as_their_images_are(annotated):
+    folder = f"dataset.path={annotated / 'images'}"
+    run = Run(compose_config(["experiment=ayyar2021/people", *TINY[:4], "dataset=folder", folder]))
+    model = run.model()  # 32x32: the middle of the picture
+    boxes = people.People("", boxes=str(annotated / "boxes"))
+    white = run.batch(model, [0]).pixels[0, :1]
+    torch.testing.assert_close(boxes.density(run, model, "a.png"), white)
+    assert boxes.density(run, model, "b.png") is None
+    looks = people.People("", fixations=str(annotated / "looks")).density(run, model, "a.png")
+    assert looks[0].nonzero().amin(0).tolist() == [4, 24]
+    assert looks[0].nonzero().amax(0).tolist() == [7, 27]
+
+
+def test_images_without_boxes_are_left_out_and_mistakes_are_named(annotated):
+    words = ("experiment=ayyar2021/people", *TINY[:4], "dataset=folder", f"dataset.path={annotated / 'images'}")
+    boxes, looks = f"experiment.boxes={annotated / 'boxes'}", f"experiment.fixations={annotated / 'looks'}"
+    results, claims = concluded(*words, boxes, "method=[saliency,fem]")
+    assert {row["image"] for row in results.rows()} == {"a.png"}
+    assert all(row["area"] == 0.5 for row in results.rows())
+    assert claims["here_fem"]["verdict"] == "not measured", "one image has no interval"
+    with pytest.raises(UserError, match="one of them"):
+        concluded(*words, boxes, looks)
+    with pytest.raises(UserError, match="holds no"):
+        concluded(*words, f"experiment.boxes={annotated / 'images'}")
+    (annotated / "boxes" / "a.xml").write_text("<annotation/>")
+    with pytest.raises(UserError, match="bndbox"):
+        concluded(*words, boxes)
+
+
+def test_the_boxes_of_the_photographs_count_where_no_folder_is_given():
+    results, claims = concluded("experiment=ayyar2021/people", *TINY, "method=[saliency,fem]")
+    assert {row["image"] for row in results.rows()} == {"tabby", "astronaut"}
+    assert results.rows(image="tabby")[0]["area"] == pytest.approx(0.9, abs=0.03)
+    assert claims["saliency"]["verdict"] == "not measured"
+
+
+def test_maps_of_each_epoch_lie_on_the_ink_or_not(vis_run):
+    words = (
+        "model.input_size=32",
+        "dataset=digits",
+        "dataset.limit=40",
+        "experiment.images=5",
+        "method=[saliency,fem]",
+    )
+    run = load_run(vis_run("experiment=ayyar2021/accuracy", *words, "experiment.recipe.epochs=3").folder)
+    assert len(run.rows()) == 3 * 2 * 5
+    assert all(0 <= row["auc"] <= 1 for row in run.rows())
+    assert len(run.rows("training")) == 3
+
+
+def test_parameters_of_methods_that_were_not_chosen_are_nothing():
+    config = compose_config(["experiment=ayyar2021/similarity", "preset=small", "method=[fem,gradcam]"])
+    assert set(config.methods) == {"fem", "gradcam"}
