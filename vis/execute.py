@@ -29,7 +29,7 @@ from vis.home import HOME, provide_experiments
 from vis.instantiate import construct
 from vis.methods.forward import Forward
 from vis.page import run_page
-from vis.record import Results, RunFolder, csv_text, markdown_text, write_json, write_text
+from vis.record import Results, RunFolder, csv_text, intact, markdown_text, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment = build_experiment(config)
             run = Run(config, path)
             units = list(experiment.units(run))
-            write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            folder.set_status(state="running", command=command, cwd=str(Path.cwd()), units=len(units), error=None)
+            folder.drop_damaged()
+            folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
             shards.begin(path)
             _compute(folder, experiment, run, units)
             shards.wait()
@@ -125,6 +125,8 @@ def redraw(path: Path) -> None:
     """
     folder = RunFolder(path)
     so_far = folder.done() if folder.status.get("state") != "done" else ()
+    if not so_far and (maps := path / "maps.npz").is_file() and not intact(maps):
+        raise UserError(f"{maps} is damaged: start the run again")
     results = folder.merge() if so_far else folder.results()
     try:
         conclude(folder, build_experiment(results.config), results)

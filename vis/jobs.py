@@ -78,10 +78,10 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
     if path is not None and any((path / "parts").glob("*")):
         _resume_run(path, command)
         return
-    from vis.compose import compose_config, slug
+    from vis.compose import compose_config
     from vis.execute import execute
 
-    path = path or folder / f"{number}_{slug(','.join(overrides))}"
+    path = path or folder / sweep.job_name((sweep.plan(folder) or {})["jobs"], number)
     path.mkdir(exist_ok=True)
     try:
         try:

@@ -1,6 +1,7 @@
 """index.html of a run: its figures, claims, tables and provenance on one page, readable from the file system; and the
 pieces and the look that pages over several runs share with it."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,9 @@ def run_page(folder: RunFolder) -> None:
     name = str(folder.config().experiment.name)
     captions = read_json(path / "figures.json") or {}
     claims = read_json(path / "claims.json") or []
-    provenance = read_json(path / "provenance.json") or {}
+    provenance = {}
+    with contextlib.suppress(ValueError):  # a damaged file: the rest of the page is whole
+        provenance = read_json(path / "provenance.json") or {}
     parts = [f"<h1>{escape(name)}</h1>"]
     parts.append(
         f"<p class=small>{escape(str(status.get('state', '')))} in {status.get('seconds', 0):.1f} s on "

@@ -7,13 +7,16 @@ the last of them. At the end the parts are merged and go.
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +28,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vis.errors import Incomplete, UserError
+
+log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -126,6 +131,15 @@ def markdown_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def intact(path: Path) -> bool:
+    """Whether the checksums of a zip file (.npz, a checkpoint) are right; so they are where it was written without any."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return not any(entry.CRC for entry in file.infolist()) or file.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return False
+
+
 class RunFolder:
     """One run's folder. Only one process works in it at a time."""
 
@@ -145,9 +159,12 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What status.json says; {} before the run began."""
-        path = self.path / "status.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        """What status.json says; {} before the run began, and where the file is damaged."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
     def set_status(self, **changes: Any) -> None:
         """Change entries of status.json."""
@@ -164,11 +181,29 @@ class RunFolder:
             raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
         if not isinstance(config, DictConfig) or "experiment" not in config:
             raise UserError(f"{path} is damaged: it names no experiment")
+        if self.status.get("config", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+            raise UserError(f"{path} is not as the run wrote it: damaged or edited; start a new run for another config")
         return config
+
+    def begin(self, config: DictConfig, **status: Any) -> None:
+        """Write down what is run, with the checksum by which `config` knows it again."""
+        text = OmegaConf.to_yaml(config, resolve=True)
+        write_text(self.path / "config.yaml", text)
+        self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
 
     def done(self) -> set[int]:
         """The numbers of the units that are finished."""
         return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
+
+    def drop_damaged(self) -> None:
+        """Remove what a kill or a failing disk left: units whose checksums are wrong, which are computed again."""
+        for number in self.done():
+            path = self._parts / f"{number:06d}.npz"
+            if not intact(path):
+                log.warning("%s is damaged: it is computed again", path)
+                path.unlink(missing_ok=True)
+        for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
 
     def add(self, number: int, part: Part) -> None:
         """Journal the unit `number`."""
@@ -208,7 +243,7 @@ class RunFolder:
         try:
             arrays = np.load(self.path / "maps.npz")
             tables = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path} has no results to read ({error}); finish it with vis-run --resume") from error
         return Results(arrays, tables, self.config(), self.path)
 

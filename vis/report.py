@@ -201,7 +201,7 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
         if entries:
             lines = "".join(f"<li>{_link(folder, root)} {escape(str(text))}</li>" for folder, text in entries)
             rest.insert(0, f"<h2>{heading}</h2><ul>{lines}</ul>")
-    sections = list(_by_paper(counted, files))
+    sections = list(by_paper(counted, files))
     only = f": {sections[0].title}" if len(sections) == 1 else ""
     write_report(page, f"Reproduction report{only}", sections, rest)
     return page
@@ -269,7 +269,7 @@ def _runs(root: Path) -> Iterator[Path]:
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
 
 
-def _by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
+def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
     """A section for each paper of which an item was run, with all that `<paper>/all` lists; then the other experiments."""
     groups = dict.fromkeys(name.partition("/")[0] if "/" in name else "" for name in [*files, *sorted(found)])
     for group in sorted(groups, key=lambda group: (group == "", list(groups).index(group))):

@@ -33,6 +33,7 @@ Options:
   --dry-run           what would be computed, and about what it costs
   -m, --multirun      a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
   --resume FOLDER     go on with a run (or a sweep) that was stopped
+  --continue          go on with the newest run of this very command, or start it
   --redraw FOLDER     draw a finished run's figures again, without computing
   --cfg job           show the config of a command without running it
   --config-dir DIR    configs of your own beside ours
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    command = "vis-run " + shlex.join(argv)
+    command = "vis-run " + shlex.join(word for word in argv if word != "--continue")
     options, overrides, config_dirs = _split(argv)
     if shards.world() > 1:
         if "multirun" in options:
@@ -101,12 +102,14 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if "hydra" in options:
         return _hydra([*overrides, *options["hydra"]], config_dirs)
+    if "continue" in options and (folder := _newest(overrides, config_dirs, command)):
+        return _finish(folder, lambda folder: _resume(folder, command))
     if "multirun" in options:
         return _sweep(overrides, config_dirs, command)
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
     config = compose.compose_config(overrides, config_dirs)
-    jobs = _collected(config, overrides)
+    jobs = _collected(config, overrides, config_dirs)
     if "dry-run" in options:
         from vis.estimate import dry_run
 
@@ -133,7 +136,7 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
         name, _, value = word.partition("=")
         if word in ("-h", "--help"):
             options["help"] = True
-        elif word in ("--list", "--dry-run", "--version", "--install-completion"):
+        elif word in ("--list", "--dry-run", "--version", "--install-completion", "--continue"):
             options[word[2:]] = True
         elif word in ("-m", "--multirun"):
             options["multirun"] = True
@@ -172,6 +175,7 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
                 "--list",
                 "--dry-run",
                 "--resume",
+                "--continue",
                 "--redraw",
                 "--multirun",
                 "--cfg",
@@ -227,10 +231,21 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
     return _finish(folder, work, fresh=True)
 
 
-def _collected(config: Any, overrides: list[str]) -> list[list[str]]:
-    """The jobs of a config that lists experiments under `experiment.all`; none for an experiment."""
+def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
+    """The jobs of a config that lists experiments, or other such lists, under `experiment.all`; none for an experiment."""
+    from omegaconf import OmegaConf
+
+    from vis.compose import options
+
+    files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
-    return [[f"experiment={name}", *others] for name in config.experiment.get("all", [])]
+
+    def listed(experiment: Any) -> list[str]:
+        names = experiment.get("all", [])
+        loaded = {name: OmegaConf.load(files[name]).get("experiment", {}) if name in files else {} for name in names}
+        return [leaf for name in names for leaf in listed(loaded[name]) or [name]]
+
+    return [[f"experiment={name}", *others] for name in listed(config.experiment)]
 
 
 def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
@@ -246,6 +261,20 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
     folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
     begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
     return _finish(folder, lambda folder: _resume(folder, command))
+
+
+def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path | None:
+    """The folder of the newest run or sweep of a command that was given here; None where there is none."""
+    from vis import compose
+    from vis.record import RunFolder
+    from vis.sweep import plan
+
+    root = Path(compose.compose_config(compose.sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
+    for folder in sorted(root.glob("*/*"), reverse=True):
+        made = plan(folder) or RunFolder(folder).status
+        if made.get("command") == command and made.get("cwd") == str(Path.cwd()):
+            return folder.resolve()
+    return None
 
 
 def _help_out() -> int:

@@ -7,9 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from vis.compose import describe, options, parse_overrides
+from vis.compose import describe, options, parse_overrides, slug
 from vis.figures import plot, save, styled
 from vis.page import document, html_table
 from vis.record import Rows, RunFolder, csv_text, markdown_text, write_json, write_text
@@ -39,6 +37,13 @@ def plan(folder: Path) -> dict[str, Any] | None:
 def job_folder(folder: Path, number: int) -> Path | None:
     """The folder of a job, if it was started."""
     return next(folder.glob(f"{number}_*"), None)
+
+
+def job_name(jobs: Sequence[Sequence[str]], number: int) -> str:
+    """The name of a job's folder, as Hydra gives it: its number and what differs between the jobs."""
+    keys = set(swept_values(jobs)[0])
+    own = sorted(o.input_line or "" for o in parse_overrides(list(jobs[number])) if o.key_or_group in keys)
+    return f"{number}_{slug(','.join(own))}"
 
 
 def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -89,15 +94,14 @@ def aggregate(folder: Path) -> list[str]:
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     """The page of a collection of experiments; a line for each that is not done."""
-    from vis.report import Item, Section, write_report
+    from vis.report import Item, Section, by_paper, write_report
 
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
-    collection = files[whole["collection"]]
-    findings = [files[name] for name in OmegaConf.load(collection).experiment.get("findings", [])]
-    title = describe(collection)
-    write_report(folder / "index.html", title, [Section(title, items, findings)])
+    papers = by_paper({item.name: item for item in items}, files)
+    sections = [Section(paper.title, [i for i in paper.items if i in items], paper.findings) for paper in papers]
+    write_report(folder / "index.html", describe(files[whole["collection"]]), sections)
     return [f"{item.name} {item.state}" for item in items if item.state != "done"]
 
 

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from vis.errors import Lacking, UserError, did_you_mean
+from vis.record import intact
+
+_HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub: the first digits of the file's sha256 stand in its name
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict in a checkpoint file, and the file's sha256.
 
     Accepts a plain state dict or one under "state_dict" or "model", with or without the prefix "module.".
-    Raises UserError for a file that is missing, unreadable, unsafe (it loads with weights_only) or holds no weights.
+    Raises UserError for a file that is missing, unreadable, damaged, unsafe (it loads with weights_only) or holds no weights.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path}")
@@ -25,8 +28,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             zipped = file.read(4) == b"PK\x03\x04"  # torch >= 1.6 writes zip files, and only those can be mapped
+        whole = not zipped or intact(path)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
+    named = _HASH.search(path.name)
+    if not whole or (named and not sha256.startswith(named[1])):
+        raise UserError(f"the weights {path} are damaged: their checksum is wrong")
     try:
         with warnings.catch_warnings(action="ignore"):  # of strange pickles: the error says enough
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -58,7 +65,7 @@ def torchvision_weights(arch: str) -> Path:
         raise UserError(f"torchvision has no pretrained weights for {arch!r}: give model.weights=FILE") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.is_file():
-        digest = re.search(r"-([0-9a-f]{8,})\.pth$", path.name)
+        digest = _HASH.search(path.name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
