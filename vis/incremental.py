@@ -55,7 +55,7 @@ def is_native(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a device has products of bfloat16 or float16."""
     if device.type == "cuda":
         return dtype is torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say
     ending = "bf16" if dtype is torch.bfloat16 else "fp16"
     return device.type != "cpu" or any(there for name, there in found.items() if name.endswith(ending))
 
@@ -170,13 +170,7 @@ class Crops:
         """The rows of larger rectangles: [rows, C]."""
         if places == self.places:
             return self.changed
-        out = self.changed.new_empty(places.total, self.changed.shape[1])
-        held = places.on(self.base.device)
-        for windows, h, w, first, last in places.groups:
-            window = held[6, windows]
-            piece = self.cut(window, held[0, window], held[2, window], h, w)
-            out[first:last] = piece.permute(0, 2, 3, 1).reshape(last - first, -1)
-        return out
+        return self.table(0).index_select(0, self.index(*places.positions(self.base.device)))
 
     @cached_property
     def whole(self) -> Tensor:
