@@ -180,7 +180,9 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
         try:
             name = str(RunFolder(folder).config().experiment.name)
             item = Item(name, describe(files[name]) if name in files else name, folder)
-            _ = item.status, item.claims, item.figures, item.when, item.reduced, item.command
+            if not item.status:
+                raise ValueError("status.json is damaged")
+            _ = item.claims, item.figures, item.when, item.reduced, item.command
             _ = [_flat(claim) for claim in item.claims]
         except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # damaged in any way
             unreadable.append((folder, f"{type(error).__name__}: {error}"))

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from vis.compose import describe, options, parse_overrides, slug
 from vis.figures import plot, save, styled
 from vis.page import document, html_table
@@ -99,9 +101,11 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
+    collection = files[whole["collection"]]
+    own = [files[name] for name in OmegaConf.load(collection).experiment.get("findings", [])]
     papers = by_paper({item.name: item for item in items}, files)
-    sections = [Section(paper.title, [i for i in paper.items if i in items], paper.findings) for paper in papers]
-    write_report(folder / "index.html", describe(files[whole["collection"]]), sections)
+    sections = [Section(paper.title, [i for i in paper.items if i in items], own or paper.findings) for paper in papers]
+    write_report(folder / "index.html", describe(collection), sections)
     return [f"{item.name} {item.state}" for item in items if item.state != "done"]
 
 

@@ -1,6 +1,7 @@
 """Weights from files: checkpoints, torchvision's pretrained weights, partly trained networks."""
 
 import hashlib
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from vis.errors import Lacking, UserError, did_you_mean
 from vis.record import intact
+
+log = logging.getLogger(__name__)
 
 _HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub: the first digits of the file's sha256 stand in its name
 
@@ -31,9 +34,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         whole = not zipped or intact(path)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
-    named = _HASH.search(path.name)
-    if not whole or (named and not sha256.startswith(named[1])):
-        raise UserError(f"the weights {path} are damaged: their checksum is wrong")
+    if not whole:
+        raise UserError(f"cannot load the weights {path}: it is damaged or no checkpoint")
+    if (named := _HASH.search(path.name)) and not sha256.startswith(named[1]):
+        log.warning("%s has the sha256 %s..., not the one in its name: it is damaged or another file", path, sha256[:8])
     try:
         with warnings.catch_warnings(action="ignore"):  # of strange pickles: the error says enough
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
