@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import SMALL
@@ -48,6 +49,18 @@ def test_a_failed_job_does_not_end_a_sweep_and_resume_runs_only_what_is_missing(
     assert vis_run("--resume", str(folder)).folder == folder
     assert {row["state"] for row in rows(folder)} == {"done"}
     assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+@pytest.mark.parametrize(
+    "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local", "hydra.launcher.timeout_min=5"]]
+)
+def test_other_launchers_end_with_the_same_table(command, vis_run, launcher):
+    sweep = ("-m", *SMALL, "model.num_filters=2,4")
+    before = rows(vis_run(*sweep).folder)
+    ran = command(*sweep, f"hydra/launcher={launcher[0]}", *launcher[1:])
+    assert ran.returncode == 0, ran.stderr
+    assert rows(Path(ran.stdout.strip())) == before
+    assert "subset" not in ran.stderr, "fontTools tells what it does to fonts"
 
 
 def test_jobs_that_never_started_are_run_on_resume(vis_run):
