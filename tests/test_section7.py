@@ -168,9 +168,9 @@ def test_gradients_shatter_in_plain_networks_and_less_in_residual_ones():
 def test_similarity_leads_by_the_margin_to_the_next_gradient_based_method():
     chosen = "method=[fem,gradcam,saliency,gbp,lrp]"
     results, claims = concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", chosen)
-    for image, value in zip(("tabby", "astronaut"), claims["here_pearson"]["values"], strict=True):
-        cc = {row["method"]: row["pearson"] for row in results.rows(image=image)}
-        assert value == pytest.approx(cc["gradcam"] - max(cc["saliency"], cc["gbp"]))
+    cc = {m: np.array([row["pearson"] for row in results.rows(method=m)]) for m in ("gradcam", "saliency", "gbp")}
+    following = max(cc["saliency"], cc["gbp"], key=np.mean)
+    np.testing.assert_allclose(claims["here_pearson"]["values"], cc["gradcam"] - following)
     with pytest.raises(UserError, match="FEM"):
         concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", "method=[gradcam]")
 

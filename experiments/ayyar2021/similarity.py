@@ -8,7 +8,6 @@ feature map.
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -62,10 +61,10 @@ class Similarity(ByMethod):
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
         def lead(column: str) -> list[float]:
-            others = torch.stack([values[column][m] for m in GRADIENTS if m in values[column]])
-            return (values[column]["gradcam"] - others.amax(0)).tolist()
+            others = [values[column][m] for m in GRADIENTS if m in values[column]]
+            return (values[column]["gradcam"] - max(others, key=Tensor.mean)).tolist()
 
-        words = "FEM and Grad-CAM - FEM and the most similar other gradient-based method, in each image"
+        words = "FEM and Grad-CAM - FEM and the gradient-based method that is next in the mean"
         return [
             ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lead("pearson")),
             ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lead("sim")),
