@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from test_ayyar2021 import concluded
 from torch import nn
 
 from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise
@@ -100,3 +101,18 @@ def test_the_network_is_left_as_it_was_and_a_dead_class_is_an_error():
 def test_a_regulariser_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="0 or"):
         Regulariser(**wrong)
+
+
+def test_the_experiment_measures_every_column_of_every_class():
+    results, claims = concluded(
+        "experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "model.weights=null",
+        "model.init=kaiming_normal", "target=[3,7]", "experiment.steps=3",
+    )  # fmt: skip
+    assert len(results.rows()) == 2 * 6
+    assert {row["class"] for row in results.rows()} == {"logit 3", "logit 7"}
+    assert all(x.min() >= 0 and x.max() <= 1 for x in results.arrays.values())
+    assert claims["combination"]["verdict"] == "not measured"
+    high = {name: [r["high"] for r in results.rows(column=name)] for name in results.config.experiment.columns}
+    assert claims["here_regularised"]["values"] == [a - b for a, b in zip(high["none"], high["all"], strict=True)]
+    with pytest.raises(UserError, match="class names"):
+        concluded("experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "target=max")

@@ -8,6 +8,7 @@ does the rest: journal, resume, progress, files.
 import copy
 import logging
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +26,9 @@ from torch import Tensor
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
 from vis.errors import Lacking, UserError, did_you_mean
-from vis.fit import fit
+from vis.fit import fit, fit_generators
 from vis.instantiate import construct, locate
-from vis.methods import Method, NotApplicable, explain_all
+from vis.methods import AdversarialGenerators, Method, NotApplicable, explain_all
 from vis.methods.perturbation import Learnt
 from vis.models import Model, build_model
 from vis.models.weights import torchvision_weights
@@ -140,7 +141,7 @@ class Run:
         """The project's own training in place of published weights, from the cache in `outputs` or made now."""
         key = repr((node.get("trained_on"), sorted(architecture(node).items())))
         if key not in self._standins:
-            data = self.config.dataset
+            data = self.config.get("dataset")
             same = data is not None and str(data._target_).endswith(f".{node.get('trained_on')}")
             folder = str(data.get("path") or "data") if same else "data"
             cache = Path(self.config.outputs).expanduser() / "standins"
@@ -247,13 +248,16 @@ class Run:
         return Explained(whole, torch.cat([part.logits for part in parts]))
 
     def _fit(self, model: Model) -> None:
-        """Methods that learn from images first do so, once for a kind of network input."""
-        preprocess = self.preprocess(model)
+        """Methods that learn from images first do so, once for a kind of network input, or for a network."""
+        preprocess, cache = self.preprocess(model), Path(self.config.outputs).expanduser()
         seen = (preprocess, model.input_size, model.channels)
         for name, method in self.methods.items():
             if isinstance(method, Learnt) and self._fitted.get(name) != seen:
-                fit(method, *seen, Path(self.config.outputs).expanduser() / "gaussians")
+                fit(method, *seen, cache / "gaussians")
                 self._fitted[name] = seen
+            if isinstance(method, AdversarialGenerators) and self._fitted.get(name) != weakref.ref(model.net):
+                fit_generators(method, model, preprocess, self.config.dataset, cache / "generators")
+                self._fitted[name] = weakref.ref(model.net)
 
     @property
     def targets(self) -> list[int | str]:

@@ -2,15 +2,20 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from vis.data import Dataset, Preprocess, folder, samples, to_pixels
 from vis.errors import UserError
 from vis.gaussian import PatchGaussian
+from vis.methods.generators import AdversarialGenerators, Generators
 from vis.methods.perturbation import Learnt
+from vis.models import Model
+from vis.training import splits
 
 log = logging.getLogger(__name__)
 
@@ -58,3 +63,37 @@ def fit(method: Learnt, preprocess: Preprocess, size: tuple[int, int], channels:
     method.fit(seen, **facts)
     if isinstance(method.learnt, PatchGaussian):
         method.learnt.save(file)
+
+
+def fit_generators(
+    method: AdversarialGenerators, model: Model, preprocess: Preprocess, dataset: Mapping[str, Any], cache: Path
+) -> None:
+    """Train generators for a model on the training images of a dataset's config node that show one of the two classes.
+
+    They are kept in `cache` and used again for the same network, images and parameters; a training that was stopped goes
+    on. Raises UserError without such images.
+    """
+    data = splits({**dataset, "limit": None})[0]
+    kept = [i for i, label in enumerate(data.labels) if label in method.classes]
+    if {data.labels[i] for i in kept} != set(method.classes):
+        raise UserError(
+            f"{method.title} learn from labelled images of the classes {method.classes[0]} and {method.classes[1]}, and "
+            f"{data.origin} lacks them: dataset=mnist, or other classes"
+        )
+    data = data.part(kept)
+    network = hashlib.sha256()
+    for name, value in model.net.state_dict().items():
+        network.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    facts = {"data": data.origin, "fingerprint": data.fingerprint(), "preprocess": preprocess.name}
+    facts |= {"network": network.hexdigest(), "weights": model.weights}
+    facts |= {key: value for key, value in vars(method).items() if key != "learnt"}
+    file = cache / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt"
+    if file.is_file():
+        method.learnt = Generators.load(file)
+        return
+    log.info("%s learn from %d images of %s, once, in %s", method.title, len(data), data.origin, file)
+    state = file.with_suffix(".training")
+    method.fit(model.net, Seen(data, preprocess, model.input_size, model.channels), state, **facts)
+    assert method.learnt is not None
+    method.learnt.save(file)
+    state.unlink(missing_ok=True)

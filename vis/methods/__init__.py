@@ -21,6 +21,7 @@ from vis.methods.cam import (
 from vis.methods.deeplift import DeepLIFT
 from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
+from vis.methods.generators import AdversarialGenerators
 from vis.methods.gradients import GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
 from vis.methods.lime import LIME
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
@@ -38,6 +39,7 @@ __all__ = [
     "PDA",
     "SALIENCY",
     "AblationCAM",
+    "AdversarialGenerators",
     "DeconvNet",
     "DeepLIFT",
     "DeepTaylor",

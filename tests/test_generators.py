@@ -1,0 +1,203 @@
+"""Adversarial generators, ayyar2021 Eq. (27): what they promise of a network's classes, kept files, and the method's contract."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_ayyar2021 import concluded
+from torch import nn
+
+from experiments.ayyar2021.adversarial import share_interval
+from vis.errors import UserError
+from vis.methods import AdversarialGenerators, NotApplicable, generators
+from vis.methods.generators import Generators
+
+
+class Halves(nn.Module):
+    """Class 2 where the upper half of an 8x8 image is brighter, class 5 where the lower is; the others never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 6)
+        upper = torch.cat([torch.ones(32), -torch.ones(32)])
+        self.fc.weight.data = torch.zeros(6, 64)
+        self.fc.weight.data[2], self.fc.weight.data[5] = upper, -upper
+        self.fc.bias.data = torch.tensor([-99.0, -99, 0, -99, -99, 0])
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x):
+        return self.drop(self.fc(x.flatten(1)))
+
+
+def halves(count: int = 64, seed: int = 0) -> torch.Tensor:
+    """Images with a bright square in one of the halves, at a random place, on noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 0.1 * torch.rand(count, 1, 8, 8, generator=generator)
+    for i in range(count):
+        row, column = (
+            torch.randint(2, (1,), generator=generator) + 4 * (i % 2),
+            torch.randint(6, (1,), generator=generator),
+        )
+        x[i, 0, row : row + 2, column : column + 2] += 0.8
+    return x
+
+
+SMALL = {"classes": (2, 5), "width": 8, "steps": 150, "batch": 16, "lr": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> AdversarialGenerators:
+    method = AdversarialGenerators(**SMALL)
+    method.fit(Halves(), halves(), data="halves")
+    return method
+
+
+def test_the_similar_image_keeps_the_class_and_the_adversarial_one_has_the_other(fitted):
+    net, x = Halves().eval(), halves(40, seed=1)
+    similar, adversarial = fitted.generate(x)
+    decided = fitted.decision(net(x))
+    assert torch.equal(decided, torch.arange(40) % 2)  # as the images were made
+    assert (fitted.decision(net(similar)) == decided).double().mean() > 0.9
+    assert (fitted.decision(net(adversarial)) != decided).double().mean() > 0.9
+
+
+def test_the_map_is_equation_27_and_the_model_is_left_as_it_was(fitted):
+    net, x = Halves().train(), halves(4, seed=2)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    maps = fitted(net, x, [2, 5, 2, 5])
+    similar, adversarial = fitted.generate(x)
+    assert torch.equal(maps, (similar - adversarial).abs())
+    assert maps.shape == x.shape
+    assert maps.max() > 0.1
+    torch.testing.assert_close(maps, torch.cat([fitted(net, x[i : i + 1], 2) for i in range(4)]), atol=1e-6, rtol=0)
+    AdversarialGenerators(**SMALL | {"steps": 2}).fit(net, halves(8))
+    assert torch.equal(before, torch.get_rng_state())
+    assert net.training
+    assert net.drop.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert fitted(net.double(), x.double(), 2).dtype == torch.float64
+
+
+def test_closeness_keeps_the_two_generators_together():
+    apart = []
+    for closeness in (0.0, 1e4):
+        method = AdversarialGenerators(**SMALL | {"steps": 40, "closeness": closeness})
+        method.fit(Halves(), halves())
+        assert method.learnt is not None
+        a, b = (
+            torch.cat([p.flatten() for p in g.parameters()]) for g in (method.learnt.similar, method.learnt.adversarial)
+        )
+        torch.testing.assert_close(method.learnt.apart(), (a - b).square().mean())
+        apart.append(float(method.learnt.apart()))
+    assert apart[1] < 0.1 * apart[0]
+
+
+def test_a_single_generator_compares_with_the_image_itself():
+    method = AdversarialGenerators(**SMALL | {"pair": False, "steps": 5})
+    method.fit(Halves(), halves(8))
+    x = halves(2)
+    same, adversarial = method.generate(x)
+    assert torch.equal(same, x)
+    assert torch.equal(method(Halves(), x, 5), (x - adversarial).abs())
+
+
+def test_what_was_learnt_is_kept_with_where_it_comes_from_and_a_seed_gives_the_same(tmp_path: Path):
+    first, again = AdversarialGenerators(**SMALL | {"steps": 10}), AdversarialGenerators(**SMALL | {"steps": 10})
+    for method in (first, again):
+        method.fit(Halves(), halves(), data="halves")
+    assert first.learnt is not None
+    assert again.learnt is not None
+    first.learnt.save(tmp_path / "g.pt")
+    loaded = Generators.load(tmp_path / "g.pt")
+    assert loaded.provenance == {"images": 64, "data": "halves"}
+    x = halves(3)
+    for a, b, c in zip(first.learnt(x), loaded(x), again.learnt(x), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    made = loaded.adversarial(x).detach()
+    assert made.min() >= 0
+    assert made.max() <= halves().max()
+    (tmp_path / "bad.pt").write_bytes((tmp_path / "g.pt").read_bytes()[:99])
+    with pytest.raises(UserError, match="no generators"):
+        Generators.load(tmp_path / "bad.pt")
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch):
+    whole, parts = AdversarialGenerators(**SMALL | {"steps": 8}), AdversarialGenerators(**SMALL | {"steps": 8})
+    whole.fit(Halves(), halves())
+    monkeypatch.setattr(generators, "_SAVE_SECONDS", 0)
+    written = []
+
+    def killed(path: Path, what: object) -> None:
+        keep(path, what)
+        written.append(path)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+
+    keep = generators._write
+    monkeypatch.setattr(generators, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        parts.fit(Halves(), halves(), tmp_path / "g.training")
+    monkeypatch.setattr(generators, "_write", keep)
+    assert parts.learnt is None
+    assert torch.load(tmp_path / "g.training", weights_only=True)["step"] == 5
+    parts.fit(Halves(), halves(), tmp_path / "g.training")
+    x = halves(3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.generate(x), parts.generate(x), strict=True))
+
+
+def test_mistakes_are_named(fitted):
+    with pytest.raises(NotApplicable, match="classes 2 and 5"):
+        fitted(Halves(), halves(1), 0)
+    with pytest.raises(UserError, match="fit"):
+        AdversarialGenerators()(Halves(), halves(1), 3)
+    with pytest.raises(ValueError, match="two different"):
+        AdversarialGenerators(classes=(3, 3))
+    with pytest.raises(UserError, match="there is none"):
+        AdversarialGenerators(**SMALL).fit(Halves(), halves(0))
+
+
+def test_the_interval_of_a_share_is_clopper_and_pearsons():
+    # The rule of three, exactly: for n of n the lower end is (alpha / 2)^(1 / n).
+    assert share_interval([1.0] * 30) == pytest.approx((0.025 ** (1 / 30), 1.0))
+    low, high = share_interval([1.0, 0.0])
+    assert low < 0.5 < high
+
+
+def test_section_6_compares_the_pair_with_a_single_generator_of_the_same_parameters(tmp_path: Path):
+    asked = (
+        "experiment=ayyar2021/section6", "model.weights=null", "model.init=kaiming_normal", "dataset=digits",
+        f"outputs={tmp_path}", "experiment.images=6", "experiment.rows=1",
+        "methods.adversarial_generators.steps=2", "methods.adversarial_generators.width=2",
+    )  # fmt: skip
+    results, claims = concluded(*asked)
+    assert len(list(tmp_path.glob("generators/*.pt"))) == 2
+    assert len(results.rows(method="adversarial_generators")) == len(results.rows(method="adversarial_single")) == 6
+    assert {row["stays"] for row in results.rows(method="adversarial_single")} == {1.0}  # it is the image
+    assert [row["label"] for row in results.rows(method="adversarial_single")] == [3, 8] * 3
+    assert sum(name.endswith("/adversarial_generators") for name in results.arrays) == 1
+    assert claims["less_noisy"]["verdict"] == "not measured"
+    single, pair = (
+        [r["variation"] for r in results.rows(method=m)] for m in ("adversarial_single", "adversarial_generators")
+    )
+    assert claims["here_less_noisy"]["values"] == [a - b for a, b in zip(single, pair, strict=True)]
+    with pytest.raises(UserError, match="both classes"):
+        concluded(*asked, "dataset.limit=3")
+
+
+def test_the_runner_trains_once_and_uses_the_file_again(vis_run):
+    asked = (
+        "method=adversarial_generators", "methods.adversarial_generators.steps=2", "methods.adversarial_generators.width=2",
+        "model=cnn_mnist", "model.weights=null", "model.init=kaiming_normal", "dataset=digits", "dataset.limit=2", "target=8",
+    )  # fmt: skip
+    ran = vis_run(*asked, "dataset=samples")
+    assert ran.code == 2
+    assert "dataset=mnist" in ran.err
+    folder = vis_run(*asked).folder
+    (kept,) = folder.parents[1].glob("generators/*.pt")
+    written = kept.stat().st_mtime_ns
+    vis_run(*asked)
+    assert [each.stat().st_mtime_ns for each in folder.parents[1].glob("generators/*.pt")] == [written]
+    vis_run(*asked, "seed=1")  # another random network
+    assert len(list(folder.parents[1].glob("generators/*.pt"))) == 2

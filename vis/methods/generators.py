@@ -1,0 +1,219 @@
+"""Adversarial generators (Charachon et al. 2020; ayyar2021, Section 6): what must change in an image so that its class does.
+
+For a fixed classifier and two of its classes, c(x) being the one of them that it prefers and c'(x) the other, two generators
+of one architecture are trained together,
+
+    g_s (similar)      is classified as x        g_a (adversarial)   is classified oppositely
+    R(x) = |g_s(x) - g_a(x)|                                                                                       (27)
+
+    loss = CE(f(g_s(x)), c) + CE(f(g_a(x)), c') + distance (|g_s(x) - x| + |g_a(x) - x|) + closeness |theta_s - theta_a|^2
+
+with f the softmax over the two classes, mean absolute distances in parts of the data's range, and the mean square of the
+parameters' differences ("minimal differences in their learnt parameters"): what both generators get wrong of an image
+cancels in R. The survey does not state the loss; these are the terms it speaks of in their plainest form, without the
+discriminator of a GAN. The approach of one network that it calls noisy is x_a = g_a(x), trained alone, and |x - x_a|.
+"""
+
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vis.console import progress
+from vis.errors import UserError
+from vis.gaussian import Images
+from vis.methods.base import Method
+from vis.methods.cam import output_targets
+from vis.methods.forward import Forward, NotApplicable, evaluating
+from vis.record import write_bytes
+from vis.target import Targets
+
+_SAVE_SECONDS = 20.0  # between the states of a training
+
+
+class UNet(nn.Module):
+    """Images [B, C, H, W] -> images within [low, high] ([C] each), at first the same ones.
+
+    What is added to them comes from two halvings and two doublings, with the finer maps beside the upsampled ones.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, width: int) -> None:
+        super().__init__()
+        C = len(low)
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", low.view(-1, 1, 1))
+        self.register_buffer("high", high.view(-1, 1, 1))
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride, padding=1)
+            for a, b, stride in ((C, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+        )
+        self.up = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in ((6 * width, 2 * width), (3 * width, width), (width + C, C))
+        )
+
+        for parameter in self.up[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = (x - self.low) / (self.high - self.low)
+        maps = [z]
+        for layer in self.down:
+            maps.append(layer(maps[-1]).relu())
+        out = maps.pop()
+        for layer in self.up[:-1]:
+            skip = maps.pop()
+            out = layer(torch.cat([F.interpolate(out, skip.shape[2:]), skip], 1)).relu()
+        made = z + self.up[-1](torch.cat([out, z], 1))
+        # Within the range, with the gradient of what is not: a pixel that went too far comes back.
+        made = made + (made.clamp(0, 1) - made).detach()
+        return self.low + (self.high - self.low) * made
+
+
+class Generators(nn.Module):
+    """g_a and, of a pair, g_s. width: channels at full resolution."""
+
+    def __init__(self, low: Tensor, high: Tensor, width: int, pair: bool, provenance: dict[str, Any]) -> None:
+        super().__init__()
+        self.width, self.pair, self.provenance = width, pair, provenance
+        self.adversarial = UNet(low, high, width)
+        self.similar = UNet(low, high, width) if pair else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_s(x), g_a(x)), or (x, x_a) of a single one; all [B, C, H, W]."""
+        return self.similar(x), self.adversarial(x)
+
+    def apart(self) -> Tensor:
+        """The mean square of the differences between the parameters of a pair."""
+        pairs = list(zip(self.similar.parameters(), self.adversarial.parameters(), strict=True))
+        return torch.stack([(a - b).square().sum() for a, b in pairs]).sum() / sum(a.numel() for a, _ in pairs)
+
+    def save(self, path: Path) -> None:
+        """A file with the numbers and where they come from."""
+        facts = {"width": self.width, "pair": self.pair, "provenance": self.provenance}
+        _write(path, {"facts": facts, "state": {k: v.cpu() for k, v in self.state_dict().items()}})
+
+    @classmethod
+    def load(cls, path: Path) -> "Generators":
+        """What `save` wrote. Raises UserError where it is no such file."""
+        try:
+            saved = torch.load(path, weights_only=True)
+            state = saved["state"]
+            low, high = (state[f"adversarial.{name}"].flatten() for name in ("low", "high"))
+            found = cls(low, high, **saved["facts"])
+            found.load_state_dict(state)
+        except Exception as error:  # damaged files make torch raise almost anything
+            raise UserError(f"{path} holds no generators that this project saved: remove it") from error
+        return found
+
+
+class AdversarialGenerators(Method):
+    """Eq. (27) on two classes of a classifier; `fit` first. Maps are [B, C, H, W], 0 or more, the same for both classes.
+
+    pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam, on `batch`
+    images each, with a learning rate that falls from lr to 0 as a cosine. Raises NotApplicable for a target that is
+    neither of the classes.
+    """
+
+    title = "Adversarial generators"
+    display = "absolute"
+
+    def __init__(
+        self,
+        classes: Sequence[int] = (3, 8),
+        pair: bool = True,
+        distance: float = 20.0,
+        closeness: float = 10.0,
+        width: int = 8,
+        steps: int = 1500,
+        batch: int = 16,
+        lr: float = 2e-3,
+        seed: int = 0,
+    ) -> None:
+        if len(set(classes)) != 2 or len(classes) != 2 or min(classes) < 0:
+            raise ValueError(f"classes are two different ones, not {list(classes)}")
+        if min(width, steps, batch) < 1 or lr <= 0 or min(distance, closeness) < 0:
+            raise ValueError("width, steps and batch are 1 or more, lr above 0, distance and closeness 0 or more")
+        self.classes, self.pair, self.distance, self.closeness = list(classes), pair, distance, closeness
+        self.width, self.steps, self.batch, self.lr, self.seed = width, steps, batch, lr, seed
+        self.learnt: Generators | None = None  # set by `fit`
+
+    def decision(self, logits: Tensor) -> Tensor:
+        """Which of the two classes logits [B, K] prefer: 0 or 1, [B]."""
+        return logits[:, self.classes].argmax(1)
+
+    def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
+        """Train on images [N, C, H, W] of the two classes as the network sees them, or a sequence of N.
+
+        `provenance` goes into what is saved. state: a file that keeps the training while it lasts; where it is there, the
+        training goes on from it. The same bits on a CPU for the same seed, whatever else was drawn, also after a kill.
+        """
+        seen = [images[i] for i in range(len(images))]
+        if not seen:
+            raise UserError(f"{self.title} learn from images of the classes {self.classes}, and there is none")
+        data = torch.stack(seen).float()
+        low, high = data.amin((0, 2, 3)), data.amax((0, 2, 3))
+        device, dtype = next((p.device, p.dtype) for p in model.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            learnt = Generators(low, high, self.width, self.pair, {"images": len(data), **provenance}).to(device)
+        span = (high - low).to(device).view(-1, 1, 1)
+        random = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(len(data), (self.steps, self.batch), generator=random)
+        adam = torch.optim.Adam(learnt.parameters(), self.lr)
+        begin = 0
+        if state is not None and state.is_file():
+            kept = torch.load(state, map_location=device, weights_only=True)
+            begin = kept["step"]
+            learnt.load_state_dict(kept["learnt"])
+            adam.load_state_dict(kept["adam"])
+        saved, words = time.perf_counter(), f"training {self.title.lower()}"
+        with evaluating(model):
+            for step in progress(range(begin, self.steps), self.steps, "steps", done=begin, desc=words, leave=False):
+                for group in adam.param_groups:
+                    group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                x = data[chosen[step]].to(device)
+                c = self.decision(model(x.to(dtype)).detach())
+                loss = self.closeness * learnt.apart() if self.pair else x.new_zeros(())
+                for g, wanted in zip(learnt(x), (c, 1 - c), strict=True):
+                    if g is not x:
+                        loss = loss + F.cross_entropy(model(g.to(dtype))[:, self.classes], wanted)
+                        loss = loss + self.distance * ((g - x).abs() / span).mean()
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                if state is not None and time.perf_counter() - saved > _SAVE_SECONDS:
+                    _write(state, {"step": step + 1, "learnt": learnt.state_dict(), "adam": adam.state_dict()})
+                    saved = time.perf_counter()
+        self.learnt = learnt.requires_grad_(False)
+
+    def generate(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_s(x), g_a(x)) of images [B, C, H, W], or (x, x_a) of a single generator. Raises UserError before `fit`."""
+        if self.learnt is None:
+            raise UserError(f"{self.title} learn from images first: call fit(model, images)")
+        with torch.no_grad():
+            similar, adversarial = self.learnt.to(images.device)(images.float())
+        return similar.to(images.dtype), adversarial.to(images.dtype)
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        others = {t.unit for t in output_targets(forward, targets, self.title)} - set(self.classes)
+        if others:
+            raise NotApplicable(
+                f"{self.title} tell the classes {self.classes[0]} and {self.classes[1]} from each other, and a target is "
+                f"{min(map(str, others))}: give one of them as the target, or other classes"
+            )
+        similar, adversarial = self.generate(forward.images.detach())
+        return (similar - adversarial).abs()
+
+
+def _write(path: Path, what: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(what, buffer)
+    write_bytes(path, buffer.getvalue())
