@@ -39,6 +39,7 @@ from torch.profiler import profile
 from vis import methods
 from vis.allocator import keep_freed_memory
 from vis.data import digits, preprocessing, samples
+from vis.faithfulness import curves
 from vis.fit import Seen
 from vis.gaussian import PatchGaussian
 from vis.home import CONF
@@ -396,7 +397,53 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
         yield row("LRP, epsilon and alpha1beta0", f"zennit {version('zennit')}", zennits, composite)
 
 
-BENCHMARKS = (backpropagation, class_activation_maps, windows, attribution)
+def perturbation(device: str, quick: bool) -> Iterator[Row]:
+    """Occlusion against captum at its best batch size; deletion and insertion against a pass for each step."""
+    torch.manual_seed(0)
+    image, net = torch.randn(1, 3, 224, 224).to(device), _random("alexnet", device)
+    side, stride, repeats = 16, 8, 1 if quick else 3
+
+    def occluded(batch: int) -> list[Tensor]:
+        return [
+            attr.Occlusion(net).attribute(
+                image, (3, side, side), (3, stride, stride), 0.0, target=1, perturbations_per_eval=batch
+            )[:, :1]
+        ]
+
+    best = min((1, 8, 32), key=lambda batch: timed(lambda: occluded(batch))[0])
+    ours = methods.Occlusion(side, 0.0, stride)
+    peer = f"captum {captum.__version__}, batch {best}"
+    yield compare(
+        "alexnet, occlusion, 729 windows", peer, lambda: occluded(best), lambda: [ours(net, image, 1)], repeats
+    )
+
+    steps, small = 64, image[..., :64, :64].contiguous()
+    net = torchvision_classifier("resnet18", num_classes=200).eval().to(device)
+    map_, black = methods.Saliency()(net, small, 1), torch.zeros_like(small)
+    order = map_.sum(1).flatten().argsort(descending=True, stable=True)
+
+    @torch.no_grad()
+    def one_by_one() -> list[Tensor]:
+        areas = []
+        for first, second in ((small, black), (black, small)):
+            x, curve = first.clone(), []
+            for step in range(steps + 1):
+                gone = order[: step * len(order) // steps]
+                x.view(3, -1)[:, gone] = second.view(3, -1)[:, gone]
+                curve.append(net(x).softmax(1)[0, 1])
+            areas.append(torch.stack(curve))
+        return areas
+
+    def together() -> list[Tensor]:
+        both = curves(net, small, map_, 1, black, steps)
+        return [both.deletion[0], both.insertion[0]]
+
+    yield compare(
+        "resnet18, deletion and insertion, 64 steps of 64x64", "a pass for each step", one_by_one, together, 5
+    )
+
+
+BENCHMARKS = (backpropagation, class_activation_maps, windows, attribution, perturbation)
 
 
 def hardware(device: str) -> str:

@@ -40,7 +40,7 @@ def run_page(folder: RunFolder) -> None:
     name = str(folder.config().experiment.name)
     captions = read_json(path / "figures.json") or {}
     claims = read_json(path / "claims.json") or []
-    provenance = {}
+    provenance: dict[str, Any] = {}
     with contextlib.suppress(ValueError):  # a damaged file: the rest of the page is whole
         provenance = read_json(path / "provenance.json") or {}
     parts = [f"<h1>{escape(name)}</h1>"]

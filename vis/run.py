@@ -242,8 +242,8 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
 
     def listed(experiment: Any) -> list[str]:
         names = experiment.get("all", [])
-        loaded = {name: OmegaConf.load(files[name]).get("experiment", {}) if name in files else {} for name in names}
-        return [leaf for name in names for leaf in listed(loaded[name]) or [name]]
+        loaded = {name: OmegaConf.load(files[name]) if name in files else OmegaConf.create() for name in names}
+        return [leaf for name in names for leaf in listed(OmegaConf.select(loaded[name], "experiment") or {}) or [name]]
 
     return [[f"experiment={name}", *others] for name in listed(config.experiment)]
 

@@ -134,7 +134,7 @@ class Attacks(ByMethod):
                 panels = [Panel(display.picture(pixels), "" if rows else "Image", fact["then" if prefix else "class"])]
                 for m in list(config.methods)[:8]:
                     picture = display.scaling(method_class(config, m).display)[0](results.arrays[stem + m], pixels)
-                    heading = "" if rows else self.title(config, m).replace(" ", "\n")
+                    heading = "" if rows else self.title(config, m)
                     panels.append(Panel(picture, heading, f"Dice {cells[m][prefix]:.2f}" if prefix else ""))
                 rows.append(PanelRow(panels, title))
         caption = [
