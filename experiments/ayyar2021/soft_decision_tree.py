@@ -1,0 +1,304 @@
+"""ayyar2021, Section 2.1: a trained network distilled into a soft decision tree (Frosst & Hinton 2017).
+
+Inner node i of a binary tree sends an image to its right child with the probability
+
+    p_i(x) = sigma(beta (x w_i + b_i))                                                                              (1)
+
+(beta is Frosst & Hinton's inverse temperature; the survey leaves it out), and leaf l holds a distribution Q^l over the
+classes. With P^n(x) the product of the probabilities on the way to node n, and targets T, the network's probabilities (soft
+labels) or the true classes, the loss is the cross entropy of each leaf weighted by the probability of its path, and a
+penalty that keeps the inner nodes of depth d from sending all images one way,
+
+    L = - sum_l P^l(x) sum_k T_k log Q_k^l  -  lambda sum_i 2^-d (log alpha_i + log(1 - alpha_i)) / 2
+    alpha_i = sum_x P^i(x) p_i(x) / sum_x P^i(x)        averaged over the last batches, 2^d of them
+
+The tree's answer is the Q of the leaf with the most probable path. A tree is a dataset explanation: its filters w_i are what
+it looks for, and the path of an image says why.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from experiments.ayyar2021.gallery import POSITIVE, with_intervals
+from vis import display
+from vis.claims import Claim, above, departures, mean_and_spread, paper_and_here
+from vis.console import progress
+from vis.errors import UserError
+from vis.experiment import Experiment, Run, Unit
+from vis.figures import PAGE_WIDTH, plot, styled
+from vis.models import Model
+from vis.record import Part, Results, Rows
+from vis.training import Images, load_images, order, splits
+
+MIMIC = "train a soft decision tree that could mimic the network's behaviour"
+BETTER = "a type of soft decision tree that generalizes better than one learned directly from the training data"
+BELOW = "Frosst & Hinton: the tree that is trained with the network's probabilities stays below the network"
+LABELS = {"soft": "the network's probabilities", "true": "the true classes"}
+_DRAWN = 4  # levels of a tree that fit on a page
+
+
+class SoftDecisionTree(nn.Module):
+    """Images [B, ...] of so many values -> log Q of each image's most probable leaf, [B, K].
+
+    Nodes are counted level by level, from left to right: the children of i are 2i + 1 (left) and 2i + 2 (right).
+    """
+
+    def __init__(self, values: int, classes: int, depth: int, beta: float = 1.0) -> None:
+        super().__init__()
+        self.depth, self.beta = depth, beta
+        self.filters = nn.Linear(values, 2**depth - 1)
+        self.leaves = nn.Parameter(0.01 * torch.randn(2**depth, classes))  # log Q up to a constant
+
+    def paths(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """p_i(x) of the inner nodes [B, 2^depth - 1], and P^n(x) of all nodes [B, 2^(depth + 1) - 1]."""
+        p = torch.sigmoid(self.beta * self.filters(x.flatten(1)))
+        levels = [p.new_ones(len(p), 1)]
+        for d in range(self.depth):
+            right = p[:, 2**d - 1 : 2 ** (d + 1) - 1]
+            levels.append(torch.stack([levels[-1] * (1 - right), levels[-1] * right], 2).flatten(1))
+        return p, torch.cat(levels, 1)
+
+    def log_q(self) -> Tensor:
+        """log Q_k^l of the leaves: [2^depth, K]."""
+        return self.leaves.log_softmax(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.log_q()[self.paths(x)[1][:, len(self.leaves) - 1 :].argmax(1)]
+
+
+class Penalty:
+    """The penalty of L, without lambda, of a batch's `paths`; it keeps alpha's sums over the last batches."""
+
+    def __init__(self, depth: int) -> None:
+        self.window = torch.cat([torch.full((2**d,), 2.0**d) for d in range(depth)])
+        self.sums: Tensor | None = None  # of P^i p_i and of P^i: [2, inner nodes]
+
+    def __call__(self, p: Tensor, P: Tensor) -> Tensor:
+        P, window = P[:, : p.shape[1]], self.window.to(p)
+        now = torch.stack([(P * p).mean(0), P.mean(0)])
+        self.sums = now if self.sums is None else self.sums.detach() + (now - self.sums.detach()) / window
+        alpha = (self.sums[0] / self.sums[1]).clamp(1e-6, 1 - 1e-6)
+        return -((alpha.log() + (1 - alpha).log()) / (2 * window)).sum()
+
+
+def loss(tree: SoftDecisionTree, P: Tensor, T: Tensor) -> Tensor:
+    """The cross entropy of L, the mean over a batch of paths P [B, nodes] and targets T [B, K]."""
+    return -(P[:, len(tree.leaves) - 1 :] * (T @ tree.log_q().T)).sum(1).mean()
+
+
+def grow(x: Tensor, T: Tensor, depth: int, recipe: Mapping[str, Any], seed: int) -> SoftDecisionTree:
+    """A tree trained by Adam on images x [N, ...] and targets T [N, K]; the same for the same seed.
+
+    recipe: steps, batch_size, lr (falls to 0 as a cosine), beta, penalty (lambda).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tree = SoftDecisionTree(x[0].numel(), T.shape[1], depth, recipe["beta"]).to(x)
+    steps, size, penalty = recipe["steps"], recipe["batch_size"], Penalty(depth)
+    adam = torch.optim.Adam(tree.parameters(), recipe["lr"])
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for step in progress(range(steps), steps, "steps", desc=f"a tree of depth {depth}", leave=False):
+        epoch, batch = divmod(step, -(-len(x) // size))
+        if batch == 0:
+            batches = order(seed, epoch, len(x)).to(x.device).split(size)
+        p, P = tree.paths(x[batches[batch]])
+        value = loss(tree, P, T[batches[batch]]) + recipe["penalty"] * penalty(p, P)
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+        falling.step()
+    return tree.requires_grad_(False)
+
+
+class Distillation(Experiment):
+    """depths: of the trees; the shallowest is drawn, the claims are of the deepest. recipe: see `grow`.
+
+    A unit is a tree, the network's answers are kept in memory.
+    """
+
+    metrics = ("accuracy", "agreement")
+    series = "labels"
+
+    def __init__(self, depths: Sequence[int], recipe: Mapping[str, Any]) -> None:
+        if not depths or min(depths) < 1 or max(depths) > 12:
+            raise UserError(f"experiment.depths={list(depths)} are from 1 to 12")
+        self.depths, self.recipe = sorted(set(depths)), dict(recipe)
+        self._taught: tuple[Model, list[tuple[Tensor, Tensor, Tensor]]] | None = None
+
+    def units(self, run: Run) -> Sequence[Unit]:
+        return [{"depth": d, "labels": each, "seed": s} for d in self.depths for each in LABELS for s in run.seeds]
+
+    def compute(self, run: Run, unit: Unit) -> Part:
+        model, ((x, soft, true), (val_x, val_soft, val_true)) = self._teach(run)
+        T = soft if unit["labels"] == "soft" else nn.functional.one_hot(true, soft.shape[1]).to(soft)
+        tree = grow(x, T, unit["depth"], self.recipe, unit["seed"])
+        own, network = tree(val_x).argmax(1), val_soft.argmax(1)
+        row = {**unit, "accuracy": share(own, val_true), "agreement": share(own, network)}
+        row |= {"network": share(network, val_true), "train_images": len(x), "val_images": len(val_x)}
+        row |= {"weights": model.weights, "data": run.dataset.origin}
+        part = Part(tables={"table": [row]})
+        if (unit["depth"], unit["labels"], unit["seed"]) == (self.depths[0], "soft", run.seeds[0]):
+            P = tree.paths(val_x)[1]
+            pixels = run.preprocess(model).inverse(val_x[:1].cpu())[0]
+            part.arrays = {
+                "filters": tree.filters.weight.view(-1, *val_x.shape[1:]).cpu().numpy(),
+                "Q": tree.log_q().exp().cpu().numpy(),
+                "use": P.mean(0).cpu().numpy(),  # how many of the test images come to each node
+                "example": pixels.numpy(),
+                "path": P[0].cpu().numpy(),
+            }
+        return part
+
+    def _teach(self, run: Run) -> tuple[Model, list[tuple[Tensor, Tensor, Tensor]]]:
+        """The network; of its training and its test images x, its probabilities and the true classes."""
+        if self._taught is None:
+            model, node = run.model(), OmegaConf.to_container(run.config.dataset, resolve=True)
+            assert isinstance(node, dict)
+            parts = splits({str(key): value for key, value in node.items()})
+            run.dataset = parts[0]  # for the record of what was used
+            parts_of = [load_images(part, model.input_size, model.channels) for part in parts]
+            self._taught = model, [answers(run, model, images) for images in parts_of]
+        return self._taught
+
+    # --- from what is stored ------------------------------------------------------------------------------------------
+
+    def claims(self, results: Results) -> list[Claim]:
+        rows = results.rows(depth=self.depths[-1])
+        found: dict[str, Rows] = {labels: [r for r in rows if r["labels"] == labels] for labels in LABELS}
+        soft, true = ([r["accuracy"] for r in found[labels]] for labels in LABELS)
+        measured = [
+            ("mimics", MIMIC, "share of test images that tree and network call the same", above(0.9),
+             [r["agreement"] for r in found["soft"]]),
+            ("soft_labels", BETTER, "test accuracy, tree trained with soft labels - with the true classes", POSITIVE,
+             [a - b for a, b in zip(soft, true, strict=True)]),
+            ("below_network", BELOW, "test accuracy, network - tree trained with soft labels", above(0, each=True),
+             [r["network"] - r["accuracy"] for r in found["soft"]]),
+        ]  # fmt: skip
+        reason = departures({"experiment.depths": self.depths[-1]}, {"experiment.depths": 8})
+        if "MNIST" not in rows[0]["weights"] or "MNIST" not in rows[0]["data"]:
+            reason = "neither network nor tree learnt from MNIST"
+        return paper_and_here("Section 2.1, Frosst & Hinton 2017", with_intervals(measured), reason)
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Accuracies by depth, mean and spread over the seeds."""
+        rows = []
+        for depth in self.depths:
+            row: dict[str, Any] = {"depth": depth, "network": results.rows()[0]["network"]}
+            for labels in LABELS:
+                found = results.rows(depth=depth, labels=labels)
+                row[f"{labels} labels"] = mean_and_spread([r["accuracy"] for r in found])
+                row[f"{labels} labels, agreement"] = mean_and_spread([r["agreement"] for r in found])
+            rows.append(row)
+        return {"accuracies": rows}
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        config, arrays = results.config, results.arrays
+        row = results.rows()[0]
+        shown = min(self.depths[0], _DRAWN)
+        caption = [
+            f"A soft decision tree of depth {self.depths[0]} that learnt from {config.model.name}, {row['weights']}",
+            f"Its accuracy is {row['accuracy']:.2%}, the network's {row['network']:.2%}",
+            "Inner nodes: the filters w (red positive, blue negative); an image goes to the right where filter and bias are "
+            "positive. Below: the classes' probabilities at each end"
+            + (f", over the leaves under it (the upper {shown} levels are drawn)" if shown < self.depths[0] else ""),
+            "Red: the most probable path of the image at the upper left",
+        ]
+        tree, (axes,) = plot(PAGE_WIDTH, 0.55 * shown + 1.1, caption)
+        with styled():
+            _draw_tree(axes, arrays["filters"], ends(arrays["Q"], arrays["use"], shown), arrays["path"], shown)
+            corner = axes.inset_axes((0.0, 0.82, 0.12, 0.18))
+            corner.imshow(display.picture(arrays["example"]))
+            corner.set_axis_off()
+        caption = [
+            f"Accuracy on {row['val_images']} test images, {row['data']}: {config.model.name} and trees that learnt its "
+            f"probabilities or the true classes, from {row['train_images']} images, {config.seeds} seeds"
+        ]
+        accuracy, (axes,) = plot(caption=caption)
+        with styled():
+            axes.axhline(100 * row["network"], color="black", linewidth=1, label="network")
+            for labels, words in LABELS.items():
+                means = [results.rows(depth=d, labels=labels) for d in self.depths]
+                axes.plot(
+                    self.depths, [100 * np.mean([r["accuracy"] for r in each]) for each in means], "-", label=words
+                )
+                color = axes.lines[-1].get_color()
+                for each in means:
+                    axes.plot([r["depth"] for r in each], [100 * r["accuracy"] for r in each], ".", color=color)
+            axes.set(xlabel="depth of the tree", ylabel="accuracy (%)", xticks=self.depths)
+            axes.legend()
+        return {"figure": tree, "accuracy": accuracy}
+
+
+@torch.no_grad()
+def answers(run: Run, model: Model, images: Images) -> tuple[Tensor, Tensor, Tensor]:
+    """Images as the network sees them [N, C, H, W], its probabilities [N, K] and the true classes [N], on the device."""
+    preprocess, found = run.preprocess(model), []
+    pixels = images.pixels.to(run.device)
+    x = torch.cat([preprocess(part.to(run.dtype) / 255) for part in pixels.split(1000)])
+    for part in progress(x.split(500), None, "batches", desc="the network's answers", leave=False):
+        found.append(model.net(part.to(memory_format=model.memory_format)).softmax(1))
+    soft, true = torch.cat(found), images.labels.to(run.device)
+    if int(true.max()) >= soft.shape[1]:
+        raise UserError(
+            f"{images.origin} has more classes than the {soft.shape[1]} of {model.name}: give its own dataset"
+        )
+    return x, soft, true
+
+
+def share(a: Tensor, b: Tensor) -> float:
+    """The share of equal entries."""
+    return (a == b).double().mean().item()
+
+
+def ends(Q: np.ndarray, use: np.ndarray, shown: int) -> np.ndarray:
+    """Probabilities of the classes at the nodes of level `shown`: the mean Q [leaves, K] below, weighted by `use` [nodes]."""
+    weight = use[len(Q) - 1 :, None] + 1e-12  # a leaf that no image comes to
+    grouped = (weight * Q).reshape(2**shown, -1, Q.shape[1]).sum(1)
+    return grouped / grouped.sum(1, keepdims=True)
+
+
+def _draw_tree(axes: Any, filters: np.ndarray, Q: np.ndarray, P: np.ndarray, shown: int) -> None:
+    """Filters [inner, C, H, W] of the upper levels, Q [2^shown, K] under them, the most probable way by P [nodes] in red."""
+    way = {0}
+    node = 0
+    for _ in range(shown):
+        node = 2 * node + 1 + int(P[2 * node + 2] > P[2 * node + 1])
+        way.add(node)
+    height = 1 / (shown + 1)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_axis_off()
+
+    def place(i: int) -> tuple[float, float]:
+        level = (i + 1).bit_length() - 1
+        return (i + 1 - 2**level + 0.5) / 2**level, 1 - (level + 0.5) * height
+
+    for i in range(1, 2 ** (shown + 1) - 1):
+        ends_ = place((i - 1) // 2), place(i)
+        axes.plot(
+            *zip(*ends_, strict=True),
+            color="tab:red" if i in way else "0.7",
+            linewidth=2 if i in way else 0.6,
+            zorder=0,
+        )
+    bound = np.abs(filters[: 2**shown - 1]).max()
+    for i in range(2 ** (shown + 1) - 1):
+        x, y = place(i)
+        side = min(0.8 * height, 0.9 / 2 ** max(shown - 1, 2))
+        inset = axes.inset_axes((x - 0.45 / 2**shown, y - 0.45 * height, 0.9 / 2**shown, 0.8 * height))
+        if i < 2**shown - 1:
+            inset.remove()
+            inset = axes.inset_axes((x - side / 2, y - 0.42 * height, side, 0.84 * height))
+            inset.imshow(filters[i].sum(0), cmap="seismic", vmin=-bound, vmax=bound)
+        else:
+            q = Q[i + 1 - 2**shown]
+            inset.bar(range(len(q)), q, color="tab:red" if i in way else "0.45", width=0.8)
+            inset.set(ylim=(0, 1), xlim=(-0.6, len(q) - 0.4))
+            inset.set_title(str(int(q.argmax())), fontsize=7, pad=1)
+        inset.set(xticks=[], yticks=[])
+        inset.spines[:].set(visible=True, color="tab:red" if i in way else "0.6", linewidth=1.5 if i in way else 0.5)
