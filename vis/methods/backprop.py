@@ -18,9 +18,14 @@ class _Backpropagation(Method):
 
 
 class Saliency(_Backpropagation):
-    """Saliency map: the gradient of the target with respect to the image (Simonyan et al. 2013; ayyar2021, Eq. 4-6).
+    """Saliency map: the gradient of a target with respect to the image (Simonyan et al. 2013; ayyar2021, section 4.2).
 
-    Maps are signed, [B, C, H, W].
+        R = dS_c / dx        ayyar2021, Eq. 4
+
+    Maps are signed, [B, C, H, W], in units of the target for one of the image; |R| (Eq. 5) and its largest over the
+    channels (Eq. 6) are left to the display. Defined for every network with a gradient and every target; NotApplicable where
+    none arrives at the image.
+    Costs a forward pass, shared by all targets and methods, and a backward pass.
     """
 
     rule = SALIENCY
@@ -28,9 +33,13 @@ class Saliency(_Backpropagation):
 
 
 class DeconvNet(_Backpropagation):
-    """DeconvNet (Zeiler & Fergus 2014): a ReLU passes the positive part of the gradient, whatever its input was.
+    """DeconvNet (Zeiler & Fergus 2014; ayyar2021, section 4.1): a ReLU passes the positive part of the gradient alone.
 
-    T = ReLU(R), nie2018 Eq. (1)-(2). Maps are signed, [B, C, H, W]. Raises NotApplicable on a network without ReLUs.
+        T = ReLU(R)        nie2018, Eq. 1-2
+
+    for the gradient R that arrives behind a ReLU, whatever went into it. Maps are signed, [B, C, H, W].
+    Raises NotApplicable on a network without ReLUs, or with other activations.
+    Costs a forward pass, shared by all targets and methods, and a backward pass.
     """
 
     rule = DECONVNET
@@ -38,10 +47,13 @@ class DeconvNet(_Backpropagation):
 
 
 class GuidedBackprop(_Backpropagation):
-    """Guided backpropagation (Springenberg et al. 2014): only positive gradients pass, only where the ReLU was active.
+    """Guided backpropagation (Springenberg et al. 2014; ayyar2021, section 4.3): DeconvNet, where the ReLU was active.
 
-    T = ReLU(R) * 1[y > 0], nie2018 Eq. (1)-(2). Maps are signed, [B, C, H, W]. Raises NotApplicable on a network
-    without ReLUs.
+        T = ReLU(R) * 1[y > 0]        nie2018, Eq. 1-2
+
+    for the gradient R that arrives behind a ReLU of y. Maps are signed, [B, C, H, W].
+    Raises NotApplicable on a network without ReLUs, or with other activations.
+    Costs a forward pass, shared by all targets and methods, and a backward pass.
     """
 
     rule = GUIDED

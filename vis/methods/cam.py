@@ -9,7 +9,8 @@ conventions; the gradient is G = df/dB, f the target:
     table1  what made the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
             after it, and the package's variants of GradCAM++, XGradCAM and ScoreCAM.
 
-CAMs of one image share the forward pass and the gradient at the layer: `explain_all`.
+Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass and the gradient at the layer:
+`explain_all`. Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
 """
 
 import math
@@ -30,11 +31,10 @@ PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablate
 
 
 class ActivationMap(Method):
-    """A class activation map; maps are [B, 1, H, W] and not negative.
+    """A class activation map.
 
     layer: whose feature maps; None finds the last (`vis.methods.layers.feature_layer`).
     convention: "paper" or "table1", see above.
-    Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
     """
 
     display = "overlay"
@@ -92,7 +92,12 @@ class _GradientCAM(ActivationMap):
 
 
 class GradCAM(_GradientCAM):
-    """GradCAM (Selvaraju et al. 2017; taimeskhanov2024, Definition 1): alpha_v is the mean of G_v."""
+    """GradCAM (Selvaraju et al. 2017; taimeskhanov2024, Definition 1; ayyar2021, Eq. 9-10): gradients averaged over a map.
+
+        alpha_v = mean(G_v)
+
+    Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
+    """
 
     title = "GradCAM"
 
@@ -101,11 +106,14 @@ class GradCAM(_GradientCAM):
 
 
 class GradCAMPlusPlus(_GradientCAM):
-    """GradCAM++ (Chattopadhay et al. 2018; taimeskhanov2024, Definition 3).
+    """GradCAM++ (Chattopadhay et al. 2018; taimeskhanov2024, Definition 3): positive gradients and higher derivatives.
 
-    alpha_v is the mean of ReLU(G) * D2 / (2 D2 + ||B_v||_1 D3), D2 and D3 the second and third derivatives, which are 0 in
-    a ReLU network. As its authors do, f is replaced by exp(f), up to a factor: D2 = G^2, D3 = G^3. Then, where G > 0, the
-    mean is over G / (2 + ||B_v||_1 G). table1: the sum, with 1e-6 in the denominator, which decides where gradients are small.
+        alpha_v = mean(ReLU(G_v) * D2 / (2 D2 + ||B_v||_1 D3))
+
+    D2 and D3 are the second and third derivatives, which are 0 in a ReLU network. As its authors do, f is replaced by
+    exp(f), up to a factor: D2 = G^2, D3 = G^3. Then, where G > 0, the mean is over G / (2 + ||B_v||_1 G). table1: the sum,
+    with 1e-6 in the denominator, which decides where gradients are small.
+    Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
     title = "GradCAM++"
@@ -119,9 +127,12 @@ class GradCAMPlusPlus(_GradientCAM):
 
 
 class XGradCAM(_GradientCAM):
-    """XGradCAM (Fu et al. 2020; taimeskhanov2024, Definition 2): alpha_v is the mean of B_v / ||B_v||_1 * G_v.
+    """XGradCAM (Fu et al. 2020; taimeskhanov2024, Definition 2): gradients averaged with the feature map as weights.
+
+        alpha_v = mean(B_v / ||B_v||_1 * G_v)
 
     table1: the sum, over sum(B_v) + 1e-7: for maps that are not negative another scale only.
+    Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
     title = "XGradCAM"
@@ -134,7 +145,12 @@ class XGradCAM(_GradientCAM):
 
 
 class HiResCAM(_GradientCAM):
-    """HiResCAM (Draelos & Carin 2021; taimeskhanov2024, Definition 4): sum over v of G_v * B_v, position by position."""
+    """HiResCAM (Draelos & Carin 2021; taimeskhanov2024, Definition 4): gradient times feature map, position by position.
+
+        map = ReLU(sum_v G_v * B_v)
+
+    Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
+    """
 
     title = "HiResCAM"
 
@@ -143,7 +159,12 @@ class HiResCAM(_GradientCAM):
 
 
 class LayerCAM(_GradientCAM):
-    """LayerCAM (Jiang et al. 2021): sum over v of ReLU(G_v) * B_v, position by position."""
+    """LayerCAM (Jiang et al. 2021): positive gradient times feature map, position by position.
+
+        map = ReLU(sum_v ReLU(G_v) * B_v)
+
+    Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
+    """
 
     title = "LayerCAM"
 
@@ -157,8 +178,11 @@ class LayerCAM(_GradientCAM):
 class EigenCAM(ActivationMap):
     """EigenCAM (Muhammad & Yeasin 2020): the feature vectors, centred over the positions, on their first principal axis.
 
+        map = ReLU(X e)        X [h w, V] the centred feature vectors, e its first right singular vector
+
     The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The
     target plays no part.
+    Costs a shared forward pass and the eigenvectors of a matrix with a side of h w or V, whichever is less.
     """
 
     title = "EigenCAM"
@@ -217,10 +241,13 @@ def _few(index: Tensor, values: int) -> list[Tensor]:
 
 
 class ScoreCAM(ActivationMap):
-    """ScoreCAM (Wang et al. 2020; taimeskhanov2024, Definition 5): alpha = softmax over v of f(x * H_v), H = s(Up(B)).
+    """ScoreCAM (Wang et al. 2020; taimeskhanov2024, Definition 5): the logits of the image masked by each feature map.
 
-    The baseline f(x_b) of the definition cancels in the softmax. Masked images go through the network a few at a time;
-    constant feature maps mask everything and share one pass.
+        alpha = softmax over v of f(x * H_v)        H_v = s(Up(B_v)), scaled to [0, 1]
+
+    The baseline f(x_b) of the definition cancels in the softmax. Raises NotApplicable for a unit of another layer.
+    Costs a forward pass for each feature map of each image, a few at a time, beside the shared one; constant feature maps mask
+    everything and share one pass.
     """
 
     title = "ScoreCAM"
@@ -245,11 +272,14 @@ class ScoreCAM(ActivationMap):
 
 
 class AblationCAM(ActivationMap):
-    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): alpha_v = (y - y_v) / y.
+    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): the drop of the target without a feature map.
 
-    y is the target, y_v the same without feature map v. Only the network behind the layer runs. Where the first dense
-    layer there reads each map at places of its own, z_v = z - W_v P_v for all v is one product that reads W once, and the
-    network runs from there. A network of global average pooling and one dense layer is y_v = y - w_v mean(B_v).
+        alpha_v = (y - y_v) / y        y the target, y_v the same with B_v = 0
+
+    Raises NotApplicable for a unit of another layer.
+    Costs, beside the shared forward pass, one of the network behind the layer for each feature map that is not 0. Where the
+    first dense layer there reads each map at places of its own, z_v = z - W_v P_v for all v is one product that reads W once,
+    and the network runs from there. With global average pooling and one dense layer it is y_v = y - w_v mean(B_v).
     """
 
     title = "AblationCAM"
@@ -299,14 +329,16 @@ def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module
 
 
 class OptiCAM(ActivationMap):
-    """Opti-CAM (Zhang et al. 2023; taimeskhanov2024, Definition 6): the softmax weights alpha for which f(x * H) is largest.
+    """Opti-CAM (Zhang et al. 2023; taimeskhanov2024, Definition 6): the weights whose mask keeps the target largest.
 
-    H = s(Up(sum_v alpha_v B_v)) masks the image. Adam from equal weights; the best of all steps is kept, so the map never
-    does worse than equal weights. Ten times on the way an image whose f has not risen since the last time stops, whatever
-    the other images of the batch do.
+        alpha = softmax(beta), beta = argmax f(x * H)        H = s(Up(sum_v alpha_v B_v)), scaled to [0, 1]
 
+    Adam from equal weights; the best of all steps is kept, so the map never does worse than equal weights. Ten times on the
+    way an image whose f has not risen since the last time stops, whatever the other images of the batch do.
     black: what a masked pixel becomes, in the network's units: one number, or one for each channel. 0 masks the network's
     input; to mask the image itself before it is normalised, give what black is after it: -mean / std.
+    Raises NotApplicable for a unit of another layer, and where `black` has the wrong count.
+    Costs up to `iterations` forward and backward passes beside the shared forward pass.
     """
 
     title = "Opti-CAM"
@@ -357,10 +389,13 @@ class OptiCAM(ActivationMap):
 
 
 class CAM(ActivationMap):
-    """CAM (Zhou et al. 2016): alpha_v is the weight of feature map v in the logit, behind global average pooling.
+    """CAM (Zhou et al. 2016; ayyar2021, section 4.6): alpha_v is the weight of feature map v in the logit.
+
+        S_c = sum_v alpha_v mean(B_v) + b_c
 
     A ReLU before the pooling (DenseNet) belongs to the feature maps. Raises NotApplicable for a network that does not end
     in global average pooling and one dense layer, and for what is no logit.
+    Costs a shared forward pass.
     """
 
     title = "CAM"

@@ -18,10 +18,15 @@ def fem(A: Tensor, K: float = 1.0) -> Tensor:
 
 
 class FEM(Method):
-    """FEM: the rare, strong values of the feature maps, each map by its mean. No gradient, no class. Maps are [B, 1, H, W].
+    """FEM (Fuad et al. 2020; ayyar2021, section 5.3): the rare, strong values of the feature maps, each map by its mean.
 
+        R = sum_k mu_k B_k        B_k = 1[A_k >= mu_k + K sigma_k]        ayyar2021, Eq. 26
+
+    No gradient, no class. Maps are [B, 1, H, W], in units of the features; behind a ReLU 0 or more. The paper scales the map
+    to [0, 1]; here that is left to its display.
     K: of the threshold, in deviations of a map from its mean. layer: whose feature maps, None finds the last
-    (`vis.methods.layers.feature_layer`). The paper scales the map to [0, 1]; here that is left to its display.
+    (`vis.methods.layers.feature_layer`). Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
+    Costs a shared forward pass.
     """
 
     title = "FEM"

@@ -42,16 +42,18 @@ def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class IntegratedGradients(Method):
-    """Integrated gradients (Sundararajan et al. 2017; ayyar2021, Eq. 7) of any unit. Maps are signed, [B, C, H, W].
+    """Integrated gradients (Sundararajan et al. 2017; ayyar2021, section 4.4): gradients on the way from a baseline x0.
 
-    (x - x0) times the mean gradient on the straight path from the baseline x0 to the image x.
+        R = (x - x0) * int_0^1 dS_c(x0 + alpha (x - x0)) / dx  d alpha                   ayyar2021, Eq. 7
+
+    Maps are signed, [B, C, H, W], in units of the target, which may be any unit.
     steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
     baseline: black, mean, blur or noise (`vis.methods.baseline`). black: what black pixels are in the network's units: one
-    number, or one for each channel (-mean / std of ImageNet).
-    A logit of a network of convolutions, ReLUs and poolings without biases has one gradient on all the way from a baseline
-    of zeros: then there is a single pass.
+    number, or one for each channel (-mean / std of ImageNet), else NotApplicable.
 
-    Axiom: completeness, a map sums to S(x) - S(x0); what lacks is the error of the sum over the steps.
+    Axiom: completeness, a map sums to S_c(x) - S_c(x0); what lacks is the error of the sum over the steps.
+    Costs `steps` forward and backward passes beside the shared forward pass; on a network of convolutions, ReLUs and poolings
+    without biases, with a baseline of zeros, a logit has the same gradient on all the way: then one of each.
     """
 
     title = "Integrated gradients"
@@ -131,11 +133,14 @@ def homogeneous(model: nn.Module, images: Tensor) -> bool:
 
 
 class SmoothGrad(Method):
-    """SmoothGrad (Smilkov et al. 2017; ayyar2021, Eq. 8): the mean of a method's maps of noisy images.
+    """SmoothGrad (Smilkov et al. 2017; ayyar2021, section 4.5): the mean of a method's maps of noisy images.
 
-    base: any method, the gradient by default. samples: noisy images. noise_level: sigma in parts of x_max - x_min, 0.1 to 0.2
-    in the paper; the image is normalised, and so are they. Noise depends on the seed alone: images of a batch share its
-    pattern. Maps are those of the base; None stays the unit that is largest without noise.
+        R = 1/n sum_i R(x + N(0, sigma^2))        ayyar2021, Eq. 8
+
+    base: any method, the gradient by default; shape, sign and errors are its. samples: n. noise_level: sigma in parts of
+    x_max - x_min, 0.1 to 0.2 in the paper; the image is normalised, and so are they. Noise depends on the seed alone: images
+    of a batch share its pattern. The target None stays the unit that is largest without noise.
+    Costs `samples` times what the base does, beside the shared forward pass.
     """
 
     title = "SmoothGrad"
@@ -169,7 +174,10 @@ class SmoothGrad(Method):
 class GuidedGradCAM(Method):
     """Guided Grad-CAM (Selvaraju et al. 2017; ayyar2021, section 4.6.1): guided backpropagation times Grad-CAM.
 
+        R = GBP * Grad-CAM, upsampled
+
     layer: of Grad-CAM, None finds the last feature map. Maps are signed, [B, C, H, W]. Raises NotApplicable as both do.
+    Costs a shared forward pass, a backward pass to the image and one to the layer.
     """
 
     title = "Guided Grad-CAM"
@@ -188,7 +196,13 @@ class GuidedGradCAM(Method):
 
 
 class GradCAMGradient(GuidedGradCAM):
-    """Grad-CAM times the gradient, as zhou2018 writes it (Eq. 8): signed maps [B, C, H, W]. layer: see GuidedGradCAM."""
+    """Grad-CAM times the gradient: what zhou2018 writes as Grad-CAM (Eq. 8).
+
+        R = dS_c / dx * Grad-CAM, upsampled
+
+    layer: of Grad-CAM, None finds the last feature map. Maps are signed, [B, C, H, W]. Raises NotApplicable as Grad-CAM does.
+    Costs a shared forward pass, a backward pass to the image and one to the layer.
+    """
 
     title = "Grad-CAM x gradient"
     display = "diverging"

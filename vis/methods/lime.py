@@ -11,13 +11,17 @@ from vis.target import Target, Targets, score
 
 
 class LIME(Method):
-    """The weights of superpixels in a ridge regression on images in which some of them have their mean colour.
+    """LIME (Ribeiro et al. 2016; ayyar2021, section 2.1): weights of superpixels in a linear model around the image.
 
+        w = argmin  sum_i pi_i (f(x_i) - w^T m_i - b)^2 + alpha |w|^2        pi = exp(-d^2 / (2 sigma^2))
+
+    m_i says which superpixels of sample x_i are kept; the others have their mean colour. A pixel has the weight of its
+    superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: such images, each superpixel kept or not by a coin, the first with all of them. superpixels: about how many
-    (SLIC). A sample weighs exp(-d^2 / (2 sigma^2)), d its cosine distance from the whole image (the square root of the kernel
-    of the authors' code, which it takes itself). alpha: of the ridge, whose intercept is free. output: what is explained, the
-    probability as in the paper, or the logit.
-    Maps are [B, 1, H, W], signed: a pixel has the weight of its superpixel.
+    (SLIC). d: cosine distance from the whole image (the square root of the kernel of the authors' code, which it takes
+    itself). alpha: of the ridge, whose intercept is free. output: what f is, the probability as in the paper, or the logit.
+    Raises NotApplicable for a unit of another layer.
+    Costs `samples` forward passes for each image.
     """
 
     title = "LIME"

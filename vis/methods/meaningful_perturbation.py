@@ -12,14 +12,15 @@ from vis.target import Target, Targets, score
 
 
 class MeaningfulPerturbation(Method):
-    """1 - m for the mask m [h, w] in [0, 1] that minimises, by Adam,
+    """Meaningful perturbation (Fong & Vedaldi 2017; ayyar2021, section 2.1): 1 - m for the mask m in [0, 1] that minimises
 
         E_tau p(c | m x + (1 - m) blur(x), shifted by tau) + l1 mean(1 - m) + tv mean(|dm|^beta)      (their Eq. 5)
 
-    where m is upsampled from `cells` x `cells`, dm are the differences of neighbours, and tau is up to `jitter` pixels.
-    l1, tv and beta as in the authors' examples, with means in place of sums, so that they do not depend on the size.
+    by Adam, where m is upsampled from `cells` x `cells`, dm are the differences of neighbours, and tau is up to `jitter`
+    pixels. l1, tv and beta as in the authors' examples, with means in place of sums, so that they do not depend on the size.
     An image whose loss has not fallen by a thousandth over `patience` steps stops, whatever the others of the batch do; the
-    best mask of all steps is kept. Maps are [B, 1, H, W], from 0 to 1.
+    best mask of all steps is kept. Maps are [B, 1, H, W], from 0 to 1. Raises NotApplicable for a unit of another layer.
+    Costs up to `iterations` forward and backward passes for each image.
     """
 
     title = "Meaningful perturbation"

@@ -231,7 +231,12 @@ class Learnt(_Windows):
 class PDA(Learnt):
     """Prediction difference analysis (Zintgraf et al. 2017; zhou2018, Algorithm 1): the mean over draws of each window.
 
-    Draws depend on the seed and the window's place alone, and are clipped to the range of the data.
+        evidence(w) = log2 odds(p(c|x)) - log2 odds(1/S sum_s p(c | x, w drawn))
+
+    Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend on the seed and the window's place
+    alone, and are clipped to the range of the data.
+    Raises UserError where nothing was learnt (`fit`) and where no window fits, NotApplicable for a unit of another layer.
+    Costs `samples` forward passes for each window, each only of what the window can change (`vis.incremental`).
     """
 
     title = "PDA"
@@ -279,7 +284,10 @@ class PDA(Learnt):
 class PDAFast(Learnt):
     """Efficient prediction difference analysis (zhou2018, Algorithm 2): one pass a window, with its conditional mean.
 
-    samples: with the mean of so many draws instead (its Figures 14 and 15).
+        evidence(w) = log2 odds(p(c|x)) - log2 odds(p(c | x, w = E[w | what is around it]))
+
+    samples: with the mean of so many draws instead (its Figures 14 and 15). Maps and errors are those of PDA.
+    Costs a forward pass for each window, only of what the window can change (`vis.incremental`).
     """
 
     title = "Efficient PDA"
@@ -289,7 +297,13 @@ class PDAFast(Learnt):
 
 
 class PDAGradient(PDAFast):
-    """Simplified prediction difference analysis (zhou2018, Algorithm 3): g^T (x - x') with g = dP(c|x)/dx, one pass in all."""
+    """Simplified prediction difference analysis (zhou2018, Algorithm 3): the first-order change of the probability.
+
+        evidence(w) = g^T (x - x')        g = dP(c|x)/dx, x' the image with the conditional mean in w
+
+    Maps are signed, in units of the probability: [B, 1, H, W], or [B, C, H, W] per channel; errors are those of PDA.
+    Costs a shared forward pass and a backward pass, and the conditional means of all windows.
+    """
 
     title = "Simplified PDA"
 
@@ -309,10 +323,15 @@ class PDAGradient(PDAFast):
 
 
 class Occlusion(_Windows):
-    """Occlusion (Zeiler & Fergus 2014): how much the target falls when a window is covered, f(x) - f(x').
+    """Occlusion (Zeiler & Fergus 2014; ayyar2021, section 2.1): how much the target falls when a window is covered.
 
-    fill: of the covered window as the network sees it, one number or one for each channel; 0 is gray where the mean was
-    subtracted. f is the logit or the probability, as the target says; evidence="odds" takes the log2 odds of zhou2018.
+        evidence(w) = f(x) - f(x with the colour `fill` in w)
+
+    Maps are signed: [B, 1, H, W], or [B, C, H, W] per channel, in units of f: the logit or the probability, as the target
+    says; evidence="odds" takes the log2 odds of zhou2018.
+    fill: of the covered window as the network sees it, one number or one for each channel, else UserError; 0 is gray where
+    the mean was subtracted. Raises UserError where no window fits, NotApplicable for a unit of another layer.
+    Costs a forward pass for each window, only of what the window can change (`vis.incremental`).
     """
 
     title = "Occlusion"
