@@ -5,6 +5,7 @@ of a method beside it: its convolutions and matrix products, counted by torch, i
 about one.
 """
 
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -95,8 +96,8 @@ class Cost(Experiment):
         if not fem or not others:
             return []
         fastest = min(others, key=lambda method: float(np.median(others[method])))
-        lead = [(other - own) / own for other, own in zip(others[fastest], fem, strict=True)]
-        metric = f"(seconds of the fastest gradient-based method, {fastest} - FEM's) / FEM's, in each round"
+        lead = [math.log2(other / own) for other, own in zip(others[fastest], fem, strict=True)]
+        metric = f"log2 of the seconds of the fastest gradient-based method, {fastest}, over FEM's, in each round"
         reason = departures(results.config.model, {"input_size": 224})
         return paper_and_here("Section 7", with_intervals([("fem", FASTER, metric, POSITIVE, lead)]), reason)
 
@@ -132,7 +133,8 @@ class Cost(Experiment):
                 axes.barh(y, row["seconds"], 0.7, color="C1" if method == "fem" else "C0")
                 seconds = self._seconds(results, method)
                 axes.plot(seconds, [y] * len(seconds), ".", color="black", alpha=0.4, markersize=2)
-                text = f"  {row['seconds']:.2g} s, {row['passes']:,.1f}x"
+                passes = f"{row['passes']:,.0f}" if row["passes"] >= 100 else f"{row['passes']:.3g}"
+                text = f"  {row['seconds']:.2g} s, {passes}x"
                 axes.text(max(seconds), y, text, va="center", fontsize=6)
             axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
             axes.set(xscale="log", xlabel="seconds for an image", ylim=(-0.6, len(rows) - 0.4))
