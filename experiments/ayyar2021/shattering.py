@@ -159,5 +159,5 @@ class Shattering(Experiment):
                         [high - m for m, (_, high) in zip(middle, ends, strict=True)]]  # fmt: skip
                 falls.errorbar(self.depths, middle, bars, fmt="o-", color=f"C{j}", capsize=2, label=kind)
             falls.set(xlabel="hidden layers", ylabel="mean autocorrelation")
-            falls.legend()
+            falls.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
         return {"figure": figure, "gradients": signals}
