@@ -102,7 +102,12 @@ class Attacks(ByMethod):
 
         guided = fall("guided_gradcam")
         metric = "Dice after noise - Dice after FGSM and DeepFool"
-        found: list[Measured] = [("changed", CHANGED, f"{metric}, Guided Grad-CAM", POSITIVE, guided.tolist())]
+        pixel = values["one_pixel_noise"]["guided_gradcam"] - values["one_pixel"]["guided_gradcam"]
+        found: list[Measured] = [
+            ("changed", CHANGED, f"{metric}, Guided Grad-CAM", POSITIVE, guided.tolist()),
+            ("changed_one_pixel", "Beyond the paper: so does a single pixel, more than its noise over all pixels",
+             "Dice after noise - Dice after the one pixel, Guided Grad-CAM", POSITIVE, pixel.tolist()),
+        ]  # fmt: skip
         for method in ("lrp", "deeplift", "fem"):
             title = {"lrp": "LRP", "deeplift": "DeepLIFT", "fem": "FEM"}[method]
             found += [
