@@ -117,8 +117,8 @@ class AdversarialGenerators(Method):
     """Eq. (27) on two classes of a classifier; `fit` first. Maps are [B, C, H, W], 0 or more, the same for both classes.
 
     pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam, on `batch`
-    images each, with a learning rate that falls from lr to 0 as a cosine. Raises NotApplicable for a target that is
-    neither of the classes.
+    images each, with a learning rate that falls from lr to 0 as a cosine. A map says nothing where g_a(x) keeps the
+    class: compare `decision` on x and on `generate(x)`. Raises NotApplicable for a target that is neither of the classes.
     """
 
     title = "Adversarial generators"
