@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -12,6 +13,8 @@ from torch import nn
 from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise
 from vis.data import preprocessing
 from vis.errors import UserError
+from vis.home import CONF
+from vis.models import imagenet_classes
 
 UNIT = preprocessing("unit_range")
 NONE = Regulariser()
@@ -116,3 +119,8 @@ def test_the_experiment_measures_every_column_of_every_class():
     assert claims["here_regularised"]["values"] == [a - b for a, b in zip(high["none"], high["all"], strict=True)]
     with pytest.raises(UserError, match="class names"):
         concluded("experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "target=max")
+
+
+def test_the_default_classes_are_those_of_imagenet():
+    target = yaml.safe_load((CONF / "experiment" / "zhou2018" / "activation_maximisation.yaml").read_text())["target"]
+    assert set(target) <= set(imagenet_classes())
