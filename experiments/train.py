@@ -17,7 +17,8 @@ from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import PAGE_WIDTH, plot, styled
 from vis.instantiate import construct
 from vis.record import Part, Results
-from vis.training import Files, Recipe, Source, Training, load_images, save_weights, splits
+from vis.training import Recipe, Training, save_weights
+from vis.training_images import Files, Source, load_images, splits
 
 
 class Train(Experiment):

@@ -22,7 +22,8 @@ from vis.errors import UserError
 from vis.models import MaskedCNN, VGGSmall
 from vis.models.initialise import initialise
 from vis.models.wall import build_wall
-from vis.training import Files, Images, Recipe, Training, augment, load_images, order, random_box, splits
+from vis.training import Recipe, Training
+from vis.training_images import Files, Images, augment, load_images, order, random_box, splits
 
 SGD = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
 ADAMW = Recipe(epochs=3, batch_size=8, optimiser="adamw", lr=1e-3, schedule="step", step_epochs=1, crop=1)

@@ -15,7 +15,7 @@ from vis.gaussian import PatchGaussian
 from vis.methods.generators import AdversarialGenerators, Generators
 from vis.methods.perturbation import Learnt
 from vis.models import Model
-from vis.training import splits
+from vis.training_images import splits
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from vis.data import Dataset, preprocessing
 from vis.errors import UserError, did_you_mean
 from vis.models import build_model
 from vis.record import write_json
-from vis.training import Recipe, Training, load_images, save_weights, splits
+from vis.training import Recipe, Training, save_weights
+from vis.training_images import load_images, splits
 
 log = logging.getLogger(__name__)
 

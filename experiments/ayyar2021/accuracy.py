@@ -18,7 +18,7 @@ from vis.experiment import Load, Run, Unit, method_title
 from vis.figures import plot, styled
 from vis.methods import explain_all
 from vis.record import Part, Results
-from vis.training import Images
+from vis.training_images import Images
 
 INTUITIVE = "a network with a higher classification accuracy generally produces more intuitive maps"
 

@@ -34,7 +34,7 @@ from vis.experiment import Experiment, Run, Unit
 from vis.figures import PAGE_WIDTH, plot, styled
 from vis.models import Model
 from vis.record import Part, Results, Rows
-from vis.training import Images, load_images, order, splits
+from vis.training_images import Images, load_images, order, splits
 
 MIMIC = "train a soft decision tree that could mimic the network's behaviour"
 BETTER = "a type of soft decision tree that generalizes better than one learned directly from the training data"
