@@ -1,0 +1,182 @@
+"""docs/methods.md: a page of every method, from its docstring, its config and the way its maps are shown.
+
+python scripts/document_methods.py [--pictures]     in the repository; --pictures draws docs/images/methods as well
+"""
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+from vis.compose import compose_config, describe, options
+from vis.display import scaling
+from vis.experiment import Run, method_class
+from vis.fit import fit_generators
+from vis.instantiate import locate
+from vis.methods import AdversarialGenerators, explain_all
+from vis.methods.perturbation import Learnt
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "methods.md"
+PICTURES = ROOT / "docs" / "images" / "methods"
+
+FAMILIES = {  # modules of vis.methods, in the page's order
+    "Gradients": ("backprop", "gradients"),
+    "Feature maps": ("cam", "fem"),
+    "Relevance": ("relevance", "deeplift"),
+    "Perturbations": ("perturbation", "lime", "meaningful_perturbation"),
+    "Generators": ("generators",),
+}
+_IMAGE, _SIDE, _GAP = 8, 140, 10  # the digit that is shown; pixels of a panel
+_PATCH = ("window=4", "patch=8")
+_WINDOWS = {"occlusion": ("window=4",), "pda": _PATCH, "pda_fast": _PATCH, "pda_gradient": _PATCH}
+
+INTRODUCTION = """\
+# Methods
+
+What each method computes, where it comes from, its parameters and what it costs. `vis-run method=lrp` chooses one,
+`methods.lrp.rule=gamma` a parameter of it; the class under `_target_` is the same in Python. Maps are raw: how they are shown
+by default is their display alone.
+
+Costs are passes through the network for one image and target, as torch's counter of products finds them: a backward pass to
+the image is about one forward pass. The shared forward pass is one for all methods and targets (`vis.methods.explain_all`).
+`vis-run experiment=ayyar2021/cost` measures them, and the seconds, on any model.
+
+The pictures: one of scikit-learn's digits, and the map of its largest logit in zhou2018's small network for MNIST, which the
+project trained on these digits; `cam` needs global average pooling, and has a network of three convolutions that ends in it.
+Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. A map of another network looks
+different.
+
+*This page is written by `python scripts/document_methods.py`, from docstrings and configs.*
+"""
+
+
+def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
+    """(title, modules, methods) of each family; methods as (config name, file, class), in the order of their code."""
+    found = {
+        name: (file, locate(str(OmegaConf.select(OmegaConf.load(file), "_target_")), name))
+        for name, file in options("method").items()
+    }
+    for title, names in FAMILIES.items():
+        modules = [importlib.import_module(f"vis.methods.{name}") for name in names]
+        own = [
+            (name, *found.pop(name))
+            for module in modules
+            for class_ in vars(module).values()
+            for name in list(found)
+            if found[name][1] is class_ and class_.__module__ == module.__name__
+        ]
+        yield title, modules, own
+    if found:
+        raise SystemExit(f"no family in FAMILIES has the module of {', '.join(found)}")
+
+
+def markdown(doc: str) -> str:
+    """A docstring as Markdown: what is indented is an equation; parameters, axiom, errors and costs are paragraphs."""
+    parts = []
+    for block in re.split(r"\n\n|\n(?=Costs\b|Raises |\w+(?:, \w+)*: )", inspect.cleandoc(doc)):
+        if block.startswith("    "):
+            parts.append("```text\n" + inspect.cleandoc(block) + "\n```")
+        else:  # code stays, the rest is no markup
+            pieces = re.split(r"(`[^`]*`)", block)
+            parts.append("".join(p if p.startswith("`") else re.sub(r"([*_<|\[\]])", r"\\\1", p) for p in pieces))
+    return "\n\n".join(parts)
+
+
+def heading(name: str, class_: Any) -> str:
+    return f"{name}: {class_.title}"
+
+
+def anchor(text: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def page() -> str:
+    """The text of docs/methods.md."""
+    index, body = [], []
+    first: dict[Any, str] = {}  # link to the section of each class
+    for title, modules, methods in families():
+        index.append(f"**{title}**\n")
+        body.append(f"## {title}")
+        body += [markdown(module.__doc__) for module in modules if "\n\n" in module.__doc__]
+        for name, file, class_ in methods:
+            link = f"[`{name}`](#{anchor(heading(name, class_))})"
+            known = first.setdefault(class_, link)
+            text = (
+                markdown(class_.__doc__)
+                if known == link
+                else f"{describe(file)}. The class of {known}, where it is described."
+            )
+            index.append(f"- {link}: {describe(file)}")
+            yaml = re.sub(r"^# @package.*\n", "", file.read_text(encoding="utf-8"))
+            body += [
+                f"### {heading(name, class_)}",
+                f"![The digit and the map of {name}](images/methods/{name}.png)",
+                text,
+                f"```yaml\n{yaml.rstrip()}\n```",
+                f"Display: `{class_.display}`, {scaling(class_.display)[1]}.",
+            ]
+        index.append("")
+    return "\n".join([INTRODUCTION, *index]) + "\n" + "\n\n".join(body) + "\n"
+
+
+def pooled(num_classes: int = 10) -> nn.Module:
+    """Three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
+    layers: list[nn.Module] = []
+    for before, after in ((1, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def draw(methods: list[str], *model: str) -> None:
+    """A picture of each method: the digit, and its map by a stand-in that is trained on digits."""
+    small = [f"methods.{m}.{key}" for m, keys in _WINDOWS.items() if m in methods for key in keys]
+    words = [f"method=[{','.join(methods)}]", "dataset=digits", "dataset.limit=1797", *small, *model]
+    run = Run(compose_config(words))
+    network = run.model()
+    print(network.weights)
+    batch = run.batch(network, [_IMAGE])
+    for method in run.methods.values():
+        if isinstance(method, Learnt):
+            method.fit(run.batch(network, range(len(run.dataset))).x)
+        if isinstance(method, AdversarialGenerators):
+            preprocess, cache = run.preprocess(network), Path(run.config.outputs) / "generators"
+            fit_generators(method, network, preprocess, run.config.dataset, cache)
+    (maps,), _ = explain_all(run.methods, network.net, batch.x, [None])
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    pixels = batch.pixels[0].numpy()
+    for name, values in maps.items():
+        show, _ = scaling(method_class(run.config, name).display)
+        canvas = Image.new("RGB", (2 * _SIDE + _GAP, _SIDE), "white")
+        panels = np.broadcast_to(np.moveaxis(pixels, 0, -1), (*pixels.shape[1:], 3)), show(values[0].numpy(), pixels)
+        for column, panel in enumerate(panels):
+            shown = Image.fromarray((255 * panel).round().astype(np.uint8)).resize(
+                (_SIDE, _SIDE), Image.Resampling.NEAREST
+            )
+            canvas.paste(shown, (column * (_SIDE + _GAP), 0))
+        canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", action="store_true", help="draw docs/images/methods (minutes)")
+    if parser.parse_args().pictures:
+        torch.manual_seed(0)
+        draw([name for name in options("method") if name != "cam"], "model=cnn_mnist", "model.trained_on=digits")
+        own = ["model=custom", "model._target_=document_methods.pooled", "model.weights=standin"]
+        draw(["cam"], *own, "+model.trained_on=digits", "model.preprocess=unit_range", "model.input_size=28")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
