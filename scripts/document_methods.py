@@ -44,8 +44,8 @@ INTRODUCTION = """\
 # Methods
 
 What each method computes, where it comes from, its parameters and what it costs. `vis-run method=lrp` chooses one,
-`methods.lrp.rule=gamma` a parameter of it; the class under `_target_` is the same in Python. Maps are raw: how they are shown
-by default is their display alone.
+`methods.lrp.rule=gamma` a parameter of it; the class under `_target_` is the same in Python. Maps are raw; Display says how
+figures show them by default.
 
 Costs are passes through the network for one image and target, as torch's counter of products finds them: a backward pass to
 the image is about one forward pass. The shared forward pass is one for all methods and targets (`vis.methods.explain_all`).

@@ -44,7 +44,7 @@ def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 class IntegratedGradients(Method):
     """Integrated gradients (Sundararajan et al. 2017; ayyar2021, section 4.4): gradients on the way from a baseline x0.
 
-        R = (x - x0) * int_0^1 dS_c(x0 + alpha (x - x0)) / dx  d alpha                   ayyar2021, Eq. 7
+        R = (x - x0) * int_0^1 dS_c(x0 + alpha (x - x0)) / dx  d alpha        ayyar2021, Eq. 7
 
     Maps are signed, [B, C, H, W], in units of the target, which may be any unit.
     steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
