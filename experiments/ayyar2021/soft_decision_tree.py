@@ -216,8 +216,8 @@ class Distillation(Experiment):
             corner.imshow(display.picture(arrays["example"]))
             corner.set_axis_off()
         caption = [
-            f"Accuracy on {row['val_images']} test images: {config.model.name} and trees that learnt its probabilities or the true "
-            f"classes from {row['train_images']} images of {row['data']}, {config.seeds} seeds"
+            f"Accuracy on {row['val_images']} test images: {config.model.name} and trees that learnt its probabilities or the "
+            f"true classes from {row['train_images']} images of {row['data']}, {config.seeds} seeds"
         ]
         accuracy, (axes,) = plot(caption=caption)
         with styled():
