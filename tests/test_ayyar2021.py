@@ -1,21 +1,15 @@
 """ayyar2021: its figures from command to verdict at a small size, and their numbers against other ways to the same."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
 from experiments.ayyar2021 import figure10, gallery
-from vis.compose import compose_config
 from vis.errors import UserError
-from vis.execute import build_experiment
-from vis.experiment import Run
-from vis.record import Results
 
 # The small network with random weights, on two photographs.
 TINY = (
@@ -25,21 +19,6 @@ TINY = (
     "model.init=kaiming_normal",
     "dataset.limit=2",
 )
-
-
-def concluded(*overrides: str) -> tuple[Results, dict]:
-    """What an experiment stores, and its claims; its figures are drawn and thrown away."""
-    config = compose_config(overrides)
-    run, experiment = Run(config), build_experiment(config)
-    results = Results({}, {}, config, Path())
-    for unit in experiment.units(run):
-        part = experiment.compute(run, unit)
-        results.arrays.update(part.arrays)  # type: ignore[attr-defined]  # a dictionary here
-        for table, rows in json.loads(json.dumps(part.tables)).items():
-            results.tables.setdefault(table, []).extend(rows)
-    claims = experiment.claims(results)
-    assert all(figure.caption for figure in experiment.draw(results, claims).values())
-    return results, {claim.name: claim.record() for claim in claims}
 
 
 # --- Appendix A ---------------------------------------------------------------------------------------------------------

@@ -38,14 +38,6 @@ GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
 PEERS = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenCAM", "ScoreCAM", "AblationCAM")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_for_tiny_networks():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trunk(*head: nn.Module) -> nn.Sequential:
     """Two convolutions, [B, 6, 12, 12] after layer 3, then `head`; float64, random."""
     torch.manual_seed(0)

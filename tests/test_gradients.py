@@ -23,14 +23,6 @@ from vis.methods.baseline import baseline_images
 from vis.methods.fem import fem
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_for_tiny_networks():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def close(got: Tensor, expected: Tensor) -> bool:
     return ((got - expected).abs().max() / expected.abs().max()).item() < 1e-12
 

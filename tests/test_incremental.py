@@ -19,12 +19,8 @@ from vis.models import build_model, torchvision_classifier
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_every_message():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _every_message():
     _say.cache_clear()
-    yield
-    torch.set_num_threads(threads)
 
 
 def full_passes(net: nn.Module, x: Tensor, windows: Tensor, patches: Tensor) -> Tensor:

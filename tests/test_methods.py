@@ -54,16 +54,6 @@ from vis.methods import (
     explain_all,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_for_tiny_networks(request):
-    threads = torch.get_num_threads()
-    if request.node.get_closest_marker("slow") is None:
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- references ------------------------------------------------------------------------------------------------------
 
 

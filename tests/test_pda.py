@@ -21,14 +21,6 @@ from vis.methods.perturbation import accumulate, log2_odds, windows_of
 SIDE, WINDOW = 5, 3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_for_tiny_networks():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(count: int = 6, seed: int = 3) -> Tensor:
     """Images whose neighbouring pixels and channels are alike, [count, 2, 12, 12]."""
     noise = torch.randn(count, 2, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

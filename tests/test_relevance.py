@@ -15,15 +15,6 @@ from vis.models.streamed import StreamedLinear
 from vis.walk import Walk
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_for_tiny_networks(request):
-    threads = torch.get_num_threads()
-    if request.node.get_closest_marker("slow") is None:
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def error(got: Tensor, expected: Tensor) -> float:
     """The largest difference in parts of the largest value; 0 for equal maps, all zeros included."""
     difference = (got - expected).abs().max().item()

@@ -1,6 +1,5 @@
 """zhou2018: its equations against other ways to the same number, and each figure from command to verdict, at a small size."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_
 from vis import metrics
 from vis.compose import compose_config
 from vis.data import digits, mnist
-from vis.execute import build_experiment
 from vis.experiment import Run
 from vis.methods import Target
 from vis.models import CNNMnist
@@ -36,22 +35,6 @@ def tiny(*methods: str) -> tuple[str, ...]:
     return TINY + tuple(
         f"methods.{m}.{k}={v}" for m in methods for k, v in {"window": 6, "patch": 10, "stride": 5}.items()
     )
-
-
-def concluded(*overrides: str) -> tuple[Results, dict]:
-    """What an experiment stores, and its claims; its figures are drawn and thrown away."""
-    config = compose_config(overrides)
-    run, experiment = Run(config), build_experiment(config)
-    results = Results({}, {}, config, Path())
-    for unit in experiment.units(run):
-        part = experiment.compute(run, unit)
-        results.arrays.update(part.arrays)  # type: ignore[attr-defined]  # a dictionary here
-        for table, rows in json.loads(json.dumps(part.tables)).items():
-            results.tables.setdefault(table, []).extend(rows)
-    claims = experiment.claims(results)
-    experiment.summaries(results)
-    assert all(figure.caption for figure in experiment.draw(results, claims).values())
-    return results, {claim.name: claim.record() for claim in claims}
 
 
 @pytest.fixture(autouse=True)
