@@ -39,7 +39,7 @@ reproduce reproduce-quick: $(VENV)/installed
 nie2018: ## all of Nie et al. 2018 that can run here, on one page
 taimeskhanov2024: ## all of Taimeskhanov et al. 2024 that can run here, on one page
 zhou2018: ## all of Zhou et al. 2018 that can run here, on one page
-ayyar2021: ## the figures of Ayyar et al. 2021 that can run here, on one page
+ayyar2021: ## all of Ayyar et al. 2021 that can run here, on one page
 $(PAPERS): $(VENV)/installed
 	$(RUN) experiment=$@/all
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from test_ayyar2021 import concluded
 from torch import nn
 
 from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise

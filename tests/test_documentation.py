@@ -49,8 +49,6 @@ def test_docstrings_say_what_is_needed():
     for _, _, own in SCRIPT["families"]():
         for name, _, class_ in own:
             doc = class_.__doc__
-            if name == "adversarial_generators":  # its equation and source stand in its module
-                continue
             assert re.search(r"\n\n {8}\S.*\n\n", doc, flags=re.S), f"{name}: no equation"
             assert re.search(r"\b\w*20\d\d\b", doc), f"{name}: no source"
             assert re.search(r"^    Costs\b", doc, flags=re.M), f"{name}: no cost"

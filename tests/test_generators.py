@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ayyar2021 import concluded
+from concluded import concluded
 from torch import nn
 
 from experiments.ayyar2021.adversarial import share_interval

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_ayyar2021 import TINY
 from torch import nn
 
 from experiments.ayyar2021 import people, shattering
-from tests.test_ayyar2021 import TINY, concluded
 from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
 from vis.compose import compose_config
 from vis.errors import UserError

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ayyar2021 import concluded
 
 from experiments.ayyar2021.soft_decision_tree import Penalty, SoftDecisionTree, ends, grow, loss
 

@@ -114,11 +114,16 @@ class Generators(nn.Module):
 
 
 class AdversarialGenerators(Method):
-    """Eq. (27) on two classes of a classifier; `fit` first. Maps are [B, C, H, W], 0 or more, the same for both classes.
+    """What one of two classes must change to become the other (Charachon et al. 2020; ayyar2021, section 6, Eq. 27).
 
+        R(x) = |g_s(x) - g_a(x)|        g_s(x) is classified as x, g_a(x) oppositely
+
+    Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. `fit` first.
     pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam, on `batch`
     images each, with a learning rate that falls from lr to 0 as a cosine. A map says nothing where g_a(x) keeps the
     class: compare `decision` on x and on `generate(x)`. Raises NotApplicable for a target that is neither of the classes.
+    Costs a training of both generators with 2 `steps` forward and backward passes of `batch` images, once for a network; a
+    map then takes a pass of each generator.
     """
 
     title = "Adversarial generators"
