@@ -42,8 +42,10 @@ def both(
     patches = torch.randn(len(windows), x.shape[1], h, w, generator=generator, dtype=torch.float64).to(x.dtype)
     with evaluating(net), torch.no_grad():
         engine = Incremental(net, x, low=low)
-        engine.by_patches = gpu
-        return engine.logits(windows, patches), full_passes(net, x, windows, patches), engine
+        engine.by_patches, network = gpu, engine.network
+        logits = engine.logits(windows, patches)
+        assert engine.network is network, "it fell back to full passes"
+        return logits, full_passes(net, x, windows, patches), engine
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
@@ -108,7 +110,9 @@ def random_networks(draw) -> tuple[nn.Sequential, int]:
         layer: nn.Module
         if kind == "conv":
             d = draw(st.integers(1, 2))
-            layer = nn.Conv2d(channels, 3, k, s, p, d, padding_mode=draw(st.sampled_from(["zeros", "replicate"])))
+            layer = nn.Conv2d(
+                channels, 3, k, s, p, d, padding_mode=draw(st.sampled_from(["zeros", "replicate", "circular"]))
+            )
         elif kind == "max":
             layer = nn.MaxPool2d(k, s, p, ceil_mode=ceil)
         else:
@@ -117,8 +121,9 @@ def random_networks(draw) -> tuple[nn.Sequential, int]:
             size = layer(torch.zeros(1, channels, size, size)).shape[-1]
         except RuntimeError:  # it does not fit
             continue
-        layers += [layer, draw(st.sampled_from([nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh()]))]
         channels = 3 if kind == "conv" else channels
+        norm = draw(st.sampled_from([[], [nn.BatchNorm2d(channels)]]))
+        layers += [layer, *norm, draw(st.sampled_from([nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh()]))]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size**2, 4)), draw(st.integers(1, 6))
 
 
@@ -130,6 +135,33 @@ def test_it_equals_full_passes_of_random_networks(drawn, form):
     x = torch.randn(1, 2, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     got, wanted, _ = both(net, x, every_window(14, k, k)[::3], k, k, *form)
     assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+class Alias(nn.Module):
+    """A map under two names is changed in place: the graph shows two maps."""
+
+    def __init__(self, alias) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(4 * 144, 3)
+        self.alias = alias
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.conv(x)
+        second = self.alias(first)
+        return self.fc((self.relu(first) + second).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "alias", [nn.Identity(), nn.Dropout(), Tensor.contiguous], ids=["identity", "dropout", "method"]
+)
+def test_what_the_graph_does_not_show_is_found_by_a_full_pass(alias, caplog):
+    torch.manual_seed(0)
+    net, windows = Alias(alias).double().eval(), every_window(12, 3, 3)
+    patches = torch.randn(len(windows), 2, 3, 3, dtype=torch.float64)
+    with caplog.at_level("INFO"), torch.no_grad():
+        got = Incremental(net, networks.images(1)).logits(windows, patches)
+    assert error(got, full_passes(net, networks.images(1), windows, patches)) < 1e-12
+    assert "each window is a full pass" in caplog.text
 
 
 PLACES = [[0, 0], [214, 107], [33, 96]]

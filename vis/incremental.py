@@ -103,7 +103,7 @@ class Network:
         return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
     def is_dense(self, node: fx.Node) -> bool:
-        return self.traced.kind(node) == "linear" and self.sources(node) == [node.args[0]]
+        return self.traced.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
 
     def _rule(self, node: fx.Node) -> str | None:
         kind, shapes = self.traced.kind(node), self.traced.shapes
@@ -126,10 +126,13 @@ class Network:
             or any(self.traced.size(each) != self.traced.size(node) for each in sources)
         ):
             return None
-        batch_norm = self.module(node)
-        if type(batch_norm) is nn.BatchNorm2d and batch_norm.running_var is not None:
+        if (
+            kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None
+        ):  # of each image's own statistics
+            return None
+        if type(self.module(node)) is nn.BatchNorm2d:
             conv = sources[0]
-            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1:
+            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1 and self.rules.get(conv) == "window":
                 self.folded[node] = conv
         return "pointwise" if len(sources) == 1 else "join"
 
@@ -233,7 +236,8 @@ class Incremental:
 
     model: in eval mode, as `vis.methods.forward.evaluating` has it. memory_gb: bounds how many windows go through at a time.
     low: the type that changes are rounded to where they are multiplied; None is the image's own, for values.
-    A network that cannot be traced is run whole for each window, with a line in the log.
+    A network that cannot be traced is run whole for each window, with a line in the log; so is one for which the first
+    window differs from a full pass: maps that are changed in place under two names look like two in the graph.
     """
 
     def __init__(self, model: nn.Module, image: Tensor, memory_gb: float = 4.0, low: torch.dtype | None = None) -> None:
@@ -246,6 +250,7 @@ class Incremental:
             _say(
                 f"{_name(low)}: no speed is gained, {image.device.type} has no such products; rounded, then in float32"
             )
+        self._checked = False
         self.network: Network | None = None
         try:
             self.network = Network(model, image.shape[1], (image.shape[2], image.shape[3]))
@@ -263,6 +268,8 @@ class Incremental:
         Raises UserError where float16 overflows.
         """
         at = windows.cpu().numpy().astype(np.int64)
+        if self.network is not None and not self._checked and len(at):
+            self._check(at[len(at) // 2 :][:1], patches[len(at) // 2 :][:1])
         batch, parts = self.batch(at, *patches.shape[2:]), []
         for first in range(0, len(at), batch):
             some = slice(first, first + batch)
@@ -324,14 +331,26 @@ class Incremental:
                 return env[node]
         raise AssertionError("a graph ends in its output")
 
+    def _full(self, at: np.ndarray, patches: Tensor) -> Tensor:
+        images = self.image.repeat(len(at), 1, 1, 1)
+        for image, (top, left), patch in zip(images, at, patches, strict=True):
+            image[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
+        return self.model(images)
+
+    def _check(self, at: np.ndarray, patches: Tensor) -> None:
+        """The image and a window by full passes, once: by far more than rounding they differ from nothing but a wrong rule."""
+        self._checked = True
+        base, window = self.model(self.image.clone()), self._full(at, patches)
+        off = torch.cat([self.base - base, self._pass(at, patches) - window]).abs().max()
+        if off > (0.05 if self.low else 0.01) * torch.cat([base, window]).abs().max():
+            _say("each window is a full pass: the network changes maps in a way that its graph does not show")
+            self.network, self.base = None, base
+
     def _pass(self, at: np.ndarray, patches: Tensor) -> Tensor:
         """Logits of windows [n, 2] that go through together."""
         network: Any = self.network
         if network is None:
-            images = self.image.repeat(len(at), 1, 1, 1)
-            for image, (top, left), patch in zip(images, at, patches, strict=True):
-                image[:, top : top + patch.shape[1], left : left + patch.shape[2]] = patch
-            return self.model(images)
+            return self._full(at, patches)
         plan: dict[fx.Node, Any] = self._plan(at, *patches.shape[2:])
         env: dict[fx.Node, Any] = dict(self._constants)
         for node in network.nodes:
