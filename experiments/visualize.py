@@ -39,6 +39,7 @@ class Visualize(Experiment):
         batch = run.batch(model, unit["images"])
         units = [run.units_of(model, target, batch.names) for target in run.targets]
         maps, logits = run.explain(model, batch.x, units)
+        run.warn_of_silent_maps(model, batch)
         logits = logits.double()
         probabilities = logits.softmax(1)
         part = Part()
@@ -112,12 +113,27 @@ class Visualize(Experiment):
         sentences = [
             f"{config.model.name}, {table[0]['weights']}",
             *(f"{p['image']}: prediction {p['class']}, probability {p['probability']:.2g}" for p in best),
-            "Maps: " + "; ".join(display.scaling(name)[1] for name in sorted(set(scalings.values()))),
+            *self._words(config, scalings),
             "r is the correlation of map and input",
         ]
         if len(keys) > self.rows:
             sentences.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
         return {"figure": panel_grid(wrapped(rows), sentences)}
+
+    @staticmethod
+    def _words(config: DictConfig, scalings: dict[str, str]) -> list[str]:
+        """How the maps are shown, and what methods learnt from."""
+        alike: dict[str, list[str]] = {}
+        for method, scaling in scalings.items():
+            alike.setdefault(display.scaling(scaling)[1], []).append(method_title(config, method))
+        if len(alike) == 1:
+            alike = {words: ["Maps"] for words in alike}
+        learnt = [m for m in config.methods if "gaussian" in config.methods[m]]
+        sources = {m: config.methods[m].gaussian or "photographs bundled with scikit-image" for m in learnt}
+        return [
+            *(f"{', '.join(titles)}: {words}" for words, titles in alike.items()),
+            *(f"{method_title(config, m)} learnt what windows hold from {source}" for m, source in sources.items()),
+        ]
 
     def _scaling(self, method: str, config: DictConfig) -> str:
         if self.scaling != "method":

@@ -115,12 +115,14 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
     width = max(label_width + 2 * side + columns * (panel + gap) - gap, 3.4)
     left = (width - (columns * (panel + gap) - gap) + label_width) / 2
 
+    title_size = _STYLE["axes.titlesize"] if panel > 0.75 else _NOTE_SIZE
+
     def within(text: str, size: float) -> str:
         lines = text.split("\n")  # a formula's spaces are no places to break it
-        return "\n".join(typeset(line) if "$" in line else _broken(line, panel + gap, size) for line in lines)
+        return "\n".join(typeset(line) if "$" in line else _broken(line, panel, size) for line in lines)
 
     def fitted(p: Panel) -> Panel:
-        return replace(p, title=within(p.title, _STYLE["axes.titlesize"]), note=within(p.note, _NOTE_SIZE))
+        return replace(p, title=within(p.title, title_size), note=within(p.note, _NOTE_SIZE))
 
     rows = [replace(row, panels=[fitted(p) for p in row.panels]) for row in rows]
 
@@ -150,7 +152,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 if each.dead_rows is not None:
                     _dead_zone(axes, *each.dead_rows)
                 if each.title:
-                    axes.set_title(each.title, pad=3)
+                    axes.set_title(each.title, pad=3, fontsize=title_size)
                 if each.note:
                     axes.text(
                         0.5, -0.02, each.note, transform=axes.transAxes, ha="center", va="top", fontsize=_NOTE_SIZE

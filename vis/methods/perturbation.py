@@ -144,12 +144,9 @@ class _Windows(Method):
         )
         if odds > most - 1 and not math.isinf(self.laplace):
             log.info(
-                "p = %.6f of class %s: its log2 odds are %.2f, at most %.2f by the Laplace correction",
-                p,
-                target.unit,
-                odds,
-                most,
-            )
+                "class %s has the probability %.6f, so near 1 that the Laplace correction bounds its evidence: its log2 odds are "
+                "%.2f, at most %.2f (laplace=.inf is none)", target.unit, p, odds, most,
+            )  # fmt: skip
 
     @abstractmethod
     def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
