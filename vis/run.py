@@ -239,6 +239,8 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
 
     files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
+    if "all" in config.experiment and any(o.startswith("method=") for o in others):
+        raise UserError(f"the experiments of {config.experiment.name} have their own methods: leave out method=")
 
     def listed(experiment: Any) -> list[str]:
         names = experiment.get("all", [])
