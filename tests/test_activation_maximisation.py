@@ -116,7 +116,7 @@ def test_the_experiment_measures_every_column_of_every_class():
     assert all(x.min() >= 0 and x.max() <= 1 for x in results.arrays.values())
     assert claims["combination"]["verdict"] == "not measured"
     high = {name: [r["high"] for r in results.rows(column=name)] for name in results.config.experiment.columns}
-    assert claims["here_regularised"]["values"] == [a - b for a, b in zip(high["none"], high["all"], strict=True)]
+    assert claims["regularised"]["values"] == [a - b for a, b in zip(high["none"], high["all"], strict=True)]
     with pytest.raises(UserError, match="class names"):
         concluded("experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "target=max")
 

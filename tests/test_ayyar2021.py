@@ -113,8 +113,13 @@ def test_galleries_measure_the_paper_only_on_its_network(number):
     assert len(results.rows()) == 2 * len(results.config.methods)
 
 
-def test_galleries_of_other_methods_have_no_claims():
-    assert concluded("experiment=ayyar2021/figure6", *TINY, "method=[saliency]")[1] == {}
+def test_a_method_that_lacks_leaves_its_claims_alone_without_a_verdict():
+    _, claims = concluded(
+        "experiment=ayyar2021/sparsity", *TINY, "dataset=photographs", "method=[saliency,smoothgrad,lrp]"
+    )
+    assert {claims[f"here_{name}"]["verdict"] for name in ("smoother", "sharper", "epsilon")} <= {"holds", "fails"}
+    assert claims["here_sparse"]["verdict"] == "not measured"
+    assert claims["here_sparse"]["measured"] == "needs the method fem"
 
 
 def test_one_image_gives_no_verdict():

@@ -4,9 +4,24 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from vis.claims import Claim, above, below, departures, increasing, mean_and_spread, near_zero, within
+from vis.claims import (
+    POSITIVE,
+    Claim,
+    above,
+    below,
+    departures,
+    increasing,
+    interval_above,
+    interval_below,
+    mean_and_spread,
+    near_zero,
+    paper_and_here,
+    within,
+)
 
 
 def claim(rule, values, reason=""):
@@ -48,6 +63,32 @@ def test_over_settings_the_means_are_judged_in_their_order():
     record = grows.record()
     assert record["values"]["N = 8"] == [0.1, 0.4]
     assert record["mean"]["N = 32"] == pytest.approx(0.4)
+
+
+def test_a_rule_with_an_interval_takes_two_values():
+    alone = claim(POSITIVE, [1.0])
+    assert (alone.verdict, alone.measured) == ("not measured", "the rule takes 2 values or more; here 1.00")
+    assert claim(above(0.9), [1.0]).verdict == "holds"
+    assert claim(POSITIVE, [1.0, 1.1]).verdict == "holds"
+    assert claim(interval_below(0.05), [0.0, 0.001]).verdict == "holds"
+    assert claim(interval_below(0.05), [0.0, 0.06]).verdict == "fails"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_no_numbers_are_both_above_and_below_a_bound(values):
+    verdicts = [claim(rule(0.05), values).verdict for rule in (interval_above, interval_below)]
+    assert verdicts.count("holds") < 2
+
+
+def test_what_is_beyond_the_paper_is_there_once_and_judged():
+    measured = [("a", "as they say", "m", above(0), [1.0]), ("b", "Beyond the paper: more", "m", above(0), [1.0])]
+    here = {c.name: (c.sentence, c.verdict) for c in paper_and_here("s", measured, "other weights")}
+    assert here == {
+        "a": ("as they say", "not measured"),
+        "here_a": ("Here: as they say", "holds"),
+        "b": ("Beyond the paper: more", "holds"),
+    }
+    assert [c.verdict for c in paper_and_here("s", measured, "")] == ["holds"] * 2
 
 
 def test_without_values_or_with_a_reason_there_is_no_verdict():

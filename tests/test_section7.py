@@ -1,5 +1,7 @@
 """ayyar2021, section 7: attacks and shattering against other ways to the same; each experiment from command to verdict."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,13 @@ def test_the_controls_noise_is_as_long_as_the_attack(seed, size):
     torch.testing.assert_close(noisy[1:], equal_noise(x[1:], attacked[1:], seed))
 
 
+def test_noise_that_is_cut_goes_as_far_as_it_can():
+    white = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    noise = equal_noise(white, 0 * white) - white  # half of its signs lead out of [0, 1]
+    assert set(noise.unique().tolist()) == {-1.0, 0.0}
+    assert 0 < noise.norm() < 8
+
+
 def test_attacks_of_a_batch_are_those_of_its_images():
     net, x = linear(5)
     classes = net(x).argmax(1)
@@ -115,6 +124,12 @@ def test_attacks_change_classes_and_noise_less():
         assert facts[image, "deepfool"]["flipped"] == 1
         for attack in ("fgsm", "deepfool", "one_pixel"):
             assert facts[image, f"{attack}_noise"]["l2"] == pytest.approx(facts[image, attack]["l2"], rel=1e-4)
+    assert all(
+        row["attack_l2"] == facts[row["image"], row["attack"].removesuffix("_noise")]["l2"] for row in facts.values()
+    )
+    assert claims["insensitive_lrp"]["rule"].endswith("below 0.05")
+    assert claims["changed"]["rule"].endswith("above 0.05")
+    assert "here_changed_one_pixel" not in claims
     assert facts["tabby", "fgsm"]["largest"] == pytest.approx(0.1, rel=1e-5)
     assert all(0 <= row[column] <= 1 for row in results.rows() for column in ("fgsm", "deepfool_noise", "one_pixel"))
     (row,) = results.rows(image="tabby", method="lrp")
@@ -157,7 +172,9 @@ def test_autocorrelation_is_numpys():
 def test_gradients_shatter_in_plain_networks_and_less_in_residual_ones():
     small = ("experiment.networks=4", "experiment.depths=[2,24]", "experiment.width=100")
     results, claims = concluded("experiment=ayyar2021/shattering", *small)
-    assert claims["falls"]["verdict"] == claims["residual"]["verdict"] == "holds"
+    assert claims["falls"]["verdict"] == claims["residual"]["verdict"] == "not measured", "not at the paper's depths"
+    assert claims["here_falls"]["verdict"] == claims["here_residual"]["verdict"] == "holds"
+    assert "Balduzzi" in claims["residual"]["source"]
     assert len(results.rows()) == 4 * (2 + 2 * 2)
     with pytest.raises(UserError, match="rising"):
         concluded("experiment=ayyar2021/shattering", "experiment.depths=[24,2]")
@@ -172,6 +189,8 @@ def test_similarity_leads_by_the_margin_to_the_next_gradient_based_method():
     cc = {m: np.array([row["pearson"] for row in results.rows(method=m)]) for m in ("gradcam", "saliency", "gbp")}
     following = max(cc["saliency"], cc["gbp"], key=np.mean)
     np.testing.assert_allclose(claims["here_pearson"]["values"], cc["gradcam"] - following)
+    _, claims = concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", "method=[fem,gradcam]")
+    assert "saliency" in claims["here_sim"]["measured"]
     with pytest.raises(UserError, match="FEM"):
         concluded("experiment=ayyar2021/similarity", *TINY, "dataset=photographs", "method=[gradcam]")
 
@@ -183,7 +202,7 @@ def test_maps_change_more_under_more_noise_and_not_without():
         for method in ("saliency", "integrated_gradients", "gradient_times_image"):
             change = {row["level"]: row["change"] for row in results.rows("levels", image=image, method=method)}
             assert change[1e-7] < 0.1 * change[0.1]  # above 0 where equal pixels meet in a pooling
-    assert set(claims) == {f"{p}{c}" for p in ("", "here_") for c in ("decorrelation", "change", "averaging")}
+    assert set(claims) == {f"{p}{c}" for p in ("", "here_") for c in ("decorrelation", "change")} | {"averaging"}
 
 
 def test_one_step_of_integrated_gradients_is_gradient_times_image():
@@ -268,13 +287,25 @@ def test_images_without_boxes_are_left_out_and_mistakes_are_named(annotated):
     (annotated / "boxes" / "a.xml").write_text("<annotation/>")
     with pytest.raises(UserError, match="bndbox"):
         concluded(*words, boxes)
+    (annotated / "boxes" / "a.xml").write_text(XML.format(64, 32, 0, 0, 4, 4))
+    with pytest.raises(UserError, match="the part of the images"):
+        concluded(*words, boxes)
+    (annotated / "boxes" / "a.xml").rename(annotated / "boxes" / "z.xml")
+    with pytest.raises(UserError, match=r"an image is a\.png, there is z\.xml"):
+        concluded(*words, boxes)
+    (annotated / "looks" / "more").mkdir()
+    shutil.copy(annotated / "looks" / "a.png", annotated / "looks" / "more")
+    with pytest.raises(UserError, match="one name"):
+        concluded(*words, looks)
 
 
 def test_the_boxes_of_the_photographs_count_where_no_folder_is_given():
     results, claims = concluded("experiment=ayyar2021/people", *TINY, "method=[saliency,fem]")
     assert {row["image"] for row in results.rows()} == {"tabby", "astronaut"}
     assert results.rows(image="tabby")[0]["area"] == pytest.approx(0.9, abs=0.03)
-    assert claims["saliency"]["verdict"] == "not measured"
+    assert "not where experts look" in claims["saliency"]["measured"]
+    gains = [row["auc"] - row["centre"] for row in results.rows(method="saliency")]
+    assert claims["saliency"]["values"] == claims["here_saliency"]["values"] == gains
 
 
 def test_maps_of_each_epoch_lie_on_the_ink_or_not(vis_run):

@@ -103,9 +103,10 @@ def _one_pixel(logits: Logits, x: Tensor, c: int, population: int, generations: 
 
 
 def equal_noise(pixels: Tensor, perturbed: Tensor, seed: int = 0) -> Tensor:
-    """The control: Gaussian noise that takes each image as far as its perturbation does, in l2, within [0, 1].
+    """The control: Gaussian noise that takes each image as far as its perturbation does, in l2, as far as it can.
 
-    The pattern depends on the seed alone. Its deviation is found by bisection, since what leaves [0, 1] is cut.
+    The pattern depends on the seed alone. Its deviation is found by bisection, since what leaves [0, 1] is cut; a perturbation
+    longer than the way from the image to black and white by the pattern's signs is not reached, and the noise is shorter.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(pixels.shape[1:], dtype=torch.float64, generator=generator).to(pixels)

@@ -14,10 +14,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed, image or setting)."""
+    """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed, image or setting).
+
+    least: how many numbers it takes; two for an interval.
+    """
 
     text: str
     holds: Callable[[Sequence[float]], bool]
+    least: int = 1
 
 
 def mean(values: Sequence[float]) -> float:
@@ -69,6 +73,19 @@ def below(bound: float, each: bool = False) -> Rule:
     return Rule(f"mean < {bound:g}", lambda values: mean(values) < bound)
 
 
+def interval_above(bound: float) -> Rule:
+    """The 95 % interval of the mean lies above the bound."""
+    return Rule(f"95% interval of the mean above {bound:g}", lambda values: interval(values)[0] > bound, least=2)
+
+
+def interval_below(bound: float) -> Rule:
+    """The 95 % interval of the mean lies below the bound."""
+    return Rule(f"95% interval of the mean below {bound:g}", lambda values: interval(values)[1] < bound, least=2)
+
+
+POSITIVE = interval_above(0)
+
+
 def near_zero(bound: float, each: bool = False) -> Rule:
     """The mean (or each value) lies within the bound of 0."""
     if each:
@@ -118,27 +135,39 @@ class Claim:
         return all(len(values) for values in self._settings.values()) and bool(self._settings)
 
     @property
+    def _judged(self) -> Sequence[float]:
+        return [mean(v) for v in self.values.values()] if isinstance(self.values, Mapping) else self.values
+
+    @property
+    def _why_not(self) -> str:
+        """Why there is no verdict; nothing where there is one."""
+        if self.reason or not self._complete:
+            return self.reason or "no values"
+        least = self.rule.least
+        return "" if len(self._judged) >= least else f"the rule takes {least} values or more"
+
+    @property
     def verdict(self) -> str:
         """`holds`, `fails` or `not measured`. A value that is not finite fails."""
-        if self.reason or not self._complete:
+        if self._why_not:
             return "not measured"
         if not all(math.isfinite(value) for values in self._settings.values() for value in values):
             return "fails"
-        judged = [mean(v) for v in self.values.values()] if isinstance(self.values, Mapping) else self.values
-        return "holds" if self.rule.holds(judged) else "fails"
+        return "holds" if self.rule.holds(self._judged) else "fails"
 
     @property
     def measured(self) -> str:
         """mean ± standard deviation (n), for each setting; the reason where there is no verdict."""
+        why_not = self._why_not
         if not self._complete:
-            return self.reason or "no values"
+            return why_not
         texts = [
             f"{name}: {mean_and_spread(values)}" if name else mean_and_spread(values)
             for name, values in self._settings.items()
         ]
         counts = sorted({len(values) for values in self._settings.values()})
         text = ", ".join(texts) + (f" (n = {'/'.join(map(str, counts))})" if counts != [1] else "")
-        return f"{self.reason}; here {text}" if self.reason else text
+        return f"{why_not}; here {text}" if why_not else text
 
     def record(self) -> dict[str, Any]:
         """What claims.json holds; `values`, `mean` and `std` by setting for a claim over settings."""
@@ -188,11 +217,15 @@ def other_network(node: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
 def paper_and_here(source: str, measured: Sequence[tuple[Any, ...]], reason: str) -> list[Claim]:
     """The paper's claims, not measured for a reason, and then the same of what is here; without a reason the first alone.
 
-    measured: (name, sentence, metric, rule, values), and why there are no values.
+    measured: (name, sentence, metric, rule, values), and why there are no values. A sentence that begins with "Beyond the
+    paper" is ours: it is there once, and no reason of the paper keeps it from a verdict.
     """
     found = []
     for prefix, here, why in (("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),):
         for name, sentence, metric, rule, values, *lacks in measured:
-            missing = why or "".join(lacks)
-            found.append(Claim(prefix + name, here + sentence, source, metric, rule, values, reason=missing))
+            ours = sentence.startswith("Beyond the paper")
+            if ours and why:
+                continue
+            missing, mark = why or "".join(lacks), ("", "") if ours else (prefix, here)
+            found.append(Claim(mark[0] + name, mark[1] + sentence, source, metric, rule, values, reason=missing))
     return found

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import POSITIVE, Measured, strength, with_intervals
+from experiments.ayyar2021.gallery import strength
 from experiments.train import Train
 from vis import metrics
-from vis.claims import Claim, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, mean, paper_and_here
 from vis.experiment import Load, Run, Unit, method_title
 from vis.figures import plot, styled
 from vis.methods import explain_all
@@ -57,7 +57,7 @@ class Accuracy(Train):
         return trained
 
     def claims(self, results: Results) -> list[Claim]:
-        measured: list[Measured] = []
+        measured = []
         for method in results.config.methods:
             paths: dict[Any, list[tuple[float, float]]] = {}
             for row in results.rows(method=method):
@@ -65,9 +65,7 @@ class Accuracy(Train):
             both = torch.tensor(list(paths.values()), dtype=torch.float64).unbind(-1)
             metric = f"rank correlation of accuracy and AUC over the epochs, {method}"
             measured.append((method, INTUITIVE, metric, POSITIVE, metrics.spearman(*both).tolist()))
-        return paper_and_here(
-            "Section 7", with_intervals(measured), "a small network on digits, and ink in place of people"
-        )
+        return paper_and_here("Section 7", measured, "a small network on digits, and ink in place of people")
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, rows = results.config, results.rows("training")
@@ -84,5 +82,6 @@ class Accuracy(Train):
             accuracy = [mean([row["val_top1"] for row in rows if row["epoch"] == epoch]) for epoch in epochs]
             axes.plot(epochs, accuracy, "--", color="black", label="Accuracy")
             axes.set(xlabel="epoch", ylabel="AUC, accuracy")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return {"figure": figure}

@@ -16,6 +16,7 @@ class ByMethod(Gallery):
     """A Gallery whose figure is a chart. axes: {label of an axis: {entry of its legend: column of the table}}."""
 
     axes: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of an axis: what its numbers can be
     sentence: str = ""  # of the caption: what the chart shows
 
     def __init_subclass__(cls) -> None:
@@ -46,7 +47,7 @@ class ByMethod(Gallery):
         count = len({row["image"] for row in results.rows()})
         caption = [
             self.sentence,
-            f"Dots: images ({count}); bars: mean and its 95 % interval",
+            f"Dots: images ({count}); bars: mean and its 95 % interval, cut where the number cannot be",
             *self.remarks(results),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
@@ -59,9 +60,9 @@ class ByMethod(Gallery):
                     for y, method in enumerate(shown):
                         values = self.values(results, method, column)
                         axis.plot(values, np.full(len(values), y + shift), ".", color=f"C{j}", alpha=0.25, markersize=2)
-                        low, high = interval(values)
+                        low, high = np.clip(interval(values), *self.ranges.get(label, (-np.inf, np.inf)))
                         middle = mean(values)
-                        bars = [[middle - low], [high - middle]] if len(values) > 1 else None
+                        bars = [[max(0, middle - low)], [max(0, high - middle)]] if len(values) > 1 else None
                         axis.errorbar(middle, y + shift, xerr=bars, fmt="o", color=f"C{j}", markersize=3.5, capsize=2,
                                       label="" if y else entry)  # fmt: skip
                 titles = [self.title(config, method).replace("\n", ", ") for method in shown]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import POSITIVE, with_intervals
+from experiments.ayyar2021.gallery import box_mask
 from vis import display
-from vis.claims import Claim, other_network, paper_and_here
+from vis.claims import POSITIVE, Claim, other_network, paper_and_here
 from vis.errors import UserError
 from vis.experiment import Experiment, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid
@@ -51,10 +51,7 @@ class Figure1(Experiment):
         part = Part(tables={"windows": []})
         row = {"image": image, "class": model.class_name(c), "score": logits[c].item(), "weights": model.weights}
         if image in self.object:
-            top, left, bottom, right = self.object[image]
-            inside = torch.zeros(map_.shape, dtype=torch.bool)
-            height, width = map_.shape[1:]
-            inside[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+            inside = box_mask(self.object[image], model.input_size).bool()
             row |= {"inside": map_[inside].mean().item(), "outside": map_[~inside].mean().item()}
         part.tables["table"] = [row]
         if unit["images"][0] < self.rows:
@@ -73,7 +70,7 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
         metric = "mean loss of the score, inside - outside the object's box"
-        measured = with_intervals([("object", OBJECT, metric, POSITIVE, gains)])
+        measured = [("object", OBJECT, metric, POSITIVE, gains)]
         return paper_and_here("Section 2.1", measured, other_network(results.config.model, NETWORK))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -11,7 +11,7 @@ The survey's networks are trained on ImageNet (or MexCulture's buildings, whose 
 are not measured, and claims of their own (`here_...`) say what is seen there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,18 +20,36 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from vis import display, metrics
-from vis.claims import Claim, Rule, interval, other_network, paper_and_here
+from vis.claims import POSITIVE, Claim, Rule, other_network, paper_and_here
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.record import Part, Results
 
-POSITIVE = Rule("95% interval of the mean above 0", lambda values: interval(values)[0] > 0)
-Measured = tuple[str, str, str, Rule, Any]  # name, sentence, metric, rule, values
+Measured = tuple[str, str, str, Rule, Callable[[], Tensor]]  # name, sentence, metric, rule, values
 
 
-def with_intervals(measured: Sequence[Measured]) -> list[tuple[Any, ...]]:
-    """What was measured, each with why it has no interval, if so."""
-    return [(*each, "" if len(each[-1]) > 1 else "an interval needs two images or more") for each in measured]
+def with_intervals(measured: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return list(measured)
+
+
+class NotAsked(Exception):
+    """A claim compares methods, and one of them was not asked for."""
+
+
+class ByMethodName(dict[str, Tensor]):
+    """{method: numbers of its maps}. Raises NotAsked with the method that lacks."""
+
+    def __missing__(self, method: str) -> Tensor:
+        raise NotAsked(f"needs the method {method}")
+
+
+def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """[1, H, W]: 1 in a box (top, left, bottom, right), as shares of the sides, else 0."""
+    height, width = size
+    top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
+    mask = torch.zeros(1, height, width)
+    mask[:, top:bottom, left:right] = 1
+    return mask
 
 
 def strength(maps: Tensor) -> Tensor:
@@ -102,22 +120,28 @@ class Gallery(Experiment):
         return part
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
-        """The claims that the figure shows, from values[number][method], a tensor over the images."""
+        """The claims that the figure shows, from values[number][method], a tensor over the images.
+
+        Each claim's own are looked up when it is judged, so that a method that lacks leaves out its claims alone.
+        """
         return []
 
     def claims(self, results: Results) -> list[Claim]:
         values = {
-            name: {
-                method: torch.tensor([row[name] for row in results.rows(method=method)], dtype=torch.float64)
+            name: ByMethodName(
+                (method, torch.tensor([row[name] for row in rows], dtype=torch.float64))
                 for method in results.config.methods
-            }
+                if (rows := results.rows(method=method))
+            )
             for name in self.metrics
         }
-        try:
-            measured = self.measured(values)
-        except KeyError:  # a claim compares methods, and one of them was not asked for
-            return []
-        return paper_and_here(self.source, with_intervals(measured), other_network(results.config.model, self.network))
+        measured: list[tuple[Any, ...]] = []
+        for *claim, numbers in self.measured(values):
+            try:
+                measured.append((*claim, numbers().tolist()))
+            except NotAsked as lacks:
+                measured.append((*claim, [], str(lacks)))
+        return paper_and_here(self.source, measured, other_network(results.config.model, self.network))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
@@ -160,7 +184,7 @@ class Figure6(Gallery):
                 "the guidance steps result in reducing the number of pixels that have a higher importance score",
                 "share of pixels above half of the maximum, gradient - guided backpropagation",
                 POSITIVE,
-                (high["saliency"] - high["gbp"]).tolist(),
+                lambda: high["saliency"] - high["gbp"],
             )
         ]
 
@@ -179,7 +203,7 @@ class Figure8(Gallery):
                 "has been observed to have a higher resolution",
                 "total variation, Guided Grad-CAM - Grad-CAM",
                 POSITIVE,
-                (fine["guided_gradcam"] - fine["gradcam"]).tolist(),
+                lambda: fine["guided_gradcam"] - fine["gradcam"],
             )
         ]
 
@@ -200,34 +224,37 @@ class Figure9(Gallery):
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
         spread, edges = values["spread"], values["edges"]
-        others = torch.stack([edges[m] for m in ("lrp", "lrp_no_bias", "fem")]).amax(0)
+
+        def contours() -> Tensor:
+            return edges["lrp_alpha1_beta0"] - torch.stack([edges[m] for m in ("lrp", "lrp_no_bias", "fem")]).amax(0)
+
         return [
             (
                 "most_pixels",
                 "LRP-eps [...] most of the input pixels get assigned a higher relevance score",
                 "participation ratio of LRP-eps - 1/2",
                 POSITIVE,
-                (spread["lrp"] - 0.5).tolist(),
+                lambda: spread["lrp"] - 0.5,
             ),
             (
                 "smaller_region",
                 "LRP-eps without bias results in a heat map that has the importance only in a smaller region",
                 "participation ratio, LRP-eps - LRP-eps without bias",
                 POSITIVE,
-                (spread["lrp"] - spread["lrp_no_bias"]).tolist(),
+                lambda: spread["lrp"] - spread["lrp_no_bias"],
             ),
             (
                 "contours",
                 "[alpha = 1, beta = 0] only highlights the contours with higher contrast in the image",
                 "correlation with the image's edges, LRP-alpha1beta0 - the largest of the others",
                 POSITIVE,
-                (edges["lrp_alpha1_beta0"] - others).tolist(),
+                contours,
             ),
             (
                 "holistic",
                 "FEM [...] the heat map that is more holistic and highlights the important regions",
                 "participation ratio, FEM - LRP-alpha1beta0",
                 POSITIVE,
-                (spread["fem"] - spread["lrp_alpha1_beta0"]).tolist(),
+                lambda: spread["fem"] - spread["lrp_alpha1_beta0"],
             ),
         ]

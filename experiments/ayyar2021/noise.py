@@ -6,7 +6,9 @@ gradients have the image as a factor, which noise hardly changes; so has gradien
 averaging.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +18,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import POSITIVE, Measured
+from experiments.ayyar2021.gallery import Measured
 from vis import metrics
-from vis.claims import Claim, mean
+from vis.claims import POSITIVE, Claim, mean
 from vis.errors import UserError
 from vis.experiment import Load, Run, Unit
 from vis.figures import plot, styled
@@ -34,6 +36,7 @@ class Noise(ByMethod):
     """levels: deviations of the noise, in parts of x_max - x_min."""
 
     axes: ClassVar = {"1 - correlation": {"": "decorrelation"}, "|change| / |map|": {"": "change"}}
+    ranges: ClassVar = {"1 - correlation": (0, 2), "|change| / |map|": (0, math.inf)}
     titles: ClassVar = {"gradient_times_image": "Gradient x image"}
 
     def __init__(self, source: str, levels: Sequence[float]) -> None:
@@ -83,15 +86,18 @@ class Noise(ByMethod):
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
         words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}
         found: list[Measured] = []
+
+        def gain(name: str, of: str = "saliency") -> Tensor:
+            return values[name][of] - values[name]["integrated_gradients"]
+
         for name, metric in words.items():
-            each = values[name]
-            gain = (each["saliency"] - each["integrated_gradients"]).tolist()
-            found.append((name, LESS, f"{metric}, gradient - integrated gradients", POSITIVE, gain))
-        each = values["decorrelation"]
-        gain = (each["gradient_times_image"] - each["integrated_gradients"]).tolist()
+            found.append((name, LESS, f"{metric}, gradient - integrated gradients", POSITIVE, partial(gain, name)))
         sentence = "Beyond the paper: it is the averaging, not the image that integrated gradients have as a factor"
         metric = f"{words['decorrelation']}, gradient times image - integrated gradients"
-        return [*found, ("averaging", sentence, metric, POSITIVE, gain)]
+        return [
+            *found,
+            ("averaging", sentence, metric, POSITIVE, partial(gain, "decorrelation", "gradient_times_image")),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config

@@ -10,7 +10,9 @@ of its maximum are the mask; boxes are the mask, and the density is even in them
     hit     pointing game: the largest value lies in the mask
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
@@ -20,9 +22,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import POSITIVE, Measured, strength
+from experiments.ayyar2021.gallery import box_mask, strength
 from vis import metrics
-from vis.claims import mean
+from vis.claims import POSITIVE, Claim, mean, other_network
 from vis.data import read_image, to_pixels
 from vis.data.images import SUFFIXES
 from vis.errors import UserError
@@ -31,6 +33,7 @@ from vis.models import Model
 from vis.record import Part, Results
 
 ALIGNS = "the saliency map closely aligns with human experts"
+FINDS = "Here: the map shows what is marked better than nearness to the image's centre does"
 
 
 def box_image(path: Path) -> Image.Image:
@@ -48,19 +51,14 @@ def box_image(path: Path) -> Image.Image:
     return image
 
 
-def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """[1, H, W]: 1 in a box (top, left, bottom, right), as shares of the sides, else 0."""
-    height, width = size
-    top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
-    mask = torch.zeros(1, height, width)
-    mask[:, top:bottom, left:right] = 1
-    return mask
-
-
 def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder and the folders in it, by their names without the suffix."""
-    root = Path(folder).expanduser()
-    found = {path.stem: path for path in sorted(root.rglob("*")) if path.suffix.lower() in suffixes}
+    """The files of a folder and the folders in it, by their names without the suffix. UserError for none, or two of one name."""
+    root, found = Path(folder).expanduser(), dict[str, Path]()
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
+            raise UserError(
+                f"experiment.{key}: {found[path.stem]} and {path} are of one name; give one file for each image"
+            )
     if not found:
         raise UserError(
             f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: one for each image, of its name"
@@ -82,6 +80,7 @@ class People(ByMethod):
         "IoU": {"": "iou"},
         "hit": {"": "hit"},
     }
+    ranges: ClassVar = {"AUC": (0, 1), "KL": (0, math.inf), "IoU": (0, 1), "hit": (0, 1)}
 
     def __init__(
         self,
@@ -96,16 +95,24 @@ class People(ByMethod):
         self.object = object
         self.files = by_stem(fixations, "fixations", SUFFIXES) if fixations else {}
         self.files |= by_stem(boxes, "boxes", (".xml",)) if boxes else {}
-        self.own_files = bool(boxes or fixations)
+        self.given = "fixations" if fixations else "boxes" if boxes else "object"
         what = "what people look at" if fixations else "the object's box"
         self.sentence = (
             f"Maps against {what}: area under the ROC curve (chance: 0.5), normalised scanpath saliency (chance: 0), "
             "KL divergence, intersection over union, pointing game"
         )
 
+    def units(self, run: Run) -> Sequence[Unit]:
+        names, known = run.dataset.names, [path.name for path in self.files.values()] or list(self.object)
+        if not any((Path(name).stem in self.files) if self.files else name in self.object for name in names):
+            raise UserError(
+                f"experiment.{self.given} has none of the images: an image is {names[0]}, there is {(known or ['nothing'])[0]}"
+            )
+        return super().units(run)
+
     def density(self, run: Run, model: Model, image: str) -> Tensor | None:
         """What people look at or mark [1, H, W], cut as the image is; None where nothing is known or to be seen."""
-        if not self.own_files:
+        if not self.files:
             return box_mask(self.object[image], model.input_size) if image in self.object else None
         path = self.files.get(Path(image).stem)
         if path is None:
@@ -151,11 +158,22 @@ class People(ByMethod):
             ]  # fmt: skip
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
-        return [
-            (method, ALIGNS, f"AUC - 1/2, {method}", POSITIVE, (auc - 0.5).tolist())
-            for method, auc in values["auc"].items()
-        ]
+    def claims(self, results: Results) -> list[Claim]:
+        if not results.rows():
+            raise UserError(f"experiment.{self.given} marks nothing in the part of the images that the network sees")
+        reason = other_network(results.config.model, self.network)
+        if self.given != "fixations":
+            reason = "boxes around objects, not where experts look: experiment.fixations=FOLDER"
+        found = []
+        for method in results.config.methods:
+            gain = [row["auc"] - row["centre"] for row in results.rows(method=method)]
+            claim = Claim(
+                method, ALIGNS, self.source, f"AUC of {method} - AUC of nearness to the centre", POSITIVE, gain
+            )
+            found.append(replace(claim, reason=reason))
+            if reason:
+                found.append(replace(claim, name=f"here_{method}", sentence=FINDS))
+        return found
 
     def remarks(self, results: Results) -> list[str]:
         facts = {row["image"]: row for row in results.rows()}.values()

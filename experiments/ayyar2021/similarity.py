@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import POSITIVE, Measured, strength
+from experiments.ayyar2021.gallery import Measured, NotAsked, strength
 from vis import metrics
+from vis.claims import POSITIVE
 from vis.errors import UserError
 from vis.experiment import Run, Unit
 from vis.methods import Forward
@@ -31,6 +32,7 @@ class Similarity(ByMethod):
         "SIM with FEM": {"": "sim"},
         "CC of cells' means": {"": "coarse"},
     }
+    ranges: ClassVar = {"Pearson CC with FEM": (-1, 1), "SIM with FEM": (0, 1), "CC of cells' means": (-1, 1)}
     sentence = "How like FEM's map each method's is"
 
     def compute(self, run: Run, unit: Unit) -> Part:
@@ -60,14 +62,16 @@ class Similarity(ByMethod):
         return part
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
-        def lead(column: str) -> list[float]:
+        def lead(column: str) -> Tensor:
             others = [values[column][m] for m in GRADIENTS if m in values[column]]
-            return (values[column]["gradcam"] - max(others, key=Tensor.mean)).tolist()
+            if not others:
+                raise NotAsked(f"needs one method or more of {', '.join(GRADIENTS)}")
+            return values[column]["gradcam"] - max(others, key=Tensor.mean)
 
         words = "FEM and Grad-CAM - FEM and the gradient-based method that is next in the mean"
         return [
-            ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lead("pearson")),
-            ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lead("sim")),
+            ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lambda: lead("pearson")),
+            ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lambda: lead("sim")),
             ("coarse", "Beyond the paper: also where all maps are as coarse",
-             f"CC of means over the feature map's cells, of {words}", POSITIVE, lead("coarse")),
+             f"CC of means over the feature map's cells, of {words}", POSITIVE, lambda: lead("coarse")),
         ]  # fmt: skip

@@ -3,6 +3,7 @@
 By the numbers of the galleries: on how many of its pixels a map lies (participation ratio), and its total variation.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import POSITIVE, Gallery, Measured
-from vis.claims import Claim
+from experiments.ayyar2021.gallery import Gallery, Measured
+from vis.claims import POSITIVE, Claim
 from vis.record import Results
 
 SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"
@@ -29,6 +30,11 @@ class Sparsity(ByMethod):
         "total variation": {"": "variation"},
         "pixels above half of the maximum": {"": "high"},
     }
+    ranges: ClassVar = {
+        "participation ratio": (0, 1),
+        "total variation": (0, math.inf),
+        "pixels above half of the maximum": (0, 1),
+    }
     sentence = "On how many pixels a map lies, how uneven it is, how many of its pixels are high"
 
     def title(self, config: Any, method: str) -> str:
@@ -40,13 +46,15 @@ class Sparsity(ByMethod):
         spread, variation = values["spread"], values["variation"]
         last = [method for method in spread if method.startswith("lrp_epsilon")][-1:] or ["lrp_epsilon"]
         pairs = [
-            ("smoother", SMOOTHER, "total variation, gradient - SmoothGrad", variation["saliency"] - variation["smoothgrad"]),
-            ("sharper", SMOOTHER, "participation ratio, gradient - SmoothGrad", spread["saliency"] - spread["smoothgrad"]),
+            ("smoother", SMOOTHER, "total variation, gradient - SmoothGrad",
+             lambda: variation["saliency"] - variation["smoothgrad"]),
+            ("sharper", SMOOTHER, "participation ratio, gradient - SmoothGrad",
+             lambda: spread["saliency"] - spread["smoothgrad"]),
             ("epsilon", EPSILON, "participation ratio, LRP with the smallest - with the largest epsilon",
-             spread["lrp"] - spread[last[0]]),
-            ("sparse", SPARSE, "participation ratio, FEM - LRP", spread["fem"] - spread["lrp"]),
+             lambda: spread["lrp"] - spread[last[0]]),
+            ("sparse", SPARSE, "participation ratio, FEM - LRP", lambda: spread["fem"] - spread["lrp"]),
         ]  # fmt: skip
-        return [(name, sentence, metric, POSITIVE, values.tolist()) for name, sentence, metric, values in pairs]
+        return [(name, sentence, metric, POSITIVE, values) for name, sentence, metric, values in pairs]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         return super().draw(results, claims) | {"maps": Gallery.draw(self, results, claims)["figure"]}

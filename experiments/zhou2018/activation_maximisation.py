@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vis import display, metrics
-from vis.claims import Claim, Rule, above, interval, other_network, paper_and_here
+from vis.claims import POSITIVE, Claim, above, other_network, paper_and_here
 from vis.console import progress
 from vis.data import Preprocess, preprocessing
 from vis.errors import UserError
@@ -34,7 +34,6 @@ from vis.methods.forward import evaluating
 from vis.record import Part, Results
 
 PAPER = {"arch": "alexnet", "input_size": 224}  # "an 8-layer CNN"
-POSITIVE = Rule("95% interval of the mean above 0", lambda values: interval(values)[0] > 0)
 INTERPRETABLE = "With this small change [L2 regularisation], gradient ascent generates more interpretable images"
 NATURAL = "a combination of these regularizers has shown to produce the most natural images"
 MAXIMISED = "The aim is to maximize the activation of a neuron"
@@ -168,25 +167,19 @@ class ActivationMaximisation(Experiment):
 
         measured = []
         if "L2" in high:
-            measured.append(
-                ("l2", INTERPRETABLE, f"{METRIC}, {first} - L2", POSITIVE, less(first, "L2"), self._lacks(results))
-            )
+            measured.append(("l2", INTERPRETABLE, f"{METRIC}, {first} - L2", POSITIVE, less(first, "L2")))
         if "all" in high:
             best = [min(each) for each in zip(*(high[name] for name in high if name != "all"), strict=True)]
             measured += [
                 ("combination", NATURAL, f"{METRIC}, the smallest of the other columns - all", POSITIVE,
-                 [a - b for a, b in zip(best, high["all"], strict=True)], self._lacks(results)),
+                 [a - b for a, b in zip(best, high["all"], strict=True)]),
                 ("regularised", "Beyond the paper: all regularisers together leave less noise than none",
-                 f"{METRIC}, {first} - all", POSITIVE, less(first, "all"), self._lacks(results)),
+                 f"{METRIC}, {first} - all", POSITIVE, less(first, "all")),
             ]  # fmt: skip
         for name in self.columns:
             p = [r["p"] for r in results.rows(column=name)]
-            measured.append((f"maximised_{name}", MAXIMISED, f"the class's probability, {name}", above(0.9), p, ""))
+            measured.append((f"maximised_{name}", MAXIMISED, f"the class's probability, {name}", above(0.9), p))
         return paper_and_here("Introduction, Eqs. 1 to 3", measured, other_network(results.config.model, PAPER))
-
-    def _lacks(self, results: Results) -> str:
-        few = len(results.rows()) <= len(self.columns)
-        return "an interval needs two classes or more" if few else ""
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, seed = results.config, results.config.seed
