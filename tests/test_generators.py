@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from concluded import concluded
 from torch import nn
 
 from experiments.ayyar2021.adversarial import share_interval
+from vis.compose import compose_config
 from vis.errors import UserError
+from vis.experiment import Run
 from vis.methods import AdversarialGenerators, NotApplicable, generators
 from vis.methods.generators import Generators
 
@@ -147,13 +150,60 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, mo
     assert all(torch.equal(a, b) for a, b in zip(whole.generate(x), parts.generate(x), strict=True))
 
 
+def test_a_damaged_state_of_a_training_is_named_and_the_training_begins_anew(tmp_path: Path, monkeypatch, caplog):
+    whole, state = AdversarialGenerators(**SMALL | {"steps": 4}), tmp_path / "g.training"
+    monkeypatch.setattr(generators, "_SAVE_SECONDS", 0)
+    whole.fit(Halves(), halves(), state)
+    monkeypatch.setattr(generators, "_SAVE_SECONDS", 99)
+    data, x = state.read_bytes(), halves(3)
+    wrong = len(data) // 2
+    for damaged in (data[:wrong], b"", b"{}", data[:wrong] + bytes([data[wrong] ^ 0xFF]) + data[wrong + 1 :]):
+        state.write_bytes(damaged)
+        caplog.clear()
+        again = AdversarialGenerators(**SMALL | {"steps": 4})
+        again.fit(Halves(), halves(), state)
+        assert "g.training is damaged" in caplog.text
+        assert all(torch.equal(a, b) for a, b in zip(whole.generate(x), again.generate(x), strict=True))
+
+
+def test_a_channel_that_is_constant_stays():
+    x = torch.cat([halves(8), torch.full((8, 1, 8, 8), 0.3)], 1)
+    net = nn.Sequential(nn.Conv2d(2, 1, 1, bias=False), Halves())
+    net[0].weight.data = torch.tensor([1.0, 0]).view(1, 2, 1, 1)
+    method = AdversarialGenerators(**SMALL | {"steps": 20})
+    method.fit(net, x)
+    for made in method.generate(x):
+        assert made.isfinite().all()
+        torch.testing.assert_close(made[:, 1], x[:, 1])
+    assert method(net, x)[:, 0].max() > 0
+
+
+def test_a_map_is_silent_where_the_image_is_of_neither_class_or_the_class_is_kept(fitted):
+    class Neither(Halves):
+        def forward(self, x):  # class 0 where the lower left corner is bright
+            return super().forward(x) + 999 * torch.eye(6)[0] * (x[:, 0, 7, :1] > 0.5)
+
+    net, x = Neither().train(), halves(6, seed=3)
+    x[:, 0, 7, 0] = 0
+    assert not fitted.silent(net, x).any()
+    assert net.drop.training
+    x[4, 0, 7, 0] = 0.6
+    assert fitted.silent(net, x).tolist() == [False] * 4 + [True, False]
+    same = AdversarialGenerators(**SMALL | {"steps": 1, "lr": 1e-9})  # generators begin as the identity
+    same.fit(net, halves(8))
+    assert same.silent(net, x).all()
+
+
 def test_mistakes_are_named(fitted):
     with pytest.raises(NotApplicable, match="classes 2 and 5"):
         fitted(Halves(), halves(1), 0)
     with pytest.raises(UserError, match="fit"):
-        AdversarialGenerators()(Halves(), halves(1), 3)
-    with pytest.raises(ValueError, match="two different"):
-        AdversarialGenerators(classes=(3, 3))
+        AdversarialGenerators(**SMALL)(Halves(), halves(1), 2)
+    for wrong in ((3, 3), ("a", "b"), (3, -1), (3,), (3.0, 8.0), 3, None):
+        with pytest.raises(ValueError, match="two different"):
+            AdversarialGenerators(classes=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="classes 0 to 5"):
+        AdversarialGenerators(classes=(2, 6)).fit(Halves(), halves(2))
     with pytest.raises(UserError, match="there is none"):
         AdversarialGenerators(**SMALL).fit(Halves(), halves(0))
 
@@ -201,3 +251,65 @@ def test_the_runner_trains_once_and_uses_the_file_again(vis_run):
     assert [each.stat().st_mtime_ns for each in folder.parents[1].glob("generators/*.pt")] == [written]
     vis_run(*asked, "seed=1")  # another random network
     assert len(list(folder.parents[1].glob("generators/*.pt"))) == 2
+
+
+RANDOM = ("model.weights=null", "model.init=kaiming_normal", "dataset=digits", "dataset.limit=2")
+METHOD = tuple(f"methods.adversarial_generators.{each}=1" for each in ("steps", "width", "batch"))
+
+
+class Slope(nn.Module):
+    """A network whose slope is no parameter of its state, for images of any size."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope, self.conv = slope, nn.Conv2d(1, 10, 3)
+
+    def forward(self, x):
+        return nn.functional.leaky_relu(self.conv(x), self.slope).mean((2, 3))
+
+
+def test_networks_with_the_same_parameters_have_generators_of_their_own(tmp_path: Path):
+    run = Run(
+        compose_config(["method=adversarial_generators", *METHOD, "model=cnn_mnist", *RANDOM, f"outputs={tmp_path}"])
+    )
+    for number, (slope, size) in enumerate(((0.1, 8), (0.1, 16), (0.5, 8), (0.1, 8)), 1):
+        model = run.model(
+            {
+                "_target_": f"{__name__}.Slope",
+                "slope": slope,
+                "init": "default",
+                "input_size": size,
+                "preprocess": "unit_range",
+            }
+        )
+        run.fit("adversarial_generators", model, run.batch(model, [0]).x, [3])
+        assert len(list(tmp_path.glob("generators/*.pt"))) == min(number, 3)
+
+
+def test_targets_and_classes_are_checked_before_a_training(tmp_path: Path, vis_run):
+    run = Run(
+        compose_config(["method=adversarial_generators", *METHOD, "model=cnn_mnist", *RANDOM, f"outputs={tmp_path}"])
+    )
+    model, method = run.model(), run.methods["adversarial_generators"]
+    x = run.batch(model, [0]).x
+    largest = int(model.net(x).argmax())
+    a, b = method.classes = [(largest + 1) % 10, (largest + 2) % 10]
+    with pytest.raises(UserError, match=rf"a target is {largest}: give target={a} or target={b}, or .*classes="):
+        run.explain(model, x, [None])
+    method.classes = [3, 10]
+    with pytest.raises(UserError, match="the network has the classes 0 to 9"):
+        run.explain(model, x, [3])
+    assert not list(tmp_path.glob("generators/*"))
+    ran = vis_run(
+        "method=adversarial_generators", "methods.adversarial_generators.classes=[a,b]", "model=cnn_mnist", *RANDOM
+    )
+    assert ran.code == 2
+    assert "two different ones, such as [3,8], not ['a', 'b']" in ran.err
+
+
+def test_images_of_which_a_map_says_nothing_are_named(vis_run):
+    ran = vis_run("method=adversarial_generators", *METHOD, "model=cnn_mnist", *RANDOM, "target=3")
+    assert ran.code == 0
+    (line,) = [line for line in ran.err.splitlines() if "says nothing" in line]
+    names = {str(name).split("/")[1] for name in np.load(ran.folder / "maps.npz")}
+    assert all(name in line for name in names), "generators of one step keep the class"

@@ -29,6 +29,7 @@ from vis.errors import Lacking, UserError, did_you_mean
 from vis.fit import fit, fit_generators
 from vis.instantiate import construct, locate
 from vis.methods import AdversarialGenerators, Method, NotApplicable, explain_all
+from vis.methods.forward import Forward
 from vis.methods.perturbation import Learnt
 from vis.models import Model, build_model
 from vis.models.weights import torchvision_weights
@@ -227,8 +228,9 @@ class Run:
         keep: leave it on the device, where only numbers are wanted of it. When memory runs out, the images go through in
         two halves.
         """
-        self._fit(model)
         try:
+            for name in self.methods:
+                self.fit(name, model, x, targets)
             maps, logits = explain_all(self.methods, model.net, x, targets)
             if keep:
                 return Explained(maps, logits)
@@ -247,17 +249,33 @@ class Run:
         whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
         return Explained(whole, torch.cat([part.logits for part in parts]))
 
-    def _fit(self, model: Model) -> None:
-        """Methods that learn from images first do so, once for a kind of network input, or for a network."""
-        preprocess, cache = self.preprocess(model), Path(self.config.outputs).expanduser()
-        seen = (preprocess, model.input_size, model.channels)
-        for name, method in self.methods.items():
-            if isinstance(method, Learnt) and self._fitted.get(name) != seen:
+    def fit(self, name: str, model: Model, x: Tensor, targets: Sequence[Targets]) -> None:
+        """A method that learns from images first does so, once for a kind of network input, or for a network.
+
+        Raises NotApplicable, before a training, where it cannot explain `targets` of images x [B, C, H, W].
+        """
+        method, cache = self.methods[name], Path(self.config.outputs).expanduser()
+        if isinstance(method, Learnt):
+            seen = (self.preprocess(model), model.input_size, model.channels)
+            if self._fitted.get(name) != seen:
                 fit(method, *seen, cache / "gaussians")
                 self._fitted[name] = seen
-            if isinstance(method, AdversarialGenerators) and self._fitted.get(name) != weakref.ref(model.net):
-                fit_generators(method, model, preprocess, self.config.dataset, cache / "generators")
-                self._fitted[name] = weakref.ref(model.net)
+        if isinstance(method, AdversarialGenerators) and self._fitted.get(name) != weakref.ref(model.net):
+            with Forward(model.net, x) as forward:
+                for each in targets:
+                    method.check(forward, each)
+            fit_generators(method, model, self.preprocess(model), self.config.dataset, cache / "generators")
+            self._fitted[name] = weakref.ref(model.net)
+
+    def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
+        """Name the images of which a method's map says nothing."""
+        for name, method in self.methods.items():
+            if isinstance(method, AdversarialGenerators) and method.learnt is not None:
+                silent = method.silent(model.net, batch.x).tolist()
+                if any(silent):
+                    images = ", ".join(image for image, none in zip(batch.names, silent, strict=True) if none)
+                    words = "a map says nothing of %s: of neither class, or the adversarial image keeps the class"
+                    log.warning("%s: " + words, name, images)
 
     @property
     def targets(self) -> list[int | str]:

@@ -15,6 +15,7 @@ from vis.gaussian import PatchGaussian
 from vis.methods.generators import AdversarialGenerators, Generators
 from vis.methods.perturbation import Learnt
 from vis.models import Model
+from vis.standin import architecture
 from vis.training_images import splits
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,9 @@ def fit_generators(
     network = hashlib.sha256()
     for name, value in model.net.state_dict().items():
         network.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    facts = {"data": data.origin, "fingerprint": data.fingerprint(), "preprocess": preprocess.name}
-    facts |= {"network": network.hexdigest(), "weights": model.weights}
+    facts: dict[str, Any] = {"data": data.origin, "fingerprint": data.fingerprint(), "preprocess": preprocess.name}
+    facts |= {"network": network.hexdigest(), "weights": model.weights, "size": list(model.input_size)}
+    facts["architecture"] = repr(sorted(architecture(model.node).items()))
     facts |= {key: value for key, value in vars(method).items() if key != "learnt"}
     file = cache / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt"
     if file.is_file():

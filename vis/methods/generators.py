@@ -15,6 +15,7 @@ discriminator of a GAN. The approach of one network that it calls noisy is x_a =
 """
 
 import io
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -31,8 +32,10 @@ from vis.gaussian import Images
 from vis.methods.base import Method
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable, evaluating
-from vis.record import write_bytes
+from vis.record import intact, write_bytes
 from vis.target import Targets
+
+log = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 20.0  # between the states of a training
 
@@ -62,7 +65,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = (x - self.low) / (self.high - self.low)
+        z = (x - self.low) / _span(self.low, self.high)
         maps = [z]
         for layer in self.down:
             maps.append(layer(maps[-1]).relu())
@@ -103,12 +106,12 @@ class Generators(nn.Module):
     def load(cls, path: Path) -> "Generators":
         """What `save` wrote. Raises UserError where it is no such file."""
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = _read(path, "cpu")
             state = saved["state"]
             low, high = (state[f"adversarial.{name}"].flatten() for name in ("low", "high"))
             found = cls(low, high, **saved["facts"])
             found.load_state_dict(state)
-        except Exception as error:  # damaged files make torch raise almost anything
+        except Exception as error:  # None, or somebody else's file
             raise UserError(f"{path} holds no generators that this project saved: remove it") from error
         return found
 
@@ -141,8 +144,12 @@ class AdversarialGenerators(Method):
         lr: float = 2e-3,
         seed: int = 0,
     ) -> None:
-        if len(set(classes)) != 2 or len(classes) != 2 or min(classes) < 0:
-            raise ValueError(f"classes are two different ones, not {list(classes)}")
+        if not (
+            isinstance(classes, Sequence)
+            and len(classes) == len(set(map(str, classes))) == 2
+            and all(isinstance(c, int) and c >= 0 for c in classes)
+        ):
+            raise ValueError(f"classes are the numbers of two different ones, such as [3,8], not {classes}")
         if min(width, steps, batch) < 1 or lr <= 0 or min(distance, closeness) < 0:
             raise ValueError("width, steps and batch are 1 or more, lr above 0, distance and closeness 0 or more")
         self.classes, self.pair, self.distance, self.closeness = list(classes), pair, distance, closeness
@@ -150,7 +157,9 @@ class AdversarialGenerators(Method):
         self.learnt: Generators | None = None  # set by `fit`
 
     def decision(self, logits: Tensor) -> Tensor:
-        """Which of the two classes logits [B, K] prefer: 0 or 1, [B]."""
+        """Which of the two classes logits [B, K] prefer: 0 or 1, [B]. Raises UserError where the network lacks one."""
+        if max(self.classes) >= logits.shape[1]:
+            raise UserError(f"classes={self.classes}: the network has the classes 0 to {logits.shape[1] - 1}")
         return logits[:, self.classes].argmax(1)
 
     def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
@@ -168,13 +177,15 @@ class AdversarialGenerators(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             learnt = Generators(low, high, self.width, self.pair, {"images": len(data), **provenance}).to(device)
-        span = (high - low).to(device).view(-1, 1, 1)
+        span = _span(low, high).to(device).view(-1, 1, 1)
         random = torch.Generator().manual_seed(self.seed)
         chosen = torch.randint(len(data), (self.steps, self.batch), generator=random)
         adam = torch.optim.Adam(learnt.parameters(), self.lr)
         begin = 0
-        if state is not None and state.is_file():
-            kept = torch.load(state, map_location=device, weights_only=True)
+        kept = _read(state, device) if state is not None and state.is_file() else {}
+        if kept is None:
+            log.warning("%s is damaged: the training begins anew", state)
+        elif kept:
             begin = kept["step"]
             learnt.load_state_dict(kept["learnt"])
             adam.load_state_dict(kept["adam"])
@@ -206,15 +217,41 @@ class AdversarialGenerators(Method):
             similar, adversarial = self.learnt.to(images.device)(images.float())
         return similar.to(images.dtype), adversarial.to(images.dtype)
 
-    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+    def silent(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Of which images a map says nothing, [B]: the largest logit is of neither class, or g_a(x) keeps the class."""
+        with evaluating(model), torch.no_grad():
+            logits, turned = model(images), model(self.generate(images)[1])
+        neither = torch.isin(logits.argmax(1), torch.tensor(self.classes, device=logits.device), invert=True)
+        return neither | (self.decision(logits) == self.decision(turned))
+
+    def check(self, forward: Forward, targets: Targets) -> None:
+        """Raises NotApplicable for a target that is neither of the classes, UserError for a network without them."""
+        self.decision(forward.logits)
         others = {t.unit for t in output_targets(forward, targets, self.title)} - set(self.classes)
         if others:
+            a, b = self.classes
             raise NotApplicable(
-                f"{self.title} tell the classes {self.classes[0]} and {self.classes[1]} from each other, and a target is "
-                f"{min(map(str, others))}: give one of them as the target, or other classes"
+                f"{self.title} tell the classes {a} and {b} from each other, and a target is {min(map(str, others))}: give "
+                f"target={a} or target={b}, or other classes (methods.adversarial_generators.classes=[{a},{b}])"
             )
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        self.check(forward, targets)
         similar, adversarial = self.generate(forward.images.detach())
         return (similar - adversarial).abs()
+
+
+def _span(low: Tensor, high: Tensor) -> Tensor:
+    """high - low, and 1 for a channel that is constant."""
+    return torch.where(high > low, high - low, 1)
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
+    """What `_write` wrote; None where the file is damaged."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True) if intact(path) else None
+    except Exception:  # damaged files make torch raise almost anything
+        return None
 
 
 def _write(path: Path, what: Any) -> None:

@@ -70,6 +70,7 @@ class Model:
 
     weights: where they come from, in words for captions; sha256 of the file, if any.
     trained: whether a file filled any of them, i.e. whether its classes mean something.
+    node: the config node that it was built from.
     dead_rows: the first and the last row of its images that no logit sees, where it has a wall.
     standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
     num_classes: how many logits, as far as the layers tell; classes: their names, where known.
@@ -87,6 +88,7 @@ class Model:
     preprocess: str
     num_classes: int | None
     classes: list[str] | None
+    node: Mapping[str, Any]
     dead_rows: tuple[int, int] | None = None
     standin: bool = False
 
@@ -175,6 +177,7 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
         num_classes=_num_classes(net),
         classes=imagenet_classes() if _num_classes(net) == 1000 else None,
+        node=config,
         dead_rows=dead,
     )
 
