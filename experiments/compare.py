@@ -73,9 +73,10 @@ class Compare(Experiment):
         where = {"seed": seed, "image": image}
         found: dict[str, torch.Tensor] = {}
         for name, method in run.methods.items():
-            reset_peak_memory()
-            before, began = peak_memory_gb(), time.perf_counter()
             try:
+                run.fit(name, model, batch.x, [target])
+                reset_peak_memory()
+                before, began = peak_memory_gb(), time.perf_counter()
                 (maps,), _ = explain_all({name: method}, model.net, batch.x, [target])
             except NotApplicable as error:
                 part.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
@@ -102,6 +103,7 @@ class Compare(Experiment):
             if unit["images"][0] < self.samples and seed == run.seeds[0]:
                 part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
                 part.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
+        run.warn_of_silent_maps(model, batch)
         importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
         for a, b in combinations(importance, 2):
             numbers = {key: of(importance[a], importance[b]).item() for key, of in AGREEMENT.items()}
@@ -150,7 +152,8 @@ class Compare(Experiment):
         count = len({row["image"] for row in results.rows()})
         out = {row["method"]: row["why"] for row in results.rows("left_out")}
         words = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
-        return words + "".join(f"; {name} is left out: {why}" for name, why in out.items())
+        some = {name: " of some images" if name in self.methods(results) else "" for name in out}
+        return words + "".join(f"; {name} is left out{some[name]}: {why}" for name, why in out.items())
 
     def _agreement(self, results: Results) -> Figure:
         matrix, config = self.matrix(results, "spearman"), results.config
@@ -207,7 +210,8 @@ class Compare(Experiment):
             panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
             for name in self.methods(results):
                 show, _ = display.scaling(method_class(config, name).display)
-                heading = "" if rows else method_title(config, name)
-                panels.append(Panel(show(results.arrays[f"{image}/{name}"], pixels), heading))
+                heading, map_ = "" if rows else method_title(config, name), results.arrays.get(f"{image}/{name}")
+                picture = display.picture(np.ones_like(pixels)) if map_ is None else show(map_, pixels)
+                panels.append(Panel(picture, heading))
             rows.append(PanelRow(panels))
         return panel_grid(wrapped(rows), [self._about(results)])

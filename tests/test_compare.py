@@ -38,3 +38,18 @@ def test_every_pair_agrees_with_itself_and_what_does_not_apply_is_left_out(compa
     assert [float(line.split(",")[i + 1]) for i, line in enumerate(lines[1:])] == [1, 1, 1]
     for name in ("figure", "faithfulness", "maps"):
         assert (compared / f"{name}.png").exists()
+
+
+def test_methods_that_learn_first_are_compared(vis_run):
+    small = [f"methods.adversarial_generators.{each}=1" for each in ("steps", "width", "batch")]
+    network = (
+        "model=cnn_mnist",
+        "model.weights=null",
+        "model.init=kaiming_normal",
+        "dataset=digits",
+        "dataset.limit=2",
+    )
+    chosen = ("method=[gbp,adversarial_generators]", *small, "target=3", "experiment.steps=4")
+    ran = vis_run("experiment=compare", *network, *chosen)
+    assert ran.code == 0, ran.err
+    assert {row["method"] for row in load_run(ran.folder).rows()} == {"gbp", "adversarial_generators"}

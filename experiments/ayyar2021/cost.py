@@ -9,7 +9,6 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,12 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.ayyar2021.gallery import POSITIVE, with_intervals
 from experiments.ayyar2021.similarity import GRADIENTS
-from vis.claims import Claim, departures, paper_and_here, spread
+from vis.claims import POSITIVE, Claim, departures, paper_and_here, spread
 from vis.experiment import Experiment, Load, Run, Unit, method_title
 from vis.figures import plot, styled
-from vis.fit import fit
 from vis.methods import Method, explain_all
 from vis.methods.forward import NotApplicable
-from vis.methods.perturbation import Learnt
-from vis.models import Model
 from vis.record import Part, Results, Rows
 
 FASTER = "gradient-based methods including Grad-CAM have longer computation times and FEM was faster in comparison"
@@ -40,6 +35,7 @@ class Cost(Experiment):
 
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
+        self._passes: dict[str, float] = {}  # of what this process called before: a first call loads and prepares
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
@@ -64,28 +60,24 @@ class Cost(Experiment):
             model.net(batch.x)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             method = run.methods[name]
-            self._fit(run, model, method)
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
+                run.fit(name, model, batch.x, [targets])  # no part of the time of an image
+                if name not in self._passes:
+                    explain(method)
+                    with FlopCounterMode(display=False) as counter:
+                        explain(method)
+                    self._passes[name] = counter.get_total_flops() / one_pass.get_total_flops()
                 began = time.perf_counter()
                 explain(method)
                 row["seconds"] = time.perf_counter() - began
             except NotApplicable as error:
                 part.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
                 continue
-            if not number:
-                with FlopCounterMode(display=False) as counter:
-                    explain(method)
-                row["passes"] = counter.get_total_flops() / one_pass.get_total_flops()
-            row |= {"device": device, "threads": torch.get_num_threads(), "weights": model.weights}
+            row |= {"passes": self._passes[name], "device": device, "threads": torch.get_num_threads()}
+            row["weights"] = model.weights
             part.tables["table"].append(row)
         return part
-
-    def _fit(self, run: Run, model: Model, method: Method) -> None:
-        """Learning is no part of the time of an image."""
-        if isinstance(method, Learnt) and method.learnt is None:
-            cache = Path(run.config.outputs).expanduser() / "gaussians"
-            fit(method, run.preprocess(model), model.input_size, model.channels, cache)
 
     def _seconds(self, results: Results, method: str) -> list[float]:
         return [row["seconds"] for row in results.rows(method=method)]
@@ -99,7 +91,7 @@ class Cost(Experiment):
         lead = [math.log2(other / own) for other, own in zip(others[fastest], fem, strict=True)]
         metric = f"log2 of the seconds of the fastest gradient-based method, {fastest}, over FEM's, in each round"
         reason = departures(results.config.model, {"input_size": 224})
-        return paper_and_here("Section 7", with_intervals([("fem", FASTER, metric, POSITIVE, lead)]), reason)
+        return paper_and_here("Section 7", [("fem", FASTER, metric, POSITIVE, lead)], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """A row for each method, the fastest first."""
@@ -108,7 +100,7 @@ class Cost(Experiment):
             seconds = self._seconds(results, method)
             row: dict[str, Any] = {"method": method_title(results.config, method), "seconds": float(np.median(seconds))}
             row |= {"std": spread(seconds) if len(seconds) > 1 else None, "rounds": len(seconds)}
-            rows.append(row | {"passes": next(r["passes"] for r in results.rows(method=method) if r.get("passes"))})
+            rows.append(row | {"passes": results.rows(method=method)[0]["passes"]})
         return {"summary": sorted(rows, key=lambda row: row["seconds"])}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -119,11 +111,12 @@ class Cost(Experiment):
         }
         out = {row["method"]: row["why"] for row in results.rows("left_out")}
         caption = [
-            f"Seconds of one image, median of {self.rounds} rounds, dots: rounds; x: work in forward passes, a backward pass is "
-            "about one",
+            f"Seconds of one image, median of {self.rounds} round{'s' * (self.rounds > 1)}, dots: rounds; x: work in forward "
+            "passes, a backward pass is about one",
             f"Windows not at every pixel: {', '.join(f'{m} every {s}' for m, s in changed.items())}" if changed else "",
             *(f"{method} is left out: {why}" for method, why in out.items()),
-            f"{first['device']}, {first['threads']} threads, {config.precision}; {config.model.name}, {first['weights']}",
+            f"{first['device']}, {first['threads']} thread{'s' * (first['threads'] > 1)}, {config.precision}; "
+            f"{config.model.name}, {first['weights']}",
         ]
         figure, (axes,) = plot(5.6, 0.6 + 0.17 * len(rows), caption)
         titles = {method_title(config, method): method for method in config.methods}
