@@ -7,7 +7,7 @@ from concluded import concluded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.ayyar2021.soft_decision_tree import Penalty, SoftDecisionTree, ends, grow, loss
+from experiments.ayyar2021.soft_decision_tree import Penalty, SoftDecisionTree, ends, grow, loss, way_to_answer
 
 RECIPE = {"steps": 240, "batch_size": 32, "lr": 0.3, "beta": 1.0, "penalty": 0.1}
 
@@ -81,6 +81,11 @@ def test_the_ends_of_a_cut_tree_are_the_mean_of_their_leaves():
     Q, use = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]), np.array([1, 0.6, 0.4, 0.15, 0.45, 0.4, 0.0])
     np.testing.assert_allclose(ends(Q, use, 2), Q)
     np.testing.assert_allclose(ends(Q, use, 1), [[0.25, 0.75], [0.5, 0.5]])
+
+
+def test_the_way_ends_at_the_most_probable_leaf_not_at_the_most_probable_child():
+    assert way_to_answer(np.array([1, 0.55, 0.45, 0.28, 0.27, 0.45, 0])) == {0, 2, 5}
+    assert way_to_answer(np.array([1, 0.4, 0.6])) == {0, 2}
 
 
 def test_the_experiment_grows_each_tree_and_judges_the_original_on_mnist_only():

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import POSITIVE, numbers_of, with_intervals
+from experiments.ayyar2021.gallery import numbers_of
 from vis import display
-from vis.claims import Claim, Rule, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, Rule, mean, paper_and_here
 from vis.errors import UserError
 from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid
@@ -113,7 +113,7 @@ class AdversarialPair(Experiment):
             ("less_noisy", NOISY, "total variation, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("variation")),
             ("fewer_pixels", NOISY, "participation ratio, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("spread")),
         ]
-        return paper_and_here(SOURCE, with_intervals(measured), f"{pair[0]['images']}, not Charachon et al.'s X-rays")
+        return paper_and_here(SOURCE, measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Shares with their intervals and means, for the pair and for the single generator."""

@@ -25,9 +25,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from experiments.ayyar2021.gallery import POSITIVE, with_intervals
 from vis import display
-from vis.claims import Claim, above, departures, mean_and_spread, paper_and_here
+from vis.claims import POSITIVE, Claim, above, departures, mean_and_spread, paper_and_here
 from vis.console import progress
 from vis.errors import UserError
 from vis.experiment import Experiment, Run, Unit
@@ -183,7 +182,7 @@ class Distillation(Experiment):
         reason = departures({"experiment.depths": self.depths[-1]}, {"experiment.depths": 8})
         if "MNIST" not in rows[0]["weights"] or "MNIST" not in rows[0]["data"]:
             reason = "neither network nor tree learnt from MNIST"
-        return paper_and_here("Section 2.1, Frosst & Hinton 2017", with_intervals(measured), reason)
+        return paper_and_here("Section 2.1, Frosst & Hinton 2017", measured, reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Accuracies by depth, mean and spread over the seeds."""
@@ -204,10 +203,10 @@ class Distillation(Experiment):
         caption = [
             f"A soft decision tree of depth {self.depths[0]} that learnt from {config.model.name}, {row['weights']}",
             f"Its accuracy is {row['accuracy']:.2%}, the network's {row['network']:.2%}",
-            "Inner nodes: the filters w (red positive, blue negative); an image goes to the right where filter and bias are "
-            "positive. Below: the classes' probabilities at each end"
+            "Inner nodes: the filters w (red positive, blue negative); an image x goes to the right where x w + b > 0. "
+            "Below: the classes' probabilities at each end"
             + (f", over the leaves under it (the upper {shown} levels are drawn)" if shown < self.depths[0] else ""),
-            "Red: the most probable path of the image at the upper left",
+            "Red: the way of the image at the upper left to its most probable leaf, which is the tree's answer",
         ]
         tree, (axes,) = plot(PAGE_WIDTH, 0.55 * shown + 1.1, caption)
         with styled():
@@ -217,7 +216,7 @@ class Distillation(Experiment):
             corner.set_axis_off()
         caption = [
             f"Accuracy on {row['val_images']} test images: {config.model.name} and trees that learnt its probabilities or the "
-            f"true classes from {row['train_images']} images of {row['data']}, {config.seeds} seeds"
+            f"true classes from {row['train_images']} images of {row['data']}, {config.seeds} seed{'s' * (config.seeds > 1)}"
         ]
         accuracy, (axes,) = plot(caption=caption)
         with styled():
@@ -263,13 +262,18 @@ def ends(Q: np.ndarray, use: np.ndarray, shown: int) -> np.ndarray:
     return grouped / grouped.sum(1, keepdims=True)
 
 
+def way_to_answer(P: np.ndarray) -> set[int]:
+    """The leaf with the largest of the path probabilities P [nodes], and the nodes above it."""
+    inner = len(P) // 2
+    way = {inner + int(P[inner:].argmax())}
+    while (node := min(way)) > 0:
+        way.add((node - 1) // 2)
+    return way
+
+
 def _draw_tree(axes: Any, filters: np.ndarray, Q: np.ndarray, P: np.ndarray, shown: int) -> None:
-    """Filters [inner, C, H, W] of the upper levels, Q [2^shown, K] under them, the most probable way by P [nodes] in red."""
-    way = {0}
-    node = 0
-    for _ in range(shown):
-        node = 2 * node + 1 + int(P[2 * node + 2] > P[2 * node + 1])
-        way.add(node)
+    """Filters [inner, C, H, W] of the upper levels, Q [2^shown, K] under them, the way to the answer by P [nodes] in red."""
+    way = way_to_answer(P)
     height = 1 / (shown + 1)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_axis_off()
