@@ -28,6 +28,7 @@ ATTACKS = {"fgsm": "FGSM", "deepfool": "DeepFool", "one_pixel": "One pixel"}
 CLAIMED = ("fgsm", "deepfool")
 CHANGED = "perturbations in the image strongly affected the saliency maps [of Guided Grad-CAM]"
 INSENSITIVE = "LRP, DeepLIFT and FEM are not sensitive to this problem"
+PIXEL = "Beyond the paper: a single pixel changes the maps of Guided Grad-CAM more than its noise over all pixels"
 STRONGLY, NOT_SENSITIVE = interval_above(0.05), interval_below(0.05)  # of Dice: no method can be both
 
 
@@ -116,7 +117,7 @@ class Attacks(ByMethod):
         metric = "Dice after noise - Dice after FGSM and DeepFool"
         found: list[Measured] = [
             ("changed", CHANGED, f"{metric}, Guided Grad-CAM", STRONGLY, partial(fall, "guided_gradcam")),
-            ("changed_one_pixel", "Beyond the paper: a single pixel changes them more than its noise over all pixels",
+            ("changed_one_pixel", PIXEL,
              "Dice after noise - Dice after the one pixel, Guided Grad-CAM", POSITIVE, pixel),
         ]  # fmt: skip
         for method in ("lrp", "deeplift", "fem"):
@@ -157,4 +158,4 @@ class Attacks(ByMethod):
             "Maps of the class that the clean image has; Dice: of their largest values, with the clean image's",
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
-        return super().draw(results, claims) | {"maps": panel_grid(wrapped(rows), caption)}
+        return super().draw(results, claims) | {"maps": panel_grid(wrapped(rows, 7), caption)}

@@ -47,7 +47,7 @@ class ByMethod(Gallery):
         count = len({row["image"] for row in results.rows()})
         caption = [
             self.sentence,
-            f"Dots: images ({count}); bars: mean and its 95 % interval, cut where the number cannot be",
+            f"Dots: images ({count}); bars: mean and its 95 % interval, cut at the ends of the number's range",
             *self.remarks(results),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]

@@ -28,10 +28,6 @@ from vis.record import Part, Results
 Measured = tuple[str, str, str, Rule, Callable[[], Tensor]]  # name, sentence, metric, rule, values
 
 
-def with_intervals(measured: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return list(measured)
-
-
 class NotAsked(Exception):
     """A claim compares methods, and one of them was not asked for."""
 

@@ -171,9 +171,8 @@ class People(ByMethod):
                 method, ALIGNS, self.source, f"AUC of {method} - AUC of nearness to the centre", POSITIVE, gain
             )
             found.append(replace(claim, reason=reason))
-            if reason:
-                found.append(replace(claim, name=f"here_{method}", sentence=FINDS))
-        return found
+        ours = [replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="") for claim in found if reason]
+        return found + ours
 
     def remarks(self, results: Results) -> list[str]:
         facts = {row["image"]: row for row in results.rows()}.values()
