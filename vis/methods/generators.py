@@ -124,7 +124,7 @@ class AdversarialGenerators(Method):
     Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. `fit` first.
     pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam, on `batch`
     images each, with a learning rate that falls from lr to 0 as a cosine. A map says nothing where g_a(x) keeps the
-    class: compare `decision` on x and on `generate(x)`. Raises NotApplicable for a target that is neither of the classes.
+    class, or x is of neither: see `silent`. Raises NotApplicable for a target that is neither of the classes.
     Costs a training of both generators with 2 `steps` forward and backward passes of `batch` images, once for a network; a
     map then takes a pass of each generator.
     """
@@ -229,10 +229,10 @@ class AdversarialGenerators(Method):
         self.decision(forward.logits)
         others = {t.unit for t in output_targets(forward, targets, self.title)} - set(self.classes)
         if others:
-            a, b = self.classes
+            (a, b), other = self.classes, min(others, key=str)
             raise NotApplicable(
-                f"{self.title} tell the classes {a} and {b} from each other, and a target is {min(map(str, others))}: give "
-                f"target={a} or target={b}, or other classes (methods.adversarial_generators.classes=[{a},{b}])"
+                f"{self.title} tell the classes {a} and {b} from each other, and a target is {other}: give target={a} or "
+                f"target={b}, or other classes (methods.adversarial_generators.classes=[{a},{other}])"
             )
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
