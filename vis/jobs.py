@@ -1,7 +1,9 @@
 """One job: what Hydra calls for each run, alone or in a sweep, in this process or (pickled) in another."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from vis.errors import Incomplete, Lacking, UserError
 from vis.record import RunFolder, failure
 
 log = logging.getLogger(__name__)
+
+_PAGE_SECONDS = 30.0  # from one page of a collection that is still working to the next
 
 
 class Job:
@@ -60,13 +64,15 @@ def resume(folder: Path, command: str) -> None:
         return
     _enter(plan["cwd"])
     with finish_sweep(folder):
+        shown = -math.inf
         for number, overrides in enumerate(plan["jobs"]):
             try:
                 _resume_job(folder, number, overrides, [Path(d) for d in plan["config_dirs"]], command)
             except Exception as error:  # one failed job must not end a sweep
                 log.error("job %d: %s", number, failure(error, sweep.job_folder(folder, number) or folder))
-            if plan.get("collection"):
+            if plan.get("collection") and time.monotonic() - shown > _PAGE_SECONDS:
                 sweep.aggregate(folder)  # its page shows what is there so far
+                shown = time.monotonic()
 
 
 def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
