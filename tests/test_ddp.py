@@ -44,7 +44,7 @@ unbroken = trained(folder / "unbroken")
 torch.save((unbroken.rows, unbroken.net.state_dict()), folder / f"unbroken{shards.rank()}.pt")
 try:
     trained(folder / "stopped", stop=6)
-except Stop:
+except Stop:  # as the sixth step was told to
     resumed = trained(folder / "stopped")
     torch.save((resumed.rows, resumed.net.state_dict()), folder / f"resumed{shards.rank()}.pt")
 """

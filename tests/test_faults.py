@@ -89,7 +89,7 @@ def test_killed_at_random_moments(kind, tmp_path, tried):
             process = started(*words, folder=tmp_path)
             try:
                 out, err = process.communicate(timeout=None if kills == 4 else chance.uniform(0, seconds))
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # its moment has come
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 tried("kills")

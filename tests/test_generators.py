@@ -201,7 +201,7 @@ def test_mistakes_are_named(fitted):
         AdversarialGenerators(**SMALL)(Halves(), halves(1), 2)
     for wrong in ((3, 3), ("a", "b"), (3, -1), (3,), (3.0, 8.0), 3, None):
         with pytest.raises(ValueError, match="two different"):
-            AdversarialGenerators(classes=wrong)  # type: ignore[arg-type]
+            AdversarialGenerators(classes=wrong)  # type: ignore[arg-type]  # what a config may hold
     with pytest.raises(UserError, match="classes 0 to 5"):
         AdversarialGenerators(classes=(2, 6)).fit(Halves(), halves(2))
     with pytest.raises(UserError, match="there is none"):

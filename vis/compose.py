@@ -184,7 +184,7 @@ def quoted(word: str) -> str:
     key, equals, value = word.partition("=")
     try:
         OverridesParser.create().parse_overrides([word])
-    except HydraException:
+    except HydraException:  # not Hydra's grammar, which is what is asked here
         if equals and key and value and value[0] not in "[{'\"":
             return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return word

@@ -227,7 +227,7 @@ def _git(*arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(HOME), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet: provenance says null
         return None
     return done.stdout.strip() or None
 

@@ -225,7 +225,7 @@ def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor,
     some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
     try:
         network = Network(net, channels, size)
-    except NotTraceable:
+    except NotTraceable:  # the engine makes full passes then
         return 1.0
     macs, full = network.work(network.plan(some[:, 0], some[:, 1], k, k), len(some))
     return macs / full if full else 1.0

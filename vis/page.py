@@ -135,10 +135,8 @@ def tables(path: Path, most: int, level: int, place: str = "") -> Iterator[str]:
 def _short(value: Any) -> str:
     text = "" if value is None else str(value)
     if "." in text or "e" in text:
-        try:
+        with contextlib.suppress(ValueError):  # a text, which stays as it is
             return f"{float(text):.4g}"
-        except ValueError:
-            pass
     return text
 
 

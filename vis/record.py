@@ -67,7 +67,7 @@ def reserve(root: Path, name: str) -> Path:
             for suffix in ("", *(f"_{i}" for i in range(2, 100))):
                 try:
                     (day / (stem + suffix)).mkdir()
-                except FileExistsError:
+                except FileExistsError:  # another run began in the same second
                     continue
                 return (day / (stem + suffix)).resolve()
     except OSError as error:
@@ -136,7 +136,7 @@ def intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return not any(entry.CRC for entry in file.infolist()) or file.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):  # what a damaged directory or entry raises
         return False
 
 
@@ -162,7 +162,7 @@ class RunFolder:
         """What status.json says; {} before the run began, and where the file is damaged."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # not there, or no JSON: the run goes on from its config and its units
             return {}
         return status if isinstance(status, dict) else {}
 

@@ -426,7 +426,7 @@ def _figure(item: Item, figure: str, folder: Path) -> str:
     caption = f"<figcaption>{escape(item.figures[figure])}</figcaption>"
     try:
         source = _thumbnail(file, file.stat().st_mtime_ns)
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):  # said in the picture's place: one run does not hide the others
         return f"<figure><p>{name}: its file is missing or damaged</p>{caption}</figure>"
     image = f'<img src="{source}" alt="{name}: open it at full size">'
     return f'<figure><a href="{place}/{quote(figure)}.png">{image}</a>{caption}</figure>'

@@ -119,7 +119,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError:  # held by another process
             log.info("another process is training this stand-in: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -59,7 +59,7 @@ def _as_target(target: Any) -> Target:
         return target
     try:
         return Target(None if target is None else operator.index(target))
-    except TypeError:
+    except TypeError:  # operator.index's own words name neither the argument nor what it may be
         raise TypeError(f"a target is an index or a vis.target.Target, not {target!r}") from None
 
 

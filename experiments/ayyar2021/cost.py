@@ -71,7 +71,7 @@ class Cost(Experiment):
                 began = time.perf_counter()
                 explain(method)
                 row["seconds"] = time.perf_counter() - began
-            except NotApplicable as error:
+            except NotApplicable as error:  # the table and the caption say so
                 part.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
                 continue
             row |= {"passes": self._passes[name], "device": device, "threads": torch.get_num_threads()}

@@ -135,7 +135,7 @@ class Gallery(Experiment):
         for *claim, numbers in self.measured(values):
             try:
                 measured.append((*claim, numbers().tolist()))
-            except NotAsked as lacks:
+            except NotAsked as lacks:  # this claim is not measured, and says which method it needs
                 measured.append((*claim, [], str(lacks)))
         return paper_and_here(self.source, measured, other_network(results.config.model, self.network))
 

@@ -127,7 +127,7 @@ def homogeneous(model: nn.Module, images: Tensor) -> bool:
     """Whether f(t x) = t f(x) for t >= 0, so that the gradient is the same on the whole line from 0 to an image."""
     try:
         Homogeneous(model).run(images[:1])
-    except NotTraceable:
+    except NotTraceable:  # nothing is known of it: the path is integrated in steps
         return False
     return True
 

@@ -5,6 +5,7 @@ costs nothing, and whatever reaches the output past the layer has no rows, so th
 from the layer: torch raises.
 """
 
+import contextlib
 from collections import Counter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -116,12 +117,9 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Te
 
 def run_rest(model: nn.Module, image: Tensor, layer: str, values: Tensor) -> Tensor:
     """`run_from` for one image [1, C, H, W]; it goes through as well, n times, where the layer alone does not do."""
-    try:
+    # Whatever a skip connection around the layer, an operation that takes no empty batch or the user's own hook raises.
+    with contextlib.suppress(Exception):
         return run_from(model, image[:0], layer, values)
-    except (
-        Exception
-    ):  # of a skip connection around the layer, an operation that takes no empty batch, the user's own hook
-        pass
     return run_from(model, image.expand(len(values), -1, -1, -1), layer, values)
 
 
