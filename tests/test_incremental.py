@@ -12,10 +12,11 @@ from test_methods import state
 from torch import Tensor, nn
 
 from vis.errors import UserError
-from vis.incremental import Incremental, _say, share
+from vis.incremental import Incremental, _say
 from vis.methods.forward import evaluating
 from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
+from vis.window_plan import share
 
 
 @pytest.fixture(autouse=True)

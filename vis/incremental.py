@@ -9,8 +9,8 @@ They are computed from the input's rectangle lo' s - p ... hi' s - p + ke - 1, w
 the changed rectangle pasted in. So the results are those of full passes, up to the order of sums. Clipping at the
 borders and one rectangle for each window, not a common one, is what is gained over Krypton (Nakandala et al. 2019).
 
-How the rectangles are stored is `vis.rectangles`; what treats each position on its own runs on all of them at once. Where
-rectangles fill most of a map, and from an operation without a rule on, maps are whole.
+Which rectangles these are is `vis.window_plan`, how they are stored `vis.rectangles`; what treats each position on its own
+runs on all of them at once. Where rectangles fill most of a map, and from an operation without a rule on, maps are whole.
 
 In low precision, convolutions and dense layers see the change alone: z' = z + W d with d = a' - a, z and a of the base
 image. So what is rounded is as small as the change, not as large as the activations; all else is done on a + d in the
@@ -30,14 +30,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vis.errors import UserError
-from vis.graph import ELEMENTWISE, NotTraceable, Traced, trace
-from vis.receptive_field import WINDOWS, window
-from vis.rectangles import Crops, Places, hull, reached, room_for
+from vis.graph import NotTraceable
+from vis.rectangles import Crops, Places, room_for
+from vis.window_plan import WHOLE, Network
 
 log = logging.getLogger(__name__)
 
-WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
-_POINTWISE = ELEMENTWISE | {"localresponsenorm"}
 _UNTRACED = 1 << 22  # numbers of images at a time where a network is run whole: 27 images of 3x224x224
 _PATCHES = 1 << 27  # numbers of patches that are multiplied at a time
 _SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
@@ -60,175 +58,6 @@ def is_native(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-class Network:
-    """What the engine knows of a network for images of one size: its graph, and which nodes can be computed in rectangles.
-
-    rules: {node: "window", "pointwise" or "join"}; all others that depend on the image are computed whole.
-    """
-
-    def __init__(self, model: nn.Module, channels: int, size: tuple[int, int]) -> None:
-        self.traced: Traced = trace(model, channels, size)
-        self.nodes = list(self.traced.graph.nodes)
-        self.image = self.nodes[0]  # later placeholders have defaults
-        self.windows: dict[fx.Node, tuple[tuple[int, int, int, int], ...]] = {}
-        self.rules: dict[fx.Node, str] = {}
-        self.dependent: set[fx.Node] = set()
-        self.folded: dict[fx.Node, fx.Node] = {}  # batch norm: its convolution
-        for node in self.nodes:
-            if node is self.image or any(source in self.dependent for source in node.all_input_nodes):
-                self.dependent.add(node)
-                rule = self._rule(node)
-                if rule:
-                    self.rules[node] = rule
-        self.unknown = [self.traced.words(node) for node in self.nodes if self._is_unknown(node)]
-        self.last_use: dict[fx.Node, fx.Node] = {}
-        for node in self.nodes:
-            for source in node.all_input_nodes:
-                self.last_use[source] = node
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        return self.traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs of a node that depend on the image."""
-        return [source for source in node.all_input_nodes if source in self.dependent]
-
-    def option(self, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
-        """An argument of an operation, of whatever spelling."""
-        module = self.module(node)
-        if module is not None:
-            return getattr(module, name, default)
-        return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
-
-    def is_dense(self, node: fx.Node) -> bool:
-        return self.traced.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
-
-    def _rule(self, node: fx.Node) -> str | None:
-        kind, shapes = self.traced.kind(node), self.traced.shapes
-        sources = self.sources(node)
-        if node is self.image:
-            return "image"
-        own = shapes[node]
-        if own is None or own[0] != 1 or any(len(shapes[each] or ()) != 4 for each in (node, *sources)):
-            return None
-        if kind in WINDOWS:
-            return self._window_rule(node, kind)
-        if kind in ("cat", "concat"):
-            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-            return "join" if dim in (1, -3) and len(sources) == len(node.all_input_nodes) else None
-        constants = [shapes[each] for each in node.all_input_nodes if each not in sources]
-        spread = any(shape is not None and shape[-2:].numel() != 1 for shape in constants)
-        if (
-            kind not in _POINTWISE
-            or spread
-            or any(self.traced.size(each) != self.traced.size(node) for each in sources)
-        ):
-            return None
-        if (
-            kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None
-        ):  # of each image's own statistics
-            return None
-        if type(self.module(node)) is nn.BatchNorm2d:
-            conv = sources[0]
-            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1 and self.rules.get(conv) == "window":
-                self.folded[node] = conv
-        return "pointwise" if len(sources) == 1 else "join"
-
-    def _is_unknown(self, node: fx.Node) -> bool:
-        """Whether a rule is missed: maps go in and come out, and the rectangles end here."""
-        maps = [each for each in (node, *node.all_input_nodes) if len(self.traced.shapes[each] or ()) == 4]
-        if self.traced.kind(node).startswith("adaptive"):  # in front of the dense layers
-            return False
-        ends = node not in self.rules and any(source in self.rules for source in node.all_input_nodes)
-        return ends and node in maps and math.prod(self.traced.size(node)) > 1
-
-    def _window_rule(self, node: fx.Node, kind: str) -> str | None:
-        along = tuple(window(self.traced, node, kind, i) for i in (0, 1))
-        if None in along:
-            return None
-        if kind == "conv2d":
-            if (
-                self.option(node, "padding_mode", 99, "zeros") != "zeros"
-                or node.all_input_nodes[0] not in self.dependent
-            ):
-                return None
-        elif kind == "avgpool2d":
-            padded, partial = any(each[2] for each in along if each), self.option(node, "ceil_mode", 4, False)
-            odd = self.option(node, "divisor_override", 6) or not self.option(node, "count_include_pad", 5, True)
-            if partial or (padded and odd) or self.option(node, "divisor_override", 6):
-                return None
-        self.windows[node] = along  # type: ignore[assignment]  # none is None
-        return "window"
-
-    def plan(
-        self, top: np.ndarray, left: np.ndarray, height: int, width: int, whole: float = WHOLE
-    ) -> dict[fx.Node, Places | None]:
-        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole:
-        where there is no rule, and where rectangles fill more than a share `whole` of a map."""
-        plan: dict[fx.Node, Places | None] = {}
-        for node in self.nodes:
-            if node not in self.dependent:
-                continue
-            rule, found = self.rules.get(node), [plan[source] for source in self.sources(node)]
-            if rule == "image":
-                plan[node] = Places(np.stack([top, top + height], 1), np.stack([left, left + width], 1))
-                continue
-            if rule is None or any(each is None for each in found):
-                plan[node] = None
-                continue
-            places: Any = found[0]
-            H, W = self.traced.shapes[node][2:]  # type: ignore[index]  # a map has a shape
-            if rule == "window":
-                rows, columns = self.windows[node]
-                places = Places(reached(places.rows, H, *rows), reached(places.columns, W, *columns))
-            elif rule == "join" and not all(each == places for each in found):
-                places = Places(*(hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
-            plan[node] = None if places.total > whole * len(top) * H * W else places
-        return plan
-
-    def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
-        """Multiply-accumulates of convolutions and dense layers for n windows by a plan, and of n full passes."""
-        macs = full = 0.0
-        for node in self.dependent:
-            module, shape = self.module(node), self.traced.shapes[node]
-            if shape is None or not isinstance(module, nn.Conv2d | nn.Linear):
-                continue
-            each = module.weight[0].numel() * (shape[1] if len(shape) == 4 else shape[-1])
-            positions = n * math.prod(shape[2:] if len(shape) == 4 else shape[1:-1])
-            places = plan[node]
-            macs += each * (positions if places is None else places.total)
-            full += each * positions
-        return macs, full
-
-    def memory(self, plan: dict[fx.Node, Places | None], n: int, itemsize: int) -> float:
-        """Bytes for each of n windows where the pass holds the most, about."""
-        live: dict[fx.Node, float] = {}
-        most = 0.0
-        for node in self.nodes:
-            shape = self.traced.shapes[node]
-            if node not in self.dependent or shape is None:
-                continue
-            places = plan[node]
-            live[node] = itemsize * (math.prod(shape) if places is None else places.total / n * shape[1])
-            read = sum(live.get(source, 0) for source in self.sources(node))
-            most = max(most, sum(live.values()) + 2 * read)  # a table and the rectangles with their surround
-            for source in self.sources(node):
-                if self.last_use[source] is node:
-                    live.pop(source, None)
-        return most
-
-
-def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
-    """What windows [n, 2] of side k take of full passes, in multiply-accumulates; the network may be on torch's meta device."""
-    some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
-    try:
-        network = Network(net, channels, size)
-    except NotTraceable:  # the engine makes full passes then
-        return 1.0
-    macs, full = network.work(network.plan(some[:, 0], some[:, 1], k, k), len(some))
-    return macs / full if full else 1.0
 
 
 class Incremental:

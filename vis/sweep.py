@@ -96,7 +96,8 @@ def aggregate(folder: Path) -> list[str]:
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     """The page of a collection of experiments; a line for each that is not done."""
-    from vis.report import Item, Section, by_paper, write_report
+    from vis.items import Item, Section, by_paper
+    from vis.report import write_report
 
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]

@@ -27,12 +27,12 @@ from vis.errors import UserError
 from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.fit import Seen, fit
-from vis.incremental import share
 from vis.instantiate import construct
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
 from vis.models import Model, skeleton
 from vis.record import Part, Results
 from vis.target import Target
+from vis.window_plan import share
 
 VGG16 = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}
