@@ -1,6 +1,6 @@
 """Speed against other libraries, with the equality of the results checked in the same run.
 
-python scripts/bench.py [--device cuda] [--quick] [--precision]
+python scripts/bench.py [--device cuda] [--quick]
 
 Peer and project compute the same maps of the same network and images, in turn, in one process; the times are medians,
 the error is the largest of ||ours - peer|| / ||peer|| over the maps (float32: an l2 error, since single ReLUs near 0
@@ -29,7 +29,6 @@ from statistics import median
 import captum
 import pytorch_grad_cam
 import torch
-import yaml
 from captum import attr
 from captum.attr import Deconvolution, Saliency
 from captum.attr import GuidedBackprop as CaptumGuidedBackprop
@@ -38,17 +37,15 @@ from torch.profiler import profile
 
 from vis import methods
 from vis.allocator import keep_freed_memory
-from vis.data import digits, preprocessing, samples
+from vis.data import preprocessing, samples
 from vis.faithfulness import curves
 from vis.fit import Seen
 from vis.gaussian import PatchGaussian
-from vis.home import CONF
 from vis.incremental import Incremental, is_native
 from vis.methods.forward import evaluating
-from vis.methods.perturbation import accumulate, log2_odds, windows_of
-from vis.models import VGG16, build_model, torchvision_classifier
+from vis.methods.perturbation import accumulate, windows_of
+from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
-from vis.standin import standin
 
 
 @dataclass
@@ -186,32 +183,32 @@ def windows(device: str, quick: bool) -> Iterator[Row]:
     yield from _means(device)
 
 
-def _random(name: str, device: str) -> nn.Module:
+def random_network(name: str, device: str) -> nn.Module:
     net = VGG16() if name == "vgg16" else torchvision_classifier(name)
     initialise(net, "kaiming_normal", 0.1, seed=0)
     return net.eval().to(device).to(memory_format=torch.channels_last)
 
 
-def _evenly(everywhere: Tensor, count: int) -> Tensor:
+def evenly(everywhere: Tensor, count: int) -> Tensor:
     return everywhere[torch.linspace(0, len(everywhere) - 1, count).round().long()]
 
 
 def _whole_image(device: str) -> Row:
     """Efficient PDA of all windows of an image: the engine in bfloat16 against the engine in float32."""
-    net, photographs = _random("vgg16", device), _photographs()
-    image = photographs[0][None].to(device)
+    net, seen = random_network("vgg16", device), photographs()
+    image = seen[0][None].to(device)
     peer, ours = (methods.PDAFast(precision=precision, memory_gb=16) for precision in ("float32", "bfloat16"))
-    peer.fit(photographs)
+    peer.fit(seen)
     ours.learnt = peer.learnt
     work = "vgg16, pda_fast of 46,225 windows, bfloat16"
     return compare(work, "float32", lambda: [peer(net, image)], lambda: [ours(net, image)], 3)
 
 
 def _windows(name: str, count: int, device: str, repeats: int, low: torch.dtype | None) -> Row:
-    net = _random(name, device)
+    net = random_network(name, device)
     torch.manual_seed(0)
     image = torch.randn(1, 3, 224, 224).to(device)
-    at = _evenly(windows_of((224, 224), 10), count)
+    at = evenly(windows_of((224, 224), 10), count)
     patches = torch.randn(count, 3, 10, 10).to(device)
 
     with evaluating(net), torch.no_grad():
@@ -240,68 +237,7 @@ def _windows(name: str, count: int, device: str, repeats: int, low: torch.dtype 
     return row
 
 
-def precisions(device: str, quick: bool) -> Iterator[str]:
-    """zhou2018: what low precision does to the evidence of windows, in % of its RMS: values rounded (full passes), and only
-    what a window changes (the engine). An even sample of all windows, with their conditional means; a photograph.
-
-    In full passes weights and the inputs and outputs of layers are rounded, sums are in float32, as on tensor cores.
-    """
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    heads = [f"{form}, {name}" for form in ("values", "changes") for name in dtypes]
-    yield f"| network | windows | RMS of the evidence [bits] | {' | '.join(heads)} |"
-    yield f"|---|{'---:|' * (len(heads) + 2)}"
-    for name, count in {"alexnet": 32}.items() if quick else {"alexnet": 128, "vgg16": 128, "vgg_small": 841}.items():
-        yield _precisions(name, count, device, list(dtypes.values()))
-
-
-def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -> str:
-    if name == "vgg_small":
-        node = yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text(encoding="utf-8")) | {
-            "trained_on": "digits"
-        }
-        trained = standin(node, Path("outputs/standins"), device)
-        model = build_model(node | {"weights": str(trained.path)}, device=device)
-        net, words, method = model.net, trained.words, methods.PDAFast(window=4, patch=8)
-        images = Seen(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
-    else:
-        net, words, method, images = _random(name, device), "random weights", methods.PDAFast(), _photographs()
-    method.fit(images)
-    image = images[0][None].to(device)
-    at = _evenly(method.windows(image), count)
-    with evaluating(net), torch.no_grad():
-        patches, unit = method.expected.means(image[0], at, method.window), int(net(image).argmax())
-
-        def evidence(base: Tensor, logits: Tensor) -> Tensor:
-            odds = [log2_odds(each.double().softmax(1)[:, unit], each.shape[1]) for each in (base, logits)]
-            return odds[0] - odds[1]
-
-        def full_passes(net: nn.Module) -> Tensor:
-            return evidence(net(image), torch.cat([net(images) for images in with_windows(image, at, patches)]))
-
-        def by_engine(low: torch.dtype | None) -> Tensor:
-            engine = Incremental(net, image, low=low)
-            return evidence(engine.base, engine.logits(at, patches))
-
-        wanted = by_engine(None)
-        found = [full_passes(_rounded(net, dtype)) for dtype in dtypes] + [by_engine(dtype) for dtype in dtypes]
-    rms = wanted.square().mean().sqrt()
-    errors = [f"{100 * (each - wanted).square().mean().sqrt() / rms:.3g}" for each in found]
-    return f"| {name}, {words} | {count} | {rms:.3g} | {' | '.join(errors)} |"
-
-
-def _rounded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network that rounds its weights and what goes into and out of its layers."""
-    net = copy.deepcopy(net)
-    for parameter in net.parameters():
-        parameter.data = parameter.data.to(dtype).float()
-    for module in net.modules():
-        if not list(module.children()):
-            module.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype).float() for x in inputs))
-            module.register_forward_hook(lambda _, __, output: output.to(dtype).float())
-    return net
-
-
-def _photographs() -> Seen:
+def photographs() -> Seen:
     return Seen(samples("all"), preprocessing("imagenet"), (224, 224), 3)
 
 
@@ -400,7 +336,7 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
 def perturbation(device: str, quick: bool) -> Iterator[Row]:
     """Occlusion against captum at its best batch size; deletion and insertion against a pass for each step."""
     torch.manual_seed(0)
-    image, net = torch.randn(1, 3, 224, 224).to(device), _random("alexnet", device)
+    image, net = torch.randn(1, 3, 224, 224).to(device), random_network("alexnet", device)
     side, stride, repeats = 16, 8, 1 if quick else 3
 
     def occluded(batch: int) -> list[Tensor]:
@@ -460,13 +396,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="fewer networks and repetitions")
-    parser.add_argument("--precision", action="store_true", help="no times: errors of low precision")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="captum")
-    if arguments.precision:
-        for line in precisions(arguments.device, arguments.quick):
-            print(line, flush=True)
-        return
     print(f"{hardware(arguments.device)}; Python {platform.python_version()}, torch {torch.__version__}; float32\n")
     print("| work | peer | peer [s] | ours [s] | ratio | max relative l2 error |")
     print("|---|---|---:|---:|---:|---:|")

@@ -8,9 +8,9 @@ import cams
 import networks
 import pytest
 import torch
+from checks import Accident, close, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import Accident, close, state
 from torch import Tensor, nn
 
 from vis import methods

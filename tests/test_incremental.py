@@ -6,9 +6,9 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import state
 from torch import Tensor, nn
 
 from vis.errors import UserError

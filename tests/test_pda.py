@@ -7,10 +7,10 @@ import networks
 import numpy as np
 import pytest
 import torch
+from checks import close, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
-from test_methods import close, error
 from torch import Tensor, nn
 
 from vis.errors import UserError

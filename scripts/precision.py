@@ -1,0 +1,99 @@
+"""What low precision does to the evidence of windows (zhou2018), in % of its RMS; a table, no times.
+
+python scripts/precision.py [--device cuda] [--quick]
+
+Values rounded (full passes), and only what a window changes (the engine). An even sample of all windows, with their conditional
+means; a photograph. In full passes weights and the inputs and outputs of layers are rounded, sums are in float32, as on
+tensor cores.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from bench import evenly, hardware, photographs, random_network, with_windows
+from torch import Tensor, nn
+
+from vis import methods
+from vis.data import digits, preprocessing
+from vis.fit import Seen
+from vis.home import CONF
+from vis.incremental import Incremental
+from vis.methods.forward import evaluating
+from vis.methods.perturbation import log2_odds
+from vis.models import build_model
+from vis.standin import standin
+
+
+def precisions(device: str, quick: bool) -> Iterator[str]:
+    """The lines of the table."""
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    heads = [f"{form}, {name}" for form in ("values", "changes") for name in dtypes]
+    yield f"| network | windows | RMS of the evidence [bits] | {' | '.join(heads)} |"
+    yield f"|---|{'---:|' * (len(heads) + 2)}"
+    for name, count in {"alexnet": 32}.items() if quick else {"alexnet": 128, "vgg16": 128, "vgg_small": 841}.items():
+        yield _precisions(name, count, device, list(dtypes.values()))
+
+
+def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -> str:
+    if name == "vgg_small":
+        node = yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text(encoding="utf-8")) | {
+            "trained_on": "digits"
+        }
+        trained = standin(node, Path("outputs/standins"), device)
+        model = build_model(node | {"weights": str(trained.path)}, device=device)
+        net, words, method = model.net, trained.words, methods.PDAFast(window=4, patch=8)
+        images = Seen(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
+    else:
+        net, words, method, images = random_network(name, device), "random weights", methods.PDAFast(), photographs()
+    method.fit(images)
+    image = images[0][None].to(device)
+    at = evenly(method.windows(image), count)
+    with evaluating(net), torch.no_grad():
+        patches, unit = method.expected.means(image[0], at, method.window), int(net(image).argmax())
+
+        def evidence(base: Tensor, logits: Tensor) -> Tensor:
+            odds = [log2_odds(each.double().softmax(1)[:, unit], each.shape[1]) for each in (base, logits)]
+            return odds[0] - odds[1]
+
+        def full_passes(net: nn.Module) -> Tensor:
+            return evidence(net(image), torch.cat([net(images) for images in with_windows(image, at, patches)]))
+
+        def by_engine(low: torch.dtype | None) -> Tensor:
+            engine = Incremental(net, image, low=low)
+            return evidence(engine.base, engine.logits(at, patches))
+
+        wanted = by_engine(None)
+        found = [full_passes(_rounded(net, dtype)) for dtype in dtypes] + [by_engine(dtype) for dtype in dtypes]
+    rms = wanted.square().mean().sqrt()
+    errors = [f"{100 * (each - wanted).square().mean().sqrt() / rms:.3g}" for each in found]
+    return f"| {name}, {words} | {count} | {rms:.3g} | {' | '.join(errors)} |"
+
+
+def _rounded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network that rounds its weights and what goes into and out of its layers."""
+    net = copy.deepcopy(net)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype).float() for x in inputs))
+            module.register_forward_hook(lambda _, __, output: output.to(dtype).float())
+    return net
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="one network, fewer windows")
+    arguments = parser.parse_args()
+    print(f"{hardware(arguments.device)}\n")
+    for line in precisions(arguments.device, arguments.quick):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
