@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from vis import display, metrics
-from vis.allocator import peak_memory_gb, reset_peak_memory
 from vis.claims import Claim, mean, spread
+from vis.device import peak_memory_gb, reset_peak_memory, synchronise
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
 from vis.faithfulness import curves
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
-from vis.record import Part, Results, Rows
+from vis.record import Part, Results, Rows, numbers
 
 AGREEMENT = {
     "spearman": metrics.spearman,
@@ -75,14 +75,15 @@ class Compare(Experiment):
         for name, method in run.methods.items():
             try:
                 run.fit(name, model, batch.x, [target])
-                reset_peak_memory()
-                before, began = peak_memory_gb(), time.perf_counter()
+                reset_peak_memory(run.device)
+                before, began = peak_memory_gb(run.device), time.perf_counter()
                 (maps,), _ = explain_all({name: method}, model.net, batch.x, [target])
             except NotApplicable as error:
                 part.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
                 continue
             values = found[name] = maps[name].detach()
-            seconds, memory = time.perf_counter() - began, peak_memory_gb() - before
+            synchronise(run.device)
+            seconds, memory = time.perf_counter() - began, peak_memory_gb(run.device) - before
             both = curves(model.net, batch.x, values, target, blurred, self.steps)
             row: dict[str, Any] = {**where, "method": name, "class": model.class_name(target[0])}
             row |= {"deletion": both.deletion_auc.item(), "insertion": both.insertion_auc.item()}
@@ -128,7 +129,7 @@ class Compare(Experiment):
         for name in names:
             row: dict[str, Any] = {"method": method_title(config, name)}
             for column in COLUMNS:
-                values = [r[column] for r in results.rows(method=name) if r[column] is not None]
+                values = numbers(results.rows(method=name), column)
                 row |= {
                     column: mean(values) if values else None,
                     f"{column} std": spread(values) if len(values) > 1 else None,

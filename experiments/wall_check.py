@@ -19,12 +19,13 @@ from torch import Tensor
 
 from vis import display, metrics
 from vis.claims import Claim, Rule, mean, spread
+from vis.device import local_convolutions
 from vis.errors import UserError
 from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.record import Part, Results, Rows
+from vis.record import Part, Results, Rows, numbers
 
 UNSEEN = "no logit depends on the rows {}..{} of the image"
 BLIND = "{}: the map is 0 where the network cannot see"
@@ -60,6 +61,7 @@ class WallCheck(Experiment):
         count = len(run.methods)
         return Load(run.config.model, unit["seed"], len(unit["images"]), 2 + count, kept * (1 + count))
 
+    @local_convolutions()
     def compute(self, run: Run, unit: Unit) -> Part:
         name, seed = unit["dataset"], unit["seed"]
         model = run.model(seed=seed)
@@ -174,7 +176,7 @@ class WallCheck(Experiment):
                         f"{column} x 100": mean(hundred) if hundred else None,
                         f"{column} std": spread(hundred) if len(hundred) > 1 else None,
                     }
-                drops = [r["drop"] for r in results.rows(dataset=dataset, method=method) if r["drop"] is not None]
+                drops = numbers(results.rows(dataset=dataset, method=method), "drop")
                 rows.append(
                     row | {"images": len(values), "zero maps": zeros, "average drop": mean(drops) if drops else None}
                 )
@@ -245,7 +247,7 @@ class WallCheck(Experiment):
             for method in results.config.methods:
                 show, _ = display.scaling(method_class(results.config, method).display)
                 map_, mu = results.arrays[f"{dataset}/{image}/{method}"], cells[method]["mu_minmax"]
-                note = "zeros" if mu is None or math.isnan(mu) else f"{100 * mu:.1f}"
+                note = "zeros" if math.isnan(mu) else f"{100 * mu:.1f}"
                 heading = "" if rows else method_title(results.config, method)
                 panels.append(Panel(show(map_, pixels), heading, note, dead))
             rows.append(PanelRow(panels))
@@ -264,5 +266,5 @@ def datasets(results: Results) -> list[str]:
 def activity(results: Results, method: str, column: str = "mu", dataset: str | None = None) -> tuple[list[float], int]:
     """The mu of a method's maps, and how many maps of zeros have none."""
     rows = results.rows(method=method) if dataset is None else results.rows(method=method, dataset=dataset)
-    values = [row[column] for row in rows if row[column] is not None and not math.isnan(row[column])]
+    values = numbers(rows, column)
     return values, len(rows) - len(values)

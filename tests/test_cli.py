@@ -1,6 +1,7 @@
 """The command line: help, listings, completion, the config, the run folder."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,8 +15,10 @@ from conftest import SMALL
 from PIL import Image
 
 import vis
+from vis.claims import Claim, above
 from vis.compose import GROUPS, compose_config, describe, options, register
 from vis.errors import Lacking
+from vis.record import Part, RunFolder, numbers
 
 FILES = (
     "figure.png", "figure.pdf", "maps.npz", "table.csv", "table.md", "predictions.csv", "claims.json", "config.yaml",
@@ -236,6 +239,35 @@ def test_every_kind_of_experiment_can_be_planned_and_nothing_is_made(experiment,
 def test_the_plan_counts_what_the_network_does(vis_run):
     out = vis_run("--dry-run", "dataset.names=all", "method=[gbp,saliency]").out
     assert "138.4 M weights, 30.94 GFLOP forward" in out  # VGG-16's published numbers: 138 M, 15.5 G multiply-adds
+
+
+def test_an_undefined_number_is_no_empty_cell_and_fails_its_claim(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin(compose_config([]))
+    folder.add(0, Part(tables={"table": [{"mu": math.nan, "label": None}, {"mu": 0.5, "label": 3}]}))
+    rows = folder.merge().rows()
+    assert math.isnan(rows[0]["mu"])
+    assert rows[0]["label"] is None
+    assert numbers(rows, "mu") == [0.5]
+    assert Claim("mu", "", "", "", above(0), [row["mu"] for row in rows]).verdict == "fails"
+
+
+def test_the_plan_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
+    ran = vis_run("-m", "model=cnn3_random", "model.num_filters=4,8", "--dry-run")
+    assert [line.partition(": ")[2].split()[-1] for line in ran.out.splitlines() if line.startswith("job")] == [
+        "model.num_filters=4",
+        "model.num_filters=8",
+    ]
+    assert ran.out.count("estimate ") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--continue", "--resume"])
+def test_a_plan_does_not_go_on_with_a_run(option, vis_run, tmp_path):
+    ran = vis_run("--dry-run", option, *([str(tmp_path)] if option == "--resume" else []))
+    assert ran.code == 2
+    assert option in ran.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_small_preset_yields_to_the_command_line():

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -54,6 +55,11 @@ class Results:
     def rows(self, table: str = "table", **where: Any) -> Rows:
         """The rows of a table whose columns have the given values."""
         return [r for r in self.tables.get(table, []) if all(r.get(k) == v for k, v in where.items())]
+
+
+def numbers(rows: Rows, column: str) -> list[float]:
+    """What a column holds, without the cells that are empty or undefined (NaN, as the mu of a map of zeros)."""
+    return [row[column] for row in rows if row.get(column) is not None and not math.isnan(row[column])]
 
 
 def reserve(root: Path, name: str) -> Path:
@@ -231,7 +237,8 @@ class RunFolder:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.path / "maps.npz")
-        write_json(self.path / "tables.json", tables)
+        # NaN as Python reads and writes it: an undefined number is no empty cell, and a claim of it fails
+        write_text(self.path / "tables.json", json.dumps(tables, indent=2, ensure_ascii=False) + "\n")
         return self.results()
 
     def clear_parts(self) -> None:

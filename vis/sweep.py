@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from vis.compose import describe, options, parse_overrides, slug
 from vis.figures import plot, save, styled
 from vis.page import document, html_table
-from vis.record import Rows, RunFolder, csv_text, markdown_text, write_json, write_text
+from vis.record import Rows, RunFolder, csv_text, markdown_text, numbers, write_json, write_text
 
 
 def begin(
@@ -121,7 +121,8 @@ def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any
     figure, axes = plot(3.3 * len(metrics), 2.5, caption, columns=len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
         for name in dict.fromkeys(tuple(row[c] for c in columns) for row in rows):
-            groups = [[r[metric] for r in rows if r[x] == v and tuple(r[c] for c in columns) == name] for v in xs]
+            own = [r for r in rows if tuple(r[c] for c in columns) == name]
+            groups = [numbers([r for r in own if r[x] == v], metric) for v in xs]
             points = [(v, g) for v, g in zip(xs, groups, strict=True) if g]
             ax.errorbar(
                 [v if numeric else str(v) for v, _ in points],

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.ayyar2021.gallery import Gallery
 from vis.claims import Claim, interval, mean, spread
 from vis.figures import PAGE_WIDTH, plot, styled
-from vis.record import Results, Rows
+from vis.record import Results, Rows, numbers
 
 
 class ByMethod(Gallery):
@@ -24,7 +24,7 @@ class ByMethod(Gallery):
 
     def values(self, results: Results, method: str, column: str) -> list[float]:
         """Of all images that have the number."""
-        return [row[column] for row in results.rows(method=method) if row.get(column) is not None]
+        return numbers(results.rows(method=method), column)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """A row for each method: mean, 95 % interval and standard deviation over the images."""

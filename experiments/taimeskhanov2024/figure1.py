@@ -45,7 +45,7 @@ class Figure1(Experiment):
             with torch.enable_grad():
                 before = method.sum(forward, None, layers[0]).relu()[:, None]
                 map_ = method.explain(forward, None)
-        mu = metrics.unseen_activity(map_, model.dead_rows).item()
+        mu = metrics.unseen_activity(map_, model.dead_rows).nan_to_num(0).item()  # a map of zeros highlights nothing
         arrays = {"pixels": batch.pixels[0], "before": before[0], "map": map_[0]}
         row: dict[str, Any] = {"image": batch.names[0], "method": name, "class": model.class_name(class_), "mu": mu}
         row |= {"weights": model.weights, "own": model.standin or not model.trained, "rows": list(model.dead_rows)}
@@ -54,8 +54,8 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         (row,) = results.rows()
         reason = "not the paper's weights" if row["own"] else ""
-        here = Claim("here", f"Here: {SENTENCE}", "Figure 1", "mu", above(0.1), [row["mu"] or 0.0])
-        return [Claim("unseen", SENTENCE, "Figure 1", "mu", above(0.1), [row["mu"] or 0.0], reason=reason), here]
+        here = Claim("here", f"Here: {SENTENCE}", "Figure 1", "mu", above(0.1), [row["mu"]])
+        return [Claim("unseen", SENTENCE, "Figure 1", "mu", above(0.1), [row["mu"]], reason=reason), here]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         (row,) = results.rows()
