@@ -397,6 +397,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="fewer networks and repetitions")
     arguments = parser.parse_args()
+    if arguments.device.startswith("cuda"):
+        torch.cuda.set_device(arguments.device)  # that the clocks wait for
+    torch.backends.cudnn.allow_tf32 = False  # as in a run with precision=float32
     warnings.filterwarnings("ignore", module="captum")
     print(f"{hardware(arguments.device)}; Python {platform.python_version()}, torch {torch.__version__}; float32\n")
     print("| work | peer | peer [s] | ours [s] | ratio | max relative l2 error |")

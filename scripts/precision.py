@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="one network, fewer windows")
     arguments = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # as in a run with precision=float32
     print(f"{hardware(arguments.device)}\n")
     for line in precisions(arguments.device, arguments.quick):
         print(line, flush=True)

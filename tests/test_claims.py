@@ -72,6 +72,7 @@ def test_a_rule_with_an_interval_takes_two_values():
     assert claim(POSITIVE, [1.0, 1.1]).verdict == "holds"
     assert claim(interval_below(0.05), [0.0, 0.001]).verdict == "holds"
     assert claim(interval_below(0.05), [0.0, 0.06]).verdict == "fails"
+    assert claim(increasing(), {"N = 256": [0.5, 0.6]}).verdict == "not measured"  # an order of one
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))

@@ -173,6 +173,12 @@ def test_fem_by_hand():
     assert fem(A, K=2).tolist() == [[[2, 2], [2, 2]]]
 
 
+def test_fem_keeps_constant_feature_maps_whatever_their_mean_is_rounded_to():
+    constants = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    kept = fem(constants.view(-1, 1, 1, 1).expand(-1, 1, 14, 14).contiguous())
+    assert torch.allclose(kept, constants.view(-1, 1, 1).expand_as(kept))
+
+
 def test_fem_of_feature_maps_with_three_dimensions():
     A = networks.images(2).view(2, 2, 6, 6, 4)
     flat = fem(A.reshape(2, 2, 36, 4))

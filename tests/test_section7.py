@@ -1,5 +1,6 @@
 """ayyar2021, section 7: attacks and shattering against other ways to the same; each experiment from command to verdict."""
 
+import json
 import shutil
 import time
 
@@ -342,10 +343,12 @@ def test_maps_of_each_epoch_lie_on_the_ink_or_not(vis_run):
         "experiment.images=5",
         "method=[saliency,fem]",
     )
-    run = load_run(vis_run("experiment=ayyar2021/accuracy", *words, "experiment.recipe.epochs=3").folder)
-    assert len(run.rows()) == 3 * 2 * 5
+    run = load_run(vis_run("experiment=ayyar2021/accuracy", *words, "experiment.recipe.epochs=3", "seeds=2").folder)
+    assert len(run.rows()) == 2 * 3 * 2 * 5
     assert all(0 <= row["auc"] <= 1 for row in run.rows())
-    assert len(run.rows("training")) == 3
+    assert len(run.rows("training")) == 2 * 3
+    claims = json.loads((run.folder / "claims.json").read_text())
+    assert all(len(claim["values"]) == 2 for claim in claims)  # a number for each training, not for each image
 
 
 def test_parameters_of_methods_that_were_not_chosen_are_nothing():

@@ -62,6 +62,15 @@ def test_a_probability_is_a_softmax_over_the_units():
     assert torch.allclose(score(output, [Target(2, output="prob")] * 2), expected)
 
 
+def test_units_of_many_images_and_their_gradients():
+    output = torch.rand(5, 7, requires_grad=True)
+    targets = [Target(unit) for unit in (3, 0, 6, 3, 3)]
+    together, alone = score(output, targets), torch.stack([o[t.unit] for o, t in zip(output, targets, strict=True)])
+    assert torch.equal(together, alone)
+    slopes = [torch.autograd.grad(each.sum(), output, retain_graph=True)[0] for each in (together, alone)]
+    assert torch.equal(*slopes)
+
+
 @pytest.mark.parametrize("unit", [5, -1, (0, 3, 0), (0, 0, 0, 0)])
 def test_a_unit_outside_the_layer_is_an_error(unit):
     with pytest.raises(IndexError, match=r"is not in a layer of shape \(5, 3, 3\)"):

@@ -16,7 +16,7 @@ from typing import Any
 class Rule:
     """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed, image or setting).
 
-    least: how many numbers it takes; two for an interval.
+    least: how many numbers it takes; two for an interval or an order.
     """
 
     text: str
@@ -103,7 +103,7 @@ def within(target: float, fraction: float) -> Rule:
 
 def increasing() -> Rule:
     """The values, in the order given, grow from each to the next."""
-    return Rule("each above the one before", lambda values: all(b > a for a, b in pairwise(values)))
+    return Rule("each above the one before", lambda values: all(b > a for a, b in pairwise(values)), least=2)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vis.execute import build_experiment
+from vis.device import synchronise
+from vis.execute import build_experiment, prepare
 from vis.experiment import Load, Run
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
@@ -40,6 +41,7 @@ class Cost:
 
 def dry_run(config: DictConfig) -> str:
     """The plan and its estimated cost as text. Raises UserError as the run itself would, where that shows without it."""
+    prepare(config)
     experiment, run = build_experiment(config), Run(config)
     units = list(experiment.units(run))
     loads = [experiment.load(run, unit) for unit in units]
@@ -115,8 +117,7 @@ def _flops_per_second(device: torch.device) -> float:
     def work() -> None:
         with torch.no_grad():
             conv(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
 
     return 2 * 9 * 128 * 128 * 56 * 56 / _fastest(work)
 

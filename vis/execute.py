@@ -18,10 +18,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vis import __version__, shards
-from vis.allocator import keep_freed_memory, peak_memory_gb, reset_peak_memory
+from vis.allocator import keep_freed_memory
 from vis.claims import Claim
 from vis.compose import with_a_way_out
 from vis.console import progress
+from vis.device import hardware, peak_memory_gb, reset_peak_memory
 from vis.errors import Lacking, UserError
 from vis.experiment import Experiment, Run
 from vis.figures import save
@@ -44,9 +45,10 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
     started = time.perf_counter()
     with folder.locked():
         try:
-            _prepare(config)
+            prepare(config)
             experiment = build_experiment(config)
             run = Run(config, path)
+            reset_peak_memory(run.device)
             units = list(experiment.units(run))
             folder.drop_damaged()
             folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
@@ -57,7 +59,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             _provenance(folder, run, command)
             claims = conclude(folder, experiment, results)
             seconds = time.perf_counter() - started
-            folder.set_status(state="done", seconds=seconds, peak_memory_gb=peak_memory_gb())
+            folder.set_status(state="done", seconds=seconds, peak_memory_gb=peak_memory_gb(run.device))
             run_page(folder)
             folder.clear_parts()
         except KeyboardInterrupt:
@@ -79,7 +81,7 @@ def execute_shard() -> None:
         return
     folder = RunFolder(path)
     config = folder.config()
-    _prepare(config)
+    prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
     _compute(folder, experiment, run, list(experiment.units(run)))
     shards.report()
@@ -137,10 +139,9 @@ def redraw(path: Path) -> None:
     run_page(folder)
 
 
-def _prepare(config: DictConfig) -> None:
+def prepare(config: DictConfig) -> None:
     """The same state for every job, also for the third of a sweep in one process."""
     keep_freed_memory()
-    reset_peak_memory()
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
     torch.manual_seed(config.seed)
@@ -148,6 +149,7 @@ def _prepare(config: DictConfig) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     Forward.tf32_backward = config.precision == "mixed"
 
 
@@ -193,7 +195,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
         "threads": torch.get_num_threads(),
     }
     if run.device.type == "cuda":
-        device["gpu"] = torch.cuda.get_device_name(run.device)
+        device |= {"gpu": hardware(run.device), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     datasets = [{"origin": d.origin, "images": len(d), "fingerprint": d.fingerprint()} for d in run.datasets]
     if manifest := [row for data in run.datasets if data.sources for row in data.manifest()]:
         write_text(folder.path / "manifest.csv", csv_text(manifest))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
+from vis.device import out_of_memory, pick_device
 from vis.errors import Lacking, UserError, did_you_mean
 from vis.fit import fit, fit_generators
 from vis.instantiate import construct, locate
@@ -88,6 +89,8 @@ class Run:
         self.folder = folder
         self.device = pick_device(config.device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        if self.device.type == "mps" and self.dtype is torch.float64:
+            raise UserError("device=mps has no float64: use device=cpu with precision=float64")
         self._model: tuple[Any, Model] | None = None
         self._standins: dict[str, StandIn] = {}
         self._fitted: dict[str, Any] = {}
@@ -237,8 +240,8 @@ class Run:
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
         except (NotApplicable, IndexError) as error:  # IndexError: a unit that is not in its layer
             raise UserError(f"{model.name}: {error}") from error
-        except RuntimeError as error:  # CUDA's OutOfMemoryError is one; the CPU's allocator has none of its own
-            if len(x) == 1 or "memory" not in str(error).lower():
+        except RuntimeError as error:
+            if len(x) == 1 or not out_of_memory(error):
                 raise
         log.warning("out of memory with %d images at a time: going on with %d", len(x), (len(x) + 1) // 2)
         if x.device.type == "cuda":
@@ -319,25 +322,6 @@ def method_title(config: DictConfig, name: str) -> str:
     first = next(str(each) for each in config.methods if method_class(config, each) is own)
     title = str(getattr(own, "title", "") or first)
     return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there.
-
-    Processes that torchrun started take the GPUs in turn.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    kind, _, index = name.partition(":")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise UserError(
-            f"device={name} is not there ({torch.cuda.device_count()} CUDA devices): use device=cpu or auto"
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps is not there: use device=cpu or auto")
-    return torch.device(name)
 
 
 class Experiment:

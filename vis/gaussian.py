@@ -144,7 +144,7 @@ class PatchGaussian:
         for some, _, place in self._by_place(image, windows, k):
             L = self._conditional(k, *place)[2].to(image)
             G, D = L.shape[:2]
-            noise = [each.standard_normal((count, G, D)) for each in _generators(seed, windows[some])]
+            noise = [each.standard_normal((count, G, D)) for each in _generators(seed, windows.cpu()[some.cpu()])]
             z = torch.from_numpy(np.concatenate(noise)).to(image)
             drawn = (z.transpose(0, 1) @ L.mT).transpose(0, 1)
             out[some] += drawn.reshape(len(some), count, len(image), k, k)

@@ -88,6 +88,8 @@ def _dispatch(argv: list[str]) -> int:
     if "install-completion" in options:
         print(COMPLETION, end="")
         return 0
+    if "dry-run" in options and (other := {"resume", "redraw", "continue"} & options.keys()):
+        raise UserError(f"--dry-run shows what a command would do; it does not go with --{other.pop()}")
     if "resume" in options:
         return _finish(options["resume"], lambda folder: _resume(folder, command))
     if "redraw" in options:
@@ -105,22 +107,15 @@ def _dispatch(argv: list[str]) -> int:
     if "continue" in options and (folder := _newest(overrides, config_dirs, command)):
         return _finish(folder, lambda folder: _resume(folder, command))
     if "multirun" in options:
+        if "dry-run" in options:
+            return _dry_run(compose.sweep_jobs(overrides), config_dirs, titles=True)
         return _sweep(overrides, config_dirs, command)
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
     config = compose.compose_config(overrides, config_dirs)
     jobs = _collected(config, overrides, config_dirs)
     if "dry-run" in options:
-        from vis.estimate import dry_run
-
-        for job in jobs or [overrides]:
-            try:
-                print(dry_run(compose.compose_config(job, config_dirs)), end="", flush=True)
-            except Lacking as error:
-                if not jobs:
-                    raise compose.with_a_way_out(error, config) from error
-                print(f"{job[0]}: {error}")
-        return 0
+        return _dry_run(jobs or [overrides], config_dirs)
     if jobs:
         return _collection(config, jobs, config_dirs, command)
     return _single(config, overrides, config_dirs, command)
@@ -212,6 +207,27 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
         return int(error.code or 0)
     finally:
         sys.argv = before
+    return 0
+
+
+def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) -> int:
+    """Say what each of the jobs would compute; of several, what one lacks. titles: the overrides of each before it."""
+    from vis import compose
+    from vis.estimate import dry_run
+
+    for number, job in enumerate(jobs):
+        if titles:
+            print(f"job {number}: {' '.join(job)}")
+        try:
+            config = compose.compose_config(job, config_dirs)
+            try:
+                print(dry_run(config), end="", flush=True)
+            except Lacking as error:
+                raise compose.with_a_way_out(error, config) from error
+        except Lacking as error:
+            if len(jobs) == 1:
+                raise
+            print(f"{job[0]}: {error}")
     return 0
 
 

@@ -6,7 +6,6 @@ about one.
 """
 
 import math
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ayyar2021.similarity import GRADIENTS
 from vis.claims import POSITIVE, Claim, departures, paper_and_here, spread
+from vis.device import hardware, synchronise
 from vis.experiment import Experiment, Load, Run, Unit, method_title
 from vis.figures import plot, styled
 from vis.methods import Method, explain_all
@@ -49,12 +49,10 @@ class Cost(Experiment):
         targets = run.units_of(model, run.targets[0], batch.names)
         part = Part(tables={"table": []})
         names = list(run.methods)
-        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{platform.machine()} CPU"
 
         def explain(method: Method) -> None:
             explain_all({"": method}, model.net, batch.x, [targets])
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronise(run.device)
 
         with torch.no_grad(), FlopCounterMode(display=False) as one_pass:
             model.net(batch.x)
@@ -74,7 +72,7 @@ class Cost(Experiment):
             except NotApplicable as error:  # the table and the caption say so
                 part.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
                 continue
-            row |= {"passes": self._passes[name], "device": device, "threads": torch.get_num_threads()}
+            row |= {"passes": self._passes[name], "device": hardware(run.device), "threads": torch.get_num_threads()}
             row["weights"] = model.weights
             part.tables["table"].append(row)
         return part

@@ -43,7 +43,7 @@ class Depth(ThreeLayer):
                 f"{method}_{network}", sentence, "Section 3.2.2", metric, rule, of(network, method), reason=reason
             )
 
-        same = Rule(f"largest - smallest < {CHANGE}", lambda values: max(values) - min(values) < CHANGE)
+        same = Rule(f"largest - smallest < {CHANGE}", lambda values: max(values) - min(values) < CHANGE, least=2)
         noise = near_zero(0.05, each=True)
         return [
             claim("cnn", "gbp", same),

@@ -116,7 +116,7 @@ class Figure9(Experiment):
         reason = not_the_papers(results)
         up_to, without = self.settings["up_to"], self.settings["except"]
         last = [layer for layer in up_to if not layer.startswith("fc")][-1:]  # "up to Conv5-1" and the like
-        falling = Rule("each below the one before", lambda values: increasing().holds([-v for v in values]))
+        falling = Rule("each below the one before", lambda values: increasing().holds([-v for v in values]), least=2)
         found: list[Claim] = []
 
         def over(name: str, kind: str, layers: Sequence[str]) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ up to the constant 1/Z_k. With max-pooling, h(delta'(o_ij) V_q~_ij,k) takes the 
 h(V^(1)), with V^(L-1) = Gamma_k^(L) and V^(l) = d o~(l+1)/d o(l) h(V^(l+1)) (8). Here all of it is spelled out in numpy.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,14 +103,14 @@ class Lemma1(Experiment):
         seed, network = unit["seed"], unit["network"]
         model = run.model(self.models[network], seed)
         batch = run.batch(model, range(len(run.dataset)))
-        part = Part(tables={"table": []})
+        part, on_cpu = Part(tables={"table": []}), copy.deepcopy(model.net).cpu()
         for target in run.targets:
             units = run.units_of(model, target, batch.names)
             explained = run.explain(model, batch.x, [units])
             for i, image in enumerate(batch.names):
                 k = int(explained.logits[i].argmax()) if units is None else units[i]
                 for method, maps in explained.maps[0].items():
-                    formula, map_ = expected(model.net.cpu(), batch.x[i].cpu().numpy(), k, method), maps[i].numpy()
+                    formula, map_ = expected(on_cpu, batch.x[i].cpu().numpy(), k, method), maps[i].numpy()
                     row = {"seed": seed, "network": network, "image": image, "target": str(target), "method": method}
                     error = float(np.abs(map_ - formula).max() / np.abs(formula).max())
                     part.tables["table"].append({**row, "equation": EQUATIONS[network], "error": error})

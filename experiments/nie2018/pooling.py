@@ -103,7 +103,7 @@ class Pooling(ThreeLayer):
         fine = {w: column(results, "HP", setting=f"window_{w}", method="deconvnet") for w in pooled}
         rate = "P(chosen <=> w^T y > 0)"
         some = above(0.01, each=True)
-        falls = Rule("each below the one before", lambda values: all(b < a for a, b in pairwise(values)))
+        falls = Rule("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
         return [
             *(claim(f"chosen_{w}", CHOSEN, f"{rate}, {w} windows", above(0.9), agreement(w)) for w in pooled),
             *(claim(f"like_gbp_{w}", LIKE_GBP, f"HP of DeconvNet, {w} windows", above(0.4), fine[w]) for w in pooled),

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.taimeskhanov2024.theorem1 import digit
 from vis import display
 from vis.claims import Claim, Rule, above, mean
+from vis.device import local_convolutions
 from vis.errors import UserError
 from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import Panel, PanelRow, panel_grid
@@ -39,6 +40,7 @@ class Figure3(Experiment):
     def load(self, run: Run, unit: Unit) -> Load:
         return Load(self.cnn, unit["seed"], len(run.dataset), 1, len(run.dataset))
 
+    @local_convolutions()
     def compute(self, run: Run, unit: Unit) -> Part:
         seed = unit["seed"]
         model = run.model(self.cnn, seed)

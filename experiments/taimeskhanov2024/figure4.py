@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from vis.claims import Claim, Rule, departures
+from vis.device import local_convolutions
 from vis.errors import UserError
 from vis.experiment import Experiment, Load, Run, Unit
 from vis.figures import PAGE_WIDTH, plot, styled
@@ -39,6 +40,7 @@ class Figure4(Experiment):
     def load(self, run: Run, unit: Unit) -> Load:
         return Load(run.config.model, run.config.seed, 1, 2, 0)
 
+    @local_convolutions()
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()
         if model.dead_rows is None:

@@ -101,7 +101,7 @@ def learnt_from(run: Run, own_images: bool) -> str:
 def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
     """The class of the only image of a batch whose evidence is asked for, and its logits [K] in float64."""
     with torch.no_grad():
-        logits = model.net(batch.x)[0].double().cpu()
+        logits = model.net(batch.x)[0].cpu().double()
     units = run.units_of(model, run.targets[0], batch.names)
     return units[0] if units else int(logits.argmax()), logits
 

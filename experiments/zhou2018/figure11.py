@@ -76,7 +76,7 @@ class Figure11(OnePicture):
         reason = ", ".join(filter(None, reasons if model.weights != "standin" else reasons[:1]))
         errors = np.array([r["arithmetic"] - r["efficient"] for r in rows])
         counts = [float(n) for n in np.histogram(np.abs(errors), bins=BINS)[0]]
-        fewer = Rule("each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)))
+        fewer = Rule("each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)), least=2)
         both = Rule("both signs", lambda values: min(values) > 0)
         shares = [float(np.mean(errors > 0)), float(np.mean(errors < 0))]
         close = [float(np.mean(np.abs(errors) < CLOSE))]

@@ -9,7 +9,6 @@ An image's time is derived, for all n = (H - k + 1)(W - k + 1) windows: 46,225 a
 The engine computes only what a window changes. Windows are measured evenly spread: those at the border are cheaper.
 """
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import learn
 from vis.claims import Claim, above, below, increasing
+from vis.device import hardware, synchronise
 from vis.experiment import Experiment, Run, Unit
 from vis.figures import plot, styled
 from vis.incremental import Incremental
@@ -75,16 +75,13 @@ class Speed(Experiment):
 
         def timed(work: Callable[[], Any], warm: Callable[[], Any] | None = None) -> tuple[float, Any]:
             (warm or work)()
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronise(run.device)
             began = time.perf_counter()
             value = work()
-            if run.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronise(run.device)
             return time.perf_counter() - began, value
 
-        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{platform.machine()} CPU"
-        row: dict[str, Any] = {"side": model.input_size[0], "batch": size * passes, "device": device}
+        row: dict[str, Any] = {"side": model.input_size[0], "batch": size * passes, "device": hardware(run.device)}
         row["threads"] = torch.get_num_threads()
         with evaluating(model.net), torch.no_grad():
             seconds, _ = timed(lambda: [model.net(images) for _ in range(passes)], lambda: model.net(images[:2]))
@@ -131,8 +128,9 @@ class Speed(Experiment):
         least = min(r["samples"] for r in results.rows()) * (1 - 1e-9)
         engine = [_median(results, n, "forward") / _median(results, n, "engine") for n in names]
         whole = [_image(results, n, "PDA") / _image(results, n, "efficient, engine") for n in names]
-        times = "seconds of PDA over those of the efficient algorithm, one value a network"
-        both = "seconds of PDA over those of the efficient algorithm with the engine, one value a network"
+        derived = "both derived from the seconds of a pass, a draw and a mean, one value a network"
+        times = f"seconds of PDA over those of the efficient algorithm, {derived}"
+        both = f"seconds of PDA over those of the efficient algorithm with the engine, {derived}"
         return [
             *found,
             Claim("ten", TEN, self.source, times, above(9, each=True), speed, 10),

@@ -324,6 +324,8 @@ def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module
     z = products.sum(0) if b is None else products.sum(0) + b
     try:
         return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # whatever comes of rows that do not fit together
         return None
 
@@ -372,7 +374,7 @@ class OptiCAM(ActivationMap):
         going = torch.arange(len(B), device=B.device)
         for step in range(self.iterations + 1):
             H = masks(weigh(beta[going].softmax(1), B[going]), images.shape[-2:])[:, None]
-            scores = score(forward.model(H * images[going] + (1 - H) * black), [chosen[i] for i in going])
+            scores = score(forward.model(H * images[going] + (1 - H) * black), [chosen[i] for i in going.tolist()])
             f = scores.detach()
             better = going[f > largest[going]]
             best[better] = beta.detach()[better]

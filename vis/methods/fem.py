@@ -1,5 +1,6 @@
 """FEM, the feature-based explanation method (Fuad et al. 2020; ayyar2021, section 5.3)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ def fem(A: Tensor, K: float = 1.0) -> Tensor:
     positions = tuple(range(2, A.ndim))
     mu = A.mean(positions, keepdim=True)
     sigma = A.std(positions, correction=0, keepdim=True)
-    return (mu * (mu + K * sigma <= A)).sum(1)
+    slack = 8 * torch.finfo(A.dtype).eps * mu.abs()  # of the mean: a constant map is kept, whatever its rounding
+    return (mu * (mu + K * sigma - slack <= A)).sum(1)
 
 
 class FEM(Method):

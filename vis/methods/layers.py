@@ -5,7 +5,6 @@ costs nothing, and whatever reaches the output past the layer has no rows, so th
 from the layer: torch raises.
 """
 
-import contextlib
 from collections import Counter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -89,6 +88,8 @@ def _takes_no_images(model: nn.Module, images: Tensor) -> bool:
     """Whether the network takes an empty batch."""
     try:
         model(images[:0])
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # whatever it raises: it is run on an image instead, and raises there if that fails as well
         return False
     return True
@@ -117,10 +118,14 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Te
 
 def run_rest(model: nn.Module, image: Tensor, layer: str, values: Tensor) -> Tensor:
     """`run_from` for one image [1, C, H, W]; it goes through as well, n times, where the layer alone does not do."""
-    # Whatever a skip connection around the layer, an operation that takes no empty batch or the user's own hook raises.
-    with contextlib.suppress(Exception):
+    try:
         return run_from(model, image[:0], layer, values)
-    return run_from(model, image.expand(len(values), -1, -1, -1), layer, values)
+    except torch.OutOfMemoryError:  # more of it would not help
+        raise
+    except (
+        Exception
+    ):  # of a skip connection around the layer, an operation that takes no empty batch, the user's own hook
+        return run_from(model, image.expand(len(values), -1, -1, -1), layer, values)
 
 
 class Dense(NamedTuple):
@@ -163,6 +168,8 @@ def dense_after(model: nn.Module, images: Tensor, layer: str, A: Tensor) -> Dens
     ]
     try:
         run_from(model, images[:0], layer, rows)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # _Reached, or a network that does not run from this layer alone
         pass
     finally:

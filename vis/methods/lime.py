@@ -63,7 +63,7 @@ class LIME(Method):
         near = 1 - (kept.sum(1) / count).sqrt()  # 1 - cosine of a sample and the whole image
         weights = torch.exp(-near.double().square() / (2 * self.sigma**2))
         ridge = Ridge(alpha=self.alpha)
-        ridge.fit(kept.double().numpy(), torch.cat(values).double().cpu().numpy(), sample_weight=weights.numpy())
+        ridge.fit(kept.double().numpy(), torch.cat(values).cpu().double().numpy(), sample_weight=weights.numpy())
         return torch.from_numpy(ridge.coef_).to(image)[segments][None]
 
     def segments(self, image: Tensor) -> Tensor:
@@ -71,6 +71,6 @@ class LIME(Method):
         from skimage.segmentation import slic
 
         low, high = image.min(), image.max()
-        pixels = ((image - low) / (high - low) if high > low else image * 0).double().cpu().numpy()
+        pixels = ((image - low) / (high - low) if high > low else image * 0).cpu().double().numpy()
         labels = slic(pixels, n_segments=self.superpixels, channel_axis=0, start_label=0, convert2lab=len(pixels) == 3)
         return torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(labels.shape)).to(image.device)

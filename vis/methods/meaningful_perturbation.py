@@ -62,7 +62,7 @@ class MeaningfulPerturbation(Method):
                 break
             m = self._up(mask[going], images)
             mixed = m * images[going] + (1 - m) * blurred[going]
-            p = score(forward.model(mixed.roll(shift, (2, 3))), [chosen[i] for i in going])
+            p = score(forward.model(mixed.roll(shift, (2, 3))), [chosen[i] for i in going.tolist()])
             loss = p + self.l1 * (1 - mask[going]).mean((1, 2, 3)) + self.tv * self._roughness(mask[going])
             (gradient,) = torch.autograd.grad(loss.sum(), mask)
             with torch.no_grad():

@@ -52,21 +52,27 @@ def accumulate(evidence: Tensor, windows: Tensor, k: int, size: Sequence[int]) -
 
     evidence [n, C] for windows [n, 2] of side k, each once. A box filter: two sums along each axis, whatever k is.
     """
-    grid = evidence.new_zeros(evidence.shape[1] + 1, *(n - k + 1 for n in size), dtype=torch.float64)
-    top, left = windows.to(grid.device).unbind(1)
-    grid[:, top, left] = torch.cat([evidence.double(), torch.ones_like(evidence[:, :1], dtype=torch.float64)], 1).T
+    given, evidence = evidence, evidence.cpu().double()
+    grid = evidence.new_zeros(evidence.shape[1] + 1, *(n - k + 1 for n in size))
+    top, left = windows.cpu().unbind(1)
+    grid[:, top, left] = torch.cat([evidence, torch.ones_like(evidence[:, :1])], 1).T
     for dim in (1, 2):
         n = size[dim - 1]
         total = torch.nn.functional.pad(grid.movedim(dim, -1).cumsum(-1), (1, 0))  # [..., n - k + 2]
-        last = torch.arange(1, n + 1, device=grid.device).clamp(max=n - k + 1)
-        first = torch.arange(1 - k, n - k + 1, device=grid.device).clamp(min=0)
+        last = torch.arange(1, n + 1).clamp(max=n - k + 1)
+        first = torch.arange(1 - k, n - k + 1).clamp(min=0)
         grid = (total[..., last] - total[..., first]).movedim(-1, dim)
-    return (grid[:-1] / grid[-1].round().clamp(min=1)).to(evidence.dtype)
+    return (grid[:-1] / grid[-1].round().clamp(min=1)).to(given)
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Numbers in float64, on the CPU where the device has none (Apple's)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
     """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none."""
-    p = p.double()
+    p = in_float64(p)
     if math.isinf(laplace):
         return torch.logit(p) / math.log(2)
     return torch.log2((p * laplace + 1) / (laplace * (1 - p) + classes - 1))
@@ -109,7 +115,7 @@ class _Windows(Method):
         windows, maps = self.windows(images), []
         for image, target in zip(images, output_targets(forward, targets, self.title), strict=True):
             evidence = self.evidence(forward.model, image, target, windows)
-            maps.append(accumulate(evidence, windows, self.window, image.shape[1:]).to(image.dtype))
+            maps.append(accumulate(evidence, windows, self.window, image.shape[1:]).to(image))
         return torch.stack(maps)
 
     def evidence(self, model: nn.Module, image: Tensor, target: Target, windows: Tensor) -> Tensor:
@@ -137,7 +143,7 @@ class _Windows(Method):
 
     def _saturation(self, logits: Tensor, target: Target) -> None:
         """Say where the correction, not the network, decides how large the evidence can be."""
-        p, classes = logits.double().softmax(1)[:, target.unit], logits.shape[1]
+        p, classes = in_float64(logits).softmax(1)[:, target.unit], logits.shape[1]
         odds, most = (
             log2_odds(p, classes, self.laplace).item(),
             log2_odds(torch.ones_like(p), classes, self.laplace).item(),
@@ -222,7 +228,7 @@ class Learnt(_Windows):
         return self.expected.means(image, windows, self.window)[:, None]
 
     def _measure(self, logits: Tensor, target: Target) -> Tensor:
-        return log2_odds(logits.double().softmax(-1)[..., target.unit].mean(1), logits.shape[-1], self.laplace)
+        return log2_odds(in_float64(logits).softmax(-1)[..., target.unit].mean(1), logits.shape[-1], self.laplace)
 
 
 class PDA(Learnt):
@@ -358,5 +364,5 @@ class Occlusion(_Windows):
 
     def _measure(self, logits: Tensor, target: Target) -> Tensor:
         if self.of == "odds":
-            return log2_odds(logits[:, 0].double().softmax(-1)[:, target.unit], logits.shape[-1], self.laplace)
+            return log2_odds(in_float64(logits[:, 0]).softmax(-1)[:, target.unit], logits.shape[-1], self.laplace)
         return score(logits[:, 0], [target] * len(logits))

@@ -59,7 +59,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
 def torchvision_weights(arch: str) -> Path:
     """The file of torchvision's pretrained weights in torch's hub folder, downloaded on first use.
 
-    Raises UserError where torchvision has none, NoWeights where they cannot be downloaded.
+    Raises UserError where torchvision has none, Lacking where they cannot be downloaded.
     """
     from torchvision import models
 
