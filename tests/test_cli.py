@@ -16,7 +16,7 @@ from PIL import Image
 
 import vis
 from vis.claims import Claim, above
-from vis.compose import GROUPS, compose_config, describe, options, register
+from vis.compose import GROUPS, compose_config, describe, options, register, spelled_out
 from vis.errors import Lacking
 from vis.record import Part, RunFolder, numbers
 
@@ -260,6 +260,18 @@ def test_the_plan_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
     ]
     assert ran.out.count("estimate ") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_in_a_sweep_stands_for_the_names_that_fit():
+    register()
+    assert spelled_out(["experiment=glob(nie2018/theorem*)"], []) == ["experiment=nie2018/theorem1,nie2018/theorem2"]
+
+
+def test_options_of_the_model_of_a_small_preset_are_known(vis_run):
+    words = ["experiment=compare", "preset=small", "dataset.limit=1", "--dry-run"]
+    weights = [vis_run(*words, f"model.width={width}").out.partition("model ")[2] for width in (0.0625, 0.125)]
+    assert weights[0].split()[0] == weights[1].split()[0] == "vgg_small:"
+    assert weights[0] != weights[1]
 
 
 @pytest.mark.parametrize("option", ["--continue", "--resume"])

@@ -14,7 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -94,9 +94,12 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     config = _compose(overrides, config_dirs)
     choices = [o.input_line for o in parsed if o.input_line and _group_of(o) in GROUPS]
     if len(choices) < len(parsed):
-        _check_types(config, _compose(choices, config_dirs, lenient=True), parsed)
+        _check_types(config, _compose(choices, config_dirs), parsed)
     apply_preset(config, overrides)
     forget_unchosen(config, overrides)
+    keys = [o.key_or_group for o in parsed]
+    if config.image is not None and (unused := [key for key in keys if key.partition(".")[0] == "dataset"]):
+        raise UserError(f"image= takes the place of the dataset: leave out {unused[0]}=")
     try:
         check(config)
     except Lacking as error:
@@ -151,9 +154,14 @@ def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
-    """Override lists in which each value of each swept key occurs: enough to check a sweep before it starts."""
+    """Override lists in which each value of each swept key occurs: enough to check a sweep before it starts.
+
+    Raises UserError for a range without steps, which has no list of values.
+    """
     parsed = parse_overrides(list(overrides))
-    swept = [o for o in parsed if o.is_sweep_override() and o.is_discrete_sweep()]
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if endless := [o.input_line for o in swept if not o.is_discrete_sweep()]:
+        raise UserError(f"{endless[0]} has no list of values: give some (2,4,8), or range(2,9,2)")
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     first = [_expand(o)[0] for o in swept]
     samples = [fixed + first]
@@ -179,7 +187,22 @@ def _expand(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def quoted(word: str) -> str:
+def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
+    """Overrides as Hydra takes them: quotes where its grammar needs them, glob() as names, the model of preset=small.
+
+    preset=small puts another model in place of the paper's. Where the command line changes values of the model, they are
+    that one's, so that it has to stand there by name. Raises UserError for a glob() that fits no name.
+    """
+    overrides = [_names_for_glob(_quoted(word), config_dirs) for word in words]
+    keys = {o.key_or_group for o in parse_overrides(overrides)}
+    if "preset=small" in overrides and "model" not in keys and any(key.startswith("model.") for key in keys):
+        choices = [word for word in overrides if word.startswith("experiment=")]
+        model = (_compose(choices, config_dirs).experiment.get("small") or {}).get("model")
+        overrides += [f"model={model}"] if isinstance(model, str) else []
+    return overrides
+
+
+def _quoted(word: str) -> str:
     """`key=value`, with the value in quotes where Hydra's grammar could not read it: image=cat(1).jpg."""
     key, equals, value = word.partition("=")
     try:
@@ -188,6 +211,17 @@ def quoted(word: str) -> str:
         if equals and key and value and value[0] not in "[{'\"":
             return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return word
+
+
+def _names_for_glob(word: str, config_dirs: Sequence[Path]) -> str:
+    (override,) = parse_overrides([word])
+    pattern = override.value()
+    if not isinstance(pattern, Glob):
+        return word
+    names = pattern.filter(list(options(_group_of(override), config_dirs)))
+    if not names:
+        raise UserError(f"{word}: no {override.key_or_group} has such a name. See vis-run --list")
+    return f"{override.get_key_element()}={','.join(names)}"
 
 
 def is_sweep(overrides: Sequence[str]) -> bool:
@@ -223,7 +257,7 @@ def _check_choices(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
                 raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
 
 
-def _compose(overrides: Sequence[str], config_dirs: Sequence[Path], lenient: bool = False) -> DictConfig:
+def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
     GlobalHydra.instance().clear()
@@ -239,12 +273,19 @@ def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[P
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if unknown:
         key = unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2)
+        if key.startswith("hydra."):
+            return UserError(f"unknown option {key!r}. Hydra's own are in vis-run --cfg hydra")
         choices = [o.input_line or "" for o in parse_overrides(list(overrides)) if _group_of(o) in GROUPS]
         known = [name for name, _ in leaves(_compose(choices, config_dirs))]
-        parent = key.rpartition(".")[0]
+        parent, _, last = key.rpartition(".")
         near = [name for name in known if parent and name.startswith(parent + ".")]
-        hint = did_you_mean(key, near or [*GROUPS, *(name for name in known if "." not in name)])
-        return UserError(f"unknown option {key!r}.{hint} A new key is added with +{key}=...")
+        elsewhere = [name for name in known if parent and name.rpartition(".")[2] == last]
+        siblings = [name for name in known if parent and name.startswith(parent.partition(".")[0] + ".")]
+        top = [*GROUPS, *(name for name in known if "." not in name)]
+        hint = did_you_mean(key, near or elsewhere or siblings or top)
+        return UserError(
+            f"unknown option {key!r}.{hint}" + f" A new key is added with +{key}=..." * bool(near or not parent)
+        )
     return UserError(_first_line(error))
 
 
@@ -294,9 +335,7 @@ def _show(value: Any) -> str:
     if isinstance(value, ListConfig):
         return "[" + ",".join(map(_show, value)) + "]"
     return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if not isinstance(value, int | float) or isinstance(value, bool)
-        else str(value)
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
     )
 
 
@@ -323,10 +362,29 @@ def check(config: DictConfig) -> None:
         raise UserError(f"precision={config.precision} is one of {', '.join(PRECISIONS)}")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):
         raise UserError(f"device={config.device} is auto, cpu, cuda, cuda:1, ... or mps")
-    pictures = [config.image] if isinstance(config.image, str) else list(config.image or [])
-    for picture in pictures:
-        if not Path(str(picture)).expanduser().is_file():
-            raise UserError(f"no image file {picture}")
+    _check_input(config)
     weights = config.get("model") and config.model.get("weights")
     if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
         raise Lacking(f"no weights file {weights}: give model.weights=FILE")
+
+
+def _check_input(config: DictConfig) -> None:
+    """Seeds, pictures, targets, folders."""
+    largest = 2**32 - config.seeds
+    if not 0 <= config.seed <= largest:
+        raise UserError(f"seed={config.seed} is not between 0 and {largest}")
+    for key in ("dataset.limit", "dataset.resize"):
+        if (count := OmegaConf.select(config, key)) is not None and (not isinstance(count, int) or count < 1):
+            raise UserError(f"{key}={count} is not an integer, 1 or more (null: as it is)")
+    if not isinstance(config.outputs, str) or not config.outputs:
+        raise UserError(f"outputs={_show(config.outputs)} is no folder's name (of a folder named 12: outputs=./12)")
+    if config.image is not None:
+        pictures = list(config.image) if isinstance(config.image, ListConfig) else [config.image]
+        for picture in pictures or [None]:
+            if not isinstance(picture, str):
+                raise UserError(f"image={_show(config.image)} is no file's name (of a file named 12: image=./12)")
+            if not Path(picture).expanduser().is_file():
+                raise UserError(f"no image file {picture}")
+    targets = list(config.target) if isinstance(config.target, ListConfig) else [config.target]
+    if not targets or any(target is None or isinstance(target, bool) for target in targets):
+        raise UserError(f"target={_show(config.target)} is max, random, an index, a class name, or a list of these")

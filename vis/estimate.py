@@ -50,7 +50,7 @@ def dry_run(config: DictConfig) -> str:
         lines.append(f"methods    {', '.join(config.methods)}")
     if None in loads:
         return "\n".join([*lines, "cost       not estimated for this experiment"]) + "\n"
-    costs = {str(load.model): count(load) for load in loads if load}
+    costs = {model: count(load) for model, load in {str(load.model): load for load in loads if load}.items()}
     for cost in costs.values():
         streamed = f", {cost.streamed_forward / 1e9:.2f} G more streamed" if cost.streamed_forward else ""
         lines.append(

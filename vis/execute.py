@@ -126,6 +126,7 @@ def redraw(path: Path) -> None:
     Raises UserError where it has none, or too few.
     """
     folder = RunFolder(path)
+    folder.config()  # raises where this is no run
     so_far = folder.done() if folder.status.get("state") != "done" else ()
     if not so_far and (maps := path / "maps.npz").is_file() and not intact(maps):
         raise UserError(f"{maps} is damaged: start the run again")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from vis import sweep
 from vis.errors import Incomplete, Lacking, UserError
-from vis.record import RunFolder, failure
+from vis.record import RunFolder, failure, intact
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def _resume_run(folder: Path, command: str) -> None:
     config = run.config()
     status = run.status
     if status.get("state") == "done":
+        if not intact(maps := folder / "maps.npz"):
+            raise UserError(f"{maps} is damaged: start the run again")
         log.info("this run is complete; --redraw draws its figures again")
         return
     _enter(status.get("cwd"))

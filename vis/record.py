@@ -270,6 +270,8 @@ def failure(error: BaseException, folder: Path) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write in {folder}: {error.strerror}"
     first = (str(error).splitlines() or [""])[0][:500]
     place = f"see {folder / 'traceback.txt'}; " if (folder / "traceback.txt").exists() else ""
     reason = first if isinstance(error, Incomplete) else f"the run failed: {type(error).__name__}: {first}"

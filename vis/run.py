@@ -90,6 +90,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if "dry-run" in options and (other := {"resume", "redraw", "continue"} & options.keys()):
         raise UserError(f"--dry-run shows what a command would do; it does not go with --{other.pop()}")
+    if overrides and (other := {"resume", "redraw"} & options.keys()):
+        raise UserError(f"--{other.pop()} takes a run as it is: leave out {overrides[0]}")
     if "resume" in options:
         return _finish(options["resume"], lambda folder: _resume(folder, command))
     if "redraw" in options:
@@ -98,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
     from vis import compose
 
     compose.register()
-    overrides = [compose.quoted(word) for word in overrides]
+    overrides = compose.spelled_out(overrides, config_dirs)
     if "list" in options:
         print(_listing(config_dirs), end="")
         return 0
@@ -108,6 +110,7 @@ def _dispatch(argv: list[str]) -> int:
         return _finish(folder, lambda folder: _resume(folder, command))
     if "multirun" in options:
         if "dry-run" in options:
+            compose.sweep_samples(overrides)  # raises for what is no list
             return _dry_run(compose.sweep_jobs(overrides), config_dirs, titles=True)
         return _sweep(overrides, config_dirs, command)
     if compose.is_sweep(overrides):
@@ -365,13 +368,14 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     from vis.sweep import begin
 
     configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
+    jobs = compose.sweep_jobs(overrides)
     if any("all" in config.experiment for config in configs):
         raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = reserve(Path(configs[0].outputs).expanduser(), _folder_name(configs[0]) + "_sweep")
 
     # Folders of jobs are named after what differs between them.
     names = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"]
-    begin(folder, compose.sweep_jobs(overrides), config_dirs, command)
+    begin(folder, jobs, config_dirs, command)
 
     def work(_: Path) -> None:
         with finish_sweep(folder):

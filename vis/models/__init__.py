@@ -111,6 +111,8 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
     """
     node, own = _split(config)
     name = own["name"] or str(node.get("_target_", "model")).rpartition(".")[2]
+    if (own["std"] or 0) < 0:
+        raise UserError(f"model.std={own['std']} is below 0")
     init, std, weights = own["init"], own["std"] if own["std"] is not None else 0.1, own["weights"]
     if init is None and weights is None:
         raise UserError(
