@@ -57,7 +57,7 @@ class Compare(Experiment):
 
     def load(self, run: Run, unit: Unit) -> Load:
         count = len(run.methods)
-        return Load(run.config.model, unit["seed"], 1, count + count * 2 * self.steps // 3, 1 + count)
+        return Load(run.config.model, unit["seed"], 1, run.passes + count * 2 * self.steps, 1 + count)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         seed = unit["seed"]

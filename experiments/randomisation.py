@@ -37,7 +37,7 @@ class Randomisation(Experiment):
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 16)]
 
     def load(self, run: Run, unit: Unit) -> Load:
-        return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * len(run.methods), 0)
+        return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * run.passes, 0)
 
     def _variants(self, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
         """{label: (kind, what changes of the model's config)}, the trained network first."""

@@ -50,7 +50,7 @@ class Train(Experiment):
         steps = -(-len(self._splits(run)[0]) // self._recipe(run).batch_size)
         # A step is a forward and two backward passes of its batch, in the memory of one batch.
         node = self.networks(run)[unit.get("network", "")]
-        return Load(node, unit["seed"], self._recipe(run).batch_size, maps=3 * steps - 1, stored=0)
+        return Load(node, unit["seed"], self._recipe(run).batch_size, passes=3 * steps - 1, stored=0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         epoch = unit["epoch"]

@@ -31,7 +31,7 @@ class Visualize(Experiment):
 
     def load(self, run: Run, unit: Unit) -> Load:
         images, maps = len(unit["images"]), len(run.methods) * len(run.targets)
-        return Load(run.config.model, unit["seed"], images, maps, stored=images * (1 + maps))
+        return Load(run.config.model, unit["seed"], images, run.passes * len(run.targets), images * (1 + maps))
 
     def compute(self, run: Run, unit: Unit) -> Part:
         seed = unit["seed"]

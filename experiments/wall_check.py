@@ -59,7 +59,7 @@ class WallCheck(Experiment):
     def load(self, run: Run, unit: Unit) -> Load:
         kept = sum(i < self.samples for i in unit["images"])
         count = len(run.methods)
-        return Load(run.config.model, unit["seed"], len(unit["images"]), 2 + count, kept * (1 + count))
+        return Load(run.config.model, unit["seed"], len(unit["images"]), 4 + run.passes + count, kept * (1 + count))
 
     @local_convolutions()
     def compute(self, run: Run, unit: Unit) -> Part:

@@ -93,3 +93,10 @@ def test_the_stated_costs_are_counted(method):
         eval(method, vars(methods))(net, image)
     # The rest: eigenvectors, the dense layer again, and the first layer's signed inputs, which have more products.
     assert counter.get_total_flops() / one_pass.get_total_flops() == pytest.approx(PASSES[method], rel=0.05)
+
+
+@pytest.mark.parametrize("method", PASSES)
+def test_a_plan_knows_the_costs_within_a_factor_of_two(method):
+    own, image = eval(method, vars(methods)), torch.rand(1, 1, 28, 28)
+    planned = 1 + own.passes(SCRIPT["pooled"]().eval(), image)
+    assert planned / 2 <= PASSES[method] <= 2 * planned

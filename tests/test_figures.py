@@ -1,6 +1,7 @@
 """Figures that can be shown: nothing is cut off, no text lies on another or on a picture."""
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_equal_figures_are_equal_files(tmp_path):
         save(panel_grid([PanelRow([Panel(np.ones((4, 4, 3)), "title")])], ["caption"]), tmp_path / name)
     for kind in ("png", "pdf"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_a_name_in_a_script_without_a_font_is_no_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(panel_grid([PanelRow([Panel(np.ones((4, 4, 3)), "猫", "猫")], "猫")], ["猫"]), tmp_path / "figure")
 
 
 def test_minus_and_times_are_typeset():

@@ -101,8 +101,8 @@ def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -
     built = None
     for load in loads:
         cost = costs[str(load.model)]
-        seconds += load.images * cost.flops * (1 + load.maps) / rate
-        seconds += draw * (cost.streamed_forward + load.maps * cost.streamed_backward)
+        seconds += load.images * cost.flops * (1 + load.passes) / rate
+        seconds += draw * (cost.streamed_forward + load.passes * cost.streamed_backward)
         if built != (load.model, load.seed):
             seconds, built = seconds + draw * cost.weight_bytes / 4, (load.model, load.seed)
         memory = max(memory, cost.weight_bytes + load.images * cost.activation_bytes * 1.5)

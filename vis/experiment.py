@@ -32,7 +32,7 @@ from vis.instantiate import construct, locate
 from vis.methods import AdversarialGenerators, Method, NotApplicable, explain_all
 from vis.methods.forward import Forward
 from vis.methods.perturbation import Learnt
-from vis.models import Model, build_model
+from vis.models import Model, build_model, skeleton
 from vis.models.weights import torchvision_weights
 from vis.record import Part, Results, Rows
 from vis.standin import StandIn, architecture, standin
@@ -67,14 +67,14 @@ class Explained(NamedTuple):
 class Load:
     """What a unit of work asks of a network, for `--dry-run`.
 
-    model: its config node; images that go through it; maps computed of each (backward passes); stored: arrays of an
-    image's size that go to disk.
+    model: its config node; images that go through it; passes of each beyond the first, a backward pass is one as well (see
+    `Run.passes`); stored: arrays of an image's size that go to disk.
     """
 
     model: Mapping[str, Any]
     seed: int
     images: int
-    maps: int
+    passes: float
     stored: int
 
 
@@ -219,6 +219,13 @@ class Run:
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+
+    @cached_property
+    def passes(self) -> float:
+        """About how many passes the maps of one target of an image take beyond the shared forward pass, by all methods."""
+        net, channels, size = skeleton(self.config.model)
+        image = torch.empty(1, channels, *size, device="meta")
+        return sum(method.passes(net, image) for method in self.methods.values())
 
     def batches(self, count: int, default: int) -> list[list[int]]:
         """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""

@@ -35,7 +35,7 @@ class Accuracy(Train):
 
     def load(self, run: Run, unit: Unit) -> Load:
         load = super().load(run, unit)
-        return Load(load.model, load.seed, load.images, load.maps + len(run.methods), 0)
+        return Load(load.model, load.seed, load.images, load.passes + run.passes * self.images / load.images, 0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         trained = super().compute(run, unit)

@@ -51,8 +51,8 @@ class Attacks(ByMethod):
 
     def load(self, run: Run, unit: Unit) -> Load:
         load = super().load(run, unit)
-        maps = load.maps * (1 + 2 * len(ATTACKS)) + load.images * self.population * self.generations // 2
-        return Load(load.model, load.seed, load.images, maps, load.stored)
+        passes = load.passes * (1 + 2 * len(ATTACKS)) + self.population * self.generations
+        return Load(load.model, load.seed, load.images, passes, load.stored)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()

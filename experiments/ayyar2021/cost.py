@@ -41,7 +41,7 @@ class Cost(Experiment):
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
 
     def load(self, run: Run, unit: Unit) -> Load:
-        return Load(run.config.model, run.config.seed, 1, len(run.methods), 0)
+        return Load(run.config.model, run.config.seed, 1, run.passes, 0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, number = run.model(), unit["round"]

@@ -92,7 +92,7 @@ class Gallery(Experiment):
 
     def load(self, run: Run, unit: Unit) -> Load:
         images, maps = len(unit["images"]), len(run.methods)
-        return Load(run.config.model, run.config.seed, images, images * maps, images * (1 + maps))
+        return Load(run.config.model, run.config.seed, images, run.passes, images * (1 + maps))
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()

@@ -54,7 +54,7 @@ class Noise(ByMethod):
 
     def load(self, run: Run, unit: Unit) -> Load:
         load, times = super().load(run, unit), 1 + len(self.levels)
-        return Load(load.model, load.seed, load.images * times, load.maps * times, 0)
+        return Load(load.model, load.seed, load.images * times, load.passes, 0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()

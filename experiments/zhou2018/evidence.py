@@ -191,7 +191,7 @@ class EvidenceMaps(Experiment):
             every = windows_of(size, each.window, each.stride)
             self._shares[unit["method"]] = share(net, channels, size, every, each.window)
         passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1)) * self._shares[unit["method"]]
-        return Load(run.config.model, run.config.seed, 1, math.ceil(passes / 2), 1)  # a map counts as two passes
+        return Load(run.config.model, run.config.seed, 1, passes, 1)
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]

@@ -32,6 +32,13 @@ class Method(ABC):
         """The layers whose outputs it needs from the forward pass of these images."""
         return ()
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        """About how many passes a map of an image [1, C, H, W] takes beyond the shared forward pass; a backward pass is one.
+
+        For plans: the model and the image have shapes alone (torch's meta device). What is learnt first is not counted.
+        """
+        return 1
+
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
         """What each map sums to by the axiom, [B]; None without one."""
         return None

@@ -252,6 +252,10 @@ class ScoreCAM(ActivationMap):
 
     title = "ScoreCAM"
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        with Forward(model, image, self.layers(model, image)) as forward:
+            return forward.layers[self.layers(model, image)[0]].shape[1]
+
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         B, images = forward.layers[layer].detach(), forward.images.detach()
         chosen = output_targets(forward, targets, self.title)
@@ -359,6 +363,9 @@ class OptiCAM(ActivationMap):
         self.iterations = iterations
         self.lr = lr
         self.black = tuple(black)
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 2 * self.iterations
 
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         B, images = forward.layers[layer].detach(), forward.images.detach()

@@ -174,6 +174,9 @@ class DeepLIFT(Method):
         check_baseline(baseline)
         self.rule, self.baseline, self.black, self.seed = rule, baseline, tuple(black), seed
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 3 if self.rule == "rescale" else 10
+
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)

@@ -74,6 +74,9 @@ class IntegratedGradients(Method):
         check_baseline(baseline)
         self.steps, self.rule, self.baseline, self.black, self.seed = steps, rule, baseline, tuple(black), seed
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 2 * self.steps
+
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         x = forward.images.detach()
         x0 = self._baseline(x)
@@ -150,6 +153,9 @@ class SmoothGrad(Method):
             raise ValueError("samples is 1 or more, noise_level 0 or more")
         self.base = Saliency() if base is None else base
         self.samples, self.noise_level, self.seed = samples, noise_level, seed
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return self.samples * (1 + self.base.passes(model, image))
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         x = forward.images.detach()

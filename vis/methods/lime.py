@@ -42,6 +42,9 @@ class LIME(Method):
         self.samples, self.superpixels, self.sigma, self.alpha = samples, superpixels, sigma, alpha
         self.output, self.seed = output, seed
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return self.samples
+
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images = forward.images.detach()
         chosen = [Target(t.unit, None, self.output) for t in output_targets(forward, targets, self.title)]  # type: ignore[arg-type]  # checked above

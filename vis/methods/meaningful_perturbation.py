@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_images
@@ -44,6 +44,9 @@ class MeaningfulPerturbation(Method):
             )
         self.cells, self.iterations, self.lr, self.l1, self.tv, self.beta = cells, iterations, lr, l1, tv, beta
         self.jitter, self.patience, self.seed = jitter, patience, seed
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 2 * self.iterations
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images = forward.images.detach()

@@ -29,6 +29,7 @@ from vis.methods.base import Method
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, evaluating
 from vis.target import Target, Targets, score
+from vis.window_plan import share
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,12 @@ class _Windows(Method):
     def windows(self, images: Tensor) -> Tensor:
         """All windows of images [..., H, W]: [n, 2]."""
         return windows_of(images.shape[-2:], self.window, self.stride)
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        C, *size = image.shape[1:]
+        windows, draws = self.windows(image), max(1, getattr(self, "samples", 1))
+        engine = share(model, C, (size[0], size[1]), windows, self.window)
+        return len(windows) * draws * engine * (C if self.per_channel else 1)
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images = forward.images.detach()
@@ -309,6 +316,9 @@ class PDAGradient(PDAFast):
     """
 
     title = "Simplified PDA"
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 1
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images, maps = forward.images.detach(), []

@@ -256,6 +256,9 @@ class LRP(Method):
             if name not in known:
                 raise ValueError(f"{layers or 'rule'}: the rules are {', '.join(known)}, not {name!r}")
 
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 3
+
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
