@@ -41,7 +41,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def local_convolutions() -> ContextDecorator:
-    """Convolutions in which a pixel that has no influence has none bit for bit; also a decorator.
+    """A decorator: convolutions in which a pixel that has no influence has none bit for bit.
 
     cuDNN's Winograd and Fourier convolutions mix neighbouring pixels, whose shares cancel up to rounding only.
     """
