@@ -5,8 +5,9 @@ No pyplot: a figure is an object, and nothing global remembers it.
 
 import io
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.textpath import TextToPath
 
 from vis.display import Picture
@@ -24,8 +25,12 @@ from vis.record import write_bytes
 PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
 _CAPTION_SIZE = 6.8  # points
 _NOTE_SIZE = 6.5
+_CJK = """Noto Sans CJK SC, Noto Sans CJK JP, Noto Sans SC, Source Han Sans SC, WenQuanYi Micro Hei, WenQuanYi Zen Hei,
+Droid Sans Fallback, IPAGothic, Microsoft YaHei, PingFang SC, Hiragino Sans GB, Malgun Gothic, Arial Unicode MS, Unifont"""
+_INSTALLED = {font.name for font in fontManager.ttflist}
 _STYLE: Any = {
-    "font.family": "sans-serif",
+    # Names of files may be Chinese, Japanese or Korean: fonts that know their characters come behind ours, where there are any.
+    "font.family": ["sans-serif", *(name for name in re.split(r",\s", _CJK) if name in _INSTALLED)],
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -44,9 +49,13 @@ _STYLE: Any = {
 }
 
 
-def styled() -> AbstractContextManager[None]:
+@contextmanager
+def styled() -> Iterator[None]:
     """The project's look: `with styled():` around everything that draws."""
-    return matplotlib.rc_context(_STYLE)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A character that no installed font has is a box in the figure, as everywhere on that machine.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        yield
 
 
 @dataclass
@@ -92,12 +101,13 @@ def _broken(text: str, width: float, size: float) -> str:
     measure = TextToPath().get_text_width_height_descent
     font = FontProperties(family=_STYLE["font.family"], size=size)
     lines = [""]
-    for word in typeset(text).split():
-        line = f"{lines[-1]} {word}".strip()
-        if measure(line, font, ismath=False)[0] <= 0.98 * 72 * width:  # renderers round
-            lines[-1] = line
-        else:
-            lines.append(word)
+    with styled():
+        for word in typeset(text).split():
+            line = f"{lines[-1]} {word}".strip()
+            if measure(line, font, ismath=False)[0] <= 0.98 * 72 * width:  # renderers round
+                lines[-1] = line
+            else:
+                lines.append(word)
     return "\n".join(lines).strip()
 
 
