@@ -1,6 +1,7 @@
 """vis-report: the page over all runs, report.md, claims.csv, two runs side by side; in a real browser where there is one."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -13,11 +14,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vis.record import write_json, write_text
+from vis.page import html_table, run_page
+from vis.record import RunFolder, write_json, write_text
 from vis.report import main
+from vis.sweep import begin
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(2)> & | done"""
 
@@ -123,11 +127,16 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     made(tmp_path / "b", "nie2018/figure4", claims=[claim("gbp_cnn_cosL")])
     made(tmp_path / "c", "visualize", claims=[])
     made(tmp_path / "d", "mine/figure1")
-    page = reported(capsys, tmp_path)
+    made(tmp_path / "e", "../../x")
+    (tmp_path / "configs" / "experiment" / "mine").mkdir(parents=True)
+    write_text(tmp_path / "configs" / "experiment" / "mine" / "figure1.yaml", "# My paper, Figure 1: mine\n")
+    page = reported(capsys, tmp_path, "--config-dir", tmp_path / "configs")
     read = Page(page).check()
-    titles = ["Nie et al. 2018", "Taimeskhanov et al. 2024", "mine", "Other experiments"]
-    places = [read.text.rindex(f"{title}\n1 holds" if title != "mine" else "mine\n1 holds") for title in titles]
+    titles = ["My paper\n1", "Nie et al. 2018\n1", "Taimeskhanov et al. 2024\n1", "Other experiments\n2"]
+    places = [read.text.rindex(f"{title} holds") for title in titles]
     assert places == sorted(places)
+    assert read.text.index("Other experiments") < read.text.index("My paper\n1"), "the contents name all papers"
+    assert "../../x" in read.text[places[-1] :], "a slash in a name makes no paper"
     assert (
         "Figure 4: guided backpropagation, DeconvNet and saliency map in a random three-layer CNN and FCN" in read.text
     )
@@ -156,17 +165,16 @@ def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, 
 
 
 def test_a_job_of_a_collection_is_run_again_by_its_own_command(tmp_path, capsys):
-    whole = {"command": "vis-run experiment=nie2018/all target=3", "cwd": "/", "config_dirs": ["/my configs"]}
     jobs = [["experiment=nie2018/figure1", "target=3"], ["experiment=nie2018/figure2", "target=3"]]
     made(tmp_path / "all" / "1_experiment=nie2018_figure2", "nie2018/figure2", preset="small")
-    write_json(tmp_path / "all" / "sweep.json", whole | {"jobs": jobs, "collection": "nie2018/all"})
+    begin(tmp_path / "all", jobs, [Path("/my configs")], "vis-run experiment=nie2018/all target=3", "nie2018/all")
     (row,) = rows(reported(capsys, tmp_path))
     assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 preset=small '--config-dir=/my configs'"
 
 
 def test_the_jobs_of_a_sweep_over_a_key_count_for_no_item(tmp_path, capsys):
     made(tmp_path / "sweep" / "0_stride=1")
-    write_json(tmp_path / "sweep" / "sweep.json", {"command": "vis-run -m seed=1,2", "jobs": [], "collection": None})
+    begin(tmp_path / "sweep", [["seed=1"], ["seed=2"]], [], "vis-run -m seed=1,2")
     page = reported(capsys, tmp_path)
     assert rows(page) == []
     assert "vis-run -m seed=1,2" in Page(page).check().text
@@ -197,24 +205,63 @@ def test_names_and_texts_are_escaped(tmp_path, capsys):
     assert rows(page)[0]["sentence"] == EVIL
 
 
+DAMAGES = [
+    ("claims.json", "[{"),
+    ("claims.json", "[{}]"),
+    ("claims.json", '{"a": 1}'),
+    ("figures.json", "[]"),
+    ("figures.json", '{"figure": null}'),
+    ("provenance.json", "3"),
+    ("provenance.json", "[]"),
+    ("provenance.json", '{"models": [1]}'),
+    ("provenance.json", '{"finished": "soon"}'),
+    ("status.json", ""),
+    ("status.json", '{"state": "done", "seconds": "abc"}'),
+    ("table.csv", "\xff\xfe\0"),
+    ("config.yaml", "a: ["),
+    ("config.yaml", "experiment: [1]"),
+]
+
+
 def test_a_damaged_run_is_named_and_does_not_hide_the_others(tmp_path, capsys):
-    made(tmp_path / "good")
-    for number, (file, text) in enumerate(
-        {"claims.json": "[{}]", "config.yaml": "a: [", "status.json": "", "provenance.json": "3"}.items()
-    ):
-        write_text(made(tmp_path / f"bad{number}") / file, text)
+    good = made(tmp_path / "good")
+    for number, (file, text) in enumerate(DAMAGES):
+        bad = made(tmp_path / f"bad{number:02}")
+        (bad / file).write_bytes(text.encode("latin-1"))
+        assert main([str(good), str(bad)]) == 2
+        error = capsys.readouterr().err
+        assert f"{bad / file} is damaged" in error, (file, text)
+        assert error.count("\n") == 1
+    (tmp_path / "sweep").mkdir()
+    write_text(tmp_path / "sweep" / "sweep.json", "{")
     shutil.copytree(made(tmp_path / "nofigure", "nie2018/figure5"), tmp_path / "nofigure2")
     (tmp_path / "nofigure" / "figure.png").unlink()
     (tmp_path / "nofigure2" / "figure.png").write_bytes(b"no picture")
     read = Page(reported(capsys, tmp_path)).check()
     behind = read.text[read.text.index("Folders that could not be read") :]
-    assert [f"bad{number}" in behind for number in range(4)] == [True] * 4
+    for number, (file, _) in enumerate(DAMAGES):
+        assert f"bad{number:02}/{file} is damaged" in behind
+    assert "sweep/sweep.json is damaged: start the sweep again" in behind
     assert "missing or damaged" in read.text
     assert "Reproduction report: Nie et al. 2018" in read.text
-    write_text(tmp_path / "good" / "claims.json", "[{")
-    assert main([str(tmp_path / "good"), str(tmp_path / "good")]) == 1
-    assert capsys.readouterr().err.startswith("vis-report: cannot read or write: ")
     assert len(read.all("img", "src")) == 1
+
+
+def test_a_page_is_drawn_without_what_is_damaged_and_says_so(vis_run):
+    folder = vis_run(*SMALL).folder
+    assert "run.log" in Page(folder / "index.html").all("a", "href"), "its first line comes after the page"
+    write_json(folder / "status.json", {"state": "done", "seconds": "abc"})
+    write_text(folder / "claims.json", "[{}]")
+    ran = vis_run("--redraw", str(folder))
+    assert ran.code == 0, ran.err
+    assert "status.json is damaged: start the run again" in Page(folder / "index.html").text
+    assert json.loads((folder / "claims.json").read_text(encoding="utf-8")) == []
+
+
+def test_rows_with_other_keys_stand_in_their_columns():
+    html = html_table([{"job": 0, "error": "none"}, {"job": 1, "r": "0.123456", "error": "some"}], "Jobs")
+    assert re.findall(r"<th scope=col>(.*?)</th>", html) == ["job", "error", "r"]
+    assert re.findall(r"<td>(.*?)</td>", html) == ["0", "none", "", "1", "some", "0.1235"]
 
 
 def test_two_runs_side_by_side(tmp_path, capsys):
@@ -233,26 +280,42 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "What differs\nnothing" in same.text
 
 
-def test_mistakes_of_the_command(tmp_path, capsys):
+def test_mistakes_of_the_command(tmp_path, capsys, monkeypatch):
     done, running = made(tmp_path / "done"), made(tmp_path / "running", state="running")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "sweep").mkdir()
+    begin(tmp_path / "sweep", [["seed=1"], ["seed=2"]], [], "vis-run -m seed=1,2")
     for words, message in {
         (tmp_path / "nowhere",): "there is no folder",
         (tmp_path / "empty",): "there are no runs in",
         (done,): "is a run",
         (done, running): "is not finished: go on with vis-run --resume",
         (done, tmp_path / "empty"): "is not the folder of a run",
+        (done, tmp_path / "nowhere"): f"there is no folder {tmp_path / 'nowhere'}",
+        (tmp_path / "sweep",): "is a sweep, its page is index.html",
+        (tmp_path / "sweep", done): "is a sweep, its page is index.html: give two of its jobs",
         (done, done, done): "3 folders: give one that holds runs, or two runs",
         ("--all",): "unknown option --all",
         ("--config-dir", "nowhere"): "there is no folder nowhere for --config-dir",
+        ("--config-dir",): "--config-dir needs a folder",
+        ("--config-dir=",): "--config-dir needs a folder",
     }.items():
         assert main([str(word) for word in words]) == 2
         error = capsys.readouterr().err
         assert error.startswith("vis-report: ")
         assert message in error
         assert error.count("\n") == 1
+    assert not list((tmp_path / "sweep").glob("report*"))
     assert main(["--help"]) == 0
     assert "vis-report RUN RUN" in capsys.readouterr().out
+
+    def refused(path, text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path.with_name(f".{path.name}.7.tmp")))
+
+    monkeypatch.setattr("vis.report.write_text", refused)
+    for words in ([tmp_path], [done, done]):
+        assert main([str(word) for word in words]) == 2
+        assert capsys.readouterr().err == f"vis-report: cannot read or write in {tmp_path}: Permission denied\n"
 
 
 MEASURE = """
@@ -270,13 +333,30 @@ frame.onload = () => {
   found.contrast = Math.min(...[...page.querySelectorAll('p, a, td, th, code, .mark')].map(contrast));
   found.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
   found.images = [...page.images].map(i => i.naturalWidth);
-  const skip = page.querySelector('.skip'); const left = () => skip.getBoundingClientRect().left;
+  found.cut = [...page.querySelectorAll('pre')].filter(p => p.scrollWidth > p.clientWidth).length;
+  found.columns = [...page.querySelector('thead').querySelectorAll('th')].map(h => h.getBoundingClientRect().right);
+  const skip = page.querySelector('.skip') || page.querySelector('a'); const left = () => skip.getBoundingClientRect().left;
   found.hidden = left(); skip.focus(); found.shown = left();
   const scroll = page.querySelector('.scroll'); scroll.focus(); found.focused = page.activeElement === scroll;
   found.outline = view.getComputedStyle(scroll).outlineStyle;
   document.title = JSON.stringify(found);
 };
 """
+
+
+def measured(page, tmp_path, width, dark=False):
+    """What MEASURE finds of a page in a window of a width, in pixels."""
+    html = page.read_text(encoding="utf-8")
+    frame = f'<iframe style="width:{width}px;height:800px" srcdoc="{escape(html)}"></iframe><script>{MEASURE}</script>'
+    write_text(tmp_path / "phone.html", f"<!doctype html><meta charset=utf-8>{frame}")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    quiet = ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    ask = [*browser, *quiet, scheme, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title, done.stderr[-500:]
+    return json.loads(unescape(title[1]))
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
@@ -286,17 +366,7 @@ def test_in_a_browser_on_a_phone_in_light_and_dark(tmp_path, capsys, dark):
     verdicts = [claim(verdict, verdict, long) for verdict in ("holds", "fails", "not measured")]
     made(tmp_path / "runs" / long, claims=verdicts, caption=long, preset="small", status={"command": "vis-run " + long})
     made(tmp_path / "runs" / "b", "taimeskhanov2024/table1")
-    html = reported(capsys, tmp_path / "runs").read_text(encoding="utf-8")
-    frame = f'<iframe style="width:360px;height:800px" srcdoc="{escape(html)}"></iframe><script>{MEASURE}</script>'
-    write_text(tmp_path / "phone.html", f"<!doctype html><meta charset=utf-8>{frame}")
-    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    quiet = ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    ask = [*browser, *quiet, scheme, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
-    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
-    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
-    assert title, done.stderr[-500:]
-    found = json.loads(unescape(title[1]))
+    found = measured(reported(capsys, tmp_path / "runs"), tmp_path, 360, dark)
     assert (found["back"] < 0.1) == dark
     assert found["contrast"] >= 4.5, "WCAG 2 AA"
     assert found["overflow"] <= 0, "only tables scroll sideways"
@@ -304,3 +374,18 @@ def test_in_a_browser_on_a_phone_in_light_and_dark(tmp_path, capsys, dark):
     assert found["hidden"] < 0 <= found["shown"]
     assert found["focused"]
     assert found["outline"] == "solid"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
+def test_runs_side_by_side_and_commands_fit_a_phone(tmp_path, capsys):
+    long = "a_very_long_word_without_any_space_" * 6
+    first = made(tmp_path / "a", experiment={"path": long})
+    second = made(tmp_path / "b", experiment={"path": "/" + long})
+    found = measured(reported(capsys, first, second), tmp_path, 390)
+    assert found["overflow"] <= 0
+    assert max(found["columns"]) <= 390, "what differs between A and B can be compared"
+    write_json(first / "provenance.json", {"command": "vis-run " + long})
+    run_page(RunFolder(first))
+    found = measured(first / "index.html", tmp_path, 390)
+    assert found["overflow"] <= 0
+    assert found["cut"] == 0, "how to run it again is read without scrolling"

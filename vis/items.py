@@ -14,15 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from vis.compose import describe
 from vis.errors import UserError
-from vis.page import read_json
+from vis.page import Stored, stored
 from vis.record import Rows, RunFolder
+from vis.sweep import plan
 
 
 @dataclass
 class Item:
     """An experiment: its config name, what its config says of it in a line, the folder of the run that counts, if any.
 
-    others: its other runs, the newest first.
+    others: its other runs, the newest first. A run with a file that is damaged counts for nothing: its state is `damaged`.
     """
 
     name: str
@@ -31,33 +32,49 @@ class Item:
     others: Sequence["Item"] = ()
 
     @cached_property
+    def stored(self) -> Stored:
+        """What its run's files say; before it is done, its status alone."""
+        found = stored(self.folder) if self.folder else Stored()
+        done = found.status.get("state") == "done"
+        try:
+            _ = done and self.config
+        except UserError as error:
+            found.damaged.append(str(error))
+        if found.damaged:
+            return Stored({"state": "damaged", "error": found.damaged[0]})
+        return found if done else Stored(found.status)
+
+    @property
     def status(self) -> dict[str, Any]:
-        return RunFolder(self.folder).status if self.folder else {}
+        return self.stored.status
 
     @property
     def state(self) -> str:
         return str(self.status.get("state", "not started"))
 
-    @cached_property
+    @property
     def claims(self) -> list[dict[str, Any]]:
         """Its claims as claims.json holds them; none where it is not done."""
-        return self._json("claims.json") or []
+        return self.stored.claims
 
-    @cached_property
+    @property
     def figures(self) -> dict[str, str]:
         """{file name: caption}."""
-        return self._json("figures.json") or {}
+        return self.stored.figures
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, Any]:
-        return self._json("provenance.json") or {}
+        return self.stored.provenance
 
     @cached_property
     def config(self) -> DictConfig:
         """The run's resolved config. Raises UserError where there is none."""
         if self.folder is None:
             raise UserError(f"{self.name} has no run")
-        return RunFolder(self.folder).config()
+        config = RunFolder(self.folder).config()
+        if not isinstance(config.experiment, DictConfig) or not isinstance(config.experiment.get("name"), str):
+            raise UserError(f"{self.folder / 'config.yaml'} is damaged: it names no experiment")
+        return config
 
     @cached_property
     def reduced(self) -> str:
@@ -65,18 +82,17 @@ class Item:
         if self.state != "done":
             return ""
         standin = any("stand-in" in str(model.get("weights")) for model in self.provenance.get("models", {}).values())
-        return ", ".join(["reduced sizes"] * (self.config.preset == "small") + ["on a stand-in"] * standin)
+        return ", ".join(["reduced sizes"] * (self.config.get("preset") == "small") + ["on a stand-in"] * standin)
 
     @cached_property
     def command(self) -> str:
         """How to run it again."""
-        from vis.sweep import plan
-
         whole = plan(self.folder.parent) if self.folder else None
-        if self.folder is None or whole is None:
+        number = self.folder.name.partition("_")[0] if self.folder else ""
+        if whole is None or not number.isdecimal() or int(number) >= len(whole["jobs"]):
             return str(self.status.get("command") or f"vis-run experiment={self.name}")
-        words = [*whole["jobs"][int(self.folder.name.partition("_")[0])]]
-        if self.state == "done" and self.config.preset == "small" and "preset=small" not in words:
+        words = [*whole["jobs"][int(number)]]
+        if self.state == "done" and self.config.get("preset") == "small" and "preset=small" not in words:
             words.append("preset=small")
         return shlex.join(["vis-run", *words, *(f"--config-dir={folder}" for folder in whole["config_dirs"])])
 
@@ -89,8 +105,15 @@ class Item:
             datetime.fromisoformat(finished).timestamp() if finished else os.path.getmtime(self.folder / "status.json")
         )
 
-    def _json(self, name: str) -> Any:
-        return read_json(self.folder / name) if self.folder and self.state == "done" else None
+
+def item_of(folder: Path, files: Mapping[str, Path]) -> Item:
+    """The item of a run; files: the experiments' configs, for its title. Raises UserError where the run is damaged, or none."""
+    item = Item("", "", folder)
+    if item.state == "damaged":
+        raise UserError(item.status["error"])
+    item.name = item.config.experiment.name
+    item.title = describe(files[item.name]) if item.name in files else item.name
+    return item
 
 
 @dataclass
@@ -106,9 +129,16 @@ class Section:
 
 
 def runs_in(root: Path) -> Iterator[Path]:
-    """The folders of runs, and of sweeps over a key: their jobs show the sweep's values, and count for no item."""
+    """The folders of runs, and of sweeps over a key: their jobs show the sweep's values, and count for no item.
+
+    So do those of a sweep whose plan is damaged.
+    """
     for place, folders, files in os.walk(root):
-        sweep = "sweep.json" in files and not (read_json(Path(place) / "sweep.json") or {}).get("collection")
+        try:
+            whole = plan(Path(place))
+            sweep = whole is not None and not whole.get("collection")
+        except UserError:  # told by whoever asks for the plan of this folder
+            sweep = True
         if "status.json" in files or sweep:
             folders.clear()
             yield Path(place)
@@ -116,17 +146,21 @@ def runs_in(root: Path) -> Iterator[Path]:
 
 
 def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
-    """A section for each paper of which an item was run, with all that `<paper>/all` lists; then the other experiments."""
-    groups = dict.fromkeys(name.partition("/")[0] if "/" in name else "" for name in [*files, *sorted(found)])
-    for group in sorted(groups, key=lambda group: (group == "", list(groups).index(group))):
-        own = {name for name in found if (name.partition("/")[0] if "/" in name else "") == group}
+    """A section for each paper of which an item was run, with all that `<paper>/all` lists; then the other experiments.
+
+    files: the experiments' configs; a paper is a folder of them.
+    """
+    papers = dict.fromkeys(name.partition("/")[0] for name in files if "/" in name)
+    groups = {name: paper if (paper := name.partition("/")[0]) in papers else "" for name in found}
+    for group in [*papers, ""]:
+        own = {name for name in found if groups[name] == group}
         if not own:
             continue
         collection = OmegaConf.load(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
         listed = list(collection.get("all", []))
         names = [n for n in dict.fromkeys([*listed, *files, *sorted(own)]) if n in own or n in listed]
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
-        title = items[0].title.partition(",")[0] if group in {f.partition("/")[0] for f in files} else group
+        title = items[0].title.partition(",")[0] or group
         for item in items if group else []:
             item.title = item.title.removeprefix(f"{title}, ")
         findings = [files[n] for n in collection.get("findings", [])]

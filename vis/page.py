@@ -4,14 +4,21 @@ pieces and the look that pages over several runs share with it."""
 import contextlib
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vis.errors import UserError
 from vis.record import RunFolder, write_text
 
+log = logging.getLogger(__name__)
+
+_ROWS = 100  # of a table, on a page
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4312b; --none: #666; --quiet: #444; }
 @media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72; --none: #aaa; --quiet: #bbb; } }
@@ -26,43 +33,45 @@ figcaption, .small { font-size: .85em; color: var(--quiet); } summary { cursor: 
 .mark { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; max-width: 40rem; }
-tbody th { font-weight: normal; } table.wide { min-width: 48rem; }
+tbody th { font-weight: normal; } .value { overflow-wrap: anywhere; min-width: 6rem; } table.wide { min-width: 48rem; }
 @media (max-width: 40rem) { th, td { padding: .25rem; } table { font-size: .8rem; } table.wide { min-width: 36rem; } }
 .holds { color: var(--good); } .fails { color: var(--bad); } .not { color: var(--none); } .verdict { font-weight: 600; }
-code, pre { font-size: .85rem; } pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: 4px; }
+code, pre { font-size: .85rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { padding: .6rem; border: 1px solid var(--line); border-radius: 4px; }
 """
 
 
 def run_page(folder: RunFolder) -> None:
     """Write index.html of a finished run."""
     path = folder.path
-    status = folder.status
     name = str(folder.config().experiment.name)
-    captions = read_json(path / "figures.json") or {}
-    claims = read_json(path / "claims.json") or []
-    provenance: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # a damaged file: the rest of the page is whole
-        provenance = read_json(path / "provenance.json") or {}
+    found = stored(path)
+    status, provenance = found.status, found.provenance
     parts = [f"<h1>{escape(name)}</h1>"]
+    for line in found.damaged:  # the rest of the page is whole
+        log.warning("%s", line)
+        parts.append(f"<p class=fails>{escape(line)}</p>")
     parts.append(
         f"<p class=small>{escape(str(status.get('state', '')))} in {status.get('seconds', 0):.1f} s on "
         f"{escape(str(provenance.get('gpu') or provenance.get('device', '')))}, peak memory "
         f"{status.get('peak_memory_gb', 0):.1f} GB</p>"
     )
-    for figure, caption in captions.items():
+    for figure, caption in found.figures.items():
         alt = caption or f"{figure} of {name}"
         parts.append(
             f'<figure><a href="{escape(figure)}.png"><img src="{escape(figure)}.png" alt="{escape(alt)}"></a>'
             f'<figcaption><a href="{escape(figure)}.pdf">PDF</a></figcaption></figure>'
         )
-    if claims:
-        parts.append("<h2>Claims</h2>" + claims_table(claims, f"Claims of {name}"))
-    parts += tables(path, 100, 2)
+    if found.claims:
+        parts.append("<h2>Claims</h2>" + claims_table(found.claims, f"Claims of {name}"))
+    parts += tables(found, _ROWS, 2)
     parts.append("<h2>How to run it again</h2><pre>" + escape(str(provenance.get("command", ""))) + "</pre>")
+    # The log may begin with the line that says the run is done, which comes after this page.
+    expected = {Path(handler.baseFilename) for handler in log.root.handlers if isinstance(handler, logging.FileHandler)}
     links = " · ".join(
         f'<a href="{f}">{f}</a>'
         for f in ("config.yaml", "provenance.json", "claims.json", "maps.npz", "run.log")
-        if (path / f).exists()
+        if (path / f).exists() or path.resolve() / f in expected
     )
     parts.append(f"<p class=small>{links}</p>")
     write_text(path / "index.html", document(name, parts))
@@ -113,23 +122,20 @@ def html_table(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     """Rows of texts as a table, numbers to four digits."""
     if not rows:
         return ""
-    cells = [[f"<td>{escape(_short(value))}</td>" for value in row.values()] for row in rows]
-    return table(label, [str(key) for key in rows[0]], cells, wide=False)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[f"<td>{escape(_short(row.get(column)))}</td>" for column in columns] for row in rows]
+    return table(label, list(map(str, columns)), cells, wide=False)
 
 
-def tables(path: Path, most: int, level: int, place: str = "") -> Iterator[str]:
-    """The tables of a run's folder, the first `most` rows of each, under headings of a level that link to the files.
+def tables(found: "Stored", most: int, level: int, place: str = "") -> Iterator[str]:
+    """A run's tables, the first `most` rows of each, under headings of a level that link to the files.
 
-    place: the folder as the page's links name it, with a slash behind it.
+    place: the run's folder as the page's links name it, with a slash behind it.
     """
-    for file in sorted(path.glob("*.csv")):
-        if file.name == "timings.csv":
-            continue
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(islice(csv.DictReader(lines), most + 1))
+    for name, rows in found.tables.items():
         more = f" <span class=small>its first {most} rows</span>" if len(rows) > most else ""
-        link = f'<a href="{place}{escape(file.name)}">{escape(file.stem)}</a>'
-        yield f"<h{level}>{link}{more}</h{level}>" + html_table(rows[:most], file.stem)
+        link = f'<a href="{place}{escape(name)}.csv">{escape(name)}</a>'
+        yield f"<h{level}>{link}{more}</h{level}>" + html_table(rows[:most], name)
 
 
 def _short(value: Any) -> str:
@@ -140,6 +146,88 @@ def _short(value: Any) -> str:
     return text
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+# -- What the files of a run say ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stored:
+    """What a run's files say, as its pages show it; empty is what is not there, and what is damaged.
+
+    tables: the first rows of each. damaged: a line for each file that is, which names it and says what mends it.
+    """
+
+    status: dict[str, Any] = field(default_factory=dict)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)  # {file name: caption}
+    provenance: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+
+
+def stored(path: Path) -> Stored:
+    """Read the files of a run's folder: the one place where pages learn what they hold, and whether they are whole."""
+    found = Stored()
+    again = f"vis-run --redraw {path} writes it again"
+    for name, whole in _WHOLE.items():
+        try:
+            value = read_json(
+                path / f"{name}.json", whole, again if name in ("claims", "figures") else "start the run again"
+            )
+        except UserError as error:
+            found.damaged.append(str(error))
+        else:
+            if value is not None:
+                setattr(found, name, value)
+    for file in sorted(path.glob("*.csv")):
+        if file.name == "timings.csv":
+            continue
+        try:
+            with file.open(newline="", encoding="utf-8") as lines:
+                found.tables[file.stem] = list(islice(csv.DictReader(lines), _ROWS + 1))
+        except (OSError, ValueError, csv.Error):  # unreadable, no text, no table
+            found.damaged.append(f"{file} is damaged: {again}")
+    return found
+
+
+def read_json(path: Path, whole: Callable[[Any], bool], mend: str) -> Any:
+    """What a JSON file holds; None where there is none. Raises UserError, with what would mend it, where it is damaged.
+
+    whole: whether it holds what it should; what it stumbles over, it may raise.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if whole(value):
+            return value
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no JSON, or nothing like what is expected
+        pass
+    raise UserError(f"{path} is damaged: {mend}")
+
+
+def _is_status(status: Any) -> bool:
+    numbers = (status.get(key, 0) for key in ("seconds", "peak_memory_gb"))
+    return isinstance(status["state"], str) and all(isinstance(number, int | float) for number in numbers)
+
+
+def _are_claims(claims: Any) -> bool:
+    texts = ("name", "verdict", "sentence", "source", "metric", "rule", "measured")
+    return isinstance(claims, list) and all("paper" in c and all(isinstance(c[t], str) for t in texts) for c in claims)
+
+
+def _are_captions(captions: Any) -> bool:
+    return all(isinstance(caption, str) for caption in captions.values())
+
+
+def _is_provenance(provenance: Any) -> bool:
+    if finished := provenance.get("finished"):
+        datetime.fromisoformat(finished)
+    return all(isinstance(model, dict) for model in provenance.get("models", {}).values())
+
+
+_WHOLE: dict[str, Callable[[Any], bool]] = {
+    "status": _is_status,
+    "claims": _are_claims,
+    "figures": _are_captions,
+    "provenance": _is_provenance,
+}

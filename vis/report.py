@@ -22,9 +22,10 @@ from PIL import Image
 
 from vis.compose import describe, leaves, options, slug
 from vis.errors import UserError
-from vis.items import Item, Section, by_paper, flat_claim, runs_in, selected_claims, summary_rows
-from vis.page import claims_table, document, html_table, read_json, table, tables, verdict_cell
-from vis.record import RunFolder, csv_text, markdown_text, write_text
+from vis.items import Item, Section, by_paper, flat_claim, item_of, runs_in, selected_claims, summary_rows
+from vis.page import claims_table, document, html_table, table, tables, verdict_cell
+from vis.record import csv_text, markdown_text, write_text
+from vis.sweep import plan
 
 VERDICTS = ("holds", "fails", "not measured")
 HELP = """vis-report - what has been reproduced: one page over all runs, or two runs side by side
@@ -85,41 +86,34 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
         raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
     if (root / "status.json").is_file():
         raise UserError(f"{root} is a run, its page is index.html: give the folder that holds runs, or two runs")
+    if (whole := plan(root)) and not whole.get("collection"):
+        raise UserError(f"{root} is a sweep, its page is index.html: give the folder that holds it, or two of its jobs")
     found: dict[str, list[Item]] = {}
     unreadable: list[tuple[Path, str]] = []
-    sweeps: list[Path] = []
+    sweeps: list[tuple[Path, str]] = []
     files = options("experiment", config_dirs)
     for folder in runs_in(root):
-        if (folder / "sweep.json").is_file():
-            sweeps.append(folder)
-            continue
         try:
-            name = str(RunFolder(folder).config().experiment.name)
-            item = Item(name, describe(files[name]) if name in files else name, folder)
-            if not item.status:
-                raise ValueError("status.json is damaged")
-            _ = item.claims, item.figures, item.when, item.reduced, item.command
-            _ = [flat_claim(claim) for claim in item.claims]
-        except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # damaged in any way
-            unreadable.append((folder, f"{type(error).__name__}: {error}"))
-        else:
-            found.setdefault(name, []).append(item)
+            if whole := plan(folder):
+                sweeps.append((folder, whole["command"]))
+            else:
+                item = item_of(folder, files)
+                found.setdefault(item.name, []).append(item)
+        except UserError as error:
+            unreadable.append((folder, str(error)))
     if not (found or sweeps or unreadable):
         raise UserError(f"there are no runs in {root}: start one with vis-run, or give the folder that holds them")
     for runs in found.values():
         runs.sort(key=lambda run: (run.state == "done", run.when, str(run.folder)), reverse=True)
-    counted = {name: Item(name, first.title, first.folder, others) for name, (first, *others) in found.items()}
+    for first, *others in found.values():
+        first.others = others
     page = root / "report.html"
     rest = [f"<p class=small>Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {escape(str(root))}</p>"]
-    lists = {
-        "Sweeps": [(folder, (read_json(folder / "sweep.json") or {}).get("command", "")) for folder in sweeps],
-        "Folders that could not be read": unreadable,
-    }
-    for heading, entries in lists.items():
+    for heading, entries in {"Sweeps": sweeps, "Folders that could not be read": unreadable}.items():
         if entries:
-            lines = "".join(f"<li>{_link(folder, root)} {escape(str(text))}</li>" for folder, text in entries)
+            lines = "".join(f"<li>{_link(folder, root)} {escape(text)}</li>" for folder, text in entries)
             rest.insert(0, f"<h2>{heading}</h2><ul>{lines}</ul>")
-    sections = list(by_paper(counted, files))
+    sections = list(by_paper({name: runs[0] for name, runs in found.items()}, files))
     only = f": {sections[0].title}" if len(sections) == 1 else ""
     write_report(page, f"Reproduction report{only}", sections, rest)
     return page
@@ -129,8 +123,11 @@ def compare(first: Path, second: Path) -> Path:
     """Write a page with two finished runs side by side, beside the first; returns it. Raises UserError."""
     pair = []
     for folder in (first, second):
-        item = Item("", "", folder.resolve())
-        item.name = str(item.config.experiment.name)
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        if plan(folder):
+            raise UserError(f"{folder} is a sweep, its page is index.html: give two of its jobs, the folders in it")
+        item = item_of(folder.resolve(), {})
         if item.state != "done":
             raise UserError(f"{folder} is not finished: go on with vis-run --resume {folder}")
         pair.append(item)
@@ -147,8 +144,14 @@ def compare(first: Path, second: Path) -> Path:
     for item, values in zip(pair, facts, strict=True):
         values |= {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")}
     keys = [k for k in dict.fromkeys([*facts[0], *facts[1]]) if facts[0].get(k) != facts[1].get(k)]
-    rows = [[f"<th scope=row>{escape(k)}</th>", *(f"<td>{escape(c.get(k, ''))}</td>" for c in facts)] for k in keys]
-    parts += ["<h2>What differs</h2>", table("What differs", ["Option", "A", "B"], rows) if rows else "<p>nothing</p>"]
+    rows = [
+        [f"<th scope=row>{escape(k)}</th>", *(f"<td class=value>{escape(c.get(k, ''))}</td>" for c in facts)]
+        for k in keys
+    ]
+    parts += [
+        "<h2>What differs</h2>",
+        table("What differs", ["Option", "A", "B"], rows, wide=False) if rows else "<p>nothing</p>",
+    ]
 
     claims = [{claim["name"]: claim for claim in item.claims} for item in pair]
     rows, changed = [], 0
@@ -258,7 +261,7 @@ def _item(item: Item, folder: Path, level: int) -> Iterator[str]:
     yield f"<div class=figures>{''.join(_figure(item, figure, folder) for figure in item.figures)}</div>"
     if item.claims:
         yield claims_table(item.claims, f"Claims of {item.name}")
-    if shown := "".join(tables(item.folder, 20, level + 1, _relative(item.folder, folder) + "/")):
+    if shown := "".join(tables(item.stored, 20, level + 1, _relative(item.folder, folder) + "/")):
         yield f"<details><summary>Tables of {escape(item.name)}</summary>{shown}</details>"
     facts = [{"what": key, "value": _words(value)} for key, value in item.provenance.items() if value]
     yield f"<details><summary>Provenance of {escape(item.name)}</summary>{html_table(facts, 'Provenance')}</details>"
@@ -326,7 +329,9 @@ def main(argv: list[str] | None = None) -> int:
         for word in rest:
             name, _, value = word.partition("=")
             if name == "--config-dir":
-                config_dirs.append(Path(value or next(rest, "")).expanduser())
+                if not (value := value or next(rest, "")):
+                    raise UserError("--config-dir needs a folder")
+                config_dirs.append(Path(value).expanduser())
                 if not config_dirs[-1].is_dir():
                     raise UserError(f"there is no folder {config_dirs[-1]} for --config-dir")
             elif word.startswith("-"):
@@ -335,13 +340,17 @@ def main(argv: list[str] | None = None) -> int:
                 folders.append(Path(word).expanduser())
         if len(folders) > 2:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
-        page = compare(*folders) if len(folders) == 2 else report((folders or [Path("outputs")])[0], config_dirs)
+        root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
+        try:
+            page = compare(*folders) if len(folders) == 2 else report(root, config_dirs)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no right to write there, a full disk; a config of the user's that is no text
+            raise UserError(f"cannot read or write in {root}: {getattr(error, 'strerror', error)}") from error
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)
         return 2
-    except (OSError, ValueError) as error:  # a full disk; a damaged file of one of two runs
-        print(f"vis-report: cannot read or write: {error}", file=sys.stderr)
-        return 1
     print(f"open {page}", file=sys.stderr)
     print(page)
     return 0

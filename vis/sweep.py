@@ -1,6 +1,5 @@
 """A sweep as a whole: one table, one figure, one page over its jobs, also over those that failed or never ran."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from html import escape
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 
 from vis.compose import describe, options, parse_overrides, slug
 from vis.figures import plot, save, styled
-from vis.page import document, html_table
+from vis.page import document, html_table, read_json
 from vis.record import Rows, RunFolder, csv_text, markdown_text, numbers, write_json, write_text
 
 
@@ -31,9 +30,14 @@ def begin(
 
 
 def plan(folder: Path) -> dict[str, Any] | None:
-    """What `begin` wrote; None where the folder is no sweep."""
-    path = folder / "sweep.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What `begin` wrote; None where the folder is no sweep. Raises UserError where it is damaged."""
+    return read_json(folder / "sweep.json", _is_plan, "start the sweep again")
+
+
+def _is_plan(plan: Any) -> bool:
+    jobs = plan["jobs"]
+    texts = [plan["command"], plan["cwd"], *plan["config_dirs"], *(word for job in jobs for word in job)]
+    return bool(jobs) and all(isinstance(job, list) for job in jobs) and all(isinstance(text, str) for text in texts)
 
 
 def job_folder(folder: Path, number: int) -> Path | None:
