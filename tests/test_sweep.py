@@ -5,9 +5,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import SMALL
+
+from vis.report import main as report
+from vis.sweep import _figure
 
 
 def rows(folder):
@@ -44,11 +48,66 @@ def test_a_failed_job_does_not_end_a_sweep_and_resume_runs_only_what_is_missing(
     states = {row["job"]: row["state"] for row in rows(folder)}
     assert states == {"0": "done", "1": "failed", "2": "done"}
     assert (folder / "figure.png").exists()
+    page = (folder / "index.html").read_text()
+    assert "<h1>Sweep over methods.mine.number</h1>" in page
+    assert f"vis-run --resume {folder}" in page
+    assert 'alt="pearson_input, high_pass_pearson_input against methods.mine.number: mean over' in page
+    (log,) = re.findall(r'<a href="([^"]+)">job 1</a>', page)
+    assert "RuntimeError: broken" in (folder / unquote(log)).read_text()
+    shown = page[page.index("<table") : page.index("</table>")].split("<tr>")[1:]
+    assert len({re.sub("</t[dh]>", "|", row).count("|") for row in shown}) == 1, "each value is in its column"
     times = {p: p.stat().st_mtime_ns for p in folder.glob("[02]_*/maps.npz")}
     (tmp_path / "mended").touch()
     assert vis_run("--resume", str(folder)).folder == folder
     assert {row["state"] for row in rows(folder)} == {"done"}
     assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert "--resume" not in (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "column", "own"),
+    [
+        (("method=gbp,[gbp,saliency]",), "method", ["gbp", "gbp", "saliency"]),
+        (("target=max,[max,3]",), "target", ["max", "max", "3"]),
+        (("seed=0,1", "seeds=2"), "seed", ["0", "1", "1", "2"]),
+    ],
+)
+def test_rows_of_a_job_with_several_values_of_the_swept_key_have_their_own(vis_run, words, column, own):
+    table = rows(vis_run("-m", *SMALL, *words).folder)
+    assert [row[column] for row in table] == own
+    assert {row["state"] for row in table} == {"done"}
+
+
+def test_the_figure_has_a_line_for_each_value_of_a_swept_series():
+    table = [{"method": method, "r": r} for method, r in (("gbp", 0.5), ("gbp", 0.7), ("saliency", 0.1))]
+    (axes,) = _figure(table, ["method"], ["r"], "method").axes
+    lines = {label: list(line[0].get_ydata()) for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    assert lines == {"gbp": [pytest.approx(0.6)], "saliency": [0.1]}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"jobs": []}', '{"command": "", "cwd": "/", "config_dirs": [], "jobs": [3]}']
+)
+def test_a_damaged_plan_is_one_line_and_hides_nothing(vis_run, tmp_path, text, capsys):
+    folder = tmp_path / "outputs" / "2026-01-01" / "sweep"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(text)
+    for word in ("--resume", "--redraw"):
+        ran = vis_run(word, str(folder))
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err == f"vis-run: {folder / 'sweep.json'} is damaged: start the sweep again\n"
+    assert report([str(tmp_path / "outputs")]) == 0
+    assert "sweep.json is damaged" in (tmp_path / "outputs" / "report.html").read_text()
+    capsys.readouterr()
+
+
+def test_a_damaged_job_is_named_and_the_others_stand_in_the_table(vis_run):
+    folder = vis_run("-m", *SMALL, "model.num_filters=2,4").folder
+    (folder / "0_model.num_filters=2" / "tables.json").write_text("{")
+    ran = vis_run("--resume", str(folder))
+    assert ran.code == 1
+    assert [row["state"] for row in rows(folder)] == ["damaged", "done"]
+    assert "0_model.num_filters=2 has no results to read" in ran.err
 
 
 @pytest.mark.parametrize(

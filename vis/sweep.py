@@ -1,14 +1,17 @@
 """A sweep as a whole: one table, one figure, one page over its jobs, also over those that failed or never ran."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import OmegaConf
 
 from vis.compose import describe, options, parse_overrides, slug
+from vis.errors import UserError
 from vis.figures import plot, save, styled
 from vis.page import document, html_table, read_json
 from vis.record import Rows, RunFolder, csv_text, markdown_text, numbers, write_json, write_text
@@ -61,40 +64,47 @@ def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
 
 def aggregate(folder: Path) -> list[str]:
     """Write the tables, figure and index.html over all jobs of a sweep; returns a line for each that is not done."""
-    whole = plan(folder) or {"jobs": []}
-    jobs = whole["jobs"]
+    whole = plan(folder)
+    if whole is None:
+        raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.json")
     if whole.get("collection"):
         return _collect(folder, whole)
     rows: Rows = []
     problems = []
     metrics: Sequence[str] = ()
     series = ""
-    for number, values in enumerate(swept_values(jobs)):
+    swept = swept_values(whole["jobs"])
+    for number, values in enumerate(swept):
         path = job_folder(folder, number)
         status = RunFolder(path).status if path else {}
-        state = status.get("state", "not started")
+        state, error = status.get("state", "not started"), status.get("error")
+        results = None
+        try:
+            results = RunFolder(path).results() if path and state == "done" else None
+        except UserError as damage:
+            state, error = "damaged", str(damage)
         head = {"job": number, **values, "state": state}
-        if path is None or state != "done":
-            rows.append({**head, "error": status.get("error")})
-            problems.append(f"job {number} {state}" + (f": {status['error']}" if status.get("error") else ""))
+        if results is None:
+            rows.append({**head, "error": error})
+            problems.append(f"job {number} {state}" + (f": {error}" if error else ""))
             continue
-        results = RunFolder(path).results()
         if not metrics:
             from vis.execute import build_experiment  # torch comes with it: only once a job is done
 
             experiment = build_experiment(results.config)
             metrics, series = experiment.metrics, experiment.series
-        rows += [{**head, **{k: v for k, v in row.items() if k not in head}} for row in results.tables.get("table", [])]
+        # Where a column is a swept key (method=gbp,[gbp,saliency]), the row knows which of the job's values is its own.
+        rows += [{**head, **row, "job": number, "state": state} for row in results.tables.get("table", [])]
     write_text(folder / "table.csv", csv_text(rows))
     write_text(folder / "table.md", markdown_text(rows))
     done = [row for row in rows if row["state"] == "done"]
-    keys = list(swept_values(jobs)[0]) if jobs else []
-    has_figure = bool(done and keys and metrics)
-    if has_figure:
+    keys, caption = list(swept[0]), ""
+    if done and keys and metrics:
         with styled():
             figure = _figure(done, keys, [m for m in metrics if m in done[0]], series)
         save(figure, folder / "figure")
-    _page(folder, rows, has_figure, problems)
+        caption = figure.caption
+    _page(folder, whole, keys, rows, caption)
     return problems
 
 
@@ -118,14 +128,14 @@ def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any
     """Each metric against the swept key with the most values, a line for each series; mean ± std over seeds and images."""
     x = max(keys, key=lambda key: len({row[key] for row in rows}))
     others = [key for key in keys if key != x]
-    columns = [c for c in (series, *others) if c and c in rows[0]]
+    columns = [c for c in dict.fromkeys([series, *others]) if c and c in rows[0]]
     xs = sorted({row[x] for row in rows}, key=lambda v: (isinstance(v, str), v))
     numeric = all(isinstance(v, int | float) for v in xs)
     caption = [f"{', '.join(metrics)} against {x}: mean over seeds and images, bars ± one standard deviation"]
     figure, axes = plot(3.3 * len(metrics), 2.5, caption, columns=len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
-        for name in dict.fromkeys(tuple(row[c] for c in columns) for row in rows):
-            own = [r for r in rows if tuple(r[c] for c in columns) == name]
+        for name in dict.fromkeys(tuple(row.get(c) for c in columns) for row in rows):
+            own = [r for r in rows if tuple(r.get(c) for c in columns) == name]
             groups = [numbers([r for r in own if r[x] == v], metric) for v in xs]
             points = [(v, g) for v, g in zip(xs, groups, strict=True) if g]
             ax.errorbar(
@@ -150,16 +160,35 @@ def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any
     return figure
 
 
-def _page(folder: Path, rows: Rows, has_figure: bool, problems: list[str]) -> None:
-    parts = [f"<h1>{escape(folder.name)}</h1>"]
-    if problems:
-        parts.append("<ul>" + "".join(f"<li class=fails>{escape(p)}</li>" for p in problems) + "</ul>")
-    if has_figure:
-        parts.append(
-            '<figure><a href="figure.png"><img src="figure.png" alt="metrics against the swept key"></a></figure>'
-        )
-    parts.append(html_table(rows[:500], "All jobs"))
-    pages = sorted(folder.glob("*/index.html"), key=lambda p: int(p.parent.name.partition("_")[0]))
-    links = "".join(f'<li><a href="{escape(p.parent.name)}/index.html">{escape(p.parent.name)}</a></li>' for p in pages)
-    parts.append(f"<h2>Jobs</h2><ul>{links}</ul>")
-    write_text(folder / "index.html", document(folder.name, parts))
+def _page(folder: Path, whole: dict[str, Any], keys: list[str], rows: Rows, caption: str) -> None:
+    """index.html: what was run, what is missing and how to go on, the figure (where it has a caption), table, jobs."""
+    title = f"Sweep over {' and '.join(keys)}" if keys else "Sweep"
+    parts = [f"<h1>{escape(title)}</h1><p class=small>{escape(folder.name)}</p><pre>{escape(whole['command'])}</pre>"]
+    if missing := [row for row in rows if row["state"] != "done"]:
+        lines = "".join(f"<li>{_missing(folder, row)}</li>" for row in missing)
+        again = escape(shlex.join(["vis-run", "--resume", str(folder)]))
+        parts.append(f"<h2>Not done: {len(missing)}</h2><ul>{lines}</ul><p>To go on with them:</p><pre>{again}</pre>")
+    if caption:
+        image = f'<img src="figure.png" alt="{escape(caption)}">'
+        parts.append(f'<figure><a href="figure.png">{image}</a></figure>')
+    shown = [row if row["state"] == "done" else {key: row[key] for key in row if key != "error"} for row in rows[:500]]
+    parts.append(html_table(shown, "All jobs"))
+    paths = [job_folder(folder, number) for number in range(len(whole["jobs"]))]
+    links = [_link(path, "index.html", path.name) for path in paths if path and (path / "index.html").is_file()]
+    parts.append(f"<h2>Jobs</h2><ul>{''.join(f'<li>{link}</li>' for link in links)}</ul>")
+    write_text(folder / "index.html", document(title, parts))
+
+
+def _missing(folder: Path, row: dict[str, Any]) -> str:
+    """A line on a job that is not done, which leads to what it left."""
+    path = job_folder(folder, row["job"])
+    name = f"job {row['job']}"
+    if path:
+        file = next((f for f in ("traceback.txt", "run.log") if (path / f).is_file()), "")
+        name = _link(path, file, name)
+    return f"{name} <span class=fails>{escape(str(row['state']))}</span> {escape(str(row['error'] or ''))}"
+
+
+def _link(path: Path, file: str, text: str) -> str:
+    """A link to a file in a job's folder."""
+    return f'<a href="{quote(path.name, safe="=,")}/{file}">{escape(text)}</a>'
