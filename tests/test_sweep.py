@@ -9,9 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import SMALL
+from PIL import Image
 
 from vis.report import main as report
-from vis.sweep import _figure
+from vis.sweep import _figure, plan
 
 
 def rows(folder):
@@ -70,9 +71,13 @@ def test_a_failed_job_does_not_end_a_sweep_and_resume_runs_only_what_is_missing(
         (("method=gbp,[gbp,saliency]",), "method", ["gbp", "gbp", "saliency"]),
         (("target=max,[max,3]",), "target", ["max", "max", "3"]),
         (("seed=0,1", "seeds=2"), "seed", ["0", "1", "1", "2"]),
+        (("image=a/cat.png,b/cat.png",), "image", ["a/cat.png", "b/cat.png"]),
     ],
 )
 def test_rows_of_a_job_with_several_values_of_the_swept_key_have_their_own(vis_run, words, column, own):
+    for folder in ("a", "b"):  # both have the name cat in their jobs
+        Path(folder).mkdir()
+        Image.new("RGB", (32, 32), (20, 90, 200)).save(f"{folder}/cat.png")
     table = rows(vis_run("-m", *SMALL, *words).folder)
     assert [row[column] for row in table] == own
     assert {row["state"] for row in table} == {"done"}
@@ -96,6 +101,8 @@ def test_a_damaged_plan_is_one_line_and_hides_nothing(vis_run, tmp_path, text, c
         ran = vis_run(word, str(folder))
         assert (ran.code, ran.out) == (2, "")
         assert ran.err == f"vis-run: {folder / 'sweep.json'} is damaged: start the sweep again\n"
+    (folder.parent / "compare_a_b.html").touch()
+    assert plan(folder.parent / "compare_a_b.html") is None, "--continue looks at all that lies beside runs"
     assert report([str(tmp_path / "outputs")]) == 0
     assert "sweep.json is damaged" in (tmp_path / "outputs" / "report.html").read_text()
     capsys.readouterr()

@@ -198,7 +198,7 @@ def read_json(path: Path, whole: Callable[[Any], bool], mend: str) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
         if whole(value):
             return value
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no JSON, or nothing like what is expected
         pass

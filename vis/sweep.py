@@ -69,7 +69,7 @@ def aggregate(folder: Path) -> list[str]:
         raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.json")
     if whole.get("collection"):
         return _collect(folder, whole)
-    rows: Rows = []
+    tables: list[tuple[dict[str, Any], Rows]] = []  # of each job: what stands before its rows, its rows
     problems = []
     metrics: Sequence[str] = ()
     series = ""
@@ -85,7 +85,7 @@ def aggregate(folder: Path) -> list[str]:
             state, error = "damaged", str(damage)
         head = {"job": number, **values, "state": state}
         if results is None:
-            rows.append({**head, "error": error})
+            tables.append((head, [{"error": error}]))
             problems.append(f"job {number} {state}" + (f": {error}" if error else ""))
             continue
         if not metrics:
@@ -93,8 +93,12 @@ def aggregate(folder: Path) -> list[str]:
 
             experiment = build_experiment(results.config)
             metrics, series = experiment.metrics, experiment.series
-        # Where a column is a swept key (method=gbp,[gbp,saliency]), the row knows which of the job's values is its own.
-        rows += [{**head, **row, "job": number, "state": state} for row in results.tables.get("table", [])]
+        tables.append((head, results.tables.get("table", [])))
+    # A swept key of which a job has several values (method=gbp,[gbp,saliency]): each row knows its own.
+    own = {key for key in swept[0] for _, table in tables if len({str(row.get(key)) for row in table}) > 1}
+    rows = [
+        head | {k: v for k, v in row.items() if k not in head or k in own} for head, table in tables for row in table
+    ]
     write_text(folder / "table.csv", csv_text(rows))
     write_text(folder / "table.md", markdown_text(rows))
     done = [row for row in rows if row["state"] == "done"]
