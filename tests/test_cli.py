@@ -262,6 +262,14 @@ def test_the_plan_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_going_on_looks_past_damaged_folders(vis_run, tmp_path):
+    first = vis_run(*SMALL)
+    damaged = first.folder.parent / "99-99-99_sweep"
+    damaged.mkdir()
+    (damaged / "sweep.json").write_text("{")
+    assert vis_run("--continue", *SMALL).folder == first.folder
+
+
 def test_a_pattern_in_a_sweep_stands_for_the_names_that_fit():
     register()
     assert spelled_out(["experiment=glob(nie2018/theorem*)"], []) == ["experiment=nie2018/theorem1,nie2018/theorem2"]

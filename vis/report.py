@@ -343,10 +343,8 @@ def main(argv: list[str] | None = None) -> int:
         root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
         try:
             page = compare(*folders) if len(folders) == 2 else report(root, config_dirs)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # no right to write there, a full disk; a config of the user's that is no text
+        except (OSError, ValueError) as error:
+            # no right to write there, a full disk; a config of the user's that is no text
             raise UserError(f"cannot read or write in {root}: {getattr(error, 'strerror', error)}") from error
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)

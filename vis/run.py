@@ -292,7 +292,9 @@ def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path
 
     root = Path(compose.compose_config(compose.sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
     for folder in sorted(root.glob("*/*"), reverse=True):
-        made = plan(folder) or RunFolder(folder).status
+        made: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # a damaged folder is not this command's
+            made = plan(folder) or RunFolder(folder).status
         if made.get("command") == command and made.get("cwd") == str(Path.cwd()):
             return folder.resolve()
     return None
