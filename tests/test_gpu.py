@@ -32,7 +32,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("what", COMMANDS)
+LONG = ("a_wall", "compare", "draws", "attacks")
+
+
+@pytest.mark.parametrize("what", [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in COMMANDS])
 def test_the_device_makes_no_difference(what, vis_run, tmp_path):
     words = (*COMMANDS[what], "outputs=there")
     script = Path(__file__).with_name("emulated_gpu.py")
