@@ -5,6 +5,7 @@ and says afterwards, from what was stored, which claims were measured and what i
 does the rest: journal, resume, progress, files.
 """
 
+import contextlib
 import copy
 import logging
 import os
@@ -225,7 +226,11 @@ class Run:
         """About how many passes the maps of one target of an image take beyond the shared forward pass, by all methods."""
         net, channels, size = skeleton(self.config.model)
         image = torch.empty(1, channels, *size, device="meta")
-        return sum(method.passes(net, image) for method in self.methods.values())
+        total = 0.0
+        for method in self.methods.values():
+            with contextlib.suppress(NotApplicable):  # the run itself says so
+                total += method.passes(net, image)
+        return total
 
     def batches(self, count: int, default: int) -> list[list[int]]:
         """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""
