@@ -96,6 +96,7 @@ MISTAKES = {
     "resume nothing": (["--resume", "nowhere"], "there is no folder nowhere"),
     "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
+    "a config that is no YAML": (["experiment=mine", "--config-dir", "own"], "a config is no YAML: in"),
     "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
     "no network for a data set": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
@@ -112,6 +113,8 @@ class Evil:
 @pytest.fixture
 def _files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("experiment: {name: [broken\n")
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))

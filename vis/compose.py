@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -86,6 +87,18 @@ def describe(file: Path) -> str:
     return ""
 
 
+def load_option(file: Path) -> Any:
+    """An option's own YAML file, without what it composes. Raises UserError where it is damaged."""
+    try:
+        return OmegaConf.load(file)
+    except yaml.MarkedYAMLError as error:
+        raise _no_yaml(error) from error
+
+
+def _no_yaml(error: yaml.MarkedYAMLError) -> UserError:
+    return UserError(f"a config is no YAML: {str(error.problem_mark).strip()}: {error.problem}")
+
+
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The composed and checked config. Raises UserError for anything that is wrong with it."""
     overrides = list(overrides)
@@ -130,7 +143,7 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
         config.merge_with(config.experiment.small)
         for key, name in leaves(before.experiment.small):
             if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
-                other = OmegaConf.load(options("dataset" if key == "dataset" else "model")[name])
+                other = load_option(options("dataset" if key == "dataset" else "model")[name])
                 if key == "dataset":
                     other.limit = own.limit  # how many images is the experiment's to say
                 OmegaConf.update(config, key, own if key in chosen else other, merge=False)
@@ -264,6 +277,8 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfi
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="run"):
             return compose("config", overrides=[*overrides, *search])
+    except yaml.MarkedYAMLError as error:
+        raise _no_yaml(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides, config_dirs) from error
 

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from vis.compose import describe
+from vis.compose import describe, load_option
 from vis.errors import UserError
 from vis.page import Stored, stored
 from vis.record import Rows, RunFolder
@@ -156,7 +156,7 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         own = {name for name in found if groups[name] == group}
         if not own:
             continue
-        collection = OmegaConf.load(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
+        collection = load_option(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
         listed = list(collection.get("all", []))
         names = [n for n in dict.fromkeys([*listed, *files, *sorted(own)]) if n in own or n in listed]
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
@@ -169,7 +169,7 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
 
 def selected_claims(finding: Path, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """The claims that show a finding, out of those of the experiment on which its config stands."""
-    config = OmegaConf.load(finding)
+    config = load_option(finding)
     base = str(config.defaults[0]).removeprefix("/experiment/")
     patterns = config.experiment.get("claims", ["*"])
     for item in items:

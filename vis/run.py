@@ -254,7 +254,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     """The jobs of a config that lists experiments, or other such lists, under `experiment.all`; none for an experiment."""
     from omegaconf import OmegaConf
 
-    from vis.compose import options
+    from vis.compose import load_option, options
 
     files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
@@ -263,7 +263,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
 
     def listed(experiment: Any) -> list[str]:
         names = experiment.get("all", [])
-        loaded = {name: OmegaConf.load(files[name]) if name in files else OmegaConf.create() for name in names}
+        loaded = {name: load_option(files[name]) if name in files else OmegaConf.create() for name in names}
         return [leaf for name in names for leaf in listed(OmegaConf.select(loaded[name], "experiment") or {}) or [name]]
 
     return [[f"experiment={name}", *others] for name in listed(config.experiment)]

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from omegaconf import OmegaConf
-
-from vis.compose import describe, options, parse_overrides, slug
+from vis.compose import describe, load_option, options, parse_overrides, slug
 from vis.errors import UserError
 from vis.figures import plot, save, styled
 from vis.page import document, html_table, read_json
@@ -121,7 +119,7 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
     collection = files[whole["collection"]]
-    own = [files[name] for name in OmegaConf.load(collection).experiment.get("findings", [])]
+    own = [files[name] for name in load_option(collection).experiment.get("findings", [])]
     papers = by_paper({item.name: item for item in items}, files)
     sections = [Section(paper.title, [i for i in paper.items if i in items], own or paper.findings) for paper in papers]
     write_report(folder / "index.html", describe(collection), sections)
