@@ -17,6 +17,8 @@ class TqdmHandler(logging.Handler):
 
 def start_logging() -> None:
     """For what does not go through Hydra (--resume, --redraw); Hydra's jobs have conf/hydra/job_logging/vis.yaml."""
+    for handler in [h for h in logging.root.handlers if isinstance(h, logging.FileHandler)]:
+        logging.root.removeHandler(handler)  # of a job before this one, in its folder
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TqdmHandler()])
     logging.getLogger("fontTools").setLevel(logging.WARNING)
 
