@@ -130,7 +130,7 @@ class Cost(Experiment):
                 seconds = [*self._seconds(results, method).values()]
                 axes.plot(seconds, [y] * len(seconds), ".", color="black", alpha=0.4, markersize=2)
                 passes = f"{row['passes']:,.0f}" if row["passes"] >= 100 else f"{row['passes']:.3g}"
-                text = f"  {row['seconds']:.2g} s, {passes}x"
+                text = f"  {row['seconds']:.3g} s, {passes}x"
                 axes.text(max(seconds), y, text, va="center", fontsize=6)
             axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
             axes.set(xscale="log", xlabel="seconds for an image", ylim=(-0.6, len(rows) - 0.4))
