@@ -148,7 +148,7 @@ def register() -> torch.device:
         except (AttributeError, RuntimeError):  # an operation of TorchScript's
             continue
         library.impl(name, functools.partial(_compute, op), "PrivateUse1")
-    torch.Tensor.numpy = _numpy  # type: ignore[method-assign]
+    torch.Tensor.numpy = _numpy  # type: ignore[method-assign]  # as CUDA's tensors have it
     return torch.device("gpu:0")
 
 
@@ -157,7 +157,7 @@ def main() -> int:
     from vis import experiment
     from vis.run import main as vis_run
 
-    experiment.pick_device = lambda name: device  # type: ignore[assignment]
+    experiment.pick_device = lambda name: device  # type: ignore[assignment]  # whatever device= says
     save = torch.save  # pickles a tensor's storage, which is empty here
     torch.save = lambda value, *args, **kwargs: save(tree_map(_on_cpu, value), *args, **kwargs)
     return vis_run()

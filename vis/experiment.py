@@ -222,15 +222,20 @@ class Run:
         return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
     @cached_property
-    def passes(self) -> float:
-        """About how many passes the maps of one target of an image take beyond the shared forward pass, by all methods."""
+    def passes_of(self) -> dict[str, float]:
+        """About how many passes a map of each method takes beyond the shared forward pass; without those that do not apply."""
         net, channels, size = skeleton(self.config.model)
         image = torch.empty(1, channels, *size, device="meta")
-        total = 0.0
-        for method in self.methods.values():
+        found = {}
+        for name, method in self.methods.items():
             with contextlib.suppress(NotApplicable):  # the run itself says so
-                total += method.passes(net, image)
-        return total
+                found[name] = method.passes(net, image)
+        return found
+
+    @property
+    def passes(self) -> float:
+        """The sum of `passes_of`: what the maps of one target of an image take, by all methods."""
+        return sum(self.passes_of.values())
 
     def batches(self, count: int, default: int) -> list[list[int]]:
         """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""

@@ -122,8 +122,7 @@ def run_rest(model: nn.Module, image: Tensor, layer: str, values: Tensor) -> Ten
         return run_from(model, image[:0], layer, values)
     except torch.OutOfMemoryError:  # more of it would not help
         raise
-    except Exception:
-        # a skip connection around the layer, an operation that takes no empty batch, the user's own hook
+    except Exception:  # a skip connection around the layer, an operation that takes no empty batch, a user's hook
         return run_from(model, image.expand(len(values), -1, -1, -1), layer, values)
 
 
