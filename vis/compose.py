@@ -4,7 +4,7 @@ in a fraction of a second, before torch is loaded or a folder made."""
 import copy
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vis.check import check, check_types, first_line, leaves
 from vis.errors import Lacking, UserError, did_you_mean
 from vis.home import CONF
 
 GROUPS = ("experiment", "model", "method", "dataset")
-PRECISIONS = ("float32", "float64", "tf32", "mixed")
 
 
 def slug(text: str, longest: int = 80) -> str:
@@ -107,7 +107,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     config = _compose(overrides, config_dirs)
     choices = [o.input_line for o in parsed if o.input_line and _group_of(o) in GROUPS]
     if len(choices) < len(parsed):
-        _check_types(config, _compose(choices, config_dirs), parsed)
+        check_types(config, _compose(choices, config_dirs), parsed)
     apply_preset(config, overrides)
     forget_unchosen(config, overrides)
     keys = [o.key_or_group for o in parsed]
@@ -250,7 +250,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
             parsed += OverridesParser.create().parse_overrides([text])
         except HydraException as error:
             hint = " Options start with --; see --help" if text.startswith("-") else " Overrides are key=value"
-            raise UserError(f"cannot read {text!r}: {_first_line(error)}.{hint}") from error
+            raise UserError(f"cannot read {text!r}: {first_line(error)}.{hint}") from error
     return parsed
 
 
@@ -301,105 +301,4 @@ def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[P
         return UserError(
             f"unknown option {key!r}.{hint}" + f" A new key is added with +{key}=..." * bool(near or not parent)
         )
-    return UserError(_first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of a config; a list is a leaf, an interpolation None, what is `???` MISSING."""
-    for key in node:
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if OmegaConf.is_interpolation(node, key):
-            yield name, None
-        elif OmegaConf.is_missing(node, key):
-            yield name, MISSING
-        elif isinstance(node[key], DictConfig):
-            yield from leaves(node[key], name)
-        else:
-            yield name, node[key]
-
-
-def _check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]) -> None:
-    """A value has the type of the default that it replaces, a count is 1 or more; where the default is null, anything goes."""
-    before, after = dict(leaves(defaults)), dict(leaves(config))
-    for override in parsed:
-        key = override.key_or_group
-        default, value = before.get(key), after.get(key)
-        if default is None or key not in after or key.rpartition(".")[2] in ("target", "batch_size", "input_size"):
-            continue
-        allowed: dict[type, tuple[type, ...]] = {
-            bool: (bool,),
-            int: (int,),
-            float: (int, float),
-            str: (str, type(None)),
-            ListConfig: (ListConfig, str),
-        }
-        kinds = allowed.get(type(default))
-        wrong = kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds))
-        if wrong:
-            word = {bool: "true or false", int: "an integer", float: "a number", str: "a text", ListConfig: "a list"}
-            raise UserError(f"{key}={_show(value)} is not {word[type(default)]} (default {_show(default)})")
-        if isinstance(default, int) and not isinstance(default, bool) and default > 0 and int(value or 0) < 1:
-            raise UserError(f"{key}={value} is not 1 or more (default {default})")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, ListConfig):
-        return "[" + ",".join(map(_show, value)) + "]"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
-
-
-def check(config: DictConfig) -> None:
-    """Refuse what is missing, does not resolve or is outside its range; no torch needed. Raises UserError."""
-    missing = next((key for key, value in leaves(config) if value is MISSING), None)
-    if missing:
-        raise Lacking(f"{missing} is not given: add {missing}=...")
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from error
-    own = list(config.experiment.get("models") or [])
-    if own and config.get("model"):
-        raise UserError(
-            f"{config.experiment.name} names its own models: change one with experiment.models.{own[0]}.<option>=..., "
-            f"or put another in its place with model@experiment.models.{own[0]}=..., instead of model="
-        )
-    if config.batch_size != "auto" and not (isinstance(config.batch_size, int) and config.batch_size >= 1):
-        raise UserError(f"batch_size={config.batch_size} is auto or a positive integer")
-    if config.preset not in ("paper", "small"):
-        raise UserError(f"preset={config.preset} is paper or small")
-    if config.precision not in PRECISIONS:
-        raise UserError(f"precision={config.precision} is one of {', '.join(PRECISIONS)}")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):
-        raise UserError(f"device={config.device} is auto, cpu, cuda, cuda:1, ... or mps")
-    _check_input(config)
-    weights = config.get("model") and config.model.get("weights")
-    if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
-        raise Lacking(f"no weights file {weights}: give model.weights=FILE")
-
-
-def _check_input(config: DictConfig) -> None:
-    """Seeds, pictures, targets, folders."""
-    largest = 2**32 - config.seeds
-    if not 0 <= config.seed <= largest:
-        raise UserError(f"seed={config.seed} is not between 0 and {largest}")
-    for key in ("dataset.limit", "dataset.resize"):
-        if (count := OmegaConf.select(config, key)) is not None and (not isinstance(count, int) or count < 1):
-            raise UserError(f"{key}={count} is not an integer, 1 or more (null: as it is)")
-    if not isinstance(config.outputs, str) or not config.outputs:
-        raise UserError(f"outputs={_show(config.outputs)} is no folder's name (of a folder named 12: outputs=./12)")
-    if config.image is not None:
-        pictures = list(config.image) if isinstance(config.image, ListConfig) else [config.image]
-        for picture in pictures or [None]:
-            if not isinstance(picture, str):
-                raise UserError(f"image={_show(config.image)} is no file's name (of a file named 12: image=./12)")
-            if not Path(picture).expanduser().is_file():
-                raise UserError(f"no image file {picture}")
-    targets = list(config.target) if isinstance(config.target, ListConfig) else [config.target]
-    if not targets or any(target is None or isinstance(target, bool) for target in targets):
-        raise UserError(f"target={_show(config.target)} is max, random, an index, a class name, or a list of these")
+    return UserError(first_line(error))

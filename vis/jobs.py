@@ -36,7 +36,8 @@ class Job:
     def __call__(self, config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            from vis.compose import apply_preset, check, forget_unchosen, register
+            from vis.check import check
+            from vis.compose import apply_preset, forget_unchosen, register
             from vis.execute import execute
 
             register()

@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from vis.compose import describe, leaves, options, slug
+from vis.check import leaves
+from vis.compose import describe, options, slug
 from vis.errors import UserError
 from vis.items import Item, Section, by_paper, flat_claim, item_of, runs_in, selected_claims, summary_rows
 from vis.page import claims_table, document, html_table, table, tables, verdict_cell
