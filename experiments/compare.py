@@ -77,7 +77,7 @@ class Compare(Experiment):
                 run.fit(name, model, batch.x, [target])
                 reset_peak_memory(run.device)
                 before, began = peak_memory_gb(run.device), time.perf_counter()
-                (maps,), _ = explain_all({name: method}, model.net, batch.x, [target])
+                (maps,), _ = explain_all({name: method}, model.net, batch.x, [target], run.preprocess(model))
             except NotApplicable as error:
                 part.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
                 continue

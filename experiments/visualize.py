@@ -66,7 +66,7 @@ class Visualize(Experiment):
                 correlation = metrics.pearson(values.expand_as(x), x)
                 fine = metrics.high_pass_pearson(values, x)
                 own = run.methods[method]
-                errors = own.axiom_error(model.net, batch.x, given, values)
+                errors = own.axiom_error(model.net, batch.x, given, values, run.preprocess(model))
                 for i, name in enumerate(batch.names):
                     part.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
                     table.append(

@@ -152,7 +152,7 @@ def draw(methods: list[str], *model: str) -> None:
         if isinstance(method, AdversarialGenerators):
             preprocess, cache = run.preprocess(network), Path(run.config.outputs) / "generators"
             fit_generators(method, network, preprocess, run.config.dataset, cache)
-    (maps,), _ = explain_all(run.methods, network.net, batch.x, [None])
+    (maps,), _ = explain_all(run.methods, network.net, batch.x, [None], run.preprocess(network))
     PICTURES.mkdir(parents=True, exist_ok=True)
     pixels = batch.pixels[0].numpy()
     for name, values in maps.items():

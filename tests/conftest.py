@@ -32,12 +32,22 @@ def _one_thread_for_tiny_networks(request: pytest.FixtureRequest) -> Iterator[No
 
 
 @pytest.fixture
-def data() -> Path:
-    """Real data for development, where there is any."""
-    folder = os.environ.get("VIS_TEST_DATA")
+def shared(pytestconfig: pytest.Config) -> Path:
+    """Development material that is no part of the project: data/, weights/, papers/."""
+    folder = os.environ.get("VIS_TEST_SHARED")
     if not folder:
-        pytest.skip("VIS_TEST_DATA is not set")
-    return Path(folder)
+        pytest.skip("VIS_TEST_SHARED is not set")
+    return (pytestconfig.rootpath / folder).resolve()
+
+
+@pytest.fixture
+def data(shared: Path) -> Path:
+    return shared / "data"
+
+
+@pytest.fixture
+def weights(shared: Path) -> Path:
+    return shared / "weights"
 
 
 @pytest.fixture

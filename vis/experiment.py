@@ -251,7 +251,7 @@ class Run:
         try:
             for name in self.methods:
                 self.fit(name, model, x, targets)
-            maps, logits = explain_all(self.methods, model.net, x, targets)
+            maps, logits = explain_all(self.methods, model.net, x, targets, self.preprocess(model))
             if keep:
                 return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
@@ -281,7 +281,7 @@ class Run:
                 fit(method, *seen, cache / "gaussians")
                 self._fitted[name] = seen
         if isinstance(method, AdversarialGenerators) and self._fitted.get(name) != weakref.ref(model.net):
-            with Forward(model.net, x) as forward:
+            with Forward(model.net, x, preprocess=self.preprocess(model)) as forward:
                 for each in targets:
                     method.check(forward, each)
             fit_generators(method, model, self.preprocess(model), self.config.dataset, cache / "generators")

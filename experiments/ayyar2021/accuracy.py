@@ -45,7 +45,7 @@ class Accuracy(Train):
         labels = training.val.labels[: self.images].tolist()
         ink = pixels.mean(1, keepdim=True)
         mask = ink > ink.amax((1, 2, 3), keepdim=True) / 2
-        (maps,), _ = explain_all(run.methods, training.net, training.preprocess(pixels), [labels])
+        (maps,), _ = explain_all(run.methods, training.net, training.preprocess(pixels), [labels], training.preprocess)
         (row,) = trained.tables["table"]
         trained.tables["training"] = [row | {"trained_on": training.train.origin}]
         place = {key: row[key] for key in ("seed", "epoch", "val_top1")}

@@ -54,7 +54,7 @@ class Cost(Experiment):
 
         def timed(method: Method) -> float:
             began = time.perf_counter()
-            explain_all({"": method}, model.net, batch.x, [targets])
+            explain_all({"": method}, model.net, batch.x, [targets], run.preprocess(model))
             synchronise(run.device)
             return time.perf_counter() - began
 

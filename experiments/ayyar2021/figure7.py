@@ -65,7 +65,8 @@ class Figure7(Experiment):
             for n in self.steps:
                 method = copy.copy(own)
                 method.rule, method.steps = rule, n
-                error = method.axiom_error(model.net, x, units, method(model.net, x, units))
+                maps = method(model.net, x, units, preprocess)
+                error = method.axiom_error(model.net, x, units, maps, preprocess)
                 assert error is not None
                 part.tables["table"].append({"image": image, "rule": rule, "steps": n, "error": error.item()})
         return part

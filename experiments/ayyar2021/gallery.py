@@ -107,7 +107,7 @@ class Gallery(Experiment):
                 part.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
         for method, each in maps.items():
             found = numbers_of(each, batch.pixels)
-            errors = run.methods[method].axiom_error(model.net, batch.x, units, each)
+            errors = run.methods[method].axiom_error(model.net, batch.x, units, each, run.preprocess(model))
             for i, image in enumerate(batch.names):
                 row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
                 row |= {name: values[i].item() for name, values in found.items()}

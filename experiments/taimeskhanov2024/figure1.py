@@ -40,7 +40,7 @@ class Figure1(Experiment):
             raise UserError(f"{name} is no class activation map: method=gradcam, ...")
         batch = run.batch(model, unit["images"])
         layers = method.layers(model.net, batch.x)
-        with Forward(model.net, batch.x, layers) as forward, torch.no_grad():
+        with Forward(model.net, batch.x, layers, run.preprocess(model)) as forward, torch.no_grad():
             (class_,) = forward.logits.argmax(1).tolist()
             with torch.enable_grad():
                 before = method.sum(forward, None, layers[0]).relu()[:, None]

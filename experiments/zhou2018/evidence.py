@@ -207,7 +207,7 @@ class EvidenceMaps(Experiment):
         row = {"image": image, "method": name, "window": method.window, "stride": method.stride, "first": first}
         part = Part(tables={"table": [row]})
         if isinstance(method, PDAGradient):
-            part.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c])[0].cpu().numpy()
+            part.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c], run.preprocess(model))[0].cpu().numpy()
         else:
             windows = method.windows(batch.x)[first : unit["last"]]
             evidence = method.evidence(model.net, batch.x[0], Target(c), windows)

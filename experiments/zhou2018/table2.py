@@ -50,7 +50,10 @@ class Table2(OnePicture):
         algorithm = one(model.net, batch.x, [c])[0]
         image = batch.names[0]
         arrays = {f"{image}/pixels": batch.pixels[0].numpy(), f"{image}/formula": formula.cpu().numpy()}
-        arrays |= {f"{image}/{name}": m(model.net, batch.x, [c])[0].cpu().numpy() for name, m in run.methods.items()}
+        arrays |= {
+            f"{image}/{name}": m(model.net, batch.x, [c], run.preprocess(model))[0].cpu().numpy()
+            for name, m in run.methods.items()
+        }
         row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "weights": model.weights}
         row |= {"error": float((algorithm - formula).abs().max() / formula.abs().max())}
         row |= {"learnt_from": learnt_from(run, self.own_images)}

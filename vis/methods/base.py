@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, Preprocessing
 from vis.target import Targets, as_targets
 
 
@@ -14,6 +14,8 @@ class Method(ABC):
     """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
 
     images [B, C, H, W]; targets: one for all images or one for each, see `vis.target`; None is the largest logit.
+    preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
+    it.
     Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
     found, also after an exception. A batch gives what its images give one by one.
 
@@ -43,22 +45,31 @@ class Method(ABC):
         """What each map sums to by the axiom, [B]; None without one."""
         return None
 
-    def axiom_error(self, model: nn.Module, images: Tensor, targets: Targets, maps: Tensor) -> Tensor | None:
+    def axiom_error(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Targets,
+        maps: Tensor,
+        preprocess: Preprocessing | None = None,
+    ) -> Tensor | None:
         """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom.
 
         It is 0 where they are equal, a dead network's zeros included, and infinite where only the total is 0.
         """
         if not self.axiom:
             return None
-        with Forward(model, images, _layers(targets, len(images))) as forward:
+        with Forward(model, images, _layers(targets, len(images)), preprocess) as forward:
             total = self.total(forward, targets)
         assert total is not None
         total = total.detach()
         difference = maps.to(total).flatten(1).sum(1) - total
         return (difference / total).abs().where(difference != 0, 0)
 
-    def __call__(self, model: nn.Module, images: Tensor, targets: Targets = None) -> Tensor:
-        return explain_all({"": self}, model, images, [targets])[0][0][""]
+    def __call__(
+        self, model: nn.Module, images: Tensor, targets: Targets = None, preprocess: Preprocessing | None = None
+    ) -> Tensor:
+        return explain_all({"": self}, model, images, [targets], preprocess)[0][0][""]
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{key}={value!r}" for key, value in vars(self).items() if not key.startswith("_"))
@@ -66,13 +77,17 @@ class Method(ABC):
 
 
 def explain_all(
-    methods: Mapping[str, Method], model: nn.Module, images: Tensor, targets: Sequence[Targets]
+    methods: Mapping[str, Method],
+    model: nn.Module,
+    images: Tensor,
+    targets: Sequence[Targets],
+    preprocess: Preprocessing | None = None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K]."""
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for method in methods.values():
         layers.update(method.layers(model, images))
-    with Forward(model, images, sorted(layers)) as forward:
+    with Forward(model, images, sorted(layers), preprocess) as forward:
         maps = [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
     return maps, forward.logits
 

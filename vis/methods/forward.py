@@ -13,7 +13,7 @@ The network itself is not touched. A ReLU inside somebody's own autograd.Functio
 On a CPU all this is about 1.15x faster for a network in channels_last: model.to(memory_format=torch.channels_last).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from vis.target import Targets, as_targets, score
+
+Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 
 
 class NotApplicable(ValueError):
@@ -111,6 +113,8 @@ class Forward:
 
     layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times.
     Afterwards `logits` [B, K] and `layers` keep their values, without the graph.
+    preprocess: the function that made the images from pixels in [0, 1]. It tells a method what black is and how far pixel
+    values reach; without it, such a method takes these values from its caller.
 
     Raises ValueError or TypeError for images that the model cannot take, NotApplicable for a model that is no
     classifier or lacks a layer.
@@ -118,10 +122,13 @@ class Forward:
 
     tf32_backward: ClassVar[bool] = False  # mixed precision: which ReLUs are active is decided in float32, always
 
-    def __init__(self, model: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, layers: Sequence[str] = (), preprocess: Preprocessing | None = None
+    ) -> None:
         check_images(model, images)
         self.model = model
         self.images = images
+        self.preprocess = preprocess
         self.layers: dict[str, Tensor] = {}  # filled by the forward pass
         self._wanted = tuple(layers)
         self._rule = [SALIENCY]  # shared with the hooks, which must not hold `self`: autograd's graph would never die

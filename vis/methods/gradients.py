@@ -89,7 +89,7 @@ class IntegratedGradients(Method):
         x0 = x0.expand_as(x)
         for i, k in _passes(x, self.steps):
             points = x0[i] + alphas[k].view(-1, 1, 1, 1) * (x - x0)[i]
-            with Forward(forward.model, points, list(forward.layers)) as on_path:
+            with Forward(forward.model, points, list(forward.layers), forward.preprocess) as on_path:
                 gradient = on_path.gradient([chosen[each] for each in i.tolist()])
             total.index_add_(0, i, weights[k].view(-1, 1, 1, 1) * gradient)
         return (x - x0) * total
@@ -107,7 +107,7 @@ class IntegratedGradients(Method):
     def total(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = fixed(forward, targets)
         x0 = self._baseline(forward.images.detach()).expand_as(forward.images)
-        with Forward(forward.model, x0, list(forward.layers)) as at_baseline:
+        with Forward(forward.model, x0, list(forward.layers), forward.preprocess) as at_baseline:
             return forward.scores(chosen) - at_baseline.scores(chosen)
 
 
@@ -165,7 +165,7 @@ class SmoothGrad(Method):
         for i, k in _passes(x, self.samples):
             patterns = {sample: self._noise(sample, x) for sample in set(k.tolist())}
             noisy = x[i] + sigma[i] * torch.stack([patterns[sample] for sample in k.tolist()])
-            maps = self.base(forward.model, noisy, [chosen[image] for image in i.tolist()])
+            maps = self.base(forward.model, noisy, [chosen[image] for image in i.tolist()], forward.preprocess)
             total = maps.new_zeros(len(x), *maps.shape[1:]) if total is None else total
             total.index_add_(0, i, maps)
         assert total is not None
