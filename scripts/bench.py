@@ -312,13 +312,18 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
 
     name = f"captum {captum.__version__}"
     for work, theirs, method in (
-        ("integrated gradients", integrated, methods.IntegratedGradients(steps)),
+        ("integrated gradients", integrated, methods.IntegratedGradients(steps, baseline="zero")),
         ("SmoothGrad", smoothed, methods.SmoothGrad(samples=steps)),  # its noise is another one
     ):
         best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
         yield row(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method)
     yield row("LRP-epsilon", name, lambda: attr.LRP(net).attribute(images, target=1), methods.LRP(epsilon=1e-9))
-    yield row("DeepLIFT", f"{name}, wrong", lambda: attr.DeepLift(net).attribute(images, target=1), methods.DeepLIFT())
+    yield row(
+        "DeepLIFT",
+        f"{name}, wrong",
+        lambda: attr.DeepLift(net).attribute(images, target=1),
+        methods.DeepLIFT(baseline="zero"),
+    )
     if find_spec("zennit"):
         from zennit.attribution import Gradient
         from zennit.composites import EpsilonPlus
@@ -347,7 +352,7 @@ def perturbation(device: str, quick: bool) -> Iterator[Row]:
         ]
 
     best = min((1, 8, 32), key=lambda batch: timed(lambda: occluded(batch))[0])
-    ours = methods.Occlusion(side, 0.0, stride)
+    ours = methods.Occlusion(side, "zero", stride)
     peer = f"captum {captum.__version__}, batch {best}"
     yield compare(
         "alexnet, occlusion, 729 windows", peer, lambda: occluded(best), lambda: [ours(net, image, 1)], repeats
@@ -355,13 +360,13 @@ def perturbation(device: str, quick: bool) -> Iterator[Row]:
 
     steps, small = 64, image[..., :64, :64].contiguous()
     net = torchvision_classifier("resnet18", num_classes=200).eval().to(device)
-    map_, black = methods.Saliency()(net, small, 1), torch.zeros_like(small)
+    map_, zeros = methods.Saliency()(net, small, 1), torch.zeros_like(small)
     order = map_.sum(1).flatten().argsort(descending=True, stable=True)
 
     @torch.no_grad()
     def one_by_one() -> list[Tensor]:
         areas = []
-        for first, second in ((small, black), (black, small)):
+        for first, second in ((small, zeros), (zeros, small)):
             x, curve = first.clone(), []
             for step in range(steps + 1):
                 gone = order[: step * len(order) // steps]
@@ -371,7 +376,7 @@ def perturbation(device: str, quick: bool) -> Iterator[Row]:
         return areas
 
     def together() -> list[Tensor]:
-        both = curves(net, small, map_, 1, black, steps)
+        both = curves(net, small, map_, 1, zeros, steps)
         return [both.deletion[0], both.insertion[0]]
 
     yield compare(

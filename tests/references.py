@@ -1,5 +1,6 @@
 """Methods written from their papers a second time: slow, plain, in float64."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -100,6 +101,18 @@ def _naive_backward(layer: nn.Module, y: np.ndarray, R: np.ndarray, rule: ReluRu
             values = np.pad(y, margin, constant_values=-np.inf)[k][window]
             T[k][window][np.unravel_index(values.argmax(), values.shape)] += R[k, i, j]
     return T[:, padding : T.shape[1] - padding, padding : T.shape[2] - padding]
+
+
+def covered(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """The mean fall of the logit over the 3x3 windows of zeros that hold a pixel."""
+    total, counts = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
+    for top, left in itertools.product(range(x.shape[2] - 2), range(x.shape[3] - 2)):
+        window = (..., slice(top, top + 3), slice(left, left + 3))
+        changed = x.clone()
+        changed[window] = 0
+        total[window] += (net(x) - net(changed))[:, unit].view(-1, 1, 1, 1)
+        counts[window] += 1
+    return (total / counts).detach()
 
 
 def integrated(net: nn.Module, x: Tensor, unit: int) -> Tensor:

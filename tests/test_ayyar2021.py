@@ -134,6 +134,8 @@ def test_figure1_the_largest_loss_is_the_largest_of_all_windows():
         assert len(windows) == 4
         assert max(w["loss"] for w in windows) == windows[-1]["loss"]
         assert windows[-1]["loss"] >= results.arrays[f"{fact['image']}/map"].max()
+        at = (slice(None), *(slice(windows[-1][side], windows[-1][side] + 8) for side in ("top", "left")))
+        assert results.arrays[f"{fact['image']}/covered"][-1][at] == pytest.approx(0.5, abs=1e-6), "gray"
     with pytest.raises(UserError, match="occlusion"):
         concluded("experiment=ayyar2021/figure1", *TINY, "method=[saliency]")
 

@@ -220,7 +220,7 @@ def test_ablation_runs_no_image_through_what_lies_before_the_layer(head):
     assert sum(rows) == len(x)  # the forward pass that all methods share
 
 
-@pytest.mark.parametrize("method", [AblationCAM(), ScoreCAM(), OptiCAM(iterations=3)])
+@pytest.mark.parametrize("method", [AblationCAM(), ScoreCAM(), OptiCAM(iterations=3, baseline="zero")])
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_the_model_is_left_as_it_was_found_when_a_later_pass_fails(method, passes):
     net, x, calls = networks.build("vgg_like").train(), networks.images(), iter(range(99))
@@ -270,24 +270,23 @@ def masked_logits(net: nn.Module, x: Tensor, maps: Tensor, unit: int) -> Tensor:
 @given(seed=st.integers(0, 9999), network=st.sampled_from(["vgg_like", "overlapping_pools", "residual"]))
 def test_opticam_masks_no_worse_than_equal_weights(seed, network):
     net, x = networks.build(network, seed), networks.images(2, seed)
-    equal, best = (masked_logits(net, x, OptiCAM(iterations=n)(net, x, 1), 1) for n in (0, 50))
+    equal, best = (masked_logits(net, x, OptiCAM(iterations=n, baseline="zero")(net, x, 1), 1) for n in (0, 50))
     alive = equal.isfinite()  # not where the ReLUs leave nothing of the feature maps
     assert (best >= equal - 1e-9)[alive].all()
 
 
 def test_opticam_stops_for_each_image_alone():
     net, x, rows = networks.build("vgg_like"), networks.images(6), []
-    one_by_one = torch.cat([OptiCAM()(net, image, 1) for image in x.split(1)])
+    one_by_one = torch.cat([OptiCAM(baseline="zero")(net, image, 1) for image in x.split(1)])
     net[0].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
-    assert close(OptiCAM()(net, x, 1), one_by_one)
+    assert close(OptiCAM(baseline="zero")(net, x, 1), one_by_one)
     assert rows == sorted(rows, reverse=True)
     assert len(set(rows)) > 2
     assert len(rows) <= 52
 
 
-def test_opticam_masks_in_the_space_of_the_pixels_if_told_what_black_is():
+def test_opticam_masks_the_pixels_not_the_networks_input():
     net, pixels = networks.build("vgg_like"), networks.images().sigmoid()
-    mean, std = torch.tensor([[0.4], [0.5]]).double()[..., None], torch.tensor([[0.2], [0.3]]).double()[..., None]
 
     class OnPixels(nn.Module):
         def __init__(self) -> None:
@@ -295,13 +294,10 @@ def test_opticam_masks_in_the_space_of_the_pixels_if_told_what_black_is():
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net((x - mean) / std)
+            return self.net(networks.preprocess(x))
 
-    in_pixels = OptiCAM()(OnPixels().eval(), pixels, 1)
-    black = (-mean / std).flatten().tolist()
-    assert torch.allclose(OptiCAM(black=black)(net, (pixels - mean) / std, 1), in_pixels, atol=1e-9)
-    with pytest.raises(NotApplicable, match="black has 3 numbers, the images have 2 channels"):
-        OptiCAM(black=[0, 0, 0])(net, pixels)
+    in_pixels = OptiCAM(baseline="zero")(OnPixels().eval(), pixels, 1)
+    assert torch.allclose(OptiCAM()(net, networks.preprocess(pixels), 1, networks.preprocess), in_pixels, atol=1e-9)
 
 
 # --- sharing, targets ------------------------------------------------------------------------------------------------
@@ -328,7 +324,7 @@ def test_a_unit_of_a_layer_and_a_probability_are_targets_of_gradient_cams(method
     assert close(method()(net, x, Target(2, output="prob")), method()(softmax, x, 2))
 
 
-@pytest.mark.parametrize("method", [AblationCAM(), ScoreCAM(), OptiCAM(iterations=3)])
+@pytest.mark.parametrize("method", [AblationCAM(), ScoreCAM(), OptiCAM(iterations=3, baseline="zero")])
 def test_the_other_cams_explain_the_output(method):
     net, x = networks.build("vgg_like"), networks.images()
     softmax = nn.Sequential(*net, nn.Softmax(1)).eval()
@@ -427,4 +423,5 @@ def test_a_network_that_gives_0_has_a_map_of_zeros_not_nan():
             parameter.zero_()
     for method in (*GRADIENT_CAMS, EigenCAM, ScoreCAM, AblationCAM, OptiCAM):
         for convention in ("paper", "table1"):
-            assert torch.equal(method(convention=convention)(net, x, 1), torch.zeros_like(x[:, :1]))
+            maps = method(convention=convention)(net, x, 1, networks.preprocess)
+            assert torch.equal(maps, torch.zeros_like(x[:, :1]))

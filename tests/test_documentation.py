@@ -58,8 +58,8 @@ PASSES = {  # as the docstrings say, the shared forward pass among them
     "Saliency()": 2,
     "DeconvNet()": 2,
     "GuidedBackprop()": 2,
-    "IntegratedGradients(steps=7)": 1 + 2 * 7,
-    "IntegratedGradients(steps=7, baseline='mean')": 1 + 2 * 7,
+    "IntegratedGradients(steps=7, baseline='zero')": 1 + 2 * 7,
+    "IntegratedGradients(steps=7, baseline=['zero', 'mean'])": 1 + 2 * 2 * 7,
     "SmoothGrad(samples=7)": 1 + 2 * 7,
     "GradCAM()": 1,
     "EigenCAM()": 1,
@@ -74,8 +74,9 @@ PASSES = {  # as the docstrings say, the shared forward pass among them
     "LRP('alpha_beta')": 6,
     "LRP('alpha_beta', alpha=1)": 4,
     "DeepTaylor()": 4,
-    "DeepLIFT()": 4,
-    "DeepLIFT('reveal_cancel')": 11,
+    "DeepLIFT(baseline='mean')": 4,
+    "DeepLIFT('reveal_cancel', 'mean')": 11,
+    "DeepLIFT(baseline=['mean', 'blur'])": 7,
     "LIME(samples=20, superpixels=4)": 21,
 }
 

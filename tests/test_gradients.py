@@ -3,8 +3,6 @@
 import networks
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vis.errors import UserError
@@ -13,13 +11,11 @@ from vis.methods import (
     GradCAM,
     GuidedBackprop,
     IntegratedGradients,
-    NotApplicable,
     Saliency,
     SmoothGrad,
     Target,
     gradients,
 )
-from vis.methods.baseline import baseline_images
 from vis.methods.fem import fem
 
 
@@ -50,33 +46,25 @@ def test_more_steps_make_integrated_gradients_complete(network, rule):
         assert errors[1] < 1e-12
 
 
-@pytest.mark.parametrize("steps", [2, 9])
-def test_integrated_gradients_equal_captums(steps):
-    from captum.attr import IntegratedGradients as Captums
-
-    net, x = networks.build("functional"), networks.images(2)
-    black = [0.3, -0.2]
-    baseline = torch.tensor(black, dtype=x.dtype).view(1, 2, 1, 1).expand_as(x)
-    expected = Captums(net).attribute(x, baseline, target=2, n_steps=steps, method="gausslegendre")
-    got = IntegratedGradients(steps, black=black)(net, x, 2)
-    assert (got - expected).abs().max() < 1e-7 * got.abs().max()  # captum's weights are float32
-
-
 def test_the_sum_of_riemann_is_at_the_right_ends_of_the_steps():
     net, x = networks.build("functional"), networks.images()
     expected = x * sum(Saliency()(net, k / 4 * x, 2) for k in (1, 2, 3, 4)) / 4
-    assert close(IntegratedGradients(4, "riemann")(net, x, 2), expected)
+    assert close(IntegratedGradients(4, "riemann", "zero")(net, x, 2), expected)
 
 
 def test_a_network_without_biases_needs_one_pass_from_zero():
     net, x = networks.build("overlapping_pools"), networks.images()
     seen = images_seen(net)
-    maps = IntegratedGradients(50)(net, x, 1)
+    maps = IntegratedGradients(50, baseline="zero")(net, x, 1)
     assert sum(seen) == len(x)
     assert close(maps, x * Saliency()(net, x, 1))
     seen.clear()
-    IntegratedGradients(50, black=[0.1])(net, x, 1)
+    IntegratedGradients(50)(net, x, 1, networks.preprocess)
+    assert sum(seen) == 51 * len(x), "black is not the network's zero"
+    seen.clear()
+    several = IntegratedGradients(50, baseline=["zero", "mean"])(net, x, 1)
     assert sum(seen) == 51 * len(x)
+    assert close(several, (maps + IntegratedGradients(50, baseline="mean")(net, x, 1)) / 2)
 
 
 @pytest.mark.parametrize("network", ["vgg_like", "batch_norm", "residual", "functional", "gelu"])
@@ -89,14 +77,14 @@ def test_a_relu6_and_a_probability_are_not_homogeneous():
     assert not gradients.homogeneous(net.double(), networks.images())
     net, x = networks.build("overlapping_pools"), networks.images()
     seen = images_seen(net)
-    IntegratedGradients(10)(net, x, Target(1, output="prob"))
+    IntegratedGradients(10, baseline="zero")(net, x, Target(1, output="prob"))
     assert sum(seen) == 11 * len(x)
 
 
 def test_any_unit_of_any_layer_is_integrated():
     net, x = networks.build("vgg_like"), networks.images()
     targets = [Target(2, layer="7"), Target(1), Target(None, layer="3")]
-    method = IntegratedGradients(200)
+    method = IntegratedGradients(200, baseline="zero")
     maps = method(net, x, targets)
     assert method.axiom_error(net, x, targets, maps).max() < 5e-2
     assert close(maps[:1], method(net[:8], x[:1], 2))
@@ -104,37 +92,12 @@ def test_any_unit_of_any_layer_is_integrated():
 
 def test_how_many_images_go_through_at_once_does_not_matter(monkeypatch):
     net, x = networks.build("residual"), networks.images()
-    methods = [IntegratedGradients(7), SmoothGrad(GuidedBackprop(), 7)]
+    methods = [IntegratedGradients(7, baseline="mean"), SmoothGrad(GuidedBackprop(), 7)]
     expected = [method(net, x) for method in methods]
     monkeypatch.setattr(gradients, "PASS_VALUES", 4 * x[0].numel())
     seen = images_seen(net)
     assert all(close(method(net, x), maps) for method, maps in zip(methods, expected, strict=True))
     assert max(seen) == 4
-
-
-# --- baselines -------------------------------------------------------------------------------------------------------
-
-
-@given(seed=st.integers(0, 99), kind=st.sampled_from(["black", "mean", "blur", "noise"]))
-@settings(max_examples=10, deadline=None)
-def test_a_baseline_is_of_its_own_image_within_its_range(seed, kind):
-    x = networks.images(3, seed)
-    baseline = baseline_images(x, kind, [float(x.min())], 7).expand_as(x)
-    for i in range(3):
-        assert torch.equal(baseline[i], baseline_images(x[i : i + 1], kind, [float(x.min())], 7)[0])
-        assert x[i].min() <= baseline[i].max() <= x[i].max() or kind == "black"
-
-
-def test_baselines_are_what_they_are_called():
-    x = networks.images()
-    assert baseline_images(x, "black", [0.5, -1.0], 0)[0, :, 3, 4].tolist() == [0.5, -1.0]
-    assert torch.allclose(baseline_images(x, "mean", [0.0], 0)[1, :, 3, 4], x[1].mean((1, 2)))
-    assert not torch.equal(baseline_images(x, "noise", [0.0], 0), baseline_images(x, "noise", [0.0], 1))
-    assert 0 < baseline_images(x, "blur", [0.0], 0).std() < x.std()
-    with pytest.raises(NotApplicable, match="black has 3 numbers, the images have 2 channels"):
-        baseline_images(x, "black", [0.0, 0.0, 0.0], 0)
-    with pytest.raises(ValueError, match="baseline is one of black, mean, blur, noise, not 'white'"):
-        IntegratedGradients(baseline="white")
 
 
 # --- SmoothGrad ------------------------------------------------------------------------------------------------------

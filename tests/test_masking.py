@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vis.methods import LIME, MeaningfulPerturbation
-from vis.methods.baseline import baseline_images
+from vis.methods.baseline import baseline_image
 
 
 class Linear(nn.Module):
@@ -93,6 +93,6 @@ def test_the_kept_mask_is_never_worse_than_no_mask():
     """The loss of its best step is at most that of the first, the untouched image's probability."""
     net, x = networks.build("vgg_like"), networks.images()
     method = MeaningfulPerturbation(cells=4, iterations=15, jitter=0)
-    blurred = baseline_images(x, "blur", (0.0,), 0)
+    blurred = baseline_image(x, "blur", None)
     mask = 1 - method(net, x, 1)
     assert (net(mask * x + (1 - mask) * blurred).softmax(1)[:, 1] <= net(x).softmax(1)[:, 1] + 1e-12).all()

@@ -1,7 +1,6 @@
 """The contract of every method, against references written from the papers."""
 
 import gc
-import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pytest
 import relevances
 import torch
 from checks import Accident, close, fail, last_layer, state
-from references import fem, integrated, replaced, smoothed
+from references import covered, fem, integrated, replaced, smoothed
 from torch import Tensor, nn
 
 from vis.methods import (
@@ -115,18 +114,6 @@ def does_not_see_the_class(method: Method) -> None:
     is_an_overlay(method)
 
 
-def covered(net: nn.Module, x: Tensor, unit: int) -> Tensor:
-    """The mean fall of the logit over the 3x3 windows of zeros that hold a pixel."""
-    total, counts = torch.zeros_like(x[:, :1]), torch.zeros_like(x[:, :1])
-    for top, left in itertools.product(range(x.shape[2] - 2), range(x.shape[3] - 2)):
-        window = (..., slice(top, top + 3), slice(left, left + 3))
-        changed = x.clone()
-        changed[window] = 0
-        total[window] += (net(x) - net(changed))[:, unit].view(-1, 1, 1, 1)
-        counts[window] += 1
-    return (total / counts).detach()
-
-
 def finds_nothing_where_nothing_is_covered(method: Method) -> None:
     x = networks.images()
     x[:, :, :6] = 0
@@ -159,9 +146,9 @@ CASES = [
     Case(EigenCAM(), cams.eigencam, is_an_overlay),
     Case(ScoreCAM(), cams.scorecam, is_an_overlay),
     Case(AblationCAM(), cams.ablationcam, is_an_overlay),
-    Case(OptiCAM(iterations=10), cams.opticam(10), is_an_overlay),
-    Case(Occlusion(window=3), covered, finds_nothing_where_nothing_is_covered),
-    Case(IntegratedGradients(steps=7), integrated, keeps_its_axiom),
+    Case(OptiCAM(iterations=10, baseline="zero"), cams.opticam(10), is_an_overlay),
+    Case(Occlusion(window=3, fill="zero"), covered, finds_nothing_where_nothing_is_covered),
+    Case(IntegratedGradients(steps=7, baseline="zero"), integrated, keeps_its_axiom),
     Case(SmoothGrad(samples=5, noise_level=0.2), smoothed, is_its_base_without_noise),
     Case(
         GuidedGradCAM(),
@@ -177,8 +164,8 @@ CASES = [
     Case(LRP("zero"), relevances.lrp("zero"), keeps_its_axiom, refuses=("gelu", "mixed")),
     Case(LRP(epsilon=0.1), relevances.lrp("epsilon", epsilon=0.1), loses_relevance, refuses=("gelu", "mixed")),
     Case(DeepTaylor(), relevances.lrp("zplus", first="zb"), keeps_its_axiom, refuses=("gelu", "mixed")),
-    Case(DeepLIFT(), relevances.deeplift(False), keeps_its_axiom),
-    Case(DeepLIFT("reveal_cancel"), relevances.deeplift(True), keeps_its_axiom),
+    Case(DeepLIFT(baseline="zero"), relevances.deeplift(False), keeps_its_axiom),
+    Case(DeepLIFT("reveal_cancel", "zero"), relevances.deeplift(True), keeps_its_axiom),
     Case(FEM(), fem, does_not_see_the_class),
 ]
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.method))

@@ -148,10 +148,10 @@ def test_reveal_cancel_gives_both_inputs_half_of_their_minimum(first, second):
     """Shrikumar et al. 2017, section 3.3 and 3.5.3: Rescale gives all to one of them."""
     net, x = Minimum().double(), torch.tensor([first, second], dtype=torch.float64).view(1, 2, 1, 1)
     half = torch.full_like(x, min(first, second) / 2)
-    assert torch.allclose(DeepLIFT("reveal_cancel")(net, x), half, atol=1e-12)
+    assert torch.allclose(DeepLIFT("reveal_cancel", "zero")(net, x), half, atol=1e-12)
     one = torch.where(x == min(first, second), x, 0)
     if first != second:
-        assert torch.allclose(DeepLIFT()(net, x), one, atol=1e-9)
+        assert torch.allclose(DeepLIFT(baseline="zero")(net, x), one, atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -159,21 +159,21 @@ def test_reveal_cancel_gives_both_inputs_half_of_their_minimum(first, second):
     seed=st.integers(0, 999),
     network=st.sampled_from([*networks.APPLICABLE, *networks.WITHOUT_RULE]),
     rule=st.sampled_from(["rescale", "reveal_cancel"]),
-    baseline=st.sampled_from(["black", "mean", "blur", "noise"]),
+    baseline=st.sampled_from(["black", "zero", "mean", "blur", "noise", ["black", "white", "noise"]]),
 )
 @example(seed=226, network="overlapping_pools", rule="rescale", baseline="mean")
 def test_relevance_sums_to_the_difference_from_the_reference(seed, network, rule, baseline):
     net, x = networks.build(network, seed), networks.images(2, seed)
-    method = DeepLIFT(rule, baseline, [0.3, -0.2])
-    maps = method(net, x, 1)
+    method = DeepLIFT(rule, baseline)
+    maps = method(net, x, 1, networks.preprocess)
     cancels = (maps.flatten(1).sum(1) / maps.flatten(1).abs().sum(1)).abs().nan_to_num(1)  # 1 where nothing is relevant
-    assert (method.axiom_error(net, x, 1, maps) * cancels).max() < 1e-10
+    assert (method.axiom_error(net, x, 1, maps, networks.preprocess) * cancels).max() < 1e-10
 
 
 def test_an_image_that_is_its_reference_has_no_relevance():
     net, x = networks.build("residual"), torch.zeros(1, 2, 12, 12, dtype=torch.float64)
     for rule in ("rescale", "reveal_cancel"):
-        assert not DeepLIFT(rule)(net, x, 1).any()
+        assert not DeepLIFT(rule, "zero")(net, x, 1).any()
 
 
 def test_rescale_is_the_gradient_times_the_difference_where_no_relu_switches():
@@ -212,8 +212,8 @@ def test_a_network_run_by_its_graph_gives_its_outputs_and_gradient(spelling):
     attributes = set(vars(net))
     assert error(Walk(net).run(x.clone()).detach(), net(x.clone()).detach()) < 1e-12
     assert error(LRP("zero")(net, x, 1), x * Saliency()(net, x, 1)) < 1e-9
-    assert conserved(DeepLIFT(), net, x) < 1e-10
-    assert conserved(DeepLIFT("reveal_cancel"), net, x) < 1e-10
+    assert conserved(DeepLIFT(baseline="zero"), net, x) < 1e-10
+    assert conserved(DeepLIFT("reveal_cancel", "zero"), net, x) < 1e-10
     assert set(vars(net)) == attributes
 
 
@@ -228,7 +228,7 @@ def test_a_network_run_by_its_graph_gives_its_outputs_and_gradient(spelling):
     ids=["softmax", "product", "alpha", "layer norm"],
 )
 def test_an_operation_without_a_rule_is_an_error_that_names_it(operation, name):
-    for method in (LRP(), DeepLIFT(), DeepLIFT("reveal_cancel")):
+    for method in (LRP(), DeepLIFT(baseline="zero"), DeepLIFT("reveal_cancel", "zero")):
         with pytest.raises(NotApplicable, match=f"Net: there is no rule for {name}"):
             method(classifier(operation), networks.images(), 1)
 
@@ -244,7 +244,7 @@ def test_what_the_code_of_a_network_does_not_say_is_an_error():
     hooked = networks.build("vgg_like")
     hooked[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     for net in (classifier(read_after), hooked):
-        for method in (LRP(), DeepLIFT(), DeepLIFT("reveal_cancel")):
+        for method in (LRP(), DeepLIFT(baseline="zero"), DeepLIFT("reveal_cancel", "zero")):
             with pytest.raises(NotApplicable, match="gives other outputs than the network: a hook"):
                 method(net, networks.images(), 1)
 
@@ -257,7 +257,7 @@ def test_a_network_that_cannot_be_traced_is_an_error():
 
 def test_only_logits_are_explained():
     net, x = networks.build("vgg_like"), networks.images()
-    for method in (LRP(), DeepLIFT()):
+    for method in (LRP(), DeepLIFT(baseline="zero")):
         with pytest.raises(NotApplicable, match="explains logits"):
             method(net, x, Target(1, output="prob"))
         with pytest.raises(NotApplicable, match="explains the network's output"):
@@ -277,8 +277,8 @@ def test_streamed_weights_leave_the_rules_that_do_without_them():
     initialise(net, "truncated_normal", 0.1, seed=0)
     x = networks.images(dtype=torch.float32)
     assert error(LRP("zero")(net, x, 1), x * Saliency()(net, x, 1)) < 1e-4
-    assert conserved(DeepLIFT(), net, x, 1) < 1e-4
-    for method in (LRP("gamma"), DeepLIFT("reveal_cancel")):
+    assert conserved(DeepLIFT(baseline="zero"), net, x, 1) < 1e-4
+    for method in (LRP("gamma"), DeepLIFT("reveal_cancel", "zero")):
         with pytest.raises(NotApplicable, match=r"no rule for 3 \(StreamedLinear\): its weights are streamed"):
             method(net, x, 1)
 
@@ -302,7 +302,8 @@ def large(arch: str, biases: bool = True) -> nn.Module:
 def test_large_networks_keep_the_axioms(arch, record_property):
     net, x = large(arch), torch.randn(1, 3, 128, 128, dtype=torch.float64)
     errors = {
-        rule: conserved(DeepLIFT(rule, black=[-2.1, -2.0, -1.8]), net, x) for rule in ("rescale", "reveal_cancel")
+        rule: conserved(DeepLIFT(rule, torch.tensor([-2.1, -2.0, -1.8]).view(3, 1, 1)), net, x)
+        for rule in ("rescale", "reveal_cancel")
     }
     errors["gradient x input"] = error(LRP("zero")(net, x, 2), x * Saliency()(net, x, 2))
     record_property("errors", {"float64": errors})

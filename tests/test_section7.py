@@ -211,7 +211,7 @@ def test_maps_change_more_under_more_noise_and_not_without():
 def test_one_step_of_integrated_gradients_is_gradient_times_image():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).double()
     x = torch.rand(2, 2, 6, 6, dtype=torch.float64)
-    found = IntegratedGradients(steps=1, rule="riemann", black=(-1.0,))(net, x)
+    found = IntegratedGradients(steps=1, rule="riemann")(net, x, None, lambda pixels: 2 * pixels - 1)
     torch.testing.assert_close(found, Saliency()(net, x) * (x + 1))
 
 

@@ -35,11 +35,12 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]) -> None:
     """A value has the type of the default that it replaces, a count is 1 or more; where the default is null, anything goes."""
+    of_any_type = ("target", "batch_size", "input_size", "baseline", "fill")
     before, after = dict(leaves(defaults)), dict(leaves(config))
     for override in parsed:
         key = override.key_or_group
         default, value = before.get(key), after.get(key)
-        if default is None or key not in after or key.rpartition(".")[2] in ("target", "batch_size", "input_size"):
+        if default is None or key not in after or key.rpartition(".")[2] in of_any_type:
             continue
         allowed: dict[type, tuple[type, ...]] = {
             bool: (bool,),

@@ -156,11 +156,7 @@ class Run:
     @cached_property
     def methods(self) -> dict[str, Method]:
         """The chosen methods, by their config names."""
-        methods = {}
-        for name, node in (self.config.get("methods") or {}).items():
-            values = OmegaConf.to_container(node, resolve=True)
-            assert isinstance(values, dict)
-            methods[str(name)] = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+        methods = {str(name): build_method(self.config, str(name)) for name in self.config.get("methods") or {}}
         if not methods:
             raise UserError("no method: method=gbp, method=[saliency,gbp], ...")
         return methods
@@ -326,6 +322,20 @@ class Run:
             extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
             raise UserError(f"there is no class {str(target)!r}.{extra}")
         return matches[:1] * len(images)
+
+
+def build_method(config: DictConfig, name: str) -> Method:
+    """One of a config's methods."""
+    values = OmegaConf.to_container(config.methods[name], resolve=True)
+    assert isinstance(values, dict)
+    method: Method = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+    return method
+
+
+def method_words(config: DictConfig) -> list[str]:
+    """What a caption must say of a config's methods, a sentence each: "Integrated gradients from black pixels"."""
+    words = {name: getattr(build_method(config, name), "words", "") for name in map(str, config.methods)}
+    return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
 
 
 def method_class(config: DictConfig, name: str) -> Any:

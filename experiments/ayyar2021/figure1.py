@@ -13,7 +13,7 @@ from experiments.ayyar2021.gallery import box_mask
 from vis import display
 from vis.claims import POSITIVE, Claim, other_network, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
+from vis.experiment import Experiment, Run, Unit, method_words
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.methods import Occlusion
 from vis.methods.perturbation import accumulate
@@ -40,13 +40,13 @@ class Figure1(Experiment):
         model, method = run.model(), next(iter(run.methods.values()))
         if not isinstance(method, Occlusion):
             raise UserError("Figure 1 is of the sliding gray window: method=occlusion")
-        batch = run.batch(model, unit["images"])
+        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x, k = batch.names, batch.x[0], method.window
         with torch.no_grad():
             logits = model.net(batch.x)[0]
         c = (run.units_of(model, run.targets[0], batch.names) or [int(logits.argmax())])[0]
         windows = method.windows(x)
-        loss = method.evidence(model.net, x, Target(c), windows)
+        loss = method.evidence(model.net, x, Target(c), windows, preprocess)
         map_ = accumulate(loss, windows, k, x.shape[1:]).cpu().double()
         part = Part(tables={"windows": []})
         row = {"image": image, "class": model.class_name(c), "score": logits[c].item(), "weights": model.weights}
@@ -56,12 +56,11 @@ class Figure1(Experiment):
         part.tables["table"] = [row]
         if unit["images"][0] < self.rows:
             places = [*np.linspace(0, len(windows) - 1, self.places).astype(int).tolist(), int(loss[:, 0].argmax())]
-            covered = x.repeat(len(places), 1, 1, 1)
+            covered, fill = x.repeat(len(places), 1, 1, 1), method.covered(x, preprocess)
             for each, i in zip(covered, places, strict=True):
                 top, left = windows[i].tolist()
-                each[:, top : top + k, left : left + k] = x.new_tensor(method.fill).view(-1, 1, 1)
+                each[:, top : top + k, left : left + k] = fill[:, top : top + k, left : left + k]
                 part.tables["windows"].append({"image": image, "top": top, "left": left, "loss": loss[i, 0].item()})
-            preprocess = run.preprocess(model)
             covered = preprocess.inverse(covered.cpu(), preprocess.norm(batch.pixels))
             part.arrays = {f"{image}/pixels": batch.pixels[0].numpy(), f"{image}/map": map_.numpy()}
             part.arrays[f"{image}/covered"] = covered.numpy()
@@ -85,8 +84,9 @@ class Figure1(Experiment):
             loss = Panel(display.overlay(arrays["map"], arrays["pixels"]), "" if rows else "Loss of the score")
             rows.append(PanelRow([*panels, loss]))
         caption = [
-            "A gray window slides over the image; under each picture the score of the class. Right: what the score loses, "
+            "A window slides over the image; under each picture the score of the class. Right: what the score loses, "
             "the mean over the windows that hold a pixel; " + display.scaling("overlay")[1],
+            *method_words(results.config),
             f"{results.config.model.name}, {results.rows()[0]['weights']}",
         ]
         return {"figure": panel_grid(rows, caption)}

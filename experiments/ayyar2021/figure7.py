@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from vis import display
 from vis.claims import Claim, below, increasing, mean
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
+from vis.experiment import Experiment, Load, Run, Unit, method_words
 from vis.figures import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import IntegratedGradients
-from vis.methods.baseline import baseline_images
+from vis.methods.baseline import baseline_images, several
 from vis.record import Part, Results
 
 SUM = "the integral is approximated by a summation over a fixed number of samples i.e. Riemann approximation"
@@ -42,16 +42,17 @@ class Figure7(Experiment):
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model, own = run.model(), next(iter(run.methods.values()))
-        if not isinstance(own, IntegratedGradients):
-            raise UserError("Figure 7 is of the path of integrated gradients: method=integrated_gradients")
-        batch = run.batch(model, unit["images"])
+        if not isinstance(own, IntegratedGradients) or len(several(own.baseline)) > 1:
+            raise UserError(
+                "Figure 7 is of the path of integrated gradients from one baseline: method=integrated_gradients"
+            )
+        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x = batch.names, batch.x
-        x0 = baseline_images(x, own.baseline, own.black, own.seed)
+        (x0,) = baseline_images(x, own.baseline, preprocess, own.seed)
         path = torch.cat([x0 + alpha * (x - x0) for alpha in self.alphas.tolist()])
         with torch.no_grad():
             logits = model.net(path)
         units = run.units_of(model, run.targets[0], batch.names) or [int(logits[-1].argmax())]
-        preprocess = run.preprocess(model)
         pixels = preprocess.inverse(path.cpu(), preprocess.norm(batch.pixels))
         part = Part(tables={"table": [], "path": []})
         scores = logits[:, units[0]].tolist()
@@ -94,11 +95,9 @@ class Figure7(Experiment):
             ]
             rows.append(PanelRow(panels))
         config, path = results.config, results.rows("path")
-        own = next(iter(config.methods.values()))
         network = f"{config.model.name}, {path[0]['weights']}"
         caption = [
-            f"From the baseline ({own.get('baseline', 'black')}) to the image in {len(self.alphas)} steps; S: the score of "
-            "the class that is explained",
+            f"{method_words(config)[0]} to the image, in {len(self.alphas)} steps; S: the score of the class that is explained",
             network,
         ]
         count = len({row["image"] for row in results.rows()})
@@ -106,6 +105,7 @@ class Figure7(Experiment):
             caption=[
                 "What the map of integrated gradients lacks of completeness, in parts of S(x) - S(x0): mean over "
                 f"{count} images",
+                *method_words(config)[:1],
                 network,
             ]
         )

@@ -24,7 +24,7 @@ from vis import display, metrics
 from vis.claims import Claim, Rule, above, below, departures, increasing, other_network, paper_and_here
 from vis.data import Dataset
 from vis.errors import UserError
-from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title
+from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title, method_words
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.fit import Seen, fit
 from vis.instantiate import construct
@@ -210,7 +210,7 @@ class EvidenceMaps(Experiment):
             part.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c], run.preprocess(model))[0].cpu().numpy()
         else:
             windows = method.windows(batch.x)[first : unit["last"]]
-            evidence = method.evidence(model.net, batch.x[0], Target(c), windows)
+            evidence = method.evidence(model.net, batch.x[0], Target(c), windows, run.preprocess(model))
             part.arrays[f"{image}/{name}/{first}"] = evidence.cpu().numpy()
         if first == 0 and name == next(iter(run.methods)):
             part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
@@ -331,6 +331,7 @@ class EvidenceMaps(Experiment):
         return [
             f"{self.source}: evidence for (red) and against (blue) the class, of {' and '.join(sorted(windows))} windows, each "
             "map to its own maximum (under it); second of each pair: over the gray image",
+            *method_words(config),
             f"{config.model.name}, {facts[0]['weights']}; windows learnt from {facts[0]['learnt_from']}",
             f"In {lost} of {len(facts)} images the Laplace correction takes more than 1 bit from the evidence"
             if lost

@@ -26,6 +26,11 @@ class Method(ABC):
     display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.display
     axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
 
+    @property
+    def words(self) -> str:
+        """What a caption says behind the title, as "from black pixels"; "" for nothing."""
+        return ""
+
     @abstractmethod
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         """The maps of the targets of a forward pass."""

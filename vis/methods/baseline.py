@@ -1,35 +1,95 @@
-"""Reference images: what the paths of integrated gradients start from and DeepLIFT compares with."""
+"""Baselines: what integrated gradients start from, DeepLIFT compares with, and a mask or a window leaves in place of pixels.
+
+black, gray, white   such pixels (0, 1/2, 1) as the network sees them, behind the preprocessing of its images; so are
+                     other pixels: a number in [0, 1], or one for each channel
+zero                 the network's own zero: the mean colour, where a mean is subtracted
+mean, blur, noise    the image's mean colour; the image under a Gaussian of a twentieth of its height; uniform between
+                     the image's smallest and largest value, one pattern for all images of a size and a seed
+a tensor             in the network's units: [B, C, H, W], or what broadcasts to it, as [C, 1, 1]
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vis.methods.forward import NotApplicable
+from vis.methods.forward import NotApplicable, Preprocessing
 
-BASELINES = ("black", "mean", "blur", "noise")
+Baseline = str | float | Sequence[float] | Tensor
+_PIXELS = {"black": 0.0, "gray": 0.5, "white": 1.0}
+_WORDS = {name: f"{name} pixels" for name in _PIXELS} | {
+    "zero": "the network's zero",
+    "mean": "the image's mean colour",
+    "blur": "the blurred image",
+    "noise": "uniform noise",
+}
 
 
-def check_baseline(kind: str) -> None:
-    """Raises ValueError for a baseline that is not there."""
-    if kind not in BASELINES:
-        raise ValueError(f"baseline is one of {', '.join(BASELINES)}, not {kind!r}")
+def _pixel(given: object) -> Sequence[float]:
+    """The values of a pixel that has a name, a number or numbers; none for what is no pixel."""
+    value: object = _PIXELS.get(given) if isinstance(given, str) else given
+    values: Sequence = value if isinstance(value, list | tuple) else [value]
+    return values if all(isinstance(each, int | float) and 0 <= each <= 1 for each in values) else []
 
 
-def baseline_images(images: Tensor, kind: str, black: Sequence[float], seed: int) -> Tensor:
-    """References for images [B, C, H, W], each from its own image alone: [B, C, H, W], or [1, C, H, W] for all.
+def several(given: Baseline | Sequence[Baseline]) -> list[Baseline]:
+    """One baseline or a list of them, as a list; numbers are one pixel. Raises ValueError for what is none."""
+    found: list = list(given) if isinstance(given, list | tuple) and not _pixel(given) else [given]
+    for each in found or [given]:
+        if not (each in _WORDS if isinstance(each, str) else isinstance(each, Tensor) or _pixel(each)):
+            raise ValueError(
+                f"a baseline is {', '.join(_WORDS)}, a tensor, or a pixel of numbers in [0, 1], not {each!r}"
+            )
+    return found
 
-    black: a black image; `black` is what black pixels are in the network's units: one number, or one for each channel.
-    mean: the image's own mean colour. blur: the image under a Gaussian of a twentieth of its height. noise: uniform between
-    the image's smallest and largest value, the same pattern for all images of one size and seed.
+
+def only(given: Baseline) -> Baseline:
+    """Raises ValueError for several baselines, and for what is none."""
+    if len(several(given)) > 1:
+        raise ValueError(f"one baseline is wanted, not {given!r}")
+    return given
+
+
+def in_words(given: Baseline | Sequence[Baseline]) -> str:
+    """For a caption: "black pixels", "black pixels and the blurred image"."""
+    words = [
+        "a given image" if isinstance(each, Tensor) else _WORDS.get(str(each), f"pixels of {each}")
+        for each in several(given)
+    ]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def baseline_images(
+    images: Tensor, given: Baseline | Sequence[Baseline], preprocess: Preprocessing | None, seed: int = 0
+) -> list[Tensor]:
+    """Each of the baselines for images [B, C, H, W]: [B, C, H, W], or [1, C, H, W] for all; every noise is another one.
+
+    preprocess makes an image of black pixels as it makes any other: with `unit_norm` its norm is 1 as well.
     """
-    if kind == "black":
-        if len(black) not in (1, images.shape[1]):
-            raise NotApplicable(f"black has {len(black)} numbers, the images have {images.shape[1]} channels")
-        return images.new_tensor(black).view(-1, 1, 1).expand_as(images[:1])
-    if kind == "mean":
+    return [baseline_image(images, each, preprocess, seed + k) for k, each in enumerate(several(given))]
+
+
+def baseline_image(
+    images: Tensor, given: Baseline, preprocess: Preprocessing | None, seed: int = 0, part: bool = False
+) -> Tensor:
+    """A baseline for images [B, C, H, W], made from each image alone: [B, C, H, W], or [1, C, H, W] for all.
+
+    part: it is to stand beside the image's own pixels. Raises NotApplicable for pixels whose preprocessing is not known, or
+    is none of each pixel alone where they are a part of an image (`unit_norm`), and for a tensor of another shape.
+    """
+    if isinstance(given, Tensor):
+        values = given.detach().to(images)
+        values = values[None] if values.ndim == 3 else values
+        if values.ndim != 4 or any(n not in (1, size) for n, size in zip(values.shape, images.shape, strict=True)):
+            raise NotApplicable(f"the baseline is {list(given.shape)}, the images are {list(images.shape)}")
+        return values.expand(-1, *images.shape[1:])
+    if pixel := _pixel(given):
+        return _preprocessed(images, pixel, preprocess, in_words(given), part)
+    if given == "zero":
+        return torch.zeros_like(images[:1])
+    if given == "mean":
         return images.mean((2, 3), keepdim=True).expand_as(images)
-    if kind == "blur":
+    if given == "blur":
         from torchvision.transforms.v2.functional import gaussian_blur  # half a second, for this one only
 
         sigma = images.shape[2] / 20
@@ -38,3 +98,27 @@ def baseline_images(images: Tensor, kind: str, black: Sequence[float], seed: int
     uniform = torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return low + (high - low) * uniform.to(images)
+
+
+def _preprocessed(
+    images: Tensor, pixel: Sequence[float], preprocess: Preprocessing | None, words: str, part: bool
+) -> Tensor:
+    """An image of one colour as the network sees it: [1, C, H, W]."""
+    if preprocess is None:
+        raise NotApplicable(
+            f"{words} are another thing for each network: pass preprocess=, the function that made these images from pixels in "
+            "[0, 1]; or give the baseline as the network sees it, a tensor or zero"
+        )
+    if len(pixel) not in (1, images.shape[1]):
+        raise NotApplicable(f"{words} have {len(pixel)} numbers, the images have {images.shape[1]} channels")
+    pixels = images.new_tensor(pixel).view(-1, 1, 1).expand_as(images[:1])
+    found = preprocess(pixels).to(images)
+    if found.shape != pixels.shape or not found.isfinite().all():
+        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give the baseline as a tensor")
+    if part:
+        other = preprocess(torch.cat([pixels[..., :1], 0.75 * (1 - pixels[..., 1:])], 3)).to(images)
+        if not torch.allclose(other[..., :1], found[..., :1]):
+            raise NotApplicable(
+                f"{words} are no part of an image here: preprocess= scales each image as a whole; mean, blur and zero are"
+            )
+    return found

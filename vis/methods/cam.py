@@ -15,7 +15,6 @@ Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
+from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.layers import Dense, dense_after, feature_layer, run_from, run_rest
 from vis.target import Target, Targets, as_targets, score
@@ -341,9 +341,8 @@ class OptiCAM(ActivationMap):
 
     Adam from equal weights; the best of all steps is kept, so the map never does worse than equal weights. Ten times on the
     way an image whose f has not risen since the last time stops, whatever the other images of the batch do.
-    black: what a masked pixel becomes, in the network's units: one number, or one for each channel. 0 masks the network's
-    input; to mask the image itself before it is normalised, give what black is after it: -mean / std.
-    Raises NotApplicable for a unit of another layer, and where `black` has the wrong count.
+    baseline: what masked pixels become (`vis.methods.baseline`): the image is masked as it was before its preprocessing;
+    zero masks the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
     Costs up to `iterations` forward and backward passes beside the shared forward pass.
     """
 
@@ -355,14 +354,18 @@ class OptiCAM(ActivationMap):
         convention: str = "paper",
         iterations: int = 50,
         lr: float = 0.1,
-        black: Sequence[float] = (0.0,),
+        baseline: Baseline = "black",
     ) -> None:
         super().__init__(layer, convention)
         if iterations < 0 or lr <= 0:
             raise ValueError("iterations is 0 or more, lr above 0")
         self.iterations = iterations
         self.lr = lr
-        self.black = tuple(black)
+        self.baseline = only(baseline)
+
+    @property
+    def words(self) -> str:
+        return f"masking to {in_words(self.baseline)}"
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 2 * self.iterations
@@ -370,9 +373,7 @@ class OptiCAM(ActivationMap):
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         B, images = forward.layers[layer].detach(), forward.images.detach()
         chosen = output_targets(forward, targets, self.title)
-        if len(self.black) not in (1, images.shape[1]):
-            raise NotApplicable(f"black has {len(self.black)} numbers, the images have {images.shape[1]} channels")
-        black = images.new_tensor(self.black).view(-1, 1, 1)
+        black = baseline_image(images, self.baseline, forward.preprocess, part=True).expand_as(images)
         beta = torch.full_like(B[:, :, 0, 0], 0.5).requires_grad_()
         best, largest = beta.detach().clone(), B.new_full((len(B),), -torch.inf)
         before = largest.clone()
@@ -381,7 +382,9 @@ class OptiCAM(ActivationMap):
         going = torch.arange(len(B), device=B.device)
         for step in range(self.iterations + 1):
             H = masks(weigh(beta[going].softmax(1), B[going]), images.shape[-2:])[:, None]
-            scores = score(forward.model(H * images[going] + (1 - H) * black), [chosen[i] for i in going.tolist()])
+            scores = score(
+                forward.model(H * images[going] + (1 - H) * black[going]), [chosen[i] for i in going.tolist()]
+            )
             f = scores.detach()
             better = going[f > largest[going]]
             best[better] = beta.detach()[better]

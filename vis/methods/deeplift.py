@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from vis.methods.base import Method
-from vis.methods.baseline import baseline_images, check_baseline
+from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward
 from vis.methods.relevance import Slopes, by_rules, checked, logit_targets
-from vis.target import Targets, score
+from vis.target import Target, Targets, score
 from vis.walk import Affine, Walk
 
 
@@ -155,33 +155,38 @@ class DeepLIFT(Method):
 
     with differences d from the reference, multipliers m that obey the chain rule (Eq. 21), and m = w in layers. Maps are
     signed, [B, C, H, W], in units of the logit.
-    rule: rescale or reveal_cancel. baseline: the reference image, black, mean, blur or noise (`vis.methods.baseline`).
-    black: what black pixels are in the network's units: one number, or one for each channel (-mean / std of ImageNet).
+    rule: rescale or reveal_cancel. baseline: the reference image, black, gray, white, zero, mean, blur, noise or a tensor
+    (`vis.methods.baseline`); of several, [black,white], R is the mean.
 
-    Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19).
-    Raises NotApplicable for operations without a rule, and for what is no logit of the network.
-    Costs 3 passes beside the shared forward pass with rescale, 10 with reveal_cancel.
+    Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19), the mean over the references.
+    Raises NotApplicable for operations without a rule, for what is no logit of the network, and for black pixels without
+    `preprocess`.
+    Costs for each reference 3 passes beside the shared forward pass with rescale, 10 with reveal_cancel.
     """
 
     title = "DeepLIFT"
     axiom = "summation-to-delta"
 
-    def __init__(
-        self, rule: str = "rescale", baseline: str = "black", black: Sequence[float] = (0.0,), seed: int = 0
-    ) -> None:
+    def __init__(self, rule: str = "rescale", baseline: Baseline | Sequence[Baseline] = "black", seed: int = 0) -> None:
         if rule not in ("rescale", "reveal_cancel"):
             raise ValueError(f"rule is rescale or reveal_cancel, not {rule!r}")
-        check_baseline(baseline)
-        self.rule, self.baseline, self.black, self.seed = rule, baseline, tuple(black), seed
+        several(baseline)
+        self.rule, self.baseline, self.seed = rule, baseline, seed
+
+    @property
+    def words(self) -> str:
+        return f"against {in_words(self.baseline)}"
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        return 3 if self.rule == "rescale" else 10
+        return (3 if self.rule == "rescale" else 10) * len(several(self.baseline))
 
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
+        return torch.stack([self._explain(forward, chosen, x0) for x0 in self._references(forward)]).mean(0)
+
+    def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
         x = forward.images.detach()
-        x0 = baseline_images(x, self.baseline, self.black, self.seed)
         reference = Reference(forward.model)
         with torch.no_grad():
             reference.run(x0)
@@ -190,12 +195,11 @@ class DeepLIFT(Method):
         (m,) = torch.autograd.grad(score(outputs, chosen).sum(), x)
         return m * (x.detach() - x0)
 
+    def _references(self, forward: Forward) -> list[Tensor]:
+        return baseline_images(forward.images.detach(), self.baseline, forward.preprocess, self.seed)
+
     def total(self, forward: Forward, targets: Targets) -> Tensor:
-        return difference(forward, targets, baseline_images(forward.images, self.baseline, self.black, self.seed))
-
-
-def difference(forward: Forward, targets: Targets, x0: Tensor) -> Tensor:
-    """How much larger the explained outputs are for the images than for references x0 [B or 1, C, H, W]: [B]."""
-    chosen = output_targets(forward, targets, "completeness")
-    with torch.no_grad():
-        return score(forward.logits, chosen) - score(forward.model(x0).expand_as(forward.logits), chosen)
+        chosen = output_targets(forward, targets, "completeness")
+        with torch.no_grad():
+            outputs = [forward.model(x0).expand_as(forward.logits) for x0 in self._references(forward)]
+            return score(forward.logits, chosen) - score(torch.stack(outputs).mean(0), chosen)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from vis.graph import NotTraceable
 from vis.methods.backprop import Saliency
 from vis.methods.base import Method
-from vis.methods.baseline import baseline_images, check_baseline
+from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, SALIENCY, Forward, ReluRule
 from vis.target import Target, Targets, as_targets
@@ -48,12 +48,14 @@ class IntegratedGradients(Method):
 
     Maps are signed, [B, C, H, W], in units of the target, which may be any unit.
     steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
-    baseline: black, mean, blur or noise (`vis.methods.baseline`). black: what black pixels are in the network's units: one
-    number, or one for each channel (-mean / std of ImageNet), else NotApplicable.
+    baseline: black, gray, white, zero, mean, blur, noise or a tensor (`vis.methods.baseline`); of several, [black,white,blur],
+    R is the mean (expected gradients, Erion et al. 2021, of these baselines). Black is black pixels: NotApplicable without
+    `preprocess`.
 
-    Axiom: completeness, a map sums to S_c(x) - S_c(x0); what lacks is the error of the sum over the steps.
-    Costs `steps` forward and backward passes beside the shared forward pass; on a network of convolutions, ReLUs and poolings
-    without biases, with a baseline of zeros, a logit has the same gradient on all the way: then one of each.
+    Axiom: completeness, a map sums to S_c(x) - S_c(x0), the mean over the baselines; what lacks is the error of the sum over
+    the steps.
+    Costs `steps` forward and backward passes for each baseline, beside the shared forward pass; on a network of convolutions,
+    ReLUs and poolings without biases, from zero, a logit has the same gradient on all the way: then one of each.
     """
 
     title = "Integrated gradients"
@@ -63,27 +65,32 @@ class IntegratedGradients(Method):
         self,
         steps: int = 50,
         rule: str = "gauss_legendre",
-        baseline: str = "black",
-        black: Sequence[float] = (0.0,),
+        baseline: Baseline | Sequence[Baseline] = "black",
         seed: int = 0,
     ) -> None:
         if steps < 1:
             raise ValueError("steps is 1 or more")
         if rule not in ("gauss_legendre", "riemann"):
             raise ValueError(f"rule is gauss_legendre or riemann, not {rule!r}")
-        check_baseline(baseline)
-        self.steps, self.rule, self.baseline, self.black, self.seed = steps, rule, baseline, tuple(black), seed
+        several(baseline)
+        self.steps, self.rule, self.baseline, self.seed = steps, rule, baseline, seed
+
+    @property
+    def words(self) -> str:
+        return f"from {in_words(self.baseline)}"
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        return 2 * self.steps
+        return 2 * self.steps * len(several(self.baseline))
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
-        x = forward.images.detach()
-        x0 = self._baseline(x)
         chosen = fixed(forward, targets)
+        return torch.stack([self._explain(forward, chosen, x0) for x0 in self._baselines(forward)]).mean(0)
+
+    def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
+        x = forward.images.detach()
         outputs = all(target.layer is None and target.output == "logit" for target in chosen)
         if outputs and not x0.any() and homogeneous(forward.model, x):
-            return forward.gradient(targets) * x
+            return forward.gradient(chosen) * x
         alphas, weights = (x.new_tensor(each) for each in self._points())
         total = torch.zeros_like(x)
         x0 = x0.expand_as(x)
@@ -101,14 +108,16 @@ class IntegratedGradients(Method):
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
         return (nodes + 1) / 2, weights / 2
 
-    def _baseline(self, images: Tensor) -> Tensor:
-        return baseline_images(images, self.baseline, self.black, self.seed)
+    def _baselines(self, forward: Forward) -> list[Tensor]:
+        return baseline_images(forward.images.detach(), self.baseline, forward.preprocess, self.seed)
 
     def total(self, forward: Forward, targets: Targets) -> Tensor:
-        chosen = fixed(forward, targets)
-        x0 = self._baseline(forward.images.detach()).expand_as(forward.images)
-        with Forward(forward.model, x0, list(forward.layers), forward.preprocess) as at_baseline:
-            return forward.scores(chosen) - at_baseline.scores(chosen)
+        chosen, found = fixed(forward, targets), []
+        for x0 in self._baselines(forward):
+            x0 = x0.expand_as(forward.images)
+            with Forward(forward.model, x0, list(forward.layers), forward.preprocess) as at_baseline:
+                found.append(at_baseline.scores(chosen).detach())
+        return forward.scores(chosen) - torch.stack(found).mean(0)
 
 
 class Homogeneous(Walk):
@@ -153,6 +162,10 @@ class SmoothGrad(Method):
             raise ValueError("samples is 1 or more, noise_level 0 or more")
         self.base = Saliency() if base is None else base
         self.samples, self.noise_level, self.seed = samples, noise_level, seed
+
+    @property
+    def words(self) -> str:
+        return f"of {self.base.title} {self.base.words}" if self.base.words else ""
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return self.samples * (1 + self.base.passes(model, image))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.baseline import baseline_images
+from vis.methods.baseline import baseline_image
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward
 from vis.target import Target, Targets, score
@@ -51,7 +51,7 @@ class MeaningfulPerturbation(Method):
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         images = forward.images.detach()
         chosen = [Target(t.unit, None, "prob") for t in output_targets(forward, targets, self.title)]
-        blurred = baseline_images(images, "blur", (0.0,), self.seed)
+        blurred = baseline_image(images, "blur", None)
         mask = torch.ones(len(images), 1, self.cells, self.cells).to(images).requires_grad_()
         adam = torch.optim.Adam([mask], self.lr)
         best, least = mask.detach().clone(), images.new_full((len(images),), torch.inf)

@@ -26,8 +26,9 @@ from vis.errors import UserError
 from vis.gaussian import Images, Marginal, PatchGaussian
 from vis.incremental import Incremental
 from vis.methods.base import Method
+from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, evaluating
+from vis.methods.forward import Forward, Preprocessing, evaluating
 from vis.target import Target, Targets, score
 from vis.window_plan import share
 
@@ -121,11 +122,18 @@ class _Windows(Method):
         images = forward.images.detach()
         windows, maps = self.windows(images), []
         for image, target in zip(images, output_targets(forward, targets, self.title), strict=True):
-            evidence = self.evidence(forward.model, image, target, windows)
+            evidence = self.evidence(forward.model, image, target, windows, forward.preprocess)
             maps.append(accumulate(evidence, windows, self.window, image.shape[1:]).to(image))
         return torch.stack(maps)
 
-    def evidence(self, model: nn.Module, image: Tensor, target: Target, windows: Tensor) -> Tensor:
+    def evidence(
+        self,
+        model: nn.Module,
+        image: Tensor,
+        target: Target,
+        windows: Tensor,
+        preprocess: Preprocessing | None = None,
+    ) -> Tensor:
         """Evidence [n, 1], or [n, C] per channel, of windows [n, 2] of an image [C, H, W] for a unit of the output.
 
         What a window gives does not depend on the others (up to rounding), so a long image can be cut into ranges of
@@ -138,7 +146,7 @@ class _Windows(Method):
             channels = range(len(image)) if self.per_channel else [slice(None)]
             parts = []
             for some in progress(windows.split(_BLOCK), None, "blocks of windows", leave=False):
-                contents = self._contents(image, some)  # [n, S, C, k, k]
+                contents = self._contents(image, some, preprocess)  # [n, S, C, k, k]
                 n, S = contents.shape[:2]
                 at, columns = some.repeat_interleave(S, 0), []
                 for c in channels:
@@ -162,7 +170,7 @@ class _Windows(Method):
             )  # fmt: skip
 
     @abstractmethod
-    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+    def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
         """What windows [n, 2] are replaced by, S times: [n, S, C, k, k]."""
 
     @abstractmethod
@@ -229,7 +237,7 @@ class Learnt(_Windows):
             )
         return found
 
-    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+    def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
         if self.samples:
             return self.expected.samples(image, windows, self.window, self.samples, self.seed)
         return self.expected.means(image, windows, self.window)[:, None]
@@ -302,7 +310,7 @@ class PDAFast(Learnt):
 
     title = "Efficient PDA"
 
-    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
+    def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
         return super()._contents(image, windows).mean(1, keepdim=True)
 
 
@@ -338,12 +346,13 @@ class PDAGradient(PDAFast):
 class Occlusion(_Windows):
     """Occlusion (Zeiler & Fergus 2014; ayyar2021, section 2.1): how much the target falls when a window is covered.
 
-        evidence(w) = f(x) - f(x with the colour `fill` in w)
+        evidence(w) = f(x) - f(x with `fill` in w)
 
     Maps are signed: [B, 1, H, W], or [B, C, H, W] per channel, in units of f: the logit or the probability, as the target
     says; evidence="odds" takes the log2 odds of zhou2018.
-    fill: of the covered window as the network sees it, one number or one for each channel, else UserError; 0 is gray where
-    the mean was subtracted. Raises UserError where no window fits, NotApplicable for a unit of another layer.
+    fill: what covers it (`vis.methods.baseline`): gray pixels as in their paper, black, white, pixels of a number in [0, 1] or
+    one for each channel, zero, mean, blur, noise or a tensor.
+    Raises UserError where no window fits, NotApplicable for a unit of another layer, and for pixels without `preprocess`.
     Costs a forward pass for each window, only of what the window can change (`vis.incremental`).
     """
 
@@ -352,7 +361,7 @@ class Occlusion(_Windows):
     def __init__(
         self,
         window: int = 10,
-        fill: float | Sequence[float] = 0.0,
+        fill: Baseline = "gray",
         stride: int = 1,
         evidence: str = "score",
         per_channel: bool = False,
@@ -363,14 +372,19 @@ class Occlusion(_Windows):
         super().__init__(window, stride, per_channel, laplace, memory_gb, precision)
         if evidence not in ("score", "odds"):
             raise ValueError(f"evidence is score or odds, not {evidence!r}")
-        self.fill = fill
+        self.fill = only(fill)
         self.of = evidence
 
-    def _contents(self, image: Tensor, windows: Tensor) -> Tensor:
-        fill = image.new_tensor(self.fill).view(-1, 1, 1)
-        if len(fill) not in (1, len(image)):
-            raise UserError(f"fill has {len(fill)} numbers for {len(image)} channels: give one, or one for each")
-        return fill.expand(len(windows), 1, len(image), self.window, self.window)
+    @property
+    def words(self) -> str:
+        return f"by {in_words(self.fill)}"
+
+    def covered(self, image: Tensor, preprocess: Preprocessing | None) -> Tensor:
+        """An image [C, H, W] with a window over all of it."""
+        return baseline_image(image[None], self.fill, preprocess, part=True)[0]
+
+    def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
+        return cut(self.covered(image, preprocess), windows, self.window)[:, None]
 
     def _measure(self, logits: Tensor, target: Target) -> Tensor:
         if self.of == "odds":
