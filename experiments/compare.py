@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from vis import display, metrics
 from vis.claims import Claim, mean, spread
 from vis.device import peak_memory_gb, reset_peak_memory, synchronise
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.faithfulness import curves
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.methods import explain_all
@@ -152,7 +152,8 @@ class Compare(Experiment):
     def _about(self, results: Results) -> str:
         count = len({row["image"] for row in results.rows()})
         out = {row["method"]: row["why"] for row in results.rows("left_out")}
-        words = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
+        network = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
+        words = "; ".join([*method_words(results.config), network])
         some = {name: " of some images" if name in self.methods(results) else "" for name in out}
         return words + "".join(f"; {name} is left out{some[name]}: {why}" for name, why in out.items())
 

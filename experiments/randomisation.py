@@ -15,7 +15,7 @@ from torch import nn
 from vis import display, metrics
 from vis.claims import Claim, below, mean, spread
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
 from vis.record import Part, Results
@@ -102,6 +102,7 @@ class Randomisation(Experiment):
             f"over {images} images",
             "Cascading: from the named layer to the logits"
             + ("; independent: the named layer alone" if len(kinds) > 1 else ""),
+            *method_words(results.config),
             f"{results.config.model.name}, {network['weights']}",
         ]
         figure, axes = plot(PAGE_WIDTH, 2.3, caption, columns=len(kinds))
@@ -138,6 +139,7 @@ class Randomisation(Experiment):
                 rows.append(PanelRow(panels, method_title(results.config, method)))
         caption = [
             "r: correlation with the map of the trained network",
+            *method_words(results.config),
             f"{results.config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         return panel_grid(rows, caption)

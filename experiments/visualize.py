@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vis import display, metrics
 from vis.claims import Claim
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.figures import Panel, PanelRow, panel_grid, wrapped
 from vis.record import Part, Results, Rows
 
@@ -114,6 +114,7 @@ class Visualize(Experiment):
             f"{config.model.name}, {table[0]['weights']}",
             *(f"{p['image']}: prediction {p['class']}, probability {p['probability']:.2g}" for p in best),
             *self._words(config, scalings),
+            *method_words(config),
             "r is the correlation of map and input",
         ]
         if len(keys) > self.rows:

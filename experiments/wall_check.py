@@ -21,7 +21,7 @@ from vis import display, metrics
 from vis.claims import Claim, Rule, mean, spread
 from vis.device import local_convolutions
 from vis.errors import UserError
-from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title
+from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
@@ -205,6 +205,7 @@ class WallCheck(Experiment):
             f"Dashed: mu of a constant map, {constant:.1f}",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
             f"{zeros} maps of zeros have no mu and are left out" if zeros else "",
+            *method_words(results.config),
             f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",
         ]
         figure, (axes,) = plot(PAGE_WIDTH, 2.4, caption)
@@ -253,6 +254,7 @@ class WallCheck(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
+            *method_words(results.config),
             f"{results.config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)

@@ -14,7 +14,7 @@ from experiments.ayyar2021.gallery import strength
 from experiments.train import Train
 from vis import metrics
 from vis.claims import POSITIVE, Claim, mean, paper_and_here
-from vis.experiment import Load, Run, Unit, method_title
+from vis.experiment import Load, Run, Unit, method_title, method_words
 from vis.figures import plot, styled
 from vis.methods import explain_all
 from vis.record import Part, Results
@@ -76,6 +76,7 @@ class Accuracy(Train):
             f"{config.model.name} after each epoch of its training on {rows[0]['trained_on']}; {config.seeds} trainings",
             f"Area under the ROC curve of the maps of {self.images} images for the ink of the digit (chance: 0.5), the mean; "
             "dashed: accuracy on validation images",
+            *method_words(config),
         ]
         figure, (axes,) = plot(5.4, 2.6, caption)
         with styled():

@@ -19,7 +19,7 @@ from experiments.ayyar2021.gallery import Measured, strength
 from vis import display, metrics
 from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
 from vis.claims import POSITIVE, Claim, interval_above, interval_below
-from vis.experiment import Load, Run, Unit, method_class
+from vis.experiment import Load, Run, Unit, method_class, method_words
 from vis.figures import Panel, PanelRow, panel_grid, wrapped
 from vis.methods.forward import evaluating
 from vis.record import Part, Results
@@ -156,6 +156,7 @@ class Attacks(ByMethod):
                 rows.append(PanelRow(panels, title))
         caption = [
             "Maps of the class that the clean image has; Dice: of their largest values, with the clean image's",
+            *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
         return super().draw(results, claims) | {"maps": panel_grid(wrapped(rows, 7), caption)}

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import Gallery
 from vis.claims import Claim, interval, mean, spread
+from vis.experiment import method_words
 from vis.figures import PAGE_WIDTH, plot, styled
 from vis.record import Results, Rows, numbers
 
@@ -49,6 +50,7 @@ class ByMethod(Gallery):
             self.sentence,
             f"Dots: images ({count}); bars: mean and its 95 % interval, cut at the ends of the number's range",
             *self.remarks(results),
+            *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
         width = min(PAGE_WIDTH, 1.6 + 2.4 * len(self.axes))

@@ -21,7 +21,7 @@ from torch.nn.functional import conv2d, pad
 
 from vis import display, metrics
 from vis.claims import POSITIVE, Claim, Rule, other_network, paper_and_here
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title
+from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.figures import Panel, PanelRow, panel_grid
 from vis.record import Part, Results
 
@@ -159,6 +159,7 @@ class Gallery(Experiment):
         caption = [
             f"{config.model.name}, {results.rows()[0]['weights']}",
             *(f"{', '.join(titles)}: {how}" for how, titles in alike.items()),
+            *method_words(config),
         ]
         return {"figure": panel_grid(rows, caption)}
 

@@ -22,7 +22,7 @@ from experiments.ayyar2021.gallery import Measured
 from vis import metrics
 from vis.claims import POSITIVE, Claim, mean
 from vis.errors import UserError
-from vis.experiment import Load, Run, Unit
+from vis.experiment import Load, Run, Unit, method_words
 from vis.figures import plot, styled
 from vis.record import Part, Results
 
@@ -104,6 +104,7 @@ class Noise(ByMethod):
         caption = [
             "What lacks of the correlation of a noisy image's map with the clean image's: mean over "
             f"{len({row['image'] for row in results.rows()})} images",
+            *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
         figure, (axes,) = plot(5.0, 2.8, caption)
