@@ -282,12 +282,12 @@ def test_the_simplified_algorithm_is_the_gradient_times_the_change(network):
 def test_the_first_order_change_is_what_small_changes_tend_to():
     """Eq. 38: P(c|x) - P(c|x') is g^T (x - x') up to second order."""
     net, x = networks.build("gelu"), pictures(1, seed=5)
-    small, large = (PDAGradient(**SIZES), Occlusion(window=WINDOW))
+    small, large = (PDAGradient(**SIZES), Occlusion(window=WINDOW, fill="zero"))
     small.fit(pictures())
     assert small(net, x, 1).shape == large(net, x, Target(1, output="prob")).shape
     differences = []
     for scale in (1e-2, 1e-3):
-        near = lambda image, windows, preprocess, scale=scale: cut_towards(image, windows, scale)  # noqa: E731  # what one scale of the loop does
+        near = lambda image, windows, preprocess=None, scale=scale: cut_towards(image, windows, scale)  # noqa: E731  # what one scale of the loop does
         small._contents = large._contents = near  # type: ignore[method-assign]  # in place of their own
         differences.append(error(small(net, x, 1), large(net, x, Target(1, output="prob"))))
     assert differences[1] < 0.2 * differences[0] < 0.02

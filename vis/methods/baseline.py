@@ -106,15 +106,15 @@ def _preprocessed(
     """An image of one colour as the network sees it: [1, C, H, W]."""
     if preprocess is None:
         raise NotApplicable(
-            f"{words} are another thing for each network: pass preprocess=, the function that made these images from pixels in "
-            "[0, 1]; or give the baseline as the network sees it, a tensor or zero"
+            f"what {words} are depends on the network: pass preprocess=, the function that made these images from pixels in "
+            "[0, 1], or in place of them a tensor or zero, which are as the network sees them"
         )
     if len(pixel) not in (1, images.shape[1]):
         raise NotApplicable(f"{words} have {len(pixel)} numbers, the images have {images.shape[1]} channels")
     pixels = images.new_tensor(pixel).view(-1, 1, 1).expand_as(images[:1])
     found = preprocess(pixels).to(images)
     if found.shape != pixels.shape or not found.isfinite().all():
-        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give the baseline as a tensor")
+        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give a tensor in their place")
     if part:
         other = preprocess(torch.cat([pixels[..., :1], 0.75 * (1 - pixels[..., 1:])], 3)).to(images)
         if not torch.allclose(other[..., :1], found[..., :1]):
