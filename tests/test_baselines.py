@@ -251,3 +251,13 @@ def test_a_method_of_a_method_names_its_baseline():
         "SmoothGrad of Integrated gradients from black pixels",
         "Opti-CAM masking to black pixels",
     ]
+
+
+def test_the_bound_of_odds_is_said_of_odds_alone(caplog):
+    net, x = networks.build("vgg_like"), networks.images()[:1]
+    net[-1].weight.data *= 1e4  # probability 1
+    for evidence, said in (("score", False), ("odds", True)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            Occlusion(window=3, fill="zero", evidence=evidence)(net, x)
+        assert ("Laplace" in caplog.text) is said

@@ -386,6 +386,10 @@ class Occlusion(_Windows):
     def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
         return cut(self.covered(image, preprocess), windows, self.window)[:, None]
 
+    def _saturation(self, logits: Tensor, target: Target) -> None:
+        if self.of == "odds":  # no score is corrected
+            super()._saturation(logits, target)
+
     def _measure(self, logits: Tensor, target: Target) -> Tensor:
         if self.of == "odds":
             return log2_odds(in_float64(logits[:, 0]).softmax(-1)[:, target.unit], logits.shape[-1], self.laplace)
