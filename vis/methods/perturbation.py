@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vis.console import progress
-from vis.errors import UserError
+from vis.errors import NotApplicable, UserError
 from vis.gaussian import Images, Marginal, PatchGaussian
 from vis.incremental import Incremental
 from vis.methods.base import Method
@@ -72,7 +72,12 @@ def in_float64(values: Tensor) -> Tensor:
 
 
 def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
-    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none."""
+    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none.
+
+    Raises NotApplicable for a class that is alone.
+    """
+    if classes < 2:
+        raise NotApplicable("the softmax over a single unit is 1 for every image, and has no odds")
     p = in_float64(p)
     if math.isinf(laplace):
         return torch.logit(p) / math.log(2)
