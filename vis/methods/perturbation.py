@@ -156,6 +156,8 @@ class _Windows(Method):
     def _saturation(self, logits: Tensor, target: Target) -> None:
         """Say where the correction, not the network, decides how large the evidence can be."""
         p, classes = in_float64(logits).softmax(1)[:, target.unit], logits.shape[1]
+        if classes < 2:  # explained by its score: it has no odds
+            return
         odds, most = (
             log2_odds(p, classes, self.laplace).item(),
             log2_odds(torch.ones_like(p), classes, self.laplace).item(),
