@@ -32,6 +32,7 @@ from vis.methods import (
     returning,
 )
 from vis.models import build_model
+from vis.models.wall import build_wall, gradient_by_row
 from vis.record import load_run
 
 
@@ -245,6 +246,26 @@ def test_a_network_is_traced_as_it_is_called_with_images_alone(method, caplog):
     with caplog.at_level("INFO"):
         assert close(method(Optional(net).eval(), x, 1), method(net, x, 1))
     assert "full pass" not in caplog.text
+
+
+class Pooled(nn.Module):
+    """Its own code pools, takes more than images, and returns more than logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x, mask=None):
+        x = self.conv(x if mask is None else x * mask).relu()
+        return {"map": x, "logits": self.fc(x.mean((2, 3)))}
+
+
+def test_such_a_network_can_have_a_wall():
+    net = returning(Pooled().double().eval(), "logits")
+    assert build_wall(net, 4, 2, (12, 12)) == (6, 11)
+    slope = gradient_by_row(net, networks.images())
+    assert (slope[:6] > 0).all()
+    assert not slope[6:].any()
 
 
 # --- on the command line ---------------------------------------------------------------------------------------------
