@@ -74,6 +74,11 @@ def both(kind: str, network: str = "residual") -> tuple[nn.Module, nn.Module]:
     return net, Returns(net, KINDS[kind][0]).eval()
 
 
+def as_it_is(pixels: Tensor) -> Tensor:
+    """The preprocessing of networks that take pixels."""
+    return pixels
+
+
 def logits_of(output):
     return output["logits"]
 
@@ -100,7 +105,7 @@ def test_every_method_explains_a_part_of_a_networks_output(case):
 def test_a_part_is_an_index_a_key_or_an_attribute_or_a_function(method, kind):
     net, wrapped = both(kind)
     x, (_, part) = networks.images(), KINDS[kind]
-    assert close(method(returning(wrapped, part), x, [4, 0, 2]), method(net, x, [4, 0, 2]))
+    assert close(method(returning(wrapped, part), x, [4, 0, 2], as_it_is), method(net, x, [4, 0, 2], as_it_is))
     twice = returning(returning(wrapped, part), lambda logits: -logits)
     assert close(Saliency()(twice, x, 1), -Saliency()(net, x, 1))
 
@@ -115,12 +120,12 @@ def test_a_function_may_be_any_combination_of_scores():
     difference = Saliency()(net, x, 3) - Saliency()(net, x, 1)
     assert close(Saliency()(wrapped, x, contrast), difference)
     assert close(SmoothGrad(samples=2, noise_level=0)(wrapped, x, contrast), difference)
-    assert close(
-        Occlusion(window=3)(wrapped, x, contrast), Occlusion(window=3)(net, x, 3) - Occlusion(window=3)(net, x, 1)
-    )
-    method = IntegratedGradients(steps=40)
-    maps = method(wrapped, x, contrast)
-    assert method.axiom_error(wrapped, x, contrast, maps).max() < 0.05
+    one, other = (Occlusion(window=3)(net, x, unit, as_it_is) for unit in (3, 1))
+    assert close(Occlusion(window=3)(wrapped, x, contrast, as_it_is), one - other)
+    one, other = (IntegratedGradients()(net, x, unit, as_it_is) for unit in (3, 1))
+    maps = IntegratedGradients()(wrapped, x, contrast, as_it_is)
+    assert close(maps, one - other)
+    assert IntegratedGradients().axiom_error(wrapped, x, contrast, maps, as_it_is).max() < 0.05
 
 
 def test_a_network_that_returns_maps_of_scores_is_explained_by_a_function():
@@ -149,7 +154,7 @@ def test_the_network_is_left_as_it_was_found():
     wrapped.register_forward_hook(lambda module, inputs, output: seen.append(type(output)))
     before, x = state(wrapped), networks.images()
     for method in (GradCAM(), LRP(), Occlusion(window=3)):
-        method(wrapped, x, lambda output: output["logits"][:, 0])
+        method(wrapped, x, lambda output: output["logits"][:, 0], as_it_is)
         assert state(wrapped) == before
     assert set(seen) == {dict}  # its own hooks see what it returns
 
@@ -171,7 +176,7 @@ def test_no_tensor_outlives_the_call():
     gc.disable()
     try:
         for method in (Saliency(), LRP(), GradCAM(), Occlusion(window=3)):
-            method(wrapped, networks.images(), lambda output: output["logits"][:, 1])
+            method(wrapped, networks.images(), lambda output: output["logits"][:, 1], as_it_is)
         assert outputs
         assert not [ref for ref in outputs if ref() is not None]
     finally:
@@ -244,7 +249,7 @@ class Optional(nn.Module):
 def test_a_network_is_traced_as_it_is_called_with_images_alone(method, caplog):
     net, x = networks.build("residual"), networks.images()
     with caplog.at_level("INFO"):
-        assert close(method(Optional(net).eval(), x, 1), method(net, x, 1))
+        assert close(method(Optional(net).eval(), x, 1, as_it_is), method(net, x, 1, as_it_is))
     assert "full pass" not in caplog.text
 
 
