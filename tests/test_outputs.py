@@ -13,6 +13,7 @@ from test_methods import CASES
 from torch import Tensor, nn
 
 from vis.methods import (
+    FEM,
     LIME,
     LRP,
     PDA,
@@ -134,6 +135,15 @@ def test_a_network_that_returns_maps_of_scores_is_explained_by_a_function():
     pixels = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(net(pixels)[:, 2].mean((1, 2)).sum(), pixels)
     assert close(Saliency()(net, x, lambda scores: scores[:, 2].mean((1, 2))), expected)
+
+
+@pytest.mark.parametrize("method", [GradCAM(), ScoreCAM(), FEM()])
+def test_a_function_that_picks_a_logit_sees_the_same_layer_as_the_logit(method):
+    """Also where the logits are pooled class maps, as in SqueezeNet, which are told by their number."""
+    head = [nn.Conv2d(4, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = networks.randomise(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), *head)).double()
+    x = networks.images()
+    assert close(method(net, x, lambda logits: logits[:, 2]), method(net, x, 2))
 
 
 def test_functions_stand_beside_other_targets():
