@@ -14,13 +14,18 @@ from checks import Accident, close, fail, last_layer, state
 from references import covered, fem, integrated, replaced, smoothed
 from torch import Tensor, nn
 
+import vis.methods
 from vis.methods import (
+    CAM,
     DECONVNET,
     FEM,
     GUIDED,
+    LIME,
     LRP,
+    PDA,
     SALIENCY,
     AblationCAM,
+    AdversarialGenerators,
     DeconvNet,
     DeepLIFT,
     DeepTaylor,
@@ -33,10 +38,13 @@ from vis.methods import (
     HiResCAM,
     IntegratedGradients,
     LayerCAM,
+    MeaningfulPerturbation,
     Method,
     NotApplicable,
     Occlusion,
     OptiCAM,
+    PDAFast,
+    PDAGradient,
     Saliency,
     ScoreCAM,
     SmoothGrad,
@@ -168,11 +176,25 @@ CASES = [
     Case(DeepLIFT("reveal_cancel", "zero"), relevances.deeplift(True), keeps_its_axiom),
     Case(FEM(), fem, does_not_see_the_class),
 ]
+ELSEWHERE = {  # the tests of the others
+    AdversarialGenerators: "test_generators.py",
+    CAM: "test_cam.py",
+    LIME: "test_masking.py",
+    MeaningfulPerturbation: "test_masking.py",
+    PDA: "test_pda.py",
+    PDAFast: "test_pda.py",
+    PDAGradient: "test_pda.py",
+}
 every_method = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.method))
 every_network = pytest.mark.parametrize("network", networks.APPLICABLE)
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_in_the_list():
+    known = {each for each in vars(vis.methods).values() if isinstance(each, type) and issubclass(each, Method)}
+    assert {type(case.method) for case in CASES} | ELSEWHERE.keys() == known - {Method}
 
 
 @every_network

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one clear line, no traceback, exit code 2."""
+"""Mistakes that a user can mend: one clear line, no traceback, exit code 2 (in the library, an exception)."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UserError(Exception):
 
 class Lacking(UserError):
     """Weights or data that a paper's setting needs, and that are not on this machine and cannot be downloaded."""
+
+
+class NotApplicable(ValueError):
+    """This method is not defined for this network; the message says why."""
 
 
 class Incomplete(Exception):

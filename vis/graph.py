@@ -5,12 +5,16 @@ inference of what a window changes (`vis.incremental`) stand on it.
 """
 
 import copy
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from vis.outputs import sharing
 
 # Functions, methods and (lower case, without underscores) modules that treat each position of a map on its own.
 ELEMENTWISE = {
@@ -67,11 +71,14 @@ class Tracer(fx.Tracer):
     def __init__(self, shallow: bool = False) -> None:
         super().__init__()
         self._shallow, self._owners = shallow, [""]
+        self._root: Any = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m).__name__) in LAYERS
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if m is self._root:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -91,8 +98,16 @@ class Tracer(fx.Tracer):
         return node
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """The graph of a network. Raises NotTraceable, also for branches on values (`if x.sum() > 0`)."""
+        """The graph of a network as it is called with images alone: what else it takes has its defaults, as in a call.
+
+        Raises NotTraceable, also for branches on values (`if x.sum() > 0`).
+        """
+        self._root = root
+        call = root.forward if self._shallow else root
         try:
+            with suppress(TypeError):  # of a part of a network, which takes more
+                inspect.signature(call).bind(None)
+                root = sharing(root, forward=lambda self, images: call(images))
             return super().trace(root, concrete_args)
         except NotTraceable:
             raise

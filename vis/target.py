@@ -1,7 +1,7 @@
 """What a map explains: a unit of the network.
 
 A target is mostly a class: the logit `S_c` of nie2018, Eq. (3). It may also be any unit of any layer (the fc1 neurons
-26 and 44 of nie2018, Figure 3) or a probability (zhou2018, Algorithm 3).
+26 and 44 of nie2018, Figure 3), a probability (zhou2018, Algorithm 3), or any function of what the network returns.
 """
 
 import operator
@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from vis.errors import NotApplicable
+from vis.outputs import Score
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,12 @@ class Target:
 
 
 # What a method takes as `targets`: one for the whole batch, or one for each image (a list, a tensor or an array).
-# None is the largest logit.
-Targets = None | int | Target | Sequence[int | Target | None] | Tensor
+# None is the largest logit. A function of what the network returns, for any number of images, is always one for all.
+Targets = None | int | Target | Sequence[int | Target | None] | Tensor | Score
 
 
 def as_targets(targets: Targets, batch: int) -> list[Target]:
-    """One Target for each of `batch` images. A single target counts for all.
+    """One Target for each of `batch` images. A single target counts for all. Functions are `vis.methods.explain_all`'s.
 
     Raises ValueError for a wrong count, TypeError for what is no target.
     """
@@ -60,13 +63,17 @@ def _as_target(target: Any) -> Target:
     try:
         return Target(None if target is None else operator.index(target))
     except TypeError:  # operator.index's own words name neither the argument nor what it may be
-        raise TypeError(f"a target is an index or a vis.target.Target, not {target!r}") from None
+        raise TypeError(
+            f"a target is an index or a vis.target.Target, not {target!r}"
+            + ": a function is one target for all images, which a method takes" * callable(target)
+        ) from None
 
 
 def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """The explained number of each image: [B] from a layer's output [B, K] or [B, C, H, W].
 
-    Raises IndexError where a unit is not in the layer, ValueError where the layer has no row for each image.
+    Raises IndexError where a unit is not in the layer, ValueError where the layer has no row for each image, NotApplicable
+    for the probability of a unit that is alone.
     """
     if output.ndim < 2 or output.shape[0] != len(targets):
         raise ValueError(
@@ -79,6 +86,8 @@ def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
     scores = []
     for values, target in zip(output.unbind(), targets, strict=True):
         if target.output == "prob":
+            if len(values) == 1:
+                raise NotApplicable("the softmax over a single unit is 1 for every image: explain the unit itself")
             values = torch.softmax(values, dim=0)
         unit = target.unit
         if unit is None:  # argmax, not max: the gradient belongs to one unit, also where several are equal

@@ -27,6 +27,7 @@ from vis.methods.lime import LIME
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
+from vis.outputs import returning
 from vis.target import Target
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "Target",
     "XGradCAM",
     "explain_all",
+    "returning",
 ]

@@ -7,13 +7,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vis.methods.forward import Forward, Preprocessing
+from vis.outputs import scoring
 from vis.target import Targets, as_targets
 
 
 class Method(ABC):
     """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
 
-    images [B, C, H, W]; targets: one for all images or one for each, see `vis.target`; None is the largest logit.
+    images [B, C, H, W]; targets: one for all images or one for each, see `vis.target`; None is the largest logit. A function
+    f(output) -> [B] of what the model returns, of any kind and for any number of images, explains these scores.
     preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
     it.
     Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
@@ -64,6 +66,8 @@ class Method(ABC):
         """
         if not self.axiom:
             return None
+        if callable(targets):
+            model, targets = scoring(model, targets), 0
         with Forward(model, images, _layers(targets, len(images)), preprocess) as forward:
             total = self.total(forward, targets)
         assert total is not None
@@ -88,7 +92,19 @@ def explain_all(
     targets: Sequence[Targets],
     preprocess: Preprocessing | None = None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K]."""
+    """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K].
+
+    With a function among the targets each has a forward pass of its own, and the logits are the first's: f(output) [B, 1]
+    of a function.
+    """
+    if any(map(callable, targets)):
+        parts = [
+            explain_all(methods, scoring(model, each), images, [0], preprocess)
+            if callable(each)
+            else explain_all(methods, model, images, [each], preprocess)
+            for each in targets
+        ]
+        return [maps for (maps,), _ in parts], parts[0][1]
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for method in methods.values():
         layers.update(method.layers(model, images))

@@ -21,13 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vis.errors import NotApplicable
+from vis.outputs import checked_logits
 from vis.target import Targets, as_targets, score
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
-
-
-class NotApplicable(ValueError):
-    """This method is not defined for this network; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,8 @@ class Forward:
             self._capture_layers(captures)
             images = self.images.clone() if self.images.is_inference() else self.images.detach()
             self.images = images.requires_grad_(True)
-            logits = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != self.images.shape[0]:
-                got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise NotApplicable(f"a classifier returns logits [B, K]; {type(self.model).__name__} returned {got}")
-            self.logits = logits
+            output = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
+            self.logits = checked_logits(self.model, output, len(self.images))
             for name in self._wanted:
                 if name not in self.layers:
                     raise NotApplicable(f"layer {name} is not called in the forward pass, or not that often")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vis.console import progress
-from vis.errors import UserError
+from vis.errors import NotApplicable, UserError
 from vis.gaussian import Images, Marginal, PatchGaussian
 from vis.incremental import Incremental
 from vis.methods.base import Method
@@ -73,7 +73,12 @@ def in_float64(values: Tensor) -> Tensor:
 
 
 def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
-    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none."""
+    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none.
+
+    Raises NotApplicable for a class that is alone.
+    """
+    if classes < 2:
+        raise NotApplicable("the softmax over a single unit is 1 for every image, and has no odds")
     p = in_float64(p)
     if math.isinf(laplace):
         return torch.logit(p) / math.log(2)
@@ -159,6 +164,8 @@ class _Windows(Method):
     def _saturation(self, logits: Tensor, target: Target) -> None:
         """Say where the correction, not the network, decides how large the evidence can be."""
         p, classes = in_float64(logits).softmax(1)[:, target.unit], logits.shape[1]
+        if classes < 2:  # explained by its score: it has no odds
+            return
         odds, most = (
             log2_odds(p, classes, self.laplace).item(),
             log2_odds(torch.ones_like(p), classes, self.laplace).item(),

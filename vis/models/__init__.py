@@ -11,6 +11,7 @@ else it holds goes to the constructor `_target_`.
     preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
     input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
     wall          {rows: n}: of its last feature map only n rows are read (vis.models.wall); null is the network's own, or none
+    output        index, key or attribute of the logits in what a network of one's own returns (vis.outputs); null is all of it
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vis.errors import UserError
+from vis.errors import NotApplicable, UserError
 from vis.instantiate import construct, locate, parameters_of
 from vis.models.initialise import initialise
 from vis.models.networks import (
@@ -40,6 +41,7 @@ from vis.models.random_weight import INITIALISATIONS
 from vis.models.streamed import StreamedLinear
 from vis.models.wall import build_wall
 from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
+from vis.outputs import checked_logits, returning
 
 __all__ = [
     "CNN3",
@@ -60,7 +62,7 @@ __all__ = [
 
 _OWN_KEYS = (
     "name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size",
-    "wall",
+    "wall", "output",
 )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ class Model:
     node: the config node that it was built from.
     dead_rows: the first and the last row of its images that no logit sees, where it has a wall.
     standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
-    num_classes: how many logits, as far as the layers tell; classes: their names, where known.
+    num_classes: how many logits, as far as the layers or an image of zeros tell; classes: their names, where known.
     input_size: (height, width); channels: 3 or 1; memory_format: of its weights, and so of its images.
     """
 
@@ -164,9 +166,9 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
     dead = None if rows is None else build_wall(net, rows, channels, input_size)
     net = net.eval().to(device)
     # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
-    known = str(node.get("_target_", "")).startswith("vis.models.")
-    memory_format = torch.channels_last if known else torch.contiguous_format
+    memory_format = torch.channels_last if _is_ours(node) else torch.contiguous_format
     net = net.to(memory_format=memory_format)
+    num_classes = _num_classes(net) if _is_ours(node) else _num_logits(net, channels, input_size, device)
     return Model(
         name=name,
         net=net,
@@ -177,18 +179,24 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         channels=channels,
         memory_format=memory_format,
         preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
-        num_classes=_num_classes(net),
-        classes=imagenet_classes() if _num_classes(net) == 1000 else None,
+        num_classes=num_classes,
+        classes=imagenet_classes() if num_classes == 1000 else None,
         node=config,
         dead_rows=dead,
     )
 
 
 def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]]:
-    """The network of a config node without weights, on torch's meta device; channels and (height, width) of its images."""
+    """The network of a config node without weights, on torch's meta device; channels and (height, width) of its images.
+
+    Raises UserError where it is no classifier.
+    """
     node, own = _split(config)
     net = _construct(node, own, 0, "meta" if _holds_only_weights(node) else "cpu")
-    return net.eval().to("meta"), _channels(net, node), _input_size(net, own)
+    net, channels, size = net.eval().to("meta"), _channels(net, node), _input_size(net, own)
+    if not _is_ours(node):
+        _num_logits(net, channels, size, "meta")
+    return net, channels, size
 
 
 def dead_rows(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -205,9 +213,13 @@ def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return node, own
 
 
+def _is_ours(node: Mapping[str, Any]) -> bool:
+    return str(node.get("_target_")).startswith("vis.models.")
+
+
 def _holds_only_weights(node: Mapping[str, Any]) -> bool:
     """Our own networks do: no need to draw what is overwritten at once. torchvision's have buffers besides."""
-    return str(node.get("_target_")).startswith("vis.models.") and "arch" not in node
+    return _is_ours(node) and "arch" not in node
 
 
 def _construct(node: dict[str, Any], own: Mapping[str, Any], seed: int, device: str) -> nn.Module:
@@ -223,7 +235,10 @@ def _construct(node: dict[str, Any], own: Mapping[str, Any], seed: int, device: 
         net = construct(node, "model")
     if not isinstance(net, nn.Module):
         raise UserError(f"model._target_={target} made a {type(net).__name__}, not a torch.nn.Module")
-    return net
+    output = own["output"]
+    if isinstance(output, bool) or not isinstance(output, int | str | None):
+        raise UserError(f"model.output={output} is an index, a key or the name of an attribute")
+    return net if output is None else returning(net, output)
 
 
 def _input_size(net: nn.Module, own: Mapping[str, Any]) -> tuple[int, int]:
@@ -250,3 +265,17 @@ def _num_classes(net: nn.Module) -> int | None:
     """The width of the last layer that has one: dense, or a 1x1 convolution as in SqueezeNet."""
     widths = [getattr(module, "out_features", getattr(module, "out_channels", None)) for module in net.modules()]
     return next((int(width) for width in reversed(widths) if width), None)
+
+
+@torch.no_grad()
+def _num_logits(net: nn.Module, channels: int, size: tuple[int, int], device: torch.device | str) -> int | None:
+    """How many logits somebody's network returns for an image of zeros; if it takes none, the width of its last layer.
+
+    Raises UserError where it returns something else.
+    """
+    try:
+        return checked_logits(net, net(torch.zeros(1, channels, *size, device=device)), 1).shape[1]
+    except NotApplicable as error:
+        raise UserError(str(error)) from error
+    except Exception:  # whatever its code raises: its images may have another size or number of channels
+        return _num_classes(net)
