@@ -147,6 +147,7 @@ class SmoothGrad(Method):
     """
 
     title = "SmoothGrad"
+    display = "absolute"
 
     def __init__(self, base: Method | None = None, samples: int = 50, noise_level: float = 0.15, seed: int = 0) -> None:
         if samples < 1 or noise_level < 0:
@@ -187,7 +188,7 @@ class GuidedGradCAM(Method):
     """
 
     title = "Guided Grad-CAM"
-    display = "minmax"
+    display = "midgray"
     rule: ClassVar[ReluRule] = GUIDED
 
     def __init__(self, layer: str | None = None) -> None:
