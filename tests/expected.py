@@ -28,6 +28,11 @@ def reference(x0: Sequence[float]) -> dict[str, Any]:
     return {"baseline": "black", "black": x0}
 
 
+def covered(x0: Sequence[float]) -> dict[str, Any]:
+    """The parameters that cover windows with x0."""
+    return {"fill": x0}
+
+
 METHODS: dict[str, Callable[[Sequence[float]], m.Method]] = {
     "saliency": lambda x0: m.Saliency(),
     "deconvnet": lambda x0: m.DeconvNet(),
@@ -36,9 +41,9 @@ METHODS: dict[str, Callable[[Sequence[float]], m.Method]] = {
     "ig": lambda x0: m.IntegratedGradients(**reference(x0)),
     "rescale": lambda x0: m.DeepLIFT("rescale", **reference(x0)),
     "reveal_cancel": lambda x0: m.DeepLIFT("reveal_cancel", **reference(x0)),
-    "occlusion": lambda x0: m.Occlusion(window=1, fill=x0, per_channel=True),
-    "occlusion_2x2": lambda x0: m.Occlusion(window=2, stride=2, fill=x0, per_channel=True),
-    "occlusion_4x4": lambda x0: m.Occlusion(window=4, fill=x0, per_channel=True),
+    "occlusion": lambda x0: m.Occlusion(window=1, per_channel=True, **covered(x0)),
+    "occlusion_2x2": lambda x0: m.Occlusion(window=2, stride=2, per_channel=True, **covered(x0)),
+    "occlusion_4x4": lambda x0: m.Occlusion(window=4, per_channel=True, **covered(x0)),
     "lrp_0": lambda x0: m.LRP(rule="zero"),
     "lrp_0_no_bias": lambda x0: m.LRP(rule="zero", bias=False),
     "lrp_epsilon_7": lambda x0: m.LRP(rule="epsilon", epsilon=7.0),
