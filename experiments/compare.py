@@ -216,4 +216,5 @@ class Compare(Experiment):
                 picture = display.picture(np.ones_like(pixels)) if map_ is None else show(map_, pixels)
                 panels.append(Panel(picture, heading))
             rows.append(PanelRow(panels))
-        return panel_grid(wrapped(rows), [self._about(results)])
+        shown = {method_title(config, m): method_class(config, m).display for m in self.methods(results)}
+        return panel_grid(wrapped(rows), [self._about(results), *display.sentences(shown)])

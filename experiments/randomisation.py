@@ -137,9 +137,11 @@ class Randomisation(Experiment):
                     map_ = results.arrays[f"{image}/{variant}/{method}"]
                     panels.append(Panel(show(map_, pixels), "" if rows else variant, f"r = {cell['pearson']:.2f}"))
                 rows.append(PanelRow(panels, method_title(results.config, method)))
+        config = results.config
         caption = [
             "r: correlation with the map of the trained network",
-            *method_words(results.config),
-            f"{results.config.model.name}, {results.rows('network')[0]['weights']}",
+            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
+            *method_words(config),
+            f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         return panel_grid(rows, caption)

@@ -15,16 +15,18 @@ BATCH = 4  # images at a time where batch_size is auto
 
 
 class Visualize(Experiment):
-    """scaling: a name of vis.display.SCALINGS, or "method" for each method's own. rows: of the figure, at most."""
+    """scaling: a name of vis.display.SCALINGS, or "method" for each method's own. clip: the percentile of a map's magnitudes up
+    to which it is shown, 100 is all of them. rows: of the figure, at most.
+    """
 
     metrics = ("pearson_input", "high_pass_pearson_input")
     series = "method"
 
-    def __init__(self, scaling: str = "method", rows: int = 12) -> None:
+    def __init__(self, scaling: str = "method", clip: float = display.CLIP, rows: int = 12) -> None:
         self.scaling = scaling
+        self.clip = clip
         self.rows = rows
-        if scaling != "method":
-            display.scaling(scaling)
+        display.scaling("minmax" if scaling == "method" else scaling, clip)
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"seed": seed, "images": batch} for seed in run.seeds for batch in run.batches(len(run.dataset), BATCH)]
@@ -102,7 +104,7 @@ class Visualize(Experiment):
             pixels = results.arrays[f"{seed}/{image}/pixels"]
             panels = [Panel(display.picture(pixels), "Input" if titles else "", image)]
             for cell in results.rows(seed=seed, image=image, target=target):
-                show, _ = display.scaling(scalings[cell["method"]])
+                show, _ = display.scaling(scalings[cell["method"]], self.clip)
                 map_ = results.arrays[f"{seed}/{image}/{target}/{cell['method']}"]
                 title = method_title(config, cell["method"]) if titles else ""
                 panels.append(
@@ -121,18 +123,12 @@ class Visualize(Experiment):
             sentences.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
         return {"figure": panel_grid(wrapped(rows), sentences)}
 
-    @staticmethod
-    def _words(config: DictConfig, scalings: dict[str, str]) -> list[str]:
+    def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
         """How the maps are shown, and what methods learnt from."""
-        alike: dict[str, list[str]] = {}
-        for method, scaling in scalings.items():
-            alike.setdefault(display.scaling(scaling)[1], []).append(method_title(config, method))
-        if len(alike) == 1:
-            alike = {words: ["Maps"] for words in alike}
         learnt = [m for m in config.methods if "gaussian" in config.methods[m]]
         sources = {m: config.methods[m].gaussian or "photographs bundled with scikit-image" for m in learnt}
         return [
-            *(f"{', '.join(titles)}: {words}" for words, titles in alike.items()),
+            *display.sentences({method_title(config, m): scaling for m, scaling in scalings.items()}, self.clip),
             *(f"{method_title(config, m)} learnt what windows hold from {source}" for m, source in sources.items()),
         ]
 

@@ -235,7 +235,7 @@ class WallCheck(Experiment):
 
     def gallery(self, results: Results, dataset: str) -> Figure:
         """An image in a row: the image, and each method's map over it, with the dead zone hatched."""
-        network = results.rows("network")[0]
+        config, network = results.config, results.rows("network")[0]
         dead = tuple(network["rows"])
         named = dict.fromkeys(row["image"] for row in results.rows(dataset=dataset))
         images = [image for image in named if f"{dataset}/{image}/pixels" in results.arrays]
@@ -254,8 +254,9 @@ class WallCheck(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
-            *method_words(results.config),
-            f"{results.config.model.name}, {network['weights']}",
+            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
+            *method_words(config),
+            f"{config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)
 

@@ -1,15 +1,20 @@
 """From signed maps to pictures. Named scalings, each with the sentence that a caption needs.
 
 Methods return raw maps; nothing here feeds back into a number.
+
+Single pixels set the scale of a trained network's pixel maps, at five to ten times the 99th percentile: between their extremes
+such maps are blank. So maps are clipped to [-c, c], c the `clip`-th percentile of a map's own magnitudes. Two scalings are not
+clipped: `minmax`, which is how nie2018 shows maps, and `overlay`, for upsampled maps, whose largest value is an area.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from vis.errors import UserError, did_you_mean
 
 Picture = np.ndarray  # [H, W, 3] in [0, 1]
+CLIP = 99.0
 
 
 def picture(pixels: np.ndarray) -> Picture:
@@ -18,26 +23,34 @@ def picture(pixels: np.ndarray) -> Picture:
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
+def clipped(values: np.ndarray, clip: float) -> np.ndarray:
+    """Values over the `clip`-th percentile of their magnitudes, in [-1, 1]; over the largest where that is 0. Zeros stay 0."""
+    magnitudes = np.abs(values)
+    return (values / (np.percentile(magnitudes, clip) or magnitudes.max() or 1.0)).clip(-1, 1)
+
+
 def minmax(map_: np.ndarray) -> Picture:
-    """Over the whole RGB map, from its minimum (0) to its maximum (1): how nie2018 shows maps."""
+    """Over the whole RGB map, from its minimum (0) to its maximum (1): how nie2018 shows maps. A constant map is mid-gray."""
     low, high = map_.min(), map_.max()
-    return picture((map_ - low) / (high - low) if high > low else np.full_like(map_, 0.5))
+    constant = high - low <= 8 * np.finfo(map_.dtype).eps * np.abs(map_).max()
+    return picture(np.full_like(map_, 0.5) if constant else (map_ - low) / (high - low))
 
 
-def diverging(map_: np.ndarray) -> Picture:
+def midgray(map_: np.ndarray, clip: float = 100) -> Picture:
+    """Of a signed RGB map: 0 is mid-gray, in each channel the positive is brighter and the negative darker."""
+    return picture(0.5 + 0.5 * clipped(map_, clip))
+
+
+def diverging(map_: np.ndarray, clip: float = 100) -> Picture:
     """Sum over the channels; red is positive, blue negative, white 0, symmetric around 0."""
     from matplotlib import colormaps
 
-    values = map_.sum(0)
-    bound = np.abs(values).max() or 1.0
-    return colormaps["seismic"](0.5 + 0.5 * values / bound)[..., :3]
+    return colormaps["bwr"](0.5 + 0.5 * clipped(map_.sum(0), clip))[..., :3]
 
 
-def absolute(map_: np.ndarray) -> Picture:
-    """Largest absolute value over the channels, black 0, white its 99.5th percentile (ayyar2021, section 4.2)."""
-    values = np.abs(map_).max(0)
-    top = np.percentile(values, 99.5) or 1.0
-    return picture((values / top)[None])
+def absolute(map_: np.ndarray, clip: float = CLIP) -> Picture:
+    """Largest absolute value over the channels, black 0 (ayyar2021, section 4.2)."""
+    return picture(clipped(np.abs(map_).max(0, keepdims=True), clip))
 
 
 def heat(map_: np.ndarray) -> Picture:
@@ -54,28 +67,51 @@ def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture
     return (alpha * heat(map_) + (1 - alpha) * picture(pixels)).clip(0, 1)
 
 
-def evidence(map_: np.ndarray, pixels: np.ndarray) -> Picture:
+def evidence(map_: np.ndarray, pixels: np.ndarray, clip: float = 100) -> Picture:
     """A signed map [1 or 3, H, W] over the image [C, H, W] in pale gray: red is for, blue against (zhou2018)."""
-    values = map_.sum(0)
-    strength = (np.abs(values) / (np.abs(values).max() or 1.0))[..., None]
-    colour = np.where((values > 0)[..., None], (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    values = clipped(map_.sum(0), clip)[..., None]
+    strength = np.abs(values)
+    colour = np.where(values > 0, (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
     gray = 0.4 + 0.6 * picture(pixels).mean(-1, keepdims=True)  # blue on black could not be seen
     return ((1 - 0.85 * strength) * gray + 0.85 * strength * colour).clip(0, 1)
 
 
 Scaling = Callable[[np.ndarray, np.ndarray], Picture]  # of a map and the pixels of its image
 
-SCALINGS: dict[str, tuple[Scaling, str]] = {
-    "minmax": (lambda map_, _: minmax(map_), "min-max over each RGB map"),
-    "diverging": (lambda map_, _: diverging(map_), "sum over channels, red positive, blue negative, centred at 0"),
-    "absolute": (lambda map_, _: absolute(map_), "largest absolute value over channels, cut at the 99.5th percentile"),
-    "overlay": (overlay, "jet colours from 0 to the maximum of each map, over the image"),
+SCALINGS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, float], Picture], str]] = {
+    "minmax": (lambda map_, _, clip: minmax(map_), "min-max over each RGB map"),
+    "midgray": (lambda map_, _, clip: midgray(map_, clip), "in RGB, 0 is mid-gray"),
+    "diverging": (
+        lambda map_, _, clip: diverging(map_, clip),
+        "sum over channels, red positive, blue negative, centred at 0",
+    ),
+    "absolute": (lambda map_, _, clip: absolute(map_, clip), "largest absolute value over channels"),
+    "overlay": (
+        lambda map_, pixels, _: overlay(map_, pixels),
+        "jet colours from 0 to the maximum of each map, over the image",
+    ),
     "evidence": (evidence, "sum over channels, red positive, blue negative, over the gray image"),
 }
 
 
-def scaling(name: str) -> tuple[Scaling, str]:
-    """The scaling of that name: (function, sentence). Raises UserError."""
+def scaling(name: str, clip: float = CLIP) -> tuple[Scaling, str]:
+    """The scaling of that name, clipped at a percentile (100: not): (function, sentence). Raises UserError."""
     if name not in SCALINGS:
         raise UserError(f"there is no scaling {name!r}.{did_you_mean(name, SCALINGS)}")
-    return SCALINGS[name]
+    if not 0 < clip <= 100:
+        raise UserError(f"clip={clip:g} is no percentile: above 0, 100 at most (100: maps are not clipped)")
+    show, words = SCALINGS[name]
+    if name not in ("minmax", "overlay") and clip < 100:
+        ordinal = {"1": "st", "2": "nd", "3": "rd"}.get(f"{clip:g}"[-1], "th")
+        words += f", clipped at the {clip:g}{ordinal} percentile of each map"
+    return lambda map_, pixels: show(map_, pixels, clip), words
+
+
+def sentences(shown: Mapping[str, str], clip: float = CLIP) -> list[str]:
+    """What a caption says of maps, {title: name of its scaling}: each way with the titles that it is of."""
+    alike: dict[str, list[str]] = {}
+    for title, name in shown.items():
+        alike.setdefault(scaling(name, clip)[1], []).append(title)
+    if len(alike) == 1:
+        alike = {words: ["Maps"] for words in alike}
+    return [f"{', '.join(titles)}: {words}" for words, titles in alike.items()]

@@ -165,6 +165,6 @@ class AdversarialPair(Experiment):
             f"{config.model.name}, {first['weights']}; {first['images']}, {len(both[PAIR])} images",
             f"The class stays on g_s(x) for {shares[PAIR][0]:.1%} of them, flips on g_a(x) for {shares[PAIR][1]:.1%}, and on the "
             f"single generator's x_a for {shares[SINGLE][1]:.1%}",
-            "Maps from 0 (black) to the 99.5th percentile of each; variation: total variation; spread: participation ratio",
+            f"Maps: {display.scaling('absolute')[1]}; variation: total variation; spread: participation ratio",
         ]
         return {"figure": panel_grid(rows, caption)}

@@ -156,6 +156,7 @@ class Attacks(ByMethod):
                 rows.append(PanelRow(panels, title))
         caption = [
             "Maps of the class that the clean image has; Dice: of their largest values, with the clean image's",
+            *display.sentences({self.title(config, m): method_class(config, m).display for m in config.methods}),
             *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]

@@ -153,12 +153,9 @@ class Gallery(Experiment):
                 note = f"{self.note[1]} {cells[method][self.note[0]]:.3f}" if self.note[0] else ""
                 panels.append(Panel(map_, "" if rows else self.title(config, method), note))
             rows.append(PanelRow(panels))
-        alike: dict[str, list[str]] = {}
-        for method, how in shown.items():
-            alike.setdefault(display.scaling(how)[1], []).append(self.title(config, method).replace("\n", " "))
         caption = [
             f"{config.model.name}, {results.rows()[0]['weights']}",
-            *(f"{', '.join(titles)}: {how}" for how, titles in alike.items()),
+            *display.sentences({self.title(config, m).replace("\n", " "): how for m, how in shown.items()}),
             *method_words(config),
         ]
         return {"figure": panel_grid(rows, caption)}

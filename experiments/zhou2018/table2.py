@@ -89,7 +89,7 @@ class Table2(OnePicture):
             rows.append(PanelRow(panels))
         first = results.rows()[0]
         caption = [
-            "Table 2: three weighting rules of the gradient, drawn; saliency: largest absolute value over channels, the others: "
+            f"Table 2: three weighting rules of the gradient, drawn; saliency: {display.scaling('absolute')[1]}; the others: "
             "red for, blue against",
             f"{results.config.model.name}, {first['weights']}; conditional means learnt from {first['learnt_from']}",
         ]

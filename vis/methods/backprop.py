@@ -11,7 +11,7 @@ from vis.target import Targets
 
 class _Backpropagation(Method):
     rule: ClassVar[ReluRule]
-    display = "minmax"
+    display = "midgray"
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         return forward.gradient(targets, self.rule)

@@ -156,6 +156,7 @@ class SmoothGrad(Method):
     """
 
     title = "SmoothGrad"
+    display = "absolute"
 
     def __init__(self, base: Method | None = None, samples: int = 50, noise_level: float = 0.15, seed: int = 0) -> None:
         if samples < 1 or noise_level < 0:
@@ -200,7 +201,7 @@ class GuidedGradCAM(Method):
     """
 
     title = "Guided Grad-CAM"
-    display = "minmax"
+    display = "midgray"
     rule: ClassVar[ReluRule] = GUIDED
 
     def __init__(self, layer: str | None = None) -> None:
