@@ -132,6 +132,8 @@ def over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def fractions(rule: str, a: np.ndarray, W: np.ndarray, b: np.ndarray, layer: bool, p: dict[str, float]) -> np.ndarray:
     """The share of input i in the relevance of output j: [j, i]."""
+    if not layer and rule not in ("alpha_beta", "zplus", "epsilon"):
+        rule = "zero"
     if not p.get("bias", True) or rule in ("zplus", "zb", "flat"):
         b = np.zeros_like(b)
     if rule == "zb":
@@ -141,9 +143,15 @@ def fractions(rule: str, a: np.ndarray, W: np.ndarray, b: np.ndarray, layer: boo
         return over(C, C.sum(1, keepdims=True))
     if rule == "flat":
         return (W != 0) / (W != 0).sum(1, keepdims=True)
-    if rule == "gamma":
+    if rule == "wsquare":
+        return W**2 / ((W**2).sum(1) + b**2)[:, None]
+    if rule == "gamma_eq14":
         W, b = W + p["gamma"] * W.clip(min=0), b + p["gamma"] * b.clip(min=0)
     C = W * a
+    if rule == "gamma":
+        up = (C.sum(1) + b > 0)[:, None]
+        C, b = (v + p["gamma"] * np.where(up, v.clip(min=0), v.clip(max=0)) for v in (C, b[:, None]))
+        b = b[:, 0]
     if rule in ("alpha_beta", "zplus"):
         alpha = p["alpha"] if rule == "alpha_beta" and layer else 1.0
         up, down = C.clip(min=0), C.clip(max=0)

@@ -45,11 +45,14 @@ def classifier(forward) -> nn.Module:
 
 RULES = {
     "gamma": (LRP("gamma"), relevances.lrp("gamma", gamma=0.25)),
+    "gamma_eq14": (LRP("gamma_eq14"), relevances.lrp("gamma_eq14", gamma=0.25)),
+    "wsquare": (LRP("wsquare"), relevances.lrp("wsquare")),
+    "flat": (LRP("flat"), relevances.lrp("flat")),
     "alpha2beta1": (LRP("alpha_beta"), relevances.lrp("alpha_beta", alpha=2.0)),
     "alpha1beta0": (LRP("alpha_beta", alpha=1.0), relevances.lrp("alpha_beta", alpha=1.0)),
     "no bias": (LRP(epsilon=0.01, bias=False), relevances.lrp("epsilon", epsilon=0.01, bias=False)),
     "flat and gamma": (LRP("gamma", {"input": "flat"}), relevances.lrp("gamma", first="flat", gamma=0.25)),
-    "zb and epsilon": (LRP(rules={"input": "zb"}), relevances.lrp("epsilon", first="zb")),
+    "zb and epsilon": (LRP("epsilon", {"input": "zb"}, low="image", high="image"), relevances.lrp("epsilon", first="zb")),
 }
 
 
