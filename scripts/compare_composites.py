@@ -1,6 +1,6 @@
 """Which composite is the default of LRP? The comparison of docs/lrp.md, whose protocol came first; prints its tables.
 
-python scripts/compare_composites.py FOLDER [--photographs 160] [--steps 32]
+python scripts/compare_composites.py FOLDER [--photographs 128] [--steps 16]
 
 FOLDER holds weights/squeezenet1_1_imagenet.pt, photographs in data/images/imagenet, and OSIE's photographs and fixation
 maps in data/gaze/osie.
@@ -70,7 +70,7 @@ def deletion_and_insertion(net: nn.Module, paths: list[Path], steps: int) -> dic
     for path in paths:
         x, maps = explained(net, opened(path))
         for name, each in maps.items():
-            areas = curves(net, x, each, None, baseline_images(x, "blur", (), 0), steps)
+            areas = curves(net, x, each, None, baseline_images(x, "blur", (), 0), steps, batch=4)
             found["deletion"].setdefault(name, []).append(areas.deletion_auc.item())
             found["insertion"].setdefault(name, []).append(areas.insertion_auc.item())
     return found
@@ -121,10 +121,10 @@ def table(found: dict[str, dict[str, list[float]]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--photographs", type=int, default=160, help="of each kind; half of them choose")
-    parser.add_argument("--steps", type=int, default=32, help="of deletion and insertion")
+    parser.add_argument("--photographs", type=int, default=128, help="of each kind; half of them choose")
+    parser.add_argument("--steps", type=int, default=16, help="of deletion and insertion")
     arguments = parser.parse_args()
-    net = torchvision_classifier("squeezenet1_1").eval()
+    net = torchvision_classifier("squeezenet1_1").eval().to(memory_format=torch.channels_last)
     net.load_state_dict(torch.load(arguments.folder / "weights" / "squeezenet1_1_imagenet.pt"))
     osie = arguments.folder / "data" / "gaze" / "osie"
     pictures = shuffled(sorted((arguments.folder / "data/images/imagenet").glob("*.JPEG")), arguments.photographs)
