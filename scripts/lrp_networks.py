@@ -45,22 +45,22 @@ def build(name: str, seed: int = 0) -> nn.Module:
                 if module.bias is not None:
                     module.bias.normal_(0, 0.05)
             elif isinstance(module, nn.BatchNorm2d):
-                for values in (module.weight, module.running_var):
-                    values.uniform_(0.5, 1.5)
-                for values in (module.bias, module.running_mean):
-                    values.normal_(0, 0.3)
+                for key, values in module.state_dict().items():
+                    if values.is_floating_point():
+                        values.uniform_(0.5, 1.5) if key in ("weight", "running_var") else values.normal_(0, 0.3)
     return net.eval().double()
 
 
 def folded(net: nn.Module) -> nn.Module:
     """A copy whose batch norms are part of the convolutions before them."""
-    net, conv = copy.deepcopy(net), ""
+    net = copy.deepcopy(net)
+    before, conv = "", nn.Conv2d(1, 1, 1)
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
-            net.set_submodule(conv, fuse_conv_bn_eval(net.get_submodule(conv), module))
+            net.set_submodule(before, fuse_conv_bn_eval(conv, module))
             net.set_submodule(name, nn.Identity())
         elif isinstance(module, nn.Conv2d):
-            conv = name
+            before, conv = name, module
     return net
 
 

@@ -146,6 +146,13 @@ def test_a_box_is_not_guessed():
             method(net, x)
 
 
+def test_a_box_of_another_number_of_channels_or_name_is_an_error():
+    with pytest.raises(NotApplicable, match="has 3 numbers, the images have 2 channels"):
+        DeepTaylor([0.0, 0.0, 0.0], 1.0)(networks.build("vgg_like"), networks.images())
+    with pytest.raises(ValueError, match="low and high are numbers, a tensor or image, not 'black' and 1"):
+        LRP(low="black", high=1.0)
+
+
 def test_a_network_without_convolutions_reads_the_pixels_of_the_box():
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(288, 4)).double(), networks.images()
     assert error(LRP("zero", {"input": "zb"}, low=0.0, high=0.0)(net, x, 1), LRP("zero", bias=False)(net, x, 1)) < 1e-12
@@ -156,7 +163,7 @@ def test_a_box_is_refused_behind_a_normalisation_of_the_networks_own():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward((x - 0.5) / 0.25)
 
-    with pytest.raises(NotApplicable, match="zb is for layers that read the image itself"):
+    with pytest.raises(NotApplicable, match="zb is for layers that read the image itself; flat and wsquare"):
         DeepTaylor(0.0, 1.0)(Normalising(*colour()).double(), pixels())
 
 

@@ -307,6 +307,8 @@ class LRP(Method):
             raise ValueError(f"composite: the composites are {', '.join(COMPOSITES)}, not {composite!r}")
         if rule is not None and rule not in RULES:
             raise ValueError(f"rule: the rules are {', '.join(RULES)}, not {rule!r}")
+        if any(isinstance(bound, str) and bound != "image" for bound in (low, high)):
+            raise ValueError(f"low and high are numbers, a tensor or image, not {low!r} and {high!r}")
         _check_numbers(epsilon, gamma, alpha)
         for layers, given in self.rules.items():
             name, number = _name_and_number(layers, given)
@@ -346,7 +348,10 @@ class LRP(Method):
         x = forward.images.detach()
         if given is not None and not isinstance(given, str):
             bound = torch.as_tensor(given, dtype=x.dtype, device=x.device)
-            return bound.view(-1, 1, 1) if bound.ndim < 3 else bound
+            bound = bound.view(-1, 1, 1) if bound.ndim < 3 else bound
+            if len(bound) not in (1, x.shape[1]) and bound.ndim == 3:
+                raise NotApplicable(f"low or high has {len(bound)} numbers, the images have {x.shape[1]} channels")
+            return bound
         bound = extreme(x, (2, 3), keepdim=True)
         if given == "image":
             return bound
