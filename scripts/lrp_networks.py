@@ -1,6 +1,6 @@
 """LRP on networks with random weights beside zennit's, in float64: how large relevance becomes, and where the two differ.
 
-python scripts/lrp_networks.py [--size 64] [--seeds 3]        prints the tables of docs/lrp.md
+python scripts/lrp_networks.py [--size 48] [--seeds 3]        prints the tables of docs/lrp.md
 
 zennit gets networks whose batch norms are folded by torch (its own folding leaves an epsilon behind), and its canonizers
 for the additions of ResNets.
@@ -8,6 +8,7 @@ for the additions of ResNets.
 
 import argparse
 import copy
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -65,9 +66,9 @@ def folded(net: nn.Module) -> nn.Module:
 
 
 def zennits(net: nn.Module, x: Tensor, unit: int, make: Make, stabilizer: float) -> Tensor:
-    """The map of a logit by a composite of zennit's."""
+    """The map of a logit of a folded network by a composite of zennit's."""
     composite = make(stabilizer=stabilizer, canonizers=[ResNetBottleneckCanonizer(), ResNetBasicBlockCanonizer()])
-    with Gradient(folded(net), composite) as attributor:
+    with Gradient(net, composite) as attributor:
         return attributor(x, lambda out: nn.functional.one_hot(torch.tensor([unit]), out.shape[1]) * out)[1].detach()
 
 
@@ -121,12 +122,14 @@ def tables(size: int, seeds: int) -> Iterator[str]:
     for name in NETWORKS:
         found: dict[str, list[tuple[float, ...]]] = {}
         for seed in range(seeds):
+            print(f"{name}, seed {seed}", file=sys.stderr)
             net, x = build(name, seed), images(size, seed)
+            plain = folded(net)
             logits = net(x).detach()[0]
             unit = int(logits.argmax())
             for rule, (method, make) in {**PAIRS, "gamma_eq14": (LRP("gamma_eq14"), PAIRS["gamma"][1])}.items():
                 ours = method(net, x, unit)
-                theirs = [zennits(net, x, unit, make, stabilizer) for stabilizer in (1e-14, 1e-6)]
+                theirs = [zennits(plain, x, unit, make, stabilizer) for stabilizer in (1e-14, 1e-6)]
                 ratios = [(each.abs().sum() / logits[unit].abs()).item() for each in (ours, theirs[1])]
                 found.setdefault(rule, []).append((*ratios, *(error(ours, each) for each in theirs)))
         for rule, values in found.items():
@@ -149,7 +152,7 @@ def span(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     print(*tables(arguments.size, arguments.seeds), sep="\n")
