@@ -179,7 +179,7 @@ def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule) -> Tensor:
         lost = z.abs() < torch.finfo(z.dtype).tiny
         if part.sign:
             lost |= y.sign() != part.sign
-        slopes.append(torch.where(lost, 0, part.coefficient / z))
+        slopes.append((part.coefficient / z).masked_fill_(lost, 0))
     return Slopes.apply(y, slopes, *zs)
 
 
