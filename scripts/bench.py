@@ -317,7 +317,9 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
     ):
         best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
         yield row(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method)
-    yield row("LRP-epsilon", name, lambda: attr.LRP(net).attribute(images, target=1), methods.LRP(epsilon=1e-9))
+    yield row(
+        "LRP-epsilon", name, lambda: attr.LRP(net).attribute(images, target=1), methods.LRP("epsilon", epsilon=1e-9)
+    )
     yield row(
         "DeepLIFT",
         f"{name}, wrong",
@@ -334,7 +336,7 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
                     1
                 ]
 
-        composite = methods.LRP("epsilon", {"conv": "alpha_beta"}, alpha=1.0)
+        composite = methods.LRP(composite="epsilon_plus")
         yield row("LRP, epsilon and alpha1beta0", f"zennit {version('zennit')}", zennits, composite)
 
 

@@ -97,6 +97,11 @@ def _steps_of(net: nn.Module, shape: tuple[int, ...], values: bytes) -> Steps:
         x = steps.activation(relu, steps.linear("layer", net.conv4, x))
         x = steps.linear("layer", lambda v: net.fc1(v.flatten(1)), x)
         steps.linear("layer", net.fc2, steps.activation(relu, steps.activation(relu, x)))
+    elif isinstance(net, networks.Gelu):
+        for conv, g in zip((net.conv1, net.conv2), net.activations, strict=True):
+            layer = steps.linear("layer", conv, x)
+            x = steps.activation(lambda y, g=g: g(torch.from_numpy(y)).numpy(), layer)
+        steps.linear("average", lambda v: v.mean((2, 3)), x)
     else:
         assert isinstance(net, nn.Sequential)
         layers = list(net)
@@ -132,6 +137,8 @@ def over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def fractions(rule: str, a: np.ndarray, W: np.ndarray, b: np.ndarray, layer: bool, p: dict[str, float]) -> np.ndarray:
     """The share of input i in the relevance of output j: [j, i]."""
+    if not layer and rule not in ("alpha_beta", "zplus", "epsilon"):
+        rule = "zero"
     if not p.get("bias", True) or rule in ("zplus", "zb", "flat"):
         b = np.zeros_like(b)
     if rule == "zb":
@@ -141,9 +148,15 @@ def fractions(rule: str, a: np.ndarray, W: np.ndarray, b: np.ndarray, layer: boo
         return over(C, C.sum(1, keepdims=True))
     if rule == "flat":
         return (W != 0) / (W != 0).sum(1, keepdims=True)
-    if rule == "gamma":
+    if rule == "wsquare":
+        return W**2 / ((W**2).sum(1) + b**2)[:, None]
+    if rule == "gamma_eq14":
         W, b = W + p["gamma"] * W.clip(min=0), b + p["gamma"] * b.clip(min=0)
     C = W * a
+    if rule == "gamma":
+        up = C.sum(1) + b > 0
+        C = C + p["gamma"] * np.where(up[:, None], C.clip(min=0), C.clip(max=0))
+        b = b + p["gamma"] * np.where(up, b.clip(min=0), b.clip(max=0))
     if rule in ("alpha_beta", "zplus"):
         alpha = p["alpha"] if rule == "alpha_beta" and layer else 1.0
         up, down = C.clip(min=0), C.clip(max=0)

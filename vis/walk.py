@@ -37,6 +37,7 @@ _ACTIVATIONS = {
     "relu", "relu6", "threshold", "clamp", "clampmin", "clip", "hardtanh", "leakyrelu", "prelu", "elu", "selu", "celu",
     "gelu", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid",
 }  # fmt: skip
+_NORMALISATIONS = {"layernorm", "rmsnorm"}
 _SIGNS = {"add": 1, "iadd": 1, "sub": -1, "isub": -1}
 _PRODUCTS = {"mul", "imul", "div", "idiv", "truediv", "itruediv"}
 
@@ -100,6 +101,14 @@ class Walk(fx.Interpreter):
         """pool(a), or pool(a, return_indices=True): (maxima, their places in a flat map)."""
         return pool(a)
 
+    def product(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        """Of two values that depend on the image, as of a map and its gate."""
+        raise self.no_rule(node, ", of two values that depend on the image")
+
+    def normalisation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        """By the mean and deviation of the values themselves."""
+        raise self.no_rule(node)
+
     def no_rule(self, node: fx.Node, why: str = "") -> NoRule:
         return NoRule(f"{type(self.traced.net).__name__}: there is no rule for {self.traced.words(node)}{why}")
 
@@ -143,6 +152,8 @@ class Walk(fx.Interpreter):
             return self.average(n, call, a)
         if kind in _ACTIVATIONS:
             return self.activation(n, F.relu if kind == "relu" else lambda y: call(y.clone()), a)
+        if kind in _NORMALISATIONS:
+            return self.normalisation(n, call, a)
         if kind in _MAX_POOLS:
             return self.max_pool(n, _max_pool(kind, module, args[1:], kwargs), a)
         raise self.no_rule(n)
@@ -166,7 +177,9 @@ class Walk(fx.Interpreter):
             if all(live):
                 return self.add(n, left, right if sign == 1 else scaling(right, -1))
             return scaling(left, 1, sign * right) if live[0] else scaling(right, sign, left)
-        if all(live) or (live[1] and "div" in kind):
+        if all(live) and "div" not in kind:
+            return self.product(n, left, right)
+        if live[1] and "div" in kind:
             raise self.no_rule(n, ", of two values that depend on the image")
         return scaling(left, 1 / right if "div" in kind else right) if live[0] else scaling(right, left)
 
