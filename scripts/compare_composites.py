@@ -19,7 +19,7 @@ from vis.claims import interval, mean
 from vis.data import preprocessing
 from vis.faithfulness import curves
 from vis.methods import LRP, Method, explain_all
-from vis.methods.baseline import baseline_images
+from vis.methods.baseline import baseline_image
 from vis.models import torchvision_classifier
 
 CANDIDATES = (
@@ -70,7 +70,7 @@ def deletion_and_insertion(net: nn.Module, paths: list[Path], steps: int) -> dic
     for path in paths:
         x, maps = explained(net, opened(path))
         for name, each in maps.items():
-            areas = curves(net, x, each, None, baseline_images(x, "blur", (), 0), steps, batch=4)
+            areas = curves(net, x, each, None, baseline_image(x, "blur", None), steps, batch=4)
             found["deletion"].setdefault(name, []).append(areas.deletion_auc.item())
             found["insertion"].setdefault(name, []).append(areas.insertion_auc.item())
     return found
