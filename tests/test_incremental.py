@@ -297,6 +297,18 @@ def test_a_low_precision_that_is_off_by_more_than_three_percent_is_not_used(capl
     assert torch.equal(found, wanted)
 
 
+def test_windows_are_never_computed_in_tf32(monkeypatch):
+    """It rounds the logits by as much as a window changes them."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    net, seen = networks.build("vgg_like"), []
+    net[0].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    with torch.no_grad():
+        Incremental(net, networks.images(1)).logits(every_window(12, 3, 3), torch.zeros(100, 2, 3, 3).double())
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.allow_tf32 is True
+
+
 def test_patches_stay_as_they_were_where_a_network_begins_in_place():
     net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(200, 3)).double().eval()
     patches = torch.randn(9, 1, 3, 3, dtype=torch.float64)
