@@ -55,18 +55,8 @@ def by_captum(value: Value, net: nn.Module) -> Tensor | None:
     return attr.LRP(net).attribute(x, target)
 
 
-def params() -> list[object]:
-    """The table, with a readable id for each value."""
-    why = "the engine's maps are not contiguous, and this CNN flattens with .view"
-    view = pytest.mark.xfail(raises=RuntimeError, reason=why, strict=True)
-    marks = {
-        id(v): [view] if v.name.startswith("one conv") and v.method.startswith("occlusion") else [] for v in VALUES
-    }
-    return [pytest.param(v, id=f"{v.name}: {v.method}", marks=marks[id(v)]) for v in VALUES]
-
-
 @pytest.mark.filterwarnings("ignore:Setting", "ignore:Input Tensor")  # captum says that it hooks modules
-@pytest.mark.parametrize("value", params())
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{value.name}: {value.method}")
 def test_maps_are_those_that_follow_by_hand(value):
     scale = value.expected.abs().max() or 1
     assert (value.explained() - value.expected).abs().max() < 1e-9 * scale, value.source

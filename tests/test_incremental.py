@@ -3,14 +3,17 @@
 import logging
 
 import networks
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from checks import state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import vis.window_plan
 from vis.errors import UserError
 from vis.incremental import Incremental, _say
 from vis.methods.forward import evaluating
@@ -138,34 +141,7 @@ def test_it_equals_full_passes_of_random_networks(drawn, form):
     assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
 
 
-class Alias(nn.Module):
-    """A map under two names is changed in place: the graph shows two maps."""
-
-    def __init__(self, alias) -> None:
-        super().__init__()
-        self.conv, self.relu, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(4 * 144, 3)
-        self.alias = alias
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.conv(x)
-        second = self.alias(first)
-        return self.fc((self.relu(first) + second).flatten(1))
-
-
-@pytest.mark.parametrize(
-    "alias", [nn.Identity(), nn.Dropout(), Tensor.contiguous], ids=["identity", "dropout", "method"]
-)
-def test_what_the_graph_does_not_show_is_found_by_a_full_pass(alias, caplog):
-    torch.manual_seed(0)
-    net, windows = Alias(alias).double().eval(), every_window(12, 3, 3)
-    patches = torch.randn(len(windows), 2, 3, 3, dtype=torch.float64)
-    with caplog.at_level("INFO"), torch.no_grad():
-        got = Incremental(net, networks.images(1)).logits(windows, patches)
-    assert error(got, full_passes(net, networks.images(1), windows, patches)) < 1e-12
-    assert "each window is a full pass" in caplog.text
-
-
-PLACES = [[0, 0], [214, 107], [33, 96]]
+PLACES = [[0, 0], [214, 107], [33, 96], [150, 214]]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +168,7 @@ def test_large_networks_are_exact_in_float64(arch, low, gpu):
     torch.manual_seed(0)
     net = networks.randomise(torchvision_classifier(arch)).double()
     x = torch.randn(1, 3, 160, 160, dtype=torch.float64)
-    got, wanted, _ = both(net, x, torch.tensor([[0, 0], [150, 3], [70, 81]]), 10, 10, low, gpu)
+    got, wanted, _ = both(net, x, torch.tensor([[0, 0], [150, 3], [70, 81], [33, 150]]), 10, 10, low, gpu)
     assert error(got, wanted) < 1e-12
 
 
@@ -238,7 +214,7 @@ def test_rounded_changes_give_the_evidence_and_rounded_values_do_not(dtype, most
 def test_what_does_not_fit_into_float16_is_an_error(layer):
     net, image = small_vgg(), torch.rand(1, 3, 32, 32)
     dict(net.named_modules())[layer].weight.data.mul_(1e7)
-    windows, patches = torch.tensor([[3, 4]]), torch.zeros(1, 3, 4, 4)
+    windows, patches = every_window(32, 4, 4)[::99], torch.zeros(9, 3, 4, 4)
     with evaluating(net), torch.no_grad():
         assert Incremental(net, image, low=torch.bfloat16).logits(windows, patches).isfinite().all()
         with pytest.raises(UserError, match="do not fit into float16: give bfloat16 or float32"):
@@ -250,6 +226,126 @@ def test_the_share_of_the_work_is_known_without_weights():
     macs, full = both(net, networks.images(1), windows[:1], 3, 3)[2].work(windows, 3, 3)
     assert share(networks.Residual().eval().to("meta"), 2, (12, 12), windows, 3) == macs / full < 1
     assert share(Untraceable(), 2, (12, 12), windows, 3) == 1
+
+
+def calls(net: nn.Module) -> list[int]:
+    """How many images each of its passes has; filled from now on."""
+    found: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(inputs[0], Tensor) and inputs[0].device.type != "meta":
+            found.append(len(inputs[0]))
+
+    net.register_forward_pre_hook(count)
+    return found
+
+
+def test_the_check_takes_three_full_passes_once_and_is_spared_where_windows_are_as_few():
+    net, windows, patches = networks.build("residual"), every_window(12, 3, 3), torch.zeros(100, 2, 3, 3).double()
+    passes = calls(net)
+    with torch.no_grad():
+        engine = Incremental(net, networks.images(1))
+        few = engine.logits(windows[:3], patches[:3])
+        assert passes == [1, 1, 1, 1]  # the image and the windows
+        assert engine.logits(windows, patches).sub(engine.logits(windows, patches)).abs().max() == 0
+        assert passes == 7 * [1]
+    assert error(few, full_passes(net, networks.images(1), windows[:3], patches[:3])) < 1e-12
+
+
+def test_a_rule_that_forgets_a_row_is_found_by_what_a_window_changes(monkeypatch, caplog):
+    """In float32, on an image so large that it moves the logits by less than 1 % of the largest."""
+    reached = vis.window_plan.reached
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 4, 5), nn.AvgPool2d(4), nn.Flatten())
+    net, image = nn.Sequential(net, nn.Linear(4 * 39**2, 5)).eval(), torch.randn(1, 2, 160, 160)
+    net[1].bias.data += 3
+    windows, patches = every_window(160, 8, 8)[::1999], torch.randn(12, 2, 8, 8)
+    assert both(net, image, windows, 8, 8)[2].network is not None
+    monkeypatch.setattr(vis.window_plan, "reached", lambda *args: np.maximum(reached(*args) - [0, args[2] == 5], 0))
+    with caplog.at_level(logging.INFO, "vis.incremental"), torch.no_grad():
+        found = Incremental(net, image).logits(windows, patches)
+    whole = full_passes(net, image, windows, patches)
+    change = (whole - net(image)).abs().max()
+    assert change < 0.01 * whole.abs().max()
+    assert (found - whole).abs().max() < 1e-3 * change
+    assert "each window is a full pass: Sequential does what its graph does not show" in caplog.text
+
+
+def test_logits_near_zero_are_no_reason_for_full_passes():
+    """A classifier of two classes at its boundary: rounding is that of the products, not of their sum."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 5), nn.ReLU(), nn.BatchNorm2d(8), nn.AvgPool2d(4), nn.Flatten())
+    net, image = nn.Sequential(net, nn.Linear(8 * 39**2, 2)).eval(), torch.randn(1, 2, 160, 160)
+    with torch.no_grad():
+        net[1].bias -= net(image)[0]
+        assert net(image).abs().max() < 1e-6
+    windows = every_window(160, 2, 2)[::1999]
+    got, wanted, _ = both(net, image, windows, 2, 2)
+    assert (got - wanted).abs().max() < 1e-5
+
+
+def test_a_low_precision_that_is_off_by_more_than_three_percent_is_not_used(caplog):
+    """Where weights differ by less than bfloat16 can tell, and only their difference counts."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(400, 5)).eval()
+    net[0].weight.data.div_(100).add_(1)
+    net[2].weight.data.view(5, 4, 100).sub_(net[2].weight.data.view(5, 4, 100).mean(1, keepdim=True))
+    with caplog.at_level(logging.INFO, "vis.incremental"):
+        image = networks.images(1, dtype=torch.float32)
+        found, wanted = (both(net, image, every_window(12, 3, 3), 3, 3, low)[0] for low in (torch.bfloat16, None))
+    assert "bfloat16 is not used: it is off by more than 3% of what windows change" in caplog.text
+    assert torch.equal(found, wanted)
+
+
+def test_windows_are_never_computed_in_tf32(monkeypatch):
+    """It rounds the logits by as much as a window changes them."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    net, seen = networks.build("vgg_like"), []
+    net[0].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    with torch.no_grad():
+        Incremental(net, networks.images(1)).logits(every_window(12, 3, 3), torch.zeros(100, 2, 3, 3).double())
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.allow_tf32 is True
+
+
+def test_patches_stay_as_they_were_where_a_network_begins_in_place():
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(200, 3)).double().eval()
+    patches = torch.randn(9, 1, 3, 3, dtype=torch.float64)
+    before = patches.clone()
+    with torch.no_grad():
+        Incremental(net, networks.images(1)[:, :1]).logits(every_window(12, 3, 3)[:9], patches)
+    assert torch.equal(patches, before)
+
+
+def test_a_network_that_returns_no_logits_is_an_error():
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(ValueError, match=r"windows need logits \[1, K\], Pair returns a tuple"):
+        Incremental(Pair(), networks.images(1))
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: torchvision.models.shufflenet_v2_x0_5(weights=None), "no rule for view in stage2.0"),
+        (
+            lambda: torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5),
+            "no rule for reshape in VisionTransformer",
+        ),
+    ],
+    ids=["shufflenet", "vit"],
+)
+def test_transformers_and_shuffled_channels_say_that_they_are_computed_whole(build, said, caplog):
+    torch.manual_seed(0)
+    net, windows = networks.randomise(build()).double(), every_window(32, 5, 5)[::200]
+    image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with caplog.at_level(logging.INFO, "vis.incremental"):
+        got, wanted, _ = both(net, image, windows, 5, 5)
+    assert error(got, wanted) < 1e-12
+    assert [said in record.message for record in caplog.records] == [True]
 
 
 def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from vis.outputs import sharing
 
@@ -27,6 +28,14 @@ ELEMENTWISE = {
 }  # fmt: skip
 
 
+_HOMES = {
+    "torch",
+    "torchvision",
+    "vis",
+    "builtins",
+    "_operator",
+    "math",
+}  # a class of the user's may be called Conv2d too
 LAYERS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "linear": "dense", "streamedlinear": "dense"}
 
 
@@ -50,10 +59,8 @@ class Traced:
     def kind(self, node: fx.Node) -> str:
         """What a node does: `conv2d`, `relu`, `add`, ..., the same word for modules, functions, methods and operators."""
         if node.op == "call_module":
-            name = type(self.net.get_submodule(str(node.target))).__name__
-        else:
-            name = getattr(node.target, "__name__", str(node.target))
-        return kind_of(name)
+            return kind_of(parametrize.type_before_parametrizations(self.net.get_submodule(str(node.target))))
+        return kind_of(node.target)
 
     def words(self, node: fx.Node) -> str:
         """A node for people: its module's name, or its operation and the module that calls it."""
@@ -74,7 +81,7 @@ class Tracer(fx.Tracer):
         self._root: Any = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m).__name__) in LAYERS
+        return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m)) in LAYERS
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if m is self._root:
@@ -122,7 +129,6 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
     """
     graph = Tracer().trace(net)
     shapes: dict[fx.Node, torch.Size | None] = {}
-    hollow = _hollow(net)
 
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -130,9 +136,9 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
             shapes[n] = result.shape if isinstance(result, Tensor) else None
             return result
 
-    interpreter = Shapes(hollow, graph=graph)
-    interpreter.extra_traceback = False
     try:
+        interpreter = Shapes(_hollow(net), graph=graph)
+        interpreter.extra_traceback = False
         with torch.no_grad():
             dtype = next((p.dtype for p in net.parameters()), None)
             interpreter.run(torch.empty(1, channels, *size, dtype=dtype, device="meta"))
@@ -145,12 +151,16 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
 def _hollow(net: nn.Module) -> nn.Module:
     """A copy of a network without its numbers, on torch's meta device."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
-    memo |= {id(b): b.detach().to("meta") for b in net.buffers()}
+    others = [value for m in net.modules() for value in vars(m).values() if isinstance(value, Tensor)]  # weight norm's
+    memo |= {id(t): t.detach().to("meta") for t in [*net.buffers(), *others]}
     return copy.deepcopy(net, memo)
 
 
-def kind_of(name: str) -> str:
-    return name.replace("_", "").lower()
+def kind_of(called: Any) -> str:
+    """The word for a class, function or method; those that a user wrote keep their module's name and match no rule."""
+    name = getattr(called, "__name__", str(called))
+    home = getattr(called, "__module__", None) or "torch"  # methods are words
+    return (name if home.partition(".")[0] in _HOMES else f"{home}.{name}").replace("_", "").lower()
 
 
 def first_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ WINDOWS = {  # where they stand among the arguments of the functions
     "maxpool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avgpool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
 }
+PADDINGS = {"pad", "constantpadnd", "zeropad2d", "constantpad2d"}
 
 
 def receptive_field(
@@ -75,6 +76,9 @@ def _rule(traced: Traced, node: fx.Node, sources: list[fx.Node], axis: int) -> C
         index = torch.arange(n).view(-1, *[1] * (3 - axis)).expand(before)
         chosen = index[cast(Any, node.args[1])].movedim(axis, 0).flatten(1)[:, 0].numpy()
         return lambda seen: seen[chosen]
+    if kind in PADDINGS:
+        first = padding(traced, node)
+        return first and (lambda seen: _windows(seen, rows - first[axis - 2], rows - first[axis - 2]))
     if kind not in WINDOWS:
         return None
     found = window(traced, node, kind, axis - 2)
@@ -85,7 +89,8 @@ def _rule(traced: Traced, node: fx.Node, sources: list[fx.Node], axis: int) -> C
 
 
 def window(traced: Traced, node: fx.Node, kind: str, i: int) -> tuple[int, int, int, int] | None:
-    """Kernel, stride, padding and dilation of a convolution or pooling along the i-th axis; None if it wraps or mirrors."""
+    """Kernel, stride, padding and dilation of a convolution or pooling along the i-th axis; None if it wraps or mirrors,
+    and where the network computes them from an image's size."""
     places = WINDOWS[kind]
     if node.op == "call_module":
         module: Any = traced.net.get_submodule(str(node.target))
@@ -93,12 +98,13 @@ def window(traced: Traced, node: fx.Node, kind: str, i: int) -> tuple[int, int, 
         if getattr(module, "padding_mode", "zeros") not in ("zeros", "replicate"):
             return None
     else:
-        given = {
-            key: node.kwargs.get(key, node.args[at] if len(node.args) > at else None) for key, at in places.items()
-        }
+        given = {key: argument(node, key, at) for key, at in places.items()}
         if kind == "conv2d":
-            weight: Any = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+            weight: Any = argument(node, "weight", 1)
             given["kernel_size"] = tuple(traced.shapes[weight][2:])  # type: ignore[index]  # a weight has a shape
+
+    if any(isinstance(each, fx.Node) for v in given.values() for each in (v if isinstance(v, list | tuple) else [v])):
+        return None
 
     def along(value: Any, default: int) -> int:
         value = default if value is None or value == () else value
@@ -108,6 +114,24 @@ def window(traced: Traced, node: fx.Node, kind: str, i: int) -> tuple[int, int, 
     s = along(given["stride"], 1 if kind == "conv2d" else k)
     padding = {"same": d * (k - 1) // 2, "valid": 0}.get(str(given["padding"]), given["padding"])
     return k, s, along(padding, 0), d
+
+
+def padding(traced: Traced, node: fx.Node) -> tuple[int, int] | None:
+    """How many rows and columns a padding by a constant puts before a map; None for another padding, and if it cuts."""
+    if node.op == "call_module":
+        given: Any = traced.net.get_submodule(str(node.target)).padding
+    else:
+        given = argument(node, "pad", 1)
+        if traced.kind(node) == "pad" and argument(node, "mode", 2, "constant") != "constant":
+            return None
+    if not isinstance(given, list | tuple) or not all(isinstance(n, int) and n >= 0 for n in given) or any(given[4:]):
+        return None
+    return given[2] if len(given) > 2 else 0, given[0]
+
+
+def argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+    """An argument of a function or method, of whatever spelling."""
+    return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
 
 def _windows(seen: Seen, first: np.ndarray, last: np.ndarray) -> Seen:

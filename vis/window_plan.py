@@ -3,23 +3,26 @@ of full passes. Nothing is computed here.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
 
 from vis.graph import ELEMENTWISE, NotTraceable, Traced, trace
-from vis.receptive_field import WINDOWS, window
+from vis.receptive_field import PADDINGS, WINDOWS, argument, padding, window
 from vis.rectangles import Places, hull, reached
 
 WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
+SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
 _POINTWISE = ELEMENTWISE | {"localresponsenorm"}
 
 
 class Network:
     """What the engine knows of a network for images of one size: its graph, and which nodes can be computed in rectangles.
 
-    rules: {node: "window", "pointwise" or "join"}; all others that depend on the image are computed whole.
+    rules: {node: "window", "pad", "pointwise" or "join"}; all others that depend on the image are computed whole.
+    unknown: where the rectangles end, for people: operations without a rule, and those that take whole maps as well.
     """
 
     def __init__(self, model: nn.Module, channels: int, size: tuple[int, int]) -> None:
@@ -30,17 +33,31 @@ class Network:
         self.rules: dict[fx.Node, str] = {}
         self.dependent: set[fx.Node] = set()
         self.folded: dict[fx.Node, fx.Node] = {}  # batch norm: its convolution
+        self.unknown: list[str] = []
+        behind: set[fx.Node] = set()  # what is unknown
         for node in self.nodes:
-            if node is self.image or any(source in self.dependent for source in node.all_input_nodes):
-                self.dependent.add(node)
-                rule = self._rule(node)
-                if rule:
-                    self.rules[node] = rule
-        self.unknown = [self.traced.words(node) for node in self.nodes if self._is_unknown(node)]
-        self.last_use: dict[fx.Node, fx.Node] = {}
-        for node in self.nodes:
-            for source in node.all_input_nodes:
-                self.last_use[source] = node
+            if node is not self.image and not self.sources(node):
+                continue
+            self.dependent.add(node)
+            rule, sources = self._rule(node), self.sources(node)
+            if rule and all(source in self.rules for source in sources):
+                self.rules[node] = rule
+            elif not behind.isdisjoint(sources):
+                behind.add(node)
+            elif any(source in self.rules for source in sources) and not self._is_head(node):
+                behind.add(node)
+                self.unknown.append(self.traced.words(node) + ", hooked" * (self.kind(node) == "hooked"))
+        self._note_last_uses()
+
+    def _note_last_uses(self) -> None:
+        self.last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
+
+    def rename(self, former: Collection[fx.Node], node: fx.Node) -> None:
+        """Let all behind a node that changed others in place read the node itself."""
+        for each in self.nodes[self.nodes.index(node) + 1 :]:
+            for name in former:
+                each.replace_input_with(name, node)
+        self._note_last_uses()
 
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -54,23 +71,29 @@ class Network:
         module = self.module(node)
         if module is not None:
             return getattr(module, name, default)
-        return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
+        return argument(node, name, position, default)
+
+    def kind(self, node: fx.Node) -> str:
+        """What a node does; nothing that is known where hooks, or a `forward` put into a module, do something to it."""
+        return "hooked" if _is_hooked(self.module(node)) else self.traced.kind(node)
 
     def is_dense(self, node: fx.Node) -> bool:
-        return self.traced.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
+        return self.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
 
     def _rule(self, node: fx.Node) -> str | None:
-        kind, shapes = self.traced.kind(node), self.traced.shapes
+        kind, shapes = self.kind(node), self.traced.shapes
         sources = self.sources(node)
         if node is self.image:
             return "image"
-        own = shapes[node]
-        if own is None or own[0] != 1 or any(len(shapes[each] or ()) != 4 for each in (node, *sources)):
+        own: Any = shapes[node]
+        if any(len(shapes[each] or ()) != 4 for each in (node, *sources)) or own[0] != 1:
             return None
         if kind in WINDOWS:
             return self._window_rule(node, kind)
+        if kind in PADDINGS:
+            return "pad" if padding(self.traced, node) else None
         if kind in ("cat", "concat"):
-            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            dim = argument(node, "dim", 1, 0)
             return "join" if dim in (1, -3) and len(sources) == len(node.all_input_nodes) else None
         constants = [shapes[each] for each in node.all_input_nodes if each not in sources]
         spread = any(shape is not None and shape[-2:].numel() != 1 for shape in constants)
@@ -86,27 +109,22 @@ class Network:
             return None
         if type(self.module(node)) is nn.BatchNorm2d:
             conv = sources[0]
-            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1 and self.rules.get(conv) == "window":
+            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1 and conv in self.windows:
                 self.folded[node] = conv
         return "pointwise" if len(sources) == 1 else "join"
 
-    def _is_unknown(self, node: fx.Node) -> bool:
-        """Whether a rule is missed: maps go in and come out, and the rectangles end here."""
-        maps = [each for each in (node, *node.all_input_nodes) if len(self.traced.shapes[each] or ()) == 4]
-        if self.traced.kind(node).startswith("adaptive"):  # in front of the dense layers
-            return False
-        ends = node not in self.rules and any(source in self.rules for source in node.all_input_nodes)
-        return ends and node in maps and math.prod(self.traced.size(node)) > 1
+    def _is_head(self, node: fx.Node) -> bool:
+        """Whether rectangles end here in every classifier: a pooling, or vectors, in front of the dense layers."""
+        kind, shape = self.traced.kind(node), self.traced.shapes[node]
+        flat = shape is not None and (len(shape) <= 2 or (len(shape) == 4 and math.prod(shape[2:]) == 1))
+        return flat or kind in SHAPES or kind.startswith("adaptive")
 
     def _window_rule(self, node: fx.Node, kind: str) -> str | None:
         along = tuple(window(self.traced, node, kind, i) for i in (0, 1))
-        if None in along:
+        if None in along or self.sources(node) != node.all_input_nodes[:1]:  # not weights that depend on the image
             return None
         if kind == "conv2d":
-            if (
-                self.option(node, "padding_mode", 99, "zeros") != "zeros"
-                or node.all_input_nodes[0] not in self.dependent
-            ):
+            if self.option(node, "padding_mode", 99, "zeros") != "zeros":
                 return None
         elif kind == "avgpool2d":
             padded, partial = any(each[2] for each in along if each), self.option(node, "ceil_mode", 4, False)
@@ -137,6 +155,9 @@ class Network:
             if rule == "window":
                 rows, columns = self.windows[node]
                 places = Places(reached(places.rows, H, *rows), reached(places.columns, W, *columns))
+            elif rule == "pad":
+                above, before = padding(self.traced, node)  # type: ignore[misc]  # where there is the rule
+                places = Places(places.rows + above, places.columns + before)
             elif rule == "join" and not all(each == places for each in found):
                 places = Places(*(hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
             plan[node] = None if places.total > whole * len(top) * H * W else places
@@ -172,6 +193,15 @@ class Network:
                 if self.last_use[source] is node:
                     live.pop(source, None)
         return most
+
+
+def _is_hooked(module: nn.Module | None) -> bool:
+    """Whether a module does more than its class says. Hooks of torch.nn.utils (weight norm, pruning) set its weights only."""
+    if module is None:
+        return False
+    before = [type(hook).__module__ for hook in module._forward_pre_hooks.values()]
+    ours = all(home.startswith("torch.nn.utils.") for home in before)
+    return bool(module._forward_hooks) or not ours or "forward" in vars(module)
 
 
 def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
