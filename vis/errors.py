@@ -25,3 +25,7 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
     if 0 < len(names) <= 40:
         return " There is: " + ", ".join(sorted(names)) + "."
     return ""
+
+
+class NotApplicable(ValueError):
+    """This method is not defined for this network; the message says why."""
