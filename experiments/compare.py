@@ -25,6 +25,7 @@ from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, w
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.record import Part, Results, Rows, numbers
+from vis.remarks import remarks, sentences
 
 AGREEMENT = {
     "spearman": metrics.spearman,
@@ -104,6 +105,9 @@ class Compare(Experiment):
             if unit["images"][0] < self.samples and seed == run.seeds[0]:
                 part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
                 part.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
+        notes = remarks(run.methods, found, model.net, batch.x, run.config)
+        for row in part.tables["table"]:
+            row["note"] = notes[row["method"]][0]
         run.warn_of_silent_maps(model, batch)
         importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
         for a, b in combinations(importance, 2):
@@ -215,4 +219,4 @@ class Compare(Experiment):
                 picture = display.picture(np.ones_like(pixels)) if map_ is None else show(map_, pixels)
                 panels.append(Panel(picture, heading))
             rows.append(PanelRow(panels))
-        return panel_grid(wrapped(rows), [self._about(results)])
+        return panel_grid(wrapped(rows), [self._about(results), *sentences(results.rows(), config)])

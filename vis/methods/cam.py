@@ -42,6 +42,10 @@ class ActivationMap(OnFeatureMaps):
         super().__init__(layer, reshape)
         self.convention = convention
 
+    def why_zero(self) -> str:
+        constant = "constant or " if self.convention == "table1" else ""
+        return f"the weighted sum of the feature maps is {constant}nowhere positive"
+
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         (layer,) = self.layers(forward.model, forward.images)
         return finish(self.sum(forward, targets, layer), forward.images.shape[-2:], self.convention)
