@@ -25,6 +25,7 @@ from vis.methods import (
     Target,
 )
 from vis.methods.layers import OnFeatureMaps, feature_layer, holds_class_maps
+from vis.record import load_run
 
 TORCHVISION = {
     "alexnet": "features.11",
@@ -288,6 +289,20 @@ def test_squeezenets_cams_differ():
     }
     assert correlations["classifier.2"] == pytest.approx(1)
     assert correlations[None] < 0.999
+
+
+def test_a_walled_squeezenet_is_explained_at_the_map_before_its_class_maps(vis_run, weights):
+    """Where GradCAM sees through the wall and HiResCAM is blind."""
+    wall = ("model=torchvision", "model.arch=squeezenet1_1", f"model.weights={weights / 'squeezenet1_1_imagenet.pt'}")
+    methods = ("method=[gradcam,ablationcam,hirescam]", "dataset=samples", "dataset.limit=1", "model.wall.rows=4")
+    run = load_run(vis_run("experiment=wall_check", *wall, *methods).folder)
+    mu = {row["method"]: row["mu"] for row in run.rows()}
+    named = [f"methods.{each}.layer=features.12" for each in ("gradcam", "ablationcam", "hirescam")]
+    again = load_run(vis_run("experiment=wall_check", *wall, *methods, *named).folder)
+    assert {row["method"]: row["mu"] for row in again.rows()} == mu
+    assert run.rows("network")[0]["rows"] == [167, 223]
+    assert mu["hirescam"] == 0
+    assert mu["gradcam"] > mu["ablationcam"] > 0
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------------

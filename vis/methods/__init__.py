@@ -9,6 +9,7 @@ from vis.methods.base import Method, explain_all
 from vis.methods.cam import (
     CAM,
     AblationCAM,
+    ActivationMap,
     EigenCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -39,6 +40,7 @@ __all__ = [
     "PDA",
     "SALIENCY",
     "AblationCAM",
+    "ActivationMap",
     "AdversarialGenerators",
     "DeconvNet",
     "DeepLIFT",
