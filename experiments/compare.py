@@ -25,6 +25,7 @@ from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, w
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.record import Part, Results, Rows, numbers
+from vis.remarks import remarks, sentences
 
 AGREEMENT = {
     "spearman": metrics.spearman,
@@ -104,6 +105,9 @@ class Compare(Experiment):
             if unit["images"][0] < self.samples and seed == run.seeds[0]:
                 part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
                 part.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
+        notes = remarks(run.methods, found, model.net, batch.x, run.config)
+        for row in part.tables["table"]:
+            row["note"] = notes[row["method"]][0]
         run.warn_of_silent_maps(model, batch)
         importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
         for a, b in combinations(importance, 2):
@@ -217,4 +221,5 @@ class Compare(Experiment):
                 panels.append(Panel(picture, heading))
             rows.append(PanelRow(panels))
         shown = {method_title(config, m): method_class(config, m).display for m in self.methods(results)}
-        return panel_grid(wrapped(rows), [self._about(results), *display.sentences(shown)])
+        caption = [self._about(results), *display.sentences(shown), *sentences(results.rows(), config)]
+        return panel_grid(wrapped(rows), caption)

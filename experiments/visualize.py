@@ -10,6 +10,7 @@ from vis.claims import Claim
 from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.figures import Panel, PanelRow, panel_grid, wrapped
 from vis.record import Part, Results, Rows
+from vis.remarks import remarks, sentences
 
 BATCH = 4  # images at a time where batch_size is auto
 
@@ -64,6 +65,7 @@ class Visualize(Experiment):
         x = batch.x.cpu()
         for target, given, by_method in zip(run.targets, units, maps, strict=True):
             indices = given or logits.argmax(1).tolist()
+            notes = remarks(run.methods, by_method, model.net, batch.x, run.config)
             for method, values in by_method.items():
                 correlation = metrics.pearson(values.expand_as(x), x)
                 fine = metrics.high_pass_pearson(values, x)
@@ -87,6 +89,7 @@ class Visualize(Experiment):
                             "min": values[i].min().item(),
                             "max": values[i].max().item(),
                             "l2": values[i].norm().item(),
+                            "note": notes[method][i],
                             "weights": model.weights,
                         }
                     )
@@ -112,16 +115,17 @@ class Visualize(Experiment):
                 )
             rows.append(PanelRow(panels, class_ if target.isdecimal() else f"{target}: {class_}"))
         best = results.rows("predictions", seed=seed, rank=1)[:4]
-        sentences = [
+        caption = [
             f"{config.model.name}, {table[0]['weights']}",
             *(f"{p['image']}: prediction {p['class']}, probability {p['probability']:.2g}" for p in best),
             *self._words(config, scalings),
             *method_words(config),
             "r is the correlation of map and input",
+            *sentences(table, config),
         ]
         if len(keys) > self.rows:
-            sentences.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
-        return {"figure": panel_grid(wrapped(rows), sentences)}
+            caption.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
+        return {"figure": panel_grid(wrapped(rows), caption)}
 
     def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
         """How the maps are shown, and what methods learnt from."""

@@ -26,6 +26,7 @@ from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, w
 from vis.models import Model
 from vis.models.wall import gradient_by_row
 from vis.record import Part, Results, Rows, numbers
+from vis.remarks import remarks, sentences
 
 UNSEEN = "no logit depends on the rows {}..{} of the image"
 BLIND = "{}: the map is 0 where the network cannot see"
@@ -86,6 +87,7 @@ class WallCheck(Experiment):
             for method, values in maps.items():
                 if kept:
                     part.arrays[f"{name}/{image}/{method}"] = values[i].numpy()
+        notes = remarks(run.methods, maps, model.net, batch.x, run.config)
         drops = {m: self._drop(on, model, batch, values, logits, classes) for m, values in maps.items()}
         for method, values in maps.items():
             low = values.amin((1, 2, 3), keepdim=True)
@@ -95,7 +97,7 @@ class WallCheck(Experiment):
             for i, image in enumerate(batch.names):
                 row = {"seed": seed, "dataset": name, "image": image, "method": method}
                 row |= {"class": model.class_name(classes[i]), "mu": mu[i], "mu_minmax": shifted[i]}
-                part.tables["table"].append(row | {"drop": drops[method][i]})
+                part.tables["table"].append(row | {"drop": drops[method][i], "note": notes[method][i]})
         if unit["images"][0] == 0:
             part.tables["network"] = [
                 {
@@ -206,6 +208,7 @@ class WallCheck(Experiment):
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
             f"{zeros} maps of zeros have no mu and are left out" if zeros else "",
             *method_words(results.config),
+            *sentences(results.rows(), results.config),
             f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",
         ]
         figure, (axes,) = plot(PAGE_WIDTH, 2.4, caption)

@@ -8,9 +8,8 @@ import cams
 import networks
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import Accident, close, state
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vis import methods
@@ -260,29 +259,52 @@ def test_constant_feature_maps_share_a_pass_and_count_in_the_softmax():
     assert sum(rows) == 1 + 2 + 1  # as it is, two masked, one for both constant maps
 
 
-def masked_logits(net: nn.Module, x: Tensor, maps: Tensor, unit: int) -> Tensor:
-    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+def adam_that_keeps_its_best(net: nn.Module, x: Tensor, unit: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """f [B] of the images masked with equal weights, and the largest f on Adam's way from there: Definition 6, by hand."""
+    kept: list[Tensor] = []
     with torch.no_grad():
-        return net(x * (maps - low) / (high - low))[:, unit]
+        cams.with_layer(net, x, cams.layer_of(net), lambda B: kept.append(B.clone()) or B)
+    B = kept[0]
+    beta = torch.full(B.shape[:2], 0.5, dtype=B.dtype, requires_grad=True)
+    m, v, values = torch.zeros_like(beta), torch.zeros_like(beta), []
+    for t in range(1, iterations + 2):
+        maps = F.interpolate((beta.softmax(1)[:, :, None, None] * B).sum(1)[:, None], x.shape[2:], mode="bilinear")
+        low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+        f = net(x * (maps - low) / torch.where(high > low, high - low, 1))[:, unit]
+        values.append(f.detach())
+        (g,) = torch.autograd.grad(-f.sum(), beta)
+        g[B.amin((2, 3)) == B.amax((2, 3))] = 0  # but for rounding: the mask does not depend on them
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        beta = (beta.detach() - step).requires_grad_()
+    return values[0], torch.stack(values).amax(0)
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 9999), network=st.sampled_from(["vgg_like", "overlapping_pools", "residual"]))
-def test_opticam_masks_no_worse_than_equal_weights(seed, network):
-    net, x = networks.build(network, seed), networks.images(2, seed)
-    equal, best = (masked_logits(net, x, OptiCAM(iterations=n, baseline="zero")(net, x, 1), 1) for n in (0, 50))
-    alive = equal.isfinite()  # not where the ReLUs leave nothing of the feature maps
-    assert (best >= equal - 1e-9)[alive].all()
+@pytest.mark.parametrize("network", ["vgg_like", "overlapping_pools", "residual"])
+def test_opticam_ends_at_the_best_of_plain_adam(network):
+    """On 120 images in all; at iterations that end where f still rises and where it oscillates."""
+    net, x = networks.build(network), networks.images(40)
+    equal, best = adam_that_keeps_its_best(net, x, 1, 50)
+    assert (best > equal).sum() > 20, "there is something to find"
+    opticam = OptiCAM(baseline="zero")
+    (layer,) = opticam.layers(net, x)
+    with Forward(net, x, [layer]) as forward:
+        maps = opticam.sum(forward, 1, layer)
+    up = F.interpolate(maps[:, None], x.shape[2:], mode="bilinear")
+    low, high = up.amin((2, 3), keepdim=True), up.amax((2, 3), keepdim=True)
+    with torch.no_grad():
+        found = net(x * (up - low) / torch.where(high > low, high - low, 1))[:, 1]
+    assert (found >= best - 1e-9 * best.abs()).all()
 
 
-def test_opticam_stops_for_each_image_alone():
-    net, x, rows = networks.build("vgg_like"), networks.images(6), []
+def test_images_whose_mask_nothing_changes_leave_the_batch():
+    net, rows = networks.build("vgg_like"), []
+    x = networks.images(4)
+    x[1:3] = 0  # any mask of black is black
     one_by_one = torch.cat([OptiCAM(baseline="zero")(net, image, 1) for image in x.split(1)])
     net[0].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     assert close(OptiCAM(baseline="zero")(net, x, 1), one_by_one)
-    assert rows == sorted(rows, reverse=True)
-    assert len(set(rows)) > 2
-    assert len(rows) <= 52
+    assert rows == [4, 4] + [2] * 50  # the shared pass, equal weights, 50 steps
 
 
 def test_opticam_masks_the_pixels_not_the_networks_input():
@@ -338,35 +360,6 @@ def test_the_other_cams_explain_the_output(method):
 # --- the layer -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arch", "layer"),
-    [
-        ("vgg16", "features.29"),
-        ("alexnet", "features.11"),
-        ("resnet18", "layer4"),
-        ("resnet50", "layer4"),
-        ("densenet121", "features"),
-        ("googlenet", "inception5b"),
-        ("squeezenet1_1", "classifier.2"),
-        ("mobilenet_v2", "features"),
-        ("efficientnet_b0", "features"),
-        ("convnext_tiny", "features"),
-    ],
-)
-def test_the_last_feature_map_of_torchvisions_networks(arch, layer):
-    from torchvision import models
-
-    with torch.device("meta"):
-        net = models.get_model(arch, weights=None, **({"init_weights": False} if arch == "googlenet" else {})).eval()
-    assert feature_layer(net, torch.empty(1, 3, 224, 224, device="meta")) == layer
-
-
-@pytest.mark.parametrize(("network", "layer"), [*cams.LAYERS.items()])
-def test_the_last_feature_map_is_no_pooling_and_of_a_reused_relu_its_last_call(network, layer):
-    found = feature_layer(networks.build(network), networks.images())
-    assert found == ("relu:2" if network == "residual" else layer)
-
-
 def test_a_network_that_takes_no_empty_batch():
     class Picky(nn.Module):
         def __init__(self) -> None:
@@ -408,6 +401,9 @@ def test_what_has_no_feature_maps_is_an_error():
         (lambda: GradCAM(convention="table2"), "convention is paper or table1, not 'table2'"),
         (lambda: EigenCAM(sign=0), "sign is 1 or -1"),
         (lambda: OptiCAM(lr=0), "lr above 0"),
+        (lambda: OptiCAM(iterations=0), "iterations is 1 or more"),
+        (lambda: GradCAM(reshape=[14]), r"reshape is .rows, columns. of the tokens, not .14."),
+        (lambda: GradCAM(reshape=lambda tokens: tokens), "name the layer"),
     ],
 )
 def test_wrong_parameters(make, message):

@@ -45,7 +45,7 @@ def extend(vis_run, tmp_path, monkeypatch, capsys):
 
 
 def test_every_block_of_the_page_names_its_file():
-    assert len(FILE.findall(TEXT)) == TEXT.count("```") / 2 == 9
+    assert len(FILE.findall(TEXT)) == TEXT.count("```") / 2 == 10
 
 
 def test_a_method_of_ones_own(extend):
@@ -55,6 +55,16 @@ def test_a_method_of_ones_own(extend):
     assert any(name.endswith("/squared") for name in results.arrays)
     rows = load_run(walls).tables["table"]
     assert {"squared", "gradcam"} <= {row["method"] for row in rows}
+
+
+def test_a_class_activation_map_of_ones_own(extend):
+    (run,) = map(load_run, extend("A class activation map"))
+    maps = {key.rpartition("/")[2]: values for key, values in run.arrays.items() if "/max/" in key}
+    assert set(maps) == {"gradcam", "hirescam", "mine"}
+    assert (maps["mine"] >= maps["hirescam"]).all(), (
+        "the sum of the positive parts is above the positive part of the sum"
+    )
+    assert (maps["mine"] > maps["hirescam"]).any()
 
 
 def test_a_model_of_ones_own(extend):

@@ -12,10 +12,6 @@ class Lacking(UserError):
     """Weights or data that a paper's setting needs, and that are not on this machine and cannot be downloaded."""
 
 
-class NotApplicable(ValueError):
-    """This method is not defined for this network; the message says why."""
-
-
 class Incomplete(Exception):
     """Some jobs of a sweep failed or never ran; the others are done and stand in its table."""
 
@@ -29,3 +25,7 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
     if 0 < len(names) <= 40:
         return " There is: " + ", ".join(sorted(names)) + "."
     return ""
+
+
+class NotApplicable(ValueError):
+    """This method is not defined for this network; the message says why."""

@@ -9,6 +9,7 @@ from vis.methods.base import Method, explain_all
 from vis.methods.cam import (
     CAM,
     AblationCAM,
+    ActivationMap,
     EigenCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -40,6 +41,7 @@ __all__ = [
     "PDA",
     "SALIENCY",
     "AblationCAM",
+    "ActivationMap",
     "AdversarialGenerators",
     "DeconvNet",
     "DeepLIFT",

@@ -48,6 +48,10 @@ class Method(ABC):
         """
         return 1
 
+    def why_zero(self) -> str:
+        """Why a map of it is all zero, in words for a caption; nothing where only the network knows."""
+        return ""
+
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
         """What each map sums to by the axiom, [B]; None without one."""
         return None

@@ -2,8 +2,8 @@
 
     map = ReLU(sum_v alpha_v * B_v), upsampled to the image (bilinear, half-pixel centres)
 
-What differs are the weights alpha. B is what the layer gives, after the last ReLU in the networks of the paper. Two
-conventions; the gradient is G = df/dB, f the target:
+What differs are the weights alpha. B is what the layer gives, after the last ReLU in the networks of the paper; tokens become
+feature maps by `reshape`. Two conventions; the gradient is G = df/dB, f the target:
 
     paper   the definitions as they stand. Maps are not scaled.
     table1  what made the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
@@ -21,38 +21,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.forward import Forward, NotApplicable
-from vis.methods.layers import Dense, dense_after, feature_layer, run_from, run_rest
+from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
 from vis.target import Target, Targets, as_targets, score
 
 PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
-class ActivationMap(Method):
-    """A class activation map.
+class ActivationMap(OnFeatureMaps):
+    """A class activation map. A subclass implements `sum`, from `self.maps` and `self.gradients` or whatever it needs.
 
-    layer: whose feature maps; None finds the last (`vis.methods.layers.feature_layer`).
+    layer, reshape: whose feature maps (`vis.methods.layers.OnFeatureMaps`); None finds the last.
     convention: "paper" or "table1", see above.
     """
 
-    display = "overlay"
-
-    def __init__(self, layer: str | None = None, convention: str = "paper") -> None:
+    def __init__(self, layer: str | None = None, convention: str = "paper", reshape: Reshape | None = None) -> None:
         if convention not in ("paper", "table1"):
             raise ValueError(f"convention is paper or table1, not {convention!r}")
-        self.layer = layer
+        super().__init__(layer, reshape)
         self.convention = convention
 
-    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
-        return [feature_layer(model, images, self.layer)]
+    def why_zero(self) -> str:
+        constant = "constant or " if self.convention == "table1" else ""
+        return f"the weighted sum of the feature maps is {constant}nowhere positive"
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         (layer,) = self.layers(forward.model, forward.images)
-        B = forward.layers[layer]
-        if B.ndim != 4:
-            raise NotApplicable(f"layer {layer} gives {list(B.shape)}, not feature maps [B, V, h, w]")
         return finish(self.sum(forward, targets, layer), forward.images.shape[-2:], self.convention)
 
     @abstractmethod
@@ -83,8 +78,7 @@ def weigh(weights: Tensor, B: Tensor) -> Tensor:
 
 class _GradientCAM(ActivationMap):
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        B = forward.layers[layer]
-        return self.of_gradient(B.detach(), forward.gradient(targets, of=B))
+        return self.of_gradient(self.maps(forward, layer), self.gradients(forward, targets, layer))
 
     @abstractmethod
     def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
@@ -187,15 +181,17 @@ class EigenCAM(ActivationMap):
 
     title = "EigenCAM"
 
-    def __init__(self, layer: str | None = None, convention: str = "paper", sign: int = 1) -> None:
-        super().__init__(layer, convention)
+    def __init__(
+        self, layer: str | None = None, convention: str = "paper", sign: int = 1, reshape: Reshape | None = None
+    ) -> None:
+        super().__init__(layer, convention, reshape)
         if sign not in (1, -1):
             raise ValueError(f"sign is 1 or -1, not {sign}")
         self.sign = sign
 
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         forward.scores(targets)  # raises for a unit that is not there, as for every method
-        B = forward.layers[layer].detach()
+        B = self.maps(forward, layer)
         X = B.flatten(2).mT  # [B, h w, V]
         X = X - X.mean(1, keepdim=True)
         # X v for the first right singular vector v, from the eigenvectors of the smaller of X X^T and X^T X.
@@ -253,11 +249,12 @@ class ScoreCAM(ActivationMap):
     title = "ScoreCAM"
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        with Forward(model, image, self.layers(model, image)) as forward:
-            return forward.layers[self.layers(model, image)[0]].shape[1]
+        (layer,) = self.layers(model, image)
+        with Forward(model, image, [layer]) as forward:
+            return self.maps(forward, layer).shape[1]
 
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        B, images = forward.layers[layer].detach(), forward.images.detach()
+        B, images = self.maps(forward, layer), forward.images.detach()
         chosen = output_targets(forward, targets, self.title)
         weights = [self._scores(forward.model, *each).softmax(0) for each in zip(images, B, chosen, strict=True)]
         return weigh(torch.stack(weights), B)
@@ -290,9 +287,11 @@ class AblationCAM(ActivationMap):
 
     @torch.no_grad()
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        model, images, B = forward.model, forward.images.detach(), forward.layers[layer].detach()
+        model, images, B = forward.model, forward.images.detach(), self.maps(forward, layer)
+        A = forward.layers[layer].detach()
+        places = self.places(A, layer)
         chosen = output_targets(forward, targets, self.title)
-        dense = dense_after(model, images, layer, B)
+        dense = dense_after(model, images, layer, B) if self.reshape is None else None
         weights = torch.zeros_like(B[:, :, 0, 0])
         for i, target in enumerate(chosen):
             live = B[i].flatten(1).any(1).nonzero()[:, 0]  # nothing misses a map of zeros
@@ -300,19 +299,18 @@ class AblationCAM(ActivationMap):
             if dense is not None:
                 outputs = _ablated_before(dense, dense.shares[i], live, model, images)
             if outputs is None:
-                outputs = _ablated_at(layer, B[i], live, model, images[i : i + 1])
+                outputs = _ablated_at(layer, A[i], places[live], model, images[i : i + 1])
             y, y_v = score(outputs, [target] * len(outputs)).split([1, len(live)])
             weights[i, live] = (y - y_v) / torch.where(y == 0, 1, y)
         return weigh(weights, B)
 
 
-def _ablated_at(layer: str, B: Tensor, live: Tensor, model: nn.Module, image: Tensor) -> Tensor:
-    """Outputs [1 + n, K] with the feature maps B [V, h, w], then without each of the n `live` ones."""
-    outputs = [run_rest(model, image, layer, B[None])]
-    for some in _few(live, B.numel()):
-        ablated = B.repeat(len(some), 1, 1, 1)
-        ablated[range(len(some)), some] = 0
-        outputs.append(run_rest(model, image, layer, ablated))
+def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Tensor:
+    """Outputs [1 + n, K] with a layer's values A [...], then without those at each of n sets of flat places [n, h, w]."""
+    outputs = [run_rest(model, image, layer, A[None])]
+    for some in _few(torch.arange(len(places)), A.numel()):
+        ablated = A.flatten().repeat(len(some), 1).scatter_(1, places[some].flatten(1), 0)
+        outputs.append(run_rest(model, image, layer, ablated.view(-1, *A.shape)))
     return torch.cat(outputs)
 
 
@@ -339,11 +337,11 @@ class OptiCAM(ActivationMap):
 
         alpha = softmax(beta), beta = argmax f(x * H)        H = s(Up(sum_v alpha_v B_v)), scaled to [0, 1]
 
-    Adam from equal weights; the best of all steps is kept, so the map never does worse than equal weights. Ten times on the
-    way an image whose f has not risen since the last time stops, whatever the other images of the batch do.
+    Adam from equal weights; the best of all its steps counts, so the map never does worse than equal weights. All `iterations`
+    are made, since f oscillates on its way; an image whose mask no weight changes leaves the batch at once.
     baseline: what masked pixels become (`vis.methods.baseline`): the image is masked as it was before its preprocessing;
     zero masks the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
-    Costs up to `iterations` forward and backward passes beside the shared forward pass.
+    Costs `iterations` forward and backward passes beside the shared forward pass.
     """
 
     title = "Opti-CAM"
@@ -355,10 +353,11 @@ class OptiCAM(ActivationMap):
         iterations: int = 50,
         lr: float = 0.1,
         baseline: Baseline = "black",
+        reshape: Reshape | None = None,
     ) -> None:
-        super().__init__(layer, convention)
-        if iterations < 0 or lr <= 0:
-            raise ValueError("iterations is 0 or more, lr above 0")
+        super().__init__(layer, convention, reshape)
+        if iterations < 1 or lr <= 0:
+            raise ValueError("iterations is 1 or more, lr above 0")
         self.iterations = iterations
         self.lr = lr
         self.baseline = only(baseline)
@@ -371,12 +370,11 @@ class OptiCAM(ActivationMap):
         return 2 * self.iterations
 
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        B, images = forward.layers[layer].detach(), forward.images.detach()
+        B, images = self.maps(forward, layer), forward.images.detach()
         chosen = output_targets(forward, targets, self.title)
         black = baseline_image(images, self.baseline, forward.preprocess, part=True).expand_as(images)
         beta = torch.full_like(B[:, :, 0, 0], 0.5).requires_grad_()
         best, largest = beta.detach().clone(), B.new_full((len(B),), -torch.inf)
-        before = largest.clone()
         adam = torch.optim.Adam([beta], self.lr)
         idle = B.amin((2, 3)) == B.amax((2, 3))  # constant maps do not change H; Adam would blow up the rounding error
         going = torch.arange(len(B), device=B.device)
@@ -389,13 +387,11 @@ class OptiCAM(ActivationMap):
             better = going[f > largest[going]]
             best[better] = beta.detach()[better]
             largest[going] = torch.maximum(largest[going], f)
-            if step % max(1, self.iterations // 10) == 0:
-                rising = f > before[going]
-                before[going] = f
-                scores, going = scores[rising], going[rising]
-            if step == self.iterations or len(going) == 0:
+            if step == self.iterations:
                 break
             beta.grad = torch.autograd.grad(-scores.sum(), beta)[0].masked_fill(idle, 0)
+            if step == 0 and not len(going := beta.grad.any(1).nonzero()[:, 0]):
+                break
             adam.step()
         return weigh(best.softmax(1), B)
 
@@ -414,9 +410,9 @@ class CAM(ActivationMap):
 
     @torch.no_grad()
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        B = forward.layers[layer].detach()
+        B = self.maps(forward, layer)
         chosen = output_targets(forward, targets, self.title)
-        dense = dense_after(forward.model, forward.images.detach(), layer, B)
+        dense = dense_after(forward.model, forward.images.detach(), layer, B) if self.reshape is None else None
         if any(target.output != "logit" for target in chosen):
             raise NotApplicable("CAM explains logits, not probabilities")
         if dense is not None and _equal(dense.linear(pooled := dense.shares.flatten(1)), forward.logits):

@@ -2,11 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vis.methods.base import Method
-from vis.methods.forward import Forward, NotApplicable
-from vis.methods.layers import feature_layer
+from vis.methods.forward import Forward
+from vis.methods.layers import OnFeatureMaps, Reshape
 from vis.target import Targets
 
 
@@ -19,32 +18,26 @@ def fem(A: Tensor, K: float = 1.0) -> Tensor:
     return (mu * (mu + K * sigma - slack <= A)).sum(1)
 
 
-class FEM(Method):
+class FEM(OnFeatureMaps):
     """FEM (Fuad et al. 2020; ayyar2021, section 5.3): the rare, strong values of the feature maps, each map by its mean.
 
         R = sum_k mu_k B_k        B_k = 1[A_k >= mu_k + K sigma_k]        ayyar2021, Eq. 26
 
     No gradient, no class. Maps are [B, 1, H, W], in units of the features; behind a ReLU 0 or more. The paper scales the map
     to [0, 1]; here that is left to its display.
-    K: of the threshold, in deviations of a map from its mean. layer: whose feature maps, None finds the last
-    (`vis.methods.layers.feature_layer`). Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
+    K: of the threshold, in deviations of a map from its mean. layer, reshape: whose feature maps, None finds the last
+    (`vis.methods.layers.OnFeatureMaps`). Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
     Costs a shared forward pass.
     """
 
     title = "FEM"
-    display = "overlay"
 
-    def __init__(self, K: float = 1.0, layer: str | None = None) -> None:
+    def __init__(self, K: float = 1.0, layer: str | None = None, reshape: Reshape | None = None) -> None:
+        super().__init__(layer, reshape)
         self.K = K
-        self.layer = layer
-
-    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
-        return [feature_layer(model, images, self.layer)]
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         forward.scores(targets)  # raises for a unit that is not there, as for every method
         (layer,) = self.layers(forward.model, forward.images)
-        A = forward.layers[layer].detach()
-        if A.ndim != 4:
-            raise NotApplicable(f"layer {layer} gives {list(A.shape)}, not feature maps [B, V, h, w]")
-        return F.interpolate(fem(A, self.K)[:, None], forward.images.shape[-2:], mode="bilinear")
+        maps = fem(self.maps(forward, layer), self.K)[:, None]
+        return F.interpolate(maps, forward.images.shape[-2:], mode="bilinear")

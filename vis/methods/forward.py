@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vis.errors import NotApplicable
+from vis.methods.functional import LayerName, Tap
 from vis.outputs import checked_logits
 from vis.target import Targets, as_targets, score
 
@@ -109,7 +110,8 @@ class Forward:
             gbp = forward.gradient(None, GUIDED)        # of the largest logit
             sal = forward.gradient(482, SALIENCY)       # of logit 482, same forward pass
 
-    layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times.
+    layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times,
+    `name:relu` the activation function that is called after it (`vis.methods.functional`).
     Afterwards `logits` [B, K] and `layers` keep their values, without the graph.
     preprocess: the function that made the images from pixels in [0, 1]. It tells a method what black is and how far pixel
     values reach; without it, such a method takes these values from its caller.
@@ -214,6 +216,15 @@ class Forward:
             name, _, number = wanted.partition(":")
             if name not in modules:
                 raise NotApplicable(f"{type(self.model).__name__} has no layer {name!r}")
+
+            if LayerName.of(wanted).function:
+
+                def keep_call(output: Tensor, *, wanted: str = wanted) -> Tensor:
+                    self.layers[wanted] = output
+                    return output.clone()
+
+                handles.append(Tap(modules[name], LayerName.of(wanted), keep_call))
+                continue
 
             def keep(
                 module: nn.Module, inputs: Any, output: Any, *, wanted: str = wanted, number: str = number

@@ -14,6 +14,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, SALIENCY, Forward, ReluRule
+from vis.methods.layers import Reshape
 from vis.target import Target, Targets, as_targets
 from vis.walk import Affine, Walk
 
@@ -196,7 +197,7 @@ class GuidedGradCAM(Method):
 
         R = GBP * Grad-CAM, upsampled
 
-    layer: of Grad-CAM, None finds the last feature map. Maps are signed, [B, C, H, W]. Raises NotApplicable as both do.
+    layer, reshape: of Grad-CAM, None finds the last. Maps are signed, [B, C, H, W]. Raises NotApplicable as both do.
     Costs a shared forward pass, a backward pass to the image and one to the layer.
     """
 
@@ -204,9 +205,9 @@ class GuidedGradCAM(Method):
     display = "midgray"
     rule: ClassVar[ReluRule] = GUIDED
 
-    def __init__(self, layer: str | None = None) -> None:
-        self.layer = layer
-        self._cam = GradCAM(layer)
+    def __init__(self, layer: str | None = None, reshape: Reshape | None = None) -> None:
+        self.layer, self.reshape = layer, reshape
+        self._cam = GradCAM(layer, reshape=reshape)
 
     def layers(self, model: nn.Module, images: Tensor) -> list[str]:
         return self._cam.layers(model, images)
@@ -220,7 +221,7 @@ class GradCAMGradient(GuidedGradCAM):
 
         R = dS_c / dx * Grad-CAM, upsampled
 
-    layer: of Grad-CAM, None finds the last feature map. Maps are signed, [B, C, H, W]. Raises NotApplicable as Grad-CAM does.
+    layer, reshape: of Grad-CAM, None finds the last. Maps are signed, [B, C, H, W]. Raises NotApplicable as Grad-CAM does.
     Costs a shared forward pass, a backward pass to the image and one to the layer.
     """
 

@@ -5,92 +5,344 @@ costs nothing, and whatever reaches the output past the layer has no rows, so th
 from the layer: torch raises.
 """
 
+import math
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import dropout, pooling
+from torch.overrides import TorchFunctionMode
 
-from vis.methods.forward import NotApplicable, check_images, evaluating
+from vis.methods.base import Method
+from vis.methods.forward import Forward, NotApplicable, check_images, evaluating
+from vis.methods.functional import ACTIVATIONS, LayerName, Tap, function_name
 from vis.models.weights import resolve_layer
+from vis.target import Targets
 
-_NO_FEATURES = (
+_POOLINGS = (
     pooling._MaxPoolNd,
     pooling._AvgPoolNd,
     pooling._AdaptiveMaxPoolNd,
     pooling._AdaptiveAvgPoolNd,
     pooling._LPPoolNd,
-    dropout._DropoutNd,
-    nn.Flatten,
-    nn.Identity,
 )
+_NO_FEATURES = (*_POOLINGS, dropout._DropoutNd, nn.Flatten, nn.Identity)
+_LAYERS = {  # functions that sum over channels
+    "linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot",
+}  # fmt: skip
 
-_found: WeakKeyDictionary[nn.Module, dict[torch.Size, str]] = WeakKeyDictionary()
+Reshape = Sequence[int] | Callable[[Tensor], Tensor]
+
+_found: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 
-def feature_layer(model: nn.Module, images: Tensor, layer: str | None = None) -> str:
+class OnFeatureMaps(Method):
+    """A method that looks at the feature maps B [B, V, h, w] of a layer.
+
+    layer: whose; None finds the last (`feature_layer`). reshape: of a layer that gives tokens [B, N, D] or [B, h, w, D]: their
+    rows and columns [h, w], a class token in front is left out; or a function that puts the layer's values into [B, V, h, w].
+    """
+
+    display = "overlay"
+
+    def __init__(self, layer: str | None = None, reshape: Reshape | None = None) -> None:
+        sizes = () if reshape is None or callable(reshape) else tuple(reshape)
+        if not (reshape is None or callable(reshape)) and (
+            len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes)
+        ):
+            raise ValueError(f"reshape is [rows, columns] of the tokens, not {reshape!r}")
+        if callable(reshape) and layer is None:
+            raise ValueError("reshape is a function of a layer's values: name the layer")
+        self.layer = layer
+        self.reshape = reshape if callable(reshape) else (sizes or None)
+
+    def layers(self, model: nn.Module, images: Tensor) -> list[str]:
+        return [feature_layer(model, images, self.layer, None if callable(self.reshape) else self.reshape)]
+
+    def maps(self, forward: Forward, layer: str) -> Tensor:
+        """B [B, V, h, w], without a gradient."""
+        A = forward.layers[layer].detach()
+        if self.reshape is not None:
+            return A.flatten(1)[:, self.places(A, layer)]
+        if A.ndim != 4:
+            raise NotApplicable(
+                f"layer {layer} gives {list(A.shape)}, not feature maps [B, V, h, w]: tokens take a reshape="
+            )
+        return A
+
+    def gradients(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        """G = df/dB [B, V, h, w] of the targets f. Computed once for all methods that ask for it."""
+        A = forward.layers[layer]
+        G = forward.gradient(targets, of=A)
+        return G if self.reshape is None else G.flatten(1)[:, self.places(A, layer)]
+
+    def places(self, A: Tensor, layer: str) -> Tensor:
+        """Where the values of B [V, h, w] stand in the flat output of the layer, A [B, ...].
+
+        Raises NotApplicable where A has no feature maps, or other sizes than `reshape`.
+        """
+        index = torch.arange(A[0].numel()).view(A.shape[1:])
+        if self.reshape is None:
+            return index.to(A.device)
+        if callable(self.reshape):
+            index = self.reshape(index[None].double())
+            if index.ndim != 4 or len(index) != 1:
+                raise NotApplicable(f"reshape makes {list(index.shape)} of layer {layer}, not [1, V, h, w]")
+            index = index[0].long()
+        else:
+            h, w = self.reshape
+            if index.ndim == 2 and len(index) == h * w + 1:
+                index = index[1:]  # without the class token
+            if index.ndim == 2 and len(index) == h * w:
+                index = index.view(h, w, -1)
+            if index.ndim != 3 or index.shape[:2] != (h, w):
+                raise NotApplicable(
+                    f"reshape=[{h}, {w}] is for tokens [B, {h * w}, D], [B, {h * w + 1}, D] or [B, {h}, {w}, D]; layer {layer} "
+                    f"gives {list(A.shape)}"
+                )
+            index = index.permute(2, 0, 1)
+        return index.to(A.device)
+
+
+def feature_layer(
+    model: nn.Module, images: Tensor, layer: str | None = None, reshape: Sequence[int] | None = None
+) -> str:
     """The name of the layer whose feature maps [B, V, h, w] are looked at, as `Forward` takes it.
 
-    layer: a module's name, `name:k` for its k-th call, or one of the network's own names (conv5_3 of VGG-16). None finds
-    the last feature map with more than one position that is no pooling, dropout or the like: features.29 of vgg16, layer4
-    of resnet50, features of densenet121, relu:2 where one ReLU serves three times. images [B, C, H, W] tell the sizes.
+    layer: a module's name, `name:k` for its k-th call, one of the network's own names (conv5_3 of VGG-16), or of an activation
+    that is no module (`vis.methods.functional`). None finds the last feature map with more than one position before the
+    classifier: what the last activation (ReLU, SiLU, ...) gives, if everything behind comes from it, else what the blocks give
+    at their end (ConvNeXt). It is no pooling, dropout or the like, and no class maps, which are only pooled to make the logits.
+    features.29 of vgg16, layer4 of resnet50, features:relu of densenet121, relu:2 where one ReLU serves three times.
+    images [B, C, H, W] tell the sizes. reshape: [h, w] finds the last layer with tokens [B, h w, D] or [B, h, w, D]; with a
+    class token, the last before the last attention, behind which the other tokens say nothing.
 
     Raises UserError for a name that is not there, NotApplicable for a network without feature maps.
     """
     if layer is not None:
-        name, colon, call = layer.partition(":")
-        return resolve_layer(model, name) + colon + call
+        name = LayerName.of(layer)
+        return str(name._replace(module=resolve_layer(model, name.module)))
     check_images(model, images)
     known = _found.setdefault(model, {})
-    size = images.shape[1:]
-    if size not in known:
-        known[size] = _last_feature_map(model, images)
-    return known[size]
-
-
-def _last_feature_map(model: nn.Module, images: Tensor) -> str:
-    calls: Counter[str] = Counter()
-    skipped: list[Tensor] = []  # outputs of poolings; a container that ends in one returns the same tensor
-    last = ("", 0)
-
-    def look(module: nn.Module, name: str, output: Any) -> None:
-        nonlocal last
-        calls[name] += 1
-        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] * output.shape[3] < 2:
-            return
-        container = next(module.children(), None) is not None
-        if isinstance(module, _NO_FEATURES):
-            skipped.append(output)
-        elif not (container and any(output is each for each in skipped)):
-            last = (name, calls[name])
-
-    handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: look(module, name, output))
-        for name, module in model.named_modules()
-    ]
-    try:
+    key = (images.shape[1:], None if reshape is None else tuple(reshape))
+    if key not in known:
         with evaluating(model), torch.no_grad():
-            if not _takes_no_images(model, images):
-                calls.clear()
-                model(images[:1])
-    finally:
-        for handle in handles:
+            look = _look(model, images)
+            known[key] = _last_map(look, model) if reshape is None else _last_tokens(look, model, *reshape)
+    return known[key]
+
+
+def holds_class_maps(model: nn.Module, images: Tensor, layer: str) -> bool:
+    """Whether a layer gives a map for each class, and the logits are those maps, pooled."""
+    with evaluating(model), torch.no_grad():
+        look = _look(model, images)
+    return any(look.name(each) == layer and look.class_maps(each) for each in look.outputs)
+
+
+@dataclass
+class _Output:
+    """What a module or an activation function gave: the tensor, when, and what it was at that time."""
+
+    name: LayerName
+    tensor: Tensor
+    at: int
+    map: bool  # [B, V, h, w] with several positions, of no pooling or the like
+    tokens: bool  # [B, N, D] or [B, h, w, D]
+    active: bool  # an activation's output, or several of them side by side
+
+
+class _Look(TorchFunctionMode):
+    """A forward pass as it goes: what modules and activation functions give, and when."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.outputs: list[_Output] = []
+        self.activations: list[_Output] = []  # those with several positions
+        self.layers: list[int] = []  # when there was a convolution or dense layer
+        self.attention = 0  # when there was the last one
+        self.classes = 0  # logits
+        self.images = images
+        self.calls: Counter[str] = Counter()
+        self._now = 0
+        self._returned = LayerName("")  # the last module
+        self._since: Counter[str] = Counter()  # calls of activations since then
+        self._kept: list[Tensor] = []  # so that no two have the same id
+        self._active: set[int] = set()  # ids of tensors
+        self._channels_last: set[int] = set()
+        self._pooled: set[int] = set()
+        self._handles: list[Any] = []
+        for name, module in model.named_modules():
+            self._handles.append(
+                module.register_forward_hook(lambda module, i, output, name=name: self._module(module, name, i, output))
+            )
+
+    def remove(self) -> None:
+        for handle in self._handles:
             handle.remove()
-    name, call = last
-    if call == 0:
-        raise NotApplicable(f"{type(model).__name__} has no feature maps [B, V, h, w]: name a layer=")
-    return name if calls[name] == 1 else f"{name}:{call - 1}"
+
+    def name(self, output: _Output) -> str:
+        """The name with the number of the call where the module is called several times."""
+        return str(output.name if self.calls[output.name.module] > 1 else output.name._replace(call=None))
+
+    def class_maps(self, output: _Output) -> bool:
+        """As many maps as classes, and no layer behind them that could mix them; a target function leaves one class of all."""
+        classes = output.tensor.shape[1] if self.classes == 1 else self.classes
+        return output.map and output.tensor.shape[1] == classes and max(self.layers, default=0) < output.at
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self._now += 1
+        name = function_name(func)
+        if name in _LAYERS:
+            self.layers.append(self._now)
+        if name == "softmax" or "attention" in name:
+            self.attention = self._now
+        if not isinstance(output, Tensor):
+            return output
+        given = [each for arg in args for each in (arg if isinstance(arg, tuple | list) else [arg])]
+        inputs = [id(each) for each in given if isinstance(each, Tensor)]
+        last = name in ("linear", "layer_norm") or (
+            any(each in self._channels_last for each in inputs) and _keeps_last(name, args, output)
+        )
+        active = name in ACTIVATIONS or (name in ("cat", "concat", "concatenate") and self._active.issuperset(inputs))
+        self._mark(output, active, last)
+        if name in ACTIVATIONS:
+            kept = self._keep(self._returned._replace(function=name, number=self._since[name]), output, True)
+            self._since[name] += 1
+            if kept.map or kept.tokens:
+                self.activations.append(kept)
+        return output
+
+    def _module(self, module: nn.Module, name: str, inputs: Any, output: Any) -> None:
+        self._returned, self._since = LayerName(name, self.calls[name]), Counter()
+        self.calls[name] += 1
+        if not isinstance(output, Tensor):
+            return
+        self._now += 1
+        same = any(output is each for each in inputs)
+        if isinstance(module, _NO_FEATURES):
+            self._pooled |= set() if same else {id(output)}
+            self._keep(self._returned, output, False)
+        elif _may_be_an_activation(module) and inputs and not same and output.shape == inputs[0].shape:
+            self._mark(output, True, False)
+            kept = self._keep(self._returned, output, True)
+            self.activations += [kept] if kept.map else []
+        else:
+            self._keep(self._returned, output, id(output) not in self._pooled)
+
+    def _mark(self, output: Tensor, active: bool, channels_last: bool) -> None:
+        self._kept.append(output)
+        for marked, yes in ((self._active, active), (self._channels_last, channels_last)):
+            (marked.add if yes else marked.discard)(id(output))
+        self._pooled.discard(id(output))
+
+    def _keep(self, name: LayerName, output: Tensor, features: bool) -> _Output:
+        last = id(output) in self._channels_last
+        self.outputs.append(
+            _Output(
+                name,
+                output,
+                self._now,
+                map=features and output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and not last,
+                tokens=(output.ndim == 3 and output.shape[1] > 1) or (output.ndim == 4 and last),
+                active=id(output) in self._active,
+            )
+        )
+        return self.outputs[-1]
 
 
-def _takes_no_images(model: nn.Module, images: Tensor) -> bool:
-    """Whether the network takes an empty batch."""
+def _may_be_an_activation(module: nn.Module) -> bool:
+    """Somebody's own module without weights, which may call functions that no one knows."""
+    known = type(module).__module__.startswith(("torch.nn.", "torchvision."))
+    return not known and next(module.children(), None) is None and next(module.parameters(), None) is None
+
+
+def _keeps_last(name: str, args: tuple[Any, ...], output: Tensor) -> bool:
+    """Whether the last axis of a function's first argument is the last of its output."""
+    if name in ("reshape", "view", "flatten", "unflatten"):
+        return output.shape[-1] == args[0].shape[-1]
+    if name in ("permute", "transpose", "swapaxes", "swapdims"):
+        axes = args[1] if isinstance(args[-1], tuple | list) else args[1:]
+        moved = [axis % output.ndim for axis in axes]
+        return moved[-1:] == [output.ndim - 1] if name == "permute" else output.ndim - 1 not in moved
+    return name not in _LAYERS | {"movedim", "moveaxis"}
+
+
+def _look(model: nn.Module, images: Tensor) -> _Look:
+    """A forward pass of no images, or of one where the network does not take none."""
     try:
-        model(images[:0])
+        return _run(model, images[:0])
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever it raises: it is run on an image instead, and raises there if that fails as well
+        return _run(model, images[:1])
+
+
+def _run(model: nn.Module, images: Tensor) -> _Look:
+    look = _Look(model, images)
+    try:
+        with look:
+            logits = model(images)
+    finally:
+        look.remove()
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        look.classes = logits.shape[1]
+    return look
+
+
+def _last_map(look: _Look, model: nn.Module) -> str:
+    name, end = type(model).__name__, math.inf
+    while maps := [each for each in look.outputs if each.map and each.at < end]:
+        active = [each for each in look.activations if each.at < end]
+        found = maps[-1]
+        if active and active[-1].at > found.at:
+            raise NotApplicable(_ends_in_tokens(name, active[-1].tensor))
+        if not found.active:
+            behind = [each for each in maps if each.active and each.at >= active[-1].at]
+            found = next((each for each in reversed(behind) if _all_comes_from(look, model, each)), found)
+        if not look.class_maps(found):
+            return look.name(found)
+        end = max((at for at in look.layers if at < found.at), default=0)
+    raise NotApplicable(f"{name} has no feature maps [B, V, h, w]: name a layer=")
+
+
+def _ends_in_tokens(name: str, tokens: Tensor) -> str:
+    count = tokens.shape[1] if tokens.ndim == 3 else 0
+    side = math.isqrt(count)
+    sizes = list(tokens.shape[1:3]) if not count else [side, side] if count - side**2 in (0, 1) else "[rows, columns]"
+    return f"{name} ends in tokens, not in feature maps [B, V, h, w]: give their reshape={sizes}, or name a layer="
+
+
+def _last_tokens(look: _Look, model: nn.Module, h: int, w: int) -> str:
+    def fit(shape: torch.Size) -> bool:
+        return shape[1:3] == (h, w) if len(shape) == 4 else shape[1] in (h * w, h * w + 1)
+
+    name = type(model).__name__
+    found = [each for each in look.outputs if each.tokens and each.name.module and fit(each.tensor.shape)]
+    if found and found[-1].tensor.ndim == 3 and found[-1].tensor.shape[1] == h * w + 1:
+        found = [each for each in found if each.at < look.attention]
+    if not found:
+        raise NotApplicable(
+            f"{name} has no layer with tokens [B, {h * w}, D], [B, {h * w + 1}, D] or [B, {h}, {w}, D], as reshape=[{h}, {w}] "
+            "says: name a layer="
+        )
+    return look.name(found[-1])
+
+
+def _all_comes_from(look: _Look, model: nn.Module, output: _Output) -> bool:
+    """Whether the network's output depends on nothing but this one."""
+    images = look.images.expand(2 * len(look.images), -1, -1, -1)
+    values = output.tensor.new_zeros(len(images) + 1 + (len(images) == 0), *output.tensor.shape[1:])  # 2 or 3: none fit
+    try:
+        run_from(model, images, look.name(output), values)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever comes of rows that do not fit together
         return False
     return True
 
@@ -100,13 +352,16 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Te
 
     images [0, C, H, W] where the output depends on nothing but the layer (else an exception), or [n, C, H, W].
     """
-    name, _, call = layer.partition(":")
+    name = LayerName.of(layer)
     calls = iter(range(1 << 30))
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-        return values.clone() if next(calls) == int(call or 0) else None  # an in-place ReLU may follow
+        return values.clone() if next(calls) == (name.call or 0) else None  # an in-place ReLU may follow
 
-    handle = model.get_submodule(name).register_forward_hook(replace)
+    module = model.get_submodule(name.module)
+    handle: Any = (
+        Tap(module, name, lambda _: values.clone()) if name.function else module.register_forward_hook(replace)
+    )
     try:
         output = model(images)
     finally:

@@ -60,7 +60,10 @@ def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) 
                 wall()
                 net.apply_wall = wall  # type: ignore[assignment]  # for those who change the weights
     except NotTraceable as error:
-        raise UserError(f"model.wall.rows={rows}: the receptive field of {name} is not known, {error}") from error
+        raise UserError(
+            f"model.wall.rows={rows}: the receptive field of {name} is not known for images of {size[0]} x {size[1]} "
+            f"(model.input_size), {error}"
+        ) from error
     return first, size[0] - 1
 
 
