@@ -149,7 +149,16 @@ class AsModules(Written):
 
 @pytest.mark.parametrize(
     "method",
-    [GradCAM(), HiResCAM(), EigenCAM(), ScoreCAM(), AblationCAM(), OptiCAM(iterations=5), FEM(), GradCAMGradient()],
+    [
+        GradCAM(),
+        HiResCAM(),
+        EigenCAM(),
+        ScoreCAM(),
+        AblationCAM(),
+        OptiCAM(iterations=5, baseline="zero"),
+        FEM(),
+        GradCAMGradient(),
+    ],
 )
 @pytest.mark.parametrize("spelling", ["function", "method in place", "statement"])
 def test_an_activation_without_a_module_is_a_layer_like_others(method, spelling):
@@ -387,7 +396,7 @@ def test_ablation_of_tokens_leaves_the_class_token():
 @pytest.mark.parametrize("method", [EigenCAM, ScoreCAM, HiResCAM, FEM, OptiCAM, GradCAMGradient])
 def test_every_cam_takes_tokens(method):
     net, x = transformer(True)
-    maps = method(reshape=[3, 4])(net, x, 2)
+    maps = method(reshape=[3, 4])(net, x, 2, lambda pixels: pixels)
     assert maps.shape[2:] == x.shape[2:]
     assert maps.isfinite().all()
     assert maps.any()

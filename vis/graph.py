@@ -84,8 +84,8 @@ class Tracer(fx.Tracer):
         return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m)) in LAYERS
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if m is self._root:
-            return forward(*args, **kwargs)
+        if m is self._root:  # without its hooks, which expect numbers
+            return m.forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
