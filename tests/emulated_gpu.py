@@ -65,6 +65,11 @@ class EmulatedTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return _numbers(self).data_ptr()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        copied.__dict__.update(self.__dict__)  # that it is a parameter
+        return copied
+
     def __array__(self, *_: Any) -> None:
         raise TypeError("can't convert a gpu tensor to numpy: use Tensor.cpu()")
 
