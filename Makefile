@@ -6,7 +6,7 @@ RUN := $(BIN)/vis-run
 PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format bench clean
+.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format bench gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test-all: lint ## all tests: large networks and long runs too
 
 bench: $(VENV)/installed-dev ## speed against other libraries, with equality of the results
 	$(BIN)/python scripts/bench.py
+
+gpu-check: $(VENV)/installed-dev ## on a machine with a GPU: whether it computes what the CPU does, in docs/gpu/<its name>.md
+	$(BIN)/python scripts/gpu_check.py
 
 clean: ## remove the environment and caches, not outputs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

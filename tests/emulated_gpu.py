@@ -1,12 +1,14 @@
 """A GPU without a GPU: a torch device "gpu" whose tensors are computed on the CPU, and which is as strict as CUDA.
 
 Tensors of two devices, a CPU generator, an index of the other device, `.numpy()`: all raise here as they do there. Kernels,
-memory and speed are the CPU's. Run as a script it is `vis-run` on that device: python tests/emulated_gpu.py method=gbp ...
+memory and speed are the CPU's. Run as a script it is `vis-run` on that device: python tests/emulated_gpu.py method=gbp ...,
+or another script: python tests/emulated_gpu.py scripts/gpu_check.py ...
 
 It stands on torch's Python backends (`_setup_privateuseone_for_python_backend`, experimental): where torch has none, tests skip.
 """
 
 import functools
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,14 @@ class EmulatedTensor(torch.Tensor):
 
     def __init__(self, numbers: Tensor) -> None:
         pass
+
+    def data_ptr(self) -> int:
+        return _numbers(self).data_ptr()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        copied.__dict__.update(self.__dict__)  # that it is a parameter
+        return copied
 
     def __array__(self, *_: Any) -> None:
         raise TypeError("can't convert a gpu tensor to numpy: use Tensor.cpu()")
@@ -152,14 +162,24 @@ def register() -> torch.device:
     return torch.device("gpu:0")
 
 
-def main() -> int:
+def install() -> None:
+    """Make the device, and let runs have it whatever device= says, but cpu."""
     device = register()
     from vis import experiment
-    from vis.run import main as vis_run
 
-    experiment.pick_device = lambda name: device  # type: ignore[assignment]  # whatever device= says
+    experiment.pick_device = lambda name: torch.device("cpu") if name == "cpu" else device  # type: ignore[assignment]
     save = torch.save  # pickles a tensor's storage, which is empty here
     torch.save = lambda value, *args, **kwargs: save(tree_map(_on_cpu, value), *args, **kwargs)
+
+
+def main() -> int:
+    install()
+    if sys.argv[1:] and sys.argv[1].endswith(".py"):
+        del sys.argv[0]
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    from vis.run import main as vis_run
+
     return vis_run()
 
 
