@@ -98,6 +98,60 @@ MISTAKES = {
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
     "a config that is no YAML": (["experiment=mine", "--config-dir", "own"], "a config is no YAML: in"),
     "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "a comment above the package": (
+        ["experiment=above", "--config-dir", "above"],
+        "experiment/above.yaml: its first line has to be `# @package NAME`, without a comment above it; it is '# Mine'",
+    ),
+    "a package without a name": (["model=mine", "--config-dir", "nameless"], "it is '# @package'"),
+    "an override of what is not there, in a config": (
+        ["experiment=nothing", "--config-dir", "own"],
+        "In 'experiment/nothing': Could not override 'method@foo'",
+    ),
+    "a package that is not there": (["model@foo=vgg16_random"], "unknown option 'model@foo'"),
+    "configs in a circle": (["experiment=circle", "--config-dir", "own"], "stand on each other in a circle"),
+    "a collection of itself": (["experiment=itself", "--config-dir", "own"], "experiment.all of itself lists itself"),
+    "a config without an experiment": (["experiment=nameless", "--config-dir", "own"], "experiment.name is missing"),
+    "a config with a text for a count": (
+        ["experiment=many", "--config-dir", "own"],
+        "seeds=many is not an integer",
+    ),
+    "a config that is a list": (["method=list", "--config-dir", "own"], "is no YAML mapping (key: value): "),
+    "a config in another encoding": (["method=latin", "--config-dir", "own"], "latin.yaml: 'utf-8' codec can't decode"),
+    "no model": (["model=null"], "model=null: name a model, see vis-run --list, or leave it out"),
+    "no dataset": (["dataset=null"], "dataset=null: name a dataset"),
+    "no experiment": (["experiment=null"], "experiment=null: name a experiment"),
+    "no method": (["method=null"], "method=null: name a method"),
+    "no method in a list": (["method=[gbp,null]"], "method=[gbp,null]: name a method"),
+    "a method twice": (["method=[gbp,gbp]"], "method=[gbp,gbp] names gbp twice"),
+    "two models": (["model=[vgg16,vgg16_random]"], "a run has one model; several, one after the other: -m model=a,b"),
+    "a part that is taken away": (["~experiment"], "experiment is missing: every run has one"),
+    "images taken away": ([*SMALL, "~dataset"], "this experiment needs images"),
+    "a folder for Hydra": ([*SMALL, "hydra.run.dir=foo"], "hydra.run.dir=foo is not for this command: runs go to outputs="),
+    "a sweep's folder for Hydra": (["-m", *SMALL, "hydra.sweep.dir=foo"], "runs go to outputs=FOLDER"),
+    "a search path for Hydra": ([*SMALL, "hydra.searchpath=[own]"], "own configs are --config-dir FOLDER"),
+    "a launcher of one run": ([*SMALL, "hydra/launcher=basic"], "it starts the jobs of a sweep: add -m"),
+    "a value that nothing reads": ([*SMALL, "++foo.bar=1"], "++foo.bar=1: nothing reads foo."),
+    "a model that nothing reads": ([*SMALL, "+model@foo=vgg16"], "+model@foo=vgg16: nothing reads foo."),
+    "a part of nothing": (["-p", "model"], "--package says what part of --cfg is shown, or how: vis-run --cfg job"),
+    "no such part to show": (["--cfg", "jobb"], "--cfg jobb: there is job, hydra, all"),
+    "two commands at once": (["--list", "--cfg", "job"], "--cfg and --list do not go together"),
+    "a list of one group": (["--list", "model=vgg16"], "--list shows all there is: leave out model=vgg16"),
+    "a method that is a text": ([*SMALL, "+methods.mine=gbp"], "methods.mine=gbp is not a mapping with a _target_"),
+    "a method that is none": ([*SMALL, "+methods.mine._target_=builtins.dict"], "made a dict, not a vis.methods.Method"),
+    "images that are none": ([*SMALL, "~dataset.names", "dataset._target_=builtins.dict"], "made a dict, not a vis.data"),
+    "a module that fails": (
+        [*SMALL, "+methods.mine._target_=failing.Mine"],
+        "methods.mine._target_=failing.Mine cannot be imported: ZeroDivisionError: division by zero (",
+    ),
+    "a module that imports nothing": (
+        [*SMALL, "+methods.mine._target_=importing.Mine"],
+        "cannot be imported: ModuleNotFoundError: No module named 'nothere'",
+    ),
+    "a module that is a script": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
+    "an experiment without its method": (
+        ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
+        "ayyar2021/similarity needs fem: method=[fem,gradcam]",
+    ),
     "no network for a data set": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
         "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
@@ -115,6 +169,26 @@ def _files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text("experiment: {name: [broken\n")
+    above = "# Mine\n# @package _global_\ndefaults: [override /model: cnn3_random]\nexperiment: {name: above}\n"
+    for name, text in {
+        "above": above,
+        "nothing": "# @package _global_\ndefaults: [override /method@foo: gbp]\nexperiment: {name: nothing}\n",
+        "circle": "# @package _global_\ndefaults: [/experiment/circle]\n",
+        "itself": "# @package _global_\nexperiment: {name: itself, all: [itself]}\n",
+        "nameless": "# @package _global_\nexperiment: {bound: 3}\n",
+        "many": "# @package _global_\nseeds: many\nexperiment: {name: many}\n",
+    }.items():
+        own = tmp_path / ("own" if name != "above" else "above") / "experiment" / f"{name}.yaml"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(text)
+    (tmp_path / "own" / "method").mkdir()
+    (tmp_path / "own" / "method" / "list.yaml").write_text("[a, b]\n")
+    (tmp_path / "own" / "method" / "latin.yaml").write_bytes("name: Kätzchen\n".encode("latin-1"))
+    (tmp_path / "nameless" / "model").mkdir(parents=True)
+    (tmp_path / "nameless" / "model" / "mine.yaml").write_text("# @package\nname: mine\n")
+    (tmp_path / "failing.py").write_text("x = 1 / 0\n")
+    (tmp_path / "importing.py").write_text("import nothere\n")
+    (tmp_path / "exiting.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))

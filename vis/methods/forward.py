@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vis.errors import named
 from vis.target import Targets, as_targets, score
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
@@ -144,7 +145,8 @@ class Forward:
             self._capture_layers(captures)
             images = self.images.clone() if self.images.is_inference() else self.images.detach()
             self.images = images.requires_grad_(True)
-            logits = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
+            with named(f"{type(self.model).__name__} on images {list(images.shape)}"):
+                logits = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
             if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != self.images.shape[0]:
                 got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise NotApplicable(f"a classifier returns logits [B, K]; {type(self.model).__name__} returned {got}")
