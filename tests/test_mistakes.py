@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,10 @@ MISTAKES = {
     "two models": (["model=[vgg16,vgg16_random]"], "a run has one model; several, one after the other: -m model=a,b"),
     "a part that is taken away": (["~experiment"], "experiment is missing: every run has one"),
     "images taken away": ([*SMALL, "~dataset"], "this experiment needs images"),
-    "a folder for Hydra": ([*SMALL, "hydra.run.dir=foo"], "hydra.run.dir=foo is not for this command: runs go to outputs="),
+    "a folder for Hydra": (
+        [*SMALL, "hydra.run.dir=foo"],
+        "hydra.run.dir=foo is not for this command: runs go to outputs=",
+    ),
     "a sweep's folder for Hydra": (["-m", *SMALL, "hydra.sweep.dir=foo"], "runs go to outputs=FOLDER"),
     "a search path for Hydra": ([*SMALL, "hydra.searchpath=[own]"], "own configs are --config-dir FOLDER"),
     "a launcher of one run": ([*SMALL, "hydra/launcher=basic"], "it starts the jobs of a sweep: add -m"),
@@ -137,8 +141,14 @@ MISTAKES = {
     "two commands at once": (["--list", "--cfg", "job"], "--cfg and --list do not go together"),
     "a list of one group": (["--list", "model=vgg16"], "--list shows all there is: leave out model=vgg16"),
     "a method that is a text": ([*SMALL, "+methods.mine=gbp"], "methods.mine=gbp is not a mapping with a _target_"),
-    "a method that is none": ([*SMALL, "+methods.mine._target_=builtins.dict"], "made a dict, not a vis.methods.Method"),
-    "images that are none": ([*SMALL, "~dataset.names", "dataset._target_=builtins.dict"], "made a dict, not a vis.data"),
+    "a method that is none": (
+        [*SMALL, "+methods.mine._target_=builtins.dict"],
+        "made a dict, not a vis.methods.Method",
+    ),
+    "images that are none": (
+        [*SMALL, "~dataset.names", "dataset._target_=builtins.dict"],
+        "made a dict, not a vis.data",
+    ),
     "a module that fails": (
         [*SMALL, "+methods.mine._target_=failing.Mine"],
         "methods.mine._target_=failing.Mine cannot be imported: ZeroDivisionError: division by zero (",
@@ -239,3 +249,123 @@ def test_the_process_itself_answers_without_a_traceback(command):
     done = command("method=gbq")
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
+
+
+OWN = """
+import torch
+from torch import nn
+from vis.data import Dataset
+from vis.experiment import Experiment
+from vis.methods import Method
+from vis.record import Part
+
+
+class Returns(Method):
+    def __init__(self, what):
+        self.what = what
+
+    def explain(self, forward, targets):
+        x = forward.images
+        return {
+            "boom": lambda: 1 / 0,
+            "index": lambda: [][3],
+            "exit": lambda: exit(3),
+            "small": lambda: x[:, :, :4, :4],
+            "list": lambda: [x],
+            "integers": lambda: x.long(),
+            "infinite": lambda: x / 0,
+        }[self.what]()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(7, 10)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def unreadable():
+    return Dataset("unreadable", ["one"], [None], lambda i: 1 / 0)
+
+
+class Figure(Experiment):
+    def __init__(self, fails):
+        self.fails = fails
+
+    def _step(self, name, value):
+        return 1 / 0 if self.fails == name else value
+
+    def units(self, run):
+        return self._step("units", [{}])
+
+    def compute(self, run, unit):
+        return self._step("compute", None if self.fails == "none" else Part(tables={"table": [{"a": 1}]}))
+
+    def claims(self, results):
+        return self._step("claims", [])
+
+    def draw(self, results, claims):
+        return self._step("draw", {})
+"""
+FIGURE = (
+    "model=cnn3_random",
+    "experiment._target_=own.Figure",
+    "~experiment.scaling",
+    "~experiment.rows",
+)
+MINE = (*SMALL, "+methods.mine._target_=own.Returns")
+OWN_CODE = {
+    "a method": ([*MINE, "+methods.mine.what=boom"], 1, "methods.mine: ZeroDivisionError: division by zero (see "),
+    "a method's index": ([*MINE, "+methods.mine.what=index"], 1, "methods.mine: IndexError: list index out of range (see "),
+    "a method that ends Python": ([*MINE, "+methods.mine.what=exit"], 1, "methods.mine: RuntimeError: it called sys.exit(3)"),
+    "a map of another size": (
+        [*MINE, "+methods.mine.what=small"], 2, "methods.mine returned [1, 3, 4, 4], expected [1, 1 or 3, 32, 32]"
+    ),
+    "no map": ([*MINE, "+methods.mine.what=list"], 2, "methods.mine returned a list, expected [1, 1 or 3, 32, 32]"),
+    "a map of integers": ([*MINE, "+methods.mine.what=integers"], 2, "methods.mine returned maps of torch.int64"),
+    "a model": (
+        ["model=custom", "model._target_=own.Net", "model.init=default", "model.input_size=32"], 1,
+        "Net on images [1, 3, 32, 32]: RuntimeError: ",
+    ),
+    "a dataset": (
+        [*SMALL, "~dataset.names", "dataset._target_=own.unreadable"], 1, "image one of the dataset: ZeroDivisionError: "
+    ),
+    **{
+        f"an experiment's {step}": ([*FIGURE, f"+experiment.fails={step}"], 1, f"visualize, {step}: ZeroDivisionError: ")
+        for step in ("units", "compute", "claims", "draw")
+    },
+    "an experiment without results": (
+        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.record.Part"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(("arguments", "code", "message"), OWN_CODE.values(), ids=OWN_CODE.keys())
+def test_ones_own_code_that_fails_is_named(arguments, code, message, vis_run, tmp_path):
+    ran = vis_run(*arguments)
+    assert ran.code == code
+    line = ran.err.strip().splitlines()[-1]
+    assert line.startswith("vis-run: " + "the run failed: " * (code == 1))
+    assert message in line
+    if code == 1:  # the traceback is in the folder, and --resume is advised where there is something to resume
+        (folder,) = tmp_path.glob("outputs/*/*")
+        assert "Traceback" in (folder / "traceback.txt").read_text()
+        assert ("--resume" in line) == (folder / "config.yaml").exists()
+    else:
+        assert not [path for path in tmp_path.glob("outputs/**/*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("_own")
+def test_maps_that_hold_no_numbers_are_said(vis_run):
+    ran = vis_run(*MINE, "+methods.mine.what=infinite", "dataset.names=all", "batch_size=1")
+    assert ran.err.count("methods.mine: a map holds NaN or infinite values") == 1
