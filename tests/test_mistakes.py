@@ -1,6 +1,7 @@
 """A user's mistake: one clear line, exit code 2, nothing left behind."""
 
 import io
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -162,6 +163,10 @@ MISTAKES = {
         ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
         "ayyar2021/similarity needs fem: method=[fem,gradcam]",
     ),
+    "a part without a name": (["--cfg", "job", "-p"], "--package needs a part of the config"),
+    "weights that are no file, in a sweep": (["-m", *SMALL, "seed=0,1", "model.weights={}"], "no weights file {}"),
+    "a user who is not there": ([*SMALL, "outputs=~no.one/x"], "outputs=~no.one/x: there is no user of this name"),
+    "a folder of such a user": (["--list", "--config-dir", "~no.one"], "there is no folder ~no.one"),
     "no network for a data set": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
         "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
@@ -369,3 +374,25 @@ def test_ones_own_code_that_fails_is_named(arguments, code, message, vis_run, tm
 def test_maps_that_hold_no_numbers_are_said(vis_run):
     ran = vis_run(*MINE, "+methods.mine.what=infinite", "dataset.names=all", "batch_size=1")
     assert ran.err.count("methods.mine: a map holds NaN or infinite values") == 1
+
+
+@pytest.mark.parametrize("item", ["figure7", "table1"])
+def test_a_method_that_was_left_out_is_not_measured_and_the_others_are(item, vis_run):
+    network = ("model=cnn_masked", "model.init=kaiming_normal", "model.weights=null", "dataset.limit=1")
+    ran = vis_run(
+        f"experiment=taimeskhanov2024/{item}",
+        "preset=small",
+        *network,
+        "experiment.samples=1",
+        "method=[gradcam,hirescam]",
+    )
+    claims = {claim["name"]: claim for claim in json.loads((ran.folder / "claims.json").read_text())}
+    assert claims["here_hirescam"]["verdict"] == "holds"
+    assert claims["here_gradcam_pp"]["verdict"] == "not measured"
+    assert claims["here_gradcam_pp"]["measured"] == "gradcam_pp is not among this run's methods"
+    assert "GradCAM++" in claims["here_gradcam_pp"]["sentence"]
+
+
+def test_an_experiment_names_the_methods_that_it_cannot_do_without(vis_run):
+    ran = vis_run("experiment=nie2018/constants", "preset=small", "method=gbp", "--dry-run")
+    assert (ran.code, ran.err) == (2, "vis-run: nie2018/constants needs saliency: method=[gbp,saliency]\n")

@@ -1,5 +1,6 @@
 """Whether the values of a composed config can be: types, ranges, files that must be there. Without torch: it takes no time."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,10 @@ def check(config: DictConfig) -> None:
     if missing:
         raise Lacking(f"{missing} is not given: add {missing}=...")
     check_parts(config)
+    for key, value in leaves(config):
+        for text in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(text, str) and text.startswith("~") and os.path.expanduser(text) == text:
+                raise UserError(f"{key}={text}: there is no user of this name (of a file of this name: ./{text})")
     own = list(config.experiment.get("models") or [])
     if own and config.get("model"):
         raise UserError(
@@ -119,8 +124,12 @@ def check(config: DictConfig) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):
         raise UserError(f"device={config.device} is auto, cpu, cuda, cuda:1, ... or mps")
     _check_input(config)
-    weights = config.get("model") and config.model.get("weights")
-    if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
+    weights = (config.get("model") or {}).get("weights")
+    if (
+        weights is not None
+        and weights not in ("torchvision", "standin")
+        and not Path(str(weights)).expanduser().is_file()
+    ):
         raise Lacking(f"no weights file {weights}: give model.weights=FILE")
 
 

@@ -23,8 +23,14 @@ def start_logging() -> None:
     logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
+class Bar(tqdm):
+    """A bar that no log line brings up before its delay is over: `close` would not end the line of such a one."""
+
+    def refresh(self, *options: Any, **more: Any) -> None:
+        if self.last_print_t >= self.start_t + self.delay:
+            super().refresh(*options, **more)
+
+
 def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
     """A progress bar with rate and time left that appears only where the work takes more than a second."""
-    return tqdm(
-        items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options
-    )
+    return Bar(items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)

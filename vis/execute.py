@@ -49,7 +49,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment = build_experiment(config)
             run = Run(config, path)
             reset_peak_memory(run.device)
-            units = _units(experiment, run)
+            units = units_of(experiment, run)
             folder.drop_damaged()
             folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
             shards.begin(path)
@@ -83,7 +83,7 @@ def execute_shard() -> None:
     config = folder.config()
     prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
-    _compute(folder, experiment, run, _units(experiment, run))
+    _compute(folder, experiment, run, units_of(experiment, run))
     shards.report()
 
 
@@ -101,7 +101,7 @@ def build_experiment(config: DictConfig) -> Experiment:
     return experiment
 
 
-def _units(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+def units_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     with named(f"{run.config.experiment.name}, units"):
         return [dict(unit) for unit in experiment.units(run)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vis import shards
-from vis.errors import Lacking, UserError
+from vis.errors import Lacking, UserError, said
 from vis.home import CONF
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
@@ -169,7 +169,7 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
             value = value or next(words, "")
             if not value:
                 raise UserError(f"{name} needs a folder")
-            folder = Path(value).expanduser()
+            folder = Path(os.path.expanduser(value))
             if not folder.is_dir():
                 raise UserError(f"there is no folder {value}")
             if name == "--config-dir":
@@ -179,6 +179,8 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
         elif (long := _SHORT.get(name, name)) in _OF_HYDRA:
             if long in ("--cfg", "--package"):
                 value = value or next(words, "job" if long == "--cfg" else "")
+                if not value:
+                    raise UserError("--package needs a part of the config: --cfg job --package model")
             if _OF_HYDRA[long] and value and value not in _OF_HYDRA[long]:
                 raise UserError(f"{long} {value}: there is {', '.join(_OF_HYDRA[long])}")
             options["cfg"] = [*options.get("cfg", []), f"{long}={value}" if value else long]
@@ -215,10 +217,10 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
     from vis import compose
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and are made readable here
-    if config_dirs:
-        arguments = [*arguments, f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"]
+    search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
+    words = [word for word in arguments if not word.startswith("-")]
     before = sys.argv
-    sys.argv = ["vis-run", *arguments]
+    sys.argv = ["vis-run", *(word for word in arguments if word.startswith("-")), *words, *search]  # argparse's order
     try:
         decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
             job or (lambda config: None)
@@ -229,7 +231,7 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
     except Exception as error:
         if isinstance(error, OSError) or (job and not isinstance(error, HydraException | OmegaConfBaseException)):
             raise
-        raise compose.explain(error, [a for a in arguments if not a.startswith("-")], config_dirs) from error
+        raise compose.explain(error, words, config_dirs) from error
     finally:
         sys.argv = before
     return 0
@@ -253,6 +255,11 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             if len(jobs) == 1:
                 raise
             print(f"{job[0]}: {error}")
+        except UserError:
+            raise
+        except Exception as error:  # the user's own code
+            print(f"vis-run: the plan failed: {said(error)} (the run itself keeps the traceback)", file=sys.stderr)
+            return 1
     return 0
 
 
