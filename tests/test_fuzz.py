@@ -183,7 +183,7 @@ COMMANDS = st.one_of(PLANS, PLANS, PLANS, PLANS, PLANS, SHOWN, SHOWN, RUNS)
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=120, derandomize=True, **QUIET)
+@settings(max_examples=100, derandomize=True, **QUIET)
 @given(words=COMMANDS, configs=CONFIGS)
 def test_no_command_line_ends_in_a_traceback(words, configs, monkeypatch):
     check(words, configs, monkeypatch)

@@ -164,6 +164,8 @@ def check_hydra(overrides: Sequence[str], honoured: Sequence[str]) -> None:
         if root == "hydra" and not key.startswith(tuple(honoured)):
             way = ways.get(key.split(".")[0], f"of Hydra's options, there is {', '.join(honoured) or 'none'} here")
             raise UserError(f"{override.input_line} is not for this command: {way}")
+        if root == "hydra" and key == "verbose" and not isinstance(override.value(), bool | str):
+            raise UserError(f"{override.input_line} is not true, false or the name of a logger")
 
 
 def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
@@ -320,7 +322,7 @@ def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
         choices = value if isinstance(value, list) else [value]
         for choice in choices:
             if choice is None:
-                raise UserError(f"{override.input_line}: name a {group}, see vis-run --list, or leave it out")
+                raise UserError(f"{override.input_line}: name one (see vis-run --list), or leave it out")
             if str(choice) not in known:
                 raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
             if not known[str(choice)].is_relative_to(CONF):

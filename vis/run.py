@@ -51,7 +51,7 @@ COMPLETION = """Tab completion for this shell session (put the line into your sh
 """
 
 
-LOGGING = ("verbose", "job_logging", "hydra_logging", "job.env")  # of Hydra's options, those that a run honours
+VERBOSE = ("verbose",)  # of Hydra's options, the one that a run honours
 _SHORT = {"-c": "--cfg", "-p": "--package", "-i": "--info", "-sc": "--shell-completion"}
 _OF_HYDRA: dict[str, tuple[str, ...]] = {  # options that Hydra answers, with the values that they take
     "--cfg": ("job", "hydra", "all"), "--package": (), "--resolve": (), "--shell-completion": (), "--hydra-help": (),
@@ -137,13 +137,13 @@ def _dispatch(argv: list[str]) -> int:
         if "dry-run" in options:
             compose.sweep_samples(overrides)  # raises for what is no list
             return _dry_run(compose.sweep_jobs(overrides), config_dirs, titles=True)
-        compose.check_hydra(overrides, (*LOGGING, "launcher"))
+        compose.check_hydra(overrides, (*VERBOSE, "launcher"))
         return _sweep(overrides, config_dirs, command)
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
     config = compose.compose_config(overrides, config_dirs)
     jobs = _collected(config, overrides, config_dirs)
-    compose.check_hydra(overrides, () if jobs else LOGGING)
+    compose.check_hydra(overrides, () if jobs else VERBOSE)
     if "dry-run" in options:
         return _dry_run(jobs or [overrides], config_dirs)
     if jobs:
@@ -205,6 +205,8 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
     shown = [word.partition("=")[0] for word in options.get("cfg", [])]
     if extra := next((word for word in shown if word in ("--package", "--resolve") and "--cfg" not in shown), None):
         raise UserError(f"{extra} says what part of --cfg is shown, or how: vis-run --cfg job {extra} ...")
+    if len(commands := dict.fromkeys(word for word in shown if word not in ("--package", "--resolve"))) > 1:
+        raise UserError(f"{' and '.join(commands)} do not go together")
     return options, overrides, config_dirs
 
 
