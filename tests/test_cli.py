@@ -312,3 +312,35 @@ def test_a_network_of_ones_own_that_flattens_with_view(vis_run, tmp_path, monkey
     own = ("model=custom", "model._target_=viewnet.Net", "+model.width=4", "model.init=default", "model.input_size=32")
     folder = vis_run(*own, "dataset.names=[tabby,coffee]").folder
     assert vis.load_run(folder).arrays["0/coffee/max/gbp"].shape == (3, 32, 32)
+
+
+def test_a_folder_that_is_gone_is_a_clear_error(command, tmp_path):
+    (tmp_path / "gone").mkdir()
+    words = [sys.executable, "-m", "vis.run", *SMALL]
+    script = f"cd gone && rmdir ../gone && {' '.join(words)}"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "vis-run: the folder where this shell stands is gone: cd to another"
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["--cfg", "job"], SMALL])
+def test_an_output_that_cannot_be_written_is_one_line(arguments, command):
+    with open("/dev/full", "w") as full:
+        done = command(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "vis-run: standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_backend_that_matplotlib_does_not_know_does_not_matter(command):
+    done = command(*SMALL, env={**os.environ, "MPLBACKEND": "Qt6Agg"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_nobody_is_sent_to_resume_what_cannot_be_resumed(tmp_path):
+    from vis.record import failure
+
+    assert failure(RuntimeError("no torch"), tmp_path) == "the run failed: RuntimeError: no torch"
+    (tmp_path / "config.yaml").touch()
+    assert failure(RuntimeError("boom"), tmp_path).endswith(f"(go on with vis-run --resume {tmp_path})")

@@ -13,7 +13,7 @@ from vis.report import main as report_main
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "extend.md").read_text(encoding="utf-8")
-FILE = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", flags=re.S)
+FILE = re.compile(r"^`([^`]+)`:[^\n]*\n\n```(?:python|yaml)\n(.*?)```", flags=re.S | re.M)
 
 
 @pytest.fixture

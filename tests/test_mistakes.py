@@ -1,7 +1,10 @@
 """A user's mistake: one clear line, exit code 2, nothing left behind."""
 
 import io
+import json
+import logging
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,75 @@ MISTAKES = {
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
     "a config that is no YAML": (["experiment=mine", "--config-dir", "own"], "a config is no YAML: in"),
     "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "a comment above the package": (
+        ["experiment=above", "--config-dir", "above"],
+        "experiment/above.yaml: its first line has to be `# @package NAME`, without a comment above it; it is '# Mine'",
+    ),
+    "a package without a name": (["model=mine", "--config-dir", "nameless"], "it is '# @package'"),
+    "an override of what is not there, in a config": (
+        ["experiment=nothing", "--config-dir", "own"],
+        "In 'experiment/nothing': Could not override 'method@foo'",
+    ),
+    "a package that is not there": (["model@foo=vgg16_random"], "unknown option 'model@foo'"),
+    "configs in a circle": (["experiment=circle", "--config-dir", "own"], "stand on each other in a circle"),
+    "a collection of itself": (["experiment=itself", "--config-dir", "own"], "experiment.all of itself lists itself"),
+    "a config without an experiment": (["experiment=nameless", "--config-dir", "own"], "experiment.name is missing"),
+    "a config with a text for a count": (
+        ["experiment=many", "--config-dir", "own"],
+        "seeds=many is not an integer",
+    ),
+    "a config that is a list": (["method=list", "--config-dir", "own"], "is no YAML mapping (key: value): "),
+    "a config in another encoding": (["method=latin", "--config-dir", "own"], "latin.yaml: 'utf-8' codec can't decode"),
+    "no model": (["model=null"], "model=null: name one (see vis-run --list), or leave it out"),
+    "no dataset": (["dataset=null"], "dataset=null: name one (see"),
+    "no experiment": (["experiment=null"], "experiment=null: name one (see"),
+    "no method": (["method=null"], "method=null: name one (see"),
+    "no method in a list": (["method=[gbp,null]"], "method=[gbp,null]: name one (see"),
+    "a method twice": (["method=[gbp,gbp]"], "method=[gbp,gbp] names gbp twice"),
+    "two models": (["model=[vgg16,vgg16_random]"], "a run has one model; several, one after the other: -m model=a,b"),
+    "a part that is taken away": (["~experiment"], "experiment is missing: every run has one"),
+    "images taken away": ([*SMALL, "~dataset"], "this experiment needs images"),
+    "a folder for Hydra": (
+        [*SMALL, "hydra.run.dir=foo"],
+        "hydra.run.dir=foo is not for this command: runs go to outputs=",
+    ),
+    "a sweep's folder for Hydra": (["-m", *SMALL, "hydra.sweep.dir=foo"], "runs go to outputs=FOLDER"),
+    "a search path for Hydra": ([*SMALL, "hydra.searchpath=[own]"], "own configs are --config-dir FOLDER"),
+    "a launcher of one run": ([*SMALL, "hydra/launcher=basic"], "it starts the jobs of a sweep: add -m"),
+    "a value that nothing reads": ([*SMALL, "++foo.bar=1"], "++foo.bar=1: nothing reads foo."),
+    "a model that nothing reads": ([*SMALL, "+model@foo=vgg16"], "+model@foo=vgg16: nothing reads foo."),
+    "a part of nothing": (["-p", "model"], "--package says what part of --cfg is shown, or how: vis-run --cfg job"),
+    "no such part to show": (["--cfg", "jobb"], "--cfg jobb: there is job, hydra, all"),
+    "two commands at once": (["--list", "--cfg", "job"], "--cfg and --list do not go together"),
+    "a list of one group": (["--list", "model=vgg16"], "--list shows all there is: leave out model=vgg16"),
+    "a method that is a text": ([*SMALL, "+methods.mine=gbp"], "methods.mine=gbp is not a mapping with a _target_"),
+    "a method that is none": (
+        [*SMALL, "+methods.mine._target_=builtins.dict"],
+        "made a dict, not a vis.methods.Method",
+    ),
+    "images that are none": (
+        [*SMALL, "~dataset.names", "dataset._target_=builtins.dict"],
+        "made a dict, not a vis.data",
+    ),
+    "a module that fails": (
+        [*SMALL, "+methods.mine._target_=failing.Mine"],
+        "methods.mine._target_=failing.Mine cannot be imported: ZeroDivisionError: division by zero (",
+    ),
+    "a module that imports nothing": (
+        [*SMALL, "+methods.mine._target_=importing.Mine"],
+        "cannot be imported: ModuleNotFoundError: No module named 'nothere'",
+    ),
+    "a module that is a script": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
+    "an experiment without its method": (
+        ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
+        "ayyar2021/similarity needs fem: method=[fem,gradcam]",
+    ),
+    "a part without a name": (["--cfg", "job", "-p"], "--package needs a part of the config"),
+    "weights that are no file, in a sweep": (["-m", *SMALL, "seed=0,1", "model.weights={}"], "no weights file {}"),
+    "two things to show": (["--cfg", "job", "--info"], "--cfg and --info do not go together"),
+    "no verbosity": ([*SMALL, "hydra.verbose=null"], "hydra.verbose=null is not true, false or the name of a logger"),
+    "a user who is not there": ([*SMALL, "outputs=~no.one/x"], "outputs=~no.one/x: there is no user of this name"),
+    "a folder of such a user": (["--list", "--config-dir", "~no.one"], "there is no folder ~no.one"),
     "no network for a data set": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
         "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
@@ -115,6 +187,26 @@ def _files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text("experiment: {name: [broken\n")
+    above = "# Mine\n# @package _global_\ndefaults: [override /model: cnn3_random]\nexperiment: {name: above}\n"
+    for name, text in {
+        "above": above,
+        "nothing": "# @package _global_\ndefaults: [override /method@foo: gbp]\nexperiment: {name: nothing}\n",
+        "circle": "# @package _global_\ndefaults: [/experiment/circle]\n",
+        "itself": "# @package _global_\nexperiment: {name: itself, all: [itself]}\n",
+        "nameless": "# @package _global_\nexperiment: {bound: 3}\n",
+        "many": "# @package _global_\nseeds: many\nexperiment: {name: many}\n",
+    }.items():
+        own = tmp_path / ("own" if name != "above" else "above") / "experiment" / f"{name}.yaml"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(text)
+    (tmp_path / "own" / "method").mkdir()
+    (tmp_path / "own" / "method" / "list.yaml").write_text("[a, b]\n")
+    (tmp_path / "own" / "method" / "latin.yaml").write_bytes("name: Kätzchen\n".encode("latin-1"))
+    (tmp_path / "nameless" / "model").mkdir(parents=True)
+    (tmp_path / "nameless" / "model" / "mine.yaml").write_text("# @package\nname: mine\n")
+    (tmp_path / "failing.py").write_text("x = 1 / 0\n")
+    (tmp_path / "importing.py").write_text("import nothere\n")
+    (tmp_path / "exiting.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
@@ -165,3 +257,150 @@ def test_the_process_itself_answers_without_a_traceback(command):
     done = command("method=gbq")
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
+
+
+OWN = """
+import torch
+from torch import nn
+from vis.data import Dataset
+from vis.experiment import Experiment
+from vis.methods import Method
+from vis.record import Part
+
+
+class Returns(Method):
+    def __init__(self, what):
+        self.what = what
+
+    def explain(self, forward, targets):
+        x = forward.images
+        return {
+            "boom": lambda: 1 / 0,
+            "index": lambda: [][3],
+            "exit": lambda: exit(3),
+            "small": lambda: x[:, :, :4, :4],
+            "list": lambda: [x],
+            "integers": lambda: x.long(),
+            "infinite": lambda: x / 0,
+        }[self.what]()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(7, 10)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def unreadable():
+    return Dataset("unreadable", ["one"], [None], lambda i: 1 / 0)
+
+
+class Figure(Experiment):
+    def __init__(self, fails):
+        self.fails = fails
+
+    def _step(self, name, value):
+        return 1 / 0 if self.fails == name else value
+
+    def units(self, run):
+        return self._step("units", [{}])
+
+    def compute(self, run, unit):
+        return self._step("compute", None if self.fails == "none" else Part(tables={"table": [{"a": 1}]}))
+
+    def claims(self, results):
+        return self._step("claims", [])
+
+    def draw(self, results, claims):
+        return self._step("draw", {})
+"""
+FIGURE = (
+    "model=cnn3_random",
+    "experiment._target_=own.Figure",
+    "~experiment.scaling",
+    "~experiment.rows",
+)
+MINE = (*SMALL, "+methods.mine._target_=own.Returns")
+OWN_CODE = {
+    "a method": ([*MINE, "+methods.mine.what=boom"], 1, "methods.mine: ZeroDivisionError: division by zero (see "),
+    "a method's index": ([*MINE, "+methods.mine.what=index"], 1, "methods.mine: IndexError: list index out of range (see "),
+    "a method that ends Python": ([*MINE, "+methods.mine.what=exit"], 1, "methods.mine: RuntimeError: it called sys.exit(3)"),
+    "a map of another size": (
+        [*MINE, "+methods.mine.what=small"], 2, "methods.mine returned [1, 3, 4, 4], expected [1, 1 or 3, 32, 32]"
+    ),
+    "no map": ([*MINE, "+methods.mine.what=list"], 2, "methods.mine returned a list, expected [1, 1 or 3, 32, 32]"),
+    "a map of integers": ([*MINE, "+methods.mine.what=integers"], 2, "methods.mine returned maps of torch.int64"),
+    "a model": (
+        ["model=custom", "model._target_=own.Net", "model.init=default", "model.input_size=32"], 1,
+        "Net on images [1, 3, 32, 32]: RuntimeError: ",
+    ),
+    "a dataset": (
+        [*SMALL, "~dataset.names", "dataset._target_=own.unreadable"], 1, "image one of the dataset: ZeroDivisionError: "
+    ),
+    **{
+        f"an experiment's {step}": ([*FIGURE, f"+experiment.fails={step}"], 1, f"visualize, {step}: ZeroDivisionError: ")
+        for step in ("units", "compute", "claims", "draw")
+    },
+    "an experiment without results": (
+        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.record.Part"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(("arguments", "code", "message"), OWN_CODE.values(), ids=OWN_CODE.keys())
+def test_ones_own_code_that_fails_is_named(arguments, code, message, vis_run, tmp_path):
+    ran = vis_run(*arguments)
+    assert ran.code == code
+    line = ran.err.strip().splitlines()[-1]
+    assert line.startswith("vis-run: " + "the run failed: " * (code == 1))
+    assert message in line
+    if code == 1:  # the traceback is in the folder, and --resume is advised where there is something to resume
+        (folder,) = tmp_path.glob("outputs/*/*")
+        assert "Traceback" in (folder / "traceback.txt").read_text()
+        assert ("--resume" in line) == (folder / "config.yaml").exists()
+    else:
+        assert not [path for path in tmp_path.glob("outputs/**/*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("_own")
+def test_maps_that_hold_no_numbers_are_said(vis_run):
+    ran = vis_run(*MINE, "+methods.mine.what=infinite", "dataset.names=all", "batch_size=1")
+    assert ran.err.count("methods.mine: a map holds NaN or infinite values") == 1
+
+
+@pytest.mark.parametrize("item", ["figure7", "table1"])
+def test_a_method_that_was_left_out_is_not_measured_and_the_others_are(item, vis_run):
+    network = ("model=cnn_masked", "model.init=kaiming_normal", "model.weights=null", "dataset.limit=1")
+    ran = vis_run(
+        f"experiment=taimeskhanov2024/{item}",
+        "preset=small",
+        *network,
+        "experiment.samples=1",
+        "method=[gradcam,hirescam]",
+    )
+    claims = {claim["name"]: claim for claim in json.loads((ran.folder / "claims.json").read_text())}
+    assert claims["here_hirescam"]["verdict"] == "holds"
+    assert claims["here_gradcam_pp"]["verdict"] == "not measured"
+    assert claims["here_gradcam_pp"]["measured"] == "gradcam_pp is not among this run's methods"
+    assert "GradCAM++" in claims["here_gradcam_pp"]["sentence"]
+
+
+def test_an_experiment_names_the_methods_that_it_cannot_do_without(vis_run):
+    ran = vis_run("experiment=nie2018/constants", "preset=small", "method=gbp", "--dry-run")
+    assert (ran.code, ran.err) == (2, "vis-run: nie2018/constants needs saliency: method=[gbp,saliency]\n")
+
+
+def test_the_log_of_a_failed_run_is_closed_with_it(vis_run):
+    assert vis_run("model.weights=nowhere.pt").code == 2
+    assert not any(isinstance(handler, logging.FileHandler) for handler in logging.root.handlers)

@@ -44,7 +44,7 @@ def test_a_failed_job_does_not_end_a_sweep_and_resume_runs_only_what_is_missing(
     monkeypatch.syspath_prepend(str(tmp_path))
     ran = vis_run("-m", *SMALL, "+methods.mine._target_=sometimes.Sometimes", "+methods.mine.number=1,2,3")
     assert ran.code == 1
-    assert "1 of the sweep's jobs not done: job 1 failed: RuntimeError: broken" in ran.err
+    assert "1 of the sweep's jobs not done: job 1 failed: methods.mine: RuntimeError: broken" in ran.err
     (folder,) = (tmp_path / "outputs").glob("*/*")
     states = {row["job"]: row["state"] for row in rows(folder)}
     assert states == {"0": "done", "1": "failed", "2": "done"}

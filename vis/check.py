@@ -1,5 +1,6 @@
 """Whether the values of a composed config can be: types, ranges, files that must be there. Without torch: it takes no time."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from vis.errors import Lacking, UserError
 
@@ -66,15 +67,49 @@ def _show(value: Any) -> str:
     )
 
 
+_WORDS = {dict: "a mapping", list: "a list", int: "an integer", str: "a text"}
+_PARTS = {  # what every config has
+    "experiment": dict, "experiment.name": str, "seed": int, "seeds": int, "preset": str, "precision": str, "target": object,
+    "image": object, "device": object, "batch_size": object, "outputs": object,
+}  # fmt: skip
+_MAY_BE = {
+    "model": dict, "methods": dict, "dataset": dict, "experiment.all": list, "experiment.claims": list,
+    "experiment.models": dict, "experiment.small": dict,
+}  # fmt: skip
+
+
+def check_parts(config: DictConfig) -> None:
+    """Refuse a config whose parts are not of their kinds, or whose values refer to what is not there. Raises UserError."""
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    except InterpolationToMissingValueError:  # `check` names what is missing
+        values = OmegaConf.to_container(config)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"{getattr(error, 'full_key', None) or 'the config'}: {first_line(error)}") from error
+    experiment = values.get("experiment")
+    inside = experiment if isinstance(experiment, dict) else {}
+    parts = values | {f"experiment.{key}": value for key, value in inside.items()}
+    for key, kind in {**_PARTS, **_MAY_BE}.items():
+        if key in _PARTS and key not in parts:
+            raise UserError(f"{key} is missing: every run has one")
+        value = parts.get(key)
+        if not isinstance(value, kind | None if key in _MAY_BE else kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{key}={_show(value)} is not {_WORDS[kind]}")
+    for name, node in (values.get("methods") or {}).items():
+        if not isinstance(node, dict | None):
+            raise UserError(f"methods.{name}={_show(node)} is not a mapping with a _target_")
+
+
 def check(config: DictConfig) -> None:
     """Refuse what is missing, does not resolve or is outside its range; no torch needed. Raises UserError."""
     missing = next((key for key, value in leaves(config) if value is MISSING), None)
     if missing:
         raise Lacking(f"{missing} is not given: add {missing}=...")
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(first_line(error)) from error
+    check_parts(config)
+    for key, value in leaves(config):
+        for text in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(text, str) and text.startswith("~") and os.path.expanduser(text) == text:
+                raise UserError(f"{key}={text}: there is no user of this name (of a file of this name: ./{text})")
     own = list(config.experiment.get("models") or [])
     if own and config.get("model"):
         raise UserError(
@@ -90,13 +125,19 @@ def check(config: DictConfig) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):
         raise UserError(f"device={config.device} is auto, cpu, cuda, cuda:1, ... or mps")
     _check_input(config)
-    weights = config.get("model") and config.model.get("weights")
-    if weights and weights not in ("torchvision", "standin") and not Path(str(weights)).expanduser().is_file():
+    weights = (config.get("model") or {}).get("weights")
+    if (
+        weights is not None
+        and weights not in ("torchvision", "standin")
+        and not Path(str(weights)).expanduser().is_file()
+    ):
         raise Lacking(f"no weights file {weights}: give model.weights=FILE")
 
 
 def _check_input(config: DictConfig) -> None:
     """Seeds, pictures, targets, folders."""
+    if config.seeds < 1:
+        raise UserError(f"seeds={config.seeds} is not 1 or more")
     largest = 2**32 - config.seeds
     if not 0 <= config.seed <= largest:
         raise UserError(f"seed={config.seed} is not between 0 and {largest}")

@@ -2,6 +2,7 @@
 in a fraction of a second, before torch is loaded or a folder made."""
 
 import copy
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vis.check import check, check_types, first_line, leaves
+from vis.check import check, check_parts, check_types, first_line, leaves
 from vis.errors import Lacking, UserError, did_you_mean
 from vis.home import CONF
 
@@ -90,25 +91,50 @@ def describe(file: Path) -> str:
 def load_option(file: Path) -> Any:
     """An option's own YAML file, without what it composes. Raises UserError where it is damaged."""
     try:
-        return OmegaConf.load(file)
-    except yaml.MarkedYAMLError as error:
-        raise _no_yaml(error) from error
+        config = OmegaConf.load(file)
+    except (yaml.YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # ValueError: no UTF-8
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else f": {first_line(error)}"
+        raise UserError(f"a config is no YAML: in {file}{where}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"a config is no YAML mapping (key: value): {file}")
+    return config
 
 
-def _no_yaml(error: yaml.MarkedYAMLError) -> UserError:
-    return UserError(f"a config is no YAML: {str(error.problem_mark).strip()}: {error.problem}")
+def own_configs(config_dirs: Sequence[Path]) -> list[Path]:
+    """The files in the user's own config folders."""
+    return [file for root in config_dirs for group in GROUPS for file in sorted((root / group).rglob("*.yaml"))]
+
+
+def check_own_configs(config_dirs: Sequence[Path]) -> None:
+    """Raises UserError for a file of the user's whose `# @package` Hydra would take for a comment, or cannot read."""
+    for file in own_configs(config_dirs):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        header = list(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
+        packages = [line for line in header if re.match(r"#\s*@", line)]
+        first = next((line for line in header if line.strip()), "")
+        if packages and (packages != [first] or not re.fullmatch(r"#\s*@package\s+\S+\s*", first)):
+            raise UserError(
+                f"{file}: its first line has to be `# @package NAME`, without a comment above it; it is {first!r}"
+            )
 
 
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
     """The composed and checked config. Raises UserError for anything that is wrong with it."""
     overrides = list(overrides)
     parsed = parse_overrides(overrides)
-    _check_choices(parsed, config_dirs)
+    check_words(parsed, config_dirs)
     config = _compose(overrides, config_dirs)
+    check_parts(config)
     choices = [o.input_line for o in parsed if o.input_line and _group_of(o) in GROUPS]
     if len(choices) < len(parsed):
-        check_types(config, _compose(choices, config_dirs), parsed)
-    apply_preset(config, overrides)
+        defaults = _compose(choices, config_dirs)
+        check_types(config, defaults, parsed)
+        _check_read(parsed, defaults)
+    try:
+        apply_preset(config, overrides)
+    except OmegaConfBaseException as error:
+        raise UserError(f"experiment.small of {config.experiment.name}: {first_line(error)}") from error
     forget_unchosen(config, overrides)
     keys = [o.key_or_group for o in parsed]
     if config.image is not None and (unused := [key for key in keys if key.partition(".")[0] == "dataset"]):
@@ -118,6 +144,28 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     except Lacking as error:
         raise with_a_way_out(error, config) from error
     return config
+
+
+def _check_read(parsed: list[Override], defaults: DictConfig) -> None:
+    """Raises UserError for a new value that nothing reads: one outside the parts of a config, and not named as ${...}."""
+    for override in parsed:
+        root = (override.package or override.key_or_group).split(".")[0].split("/")[0]
+        known = {*GROUPS, "methods", "hydra", *([] if override.package else defaults)}
+        if root not in known and not any("${" + root in (o.input_line or "") for o in parsed):
+            raise UserError(f"{override.input_line}: nothing reads {root}.{did_you_mean(root, known)}")
+
+
+def check_hydra(overrides: Sequence[str], honoured: Sequence[str]) -> None:
+    """Raises UserError for an option of Hydra's own that would change nothing, or the place of what vis-run writes."""
+    ways = {"run": "runs go to outputs=FOLDER", "sweep": "runs go to outputs=FOLDER", "mode": "a sweep is -m",
+            "searchpath": "own configs are --config-dir FOLDER", "launcher": "it starts the jobs of a sweep: add -m"}  # fmt: skip
+    for override in parse_overrides(list(overrides)):
+        root, _, key = override.key_or_group.replace("/", ".").partition(".")
+        if root == "hydra" and not key.startswith(tuple(honoured)):
+            way = ways.get(key.split(".")[0], f"of Hydra's options, there is {', '.join(honoured) or 'none'} here")
+            raise UserError(f"{override.input_line} is not for this command: {way}")
+        if root == "hydra" and key == "verbose" and not isinstance(override.value(), bool | str):
+            raise UserError(f"{override.input_line} is not true, false or the name of a logger")
 
 
 def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
@@ -210,6 +258,7 @@ def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
     keys = {o.key_or_group for o in parse_overrides(overrides)}
     if "preset=small" in overrides and "model" not in keys and any(key.startswith("model.") for key in keys):
         choices = [word for word in overrides if word.startswith("experiment=")]
+        check_words(parse_overrides(choices), config_dirs)
         model = (_compose(choices, config_dirs).experiment.get("small") or {}).get("model")
         overrides += [f"model={model}"] if isinstance(model, str) else []
     return overrides
@@ -258,16 +307,28 @@ def _group_of(override: Override) -> str:
     return override.key_or_group.split("@")[0].lstrip("/")
 
 
-def _check_choices(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
+def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
+    """Raises UserError for a choice that is not there, and for what `check_own_configs` refuses."""
+    check_own_configs(config_dirs)
     for override in parsed:
         group = _group_of(override)
         if group not in GROUPS or override.is_delete() or override.is_sweep_override():
             continue
-        known = options(group, config_dirs)
-        value = override.value()
-        for choice in value if isinstance(value, list) else [value]:
-            if choice is not None and str(choice) not in known:
+        known, value = options(group, config_dirs), override.value()
+        if isinstance(value, list) and group != "method":
+            raise UserError(
+                f"{override.input_line}: a run has one {group}; several, one after the other: -m {group}=a,b"
+            )
+        choices = value if isinstance(value, list) else [value]
+        for choice in choices:
+            if choice is None:
+                raise UserError(f"{override.input_line}: name one (see vis-run --list), or leave it out")
+            if str(choice) not in known:
                 raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
+            if not known[str(choice)].is_relative_to(CONF):
+                load_option(known[str(choice)])
+            if choices.count(choice) > 1:
+                raise UserError(f"{override.input_line} names {choice} twice")
 
 
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
@@ -277,20 +338,21 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfi
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="run"):
             return compose("config", overrides=[*overrides, *search])
-    except yaml.MarkedYAMLError as error:
-        raise _no_yaml(error) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides, config_dirs) from error
+    except Exception as error:
+        raise explain(error, overrides, config_dirs) from error
 
 
-def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[Path]) -> UserError:
+def explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[Path]) -> UserError:
+    """What Hydra raised while it composed a config, whatever it is, as a mistake in these words and files."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
-    if unknown:
-        key = unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2)
+    key = unknown and (unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2))
+    parsed = parse_overrides(list(overrides))
+    words = {o.key_or_group + f"@{o.package}" * bool(o.package): o.input_line or "" for o in parsed}
+    if key and key in words:
         if key.startswith("hydra."):
             return UserError(f"unknown option {key!r}. Hydra's own are in vis-run --cfg hydra")
-        choices = [o.input_line or "" for o in parse_overrides(list(overrides)) if _group_of(o) in GROUPS]
+        choices = [word for name, word in words.items() if name.split("@")[0] in GROUPS and name != key]
         known = [name for name, _ in leaves(_compose(choices, config_dirs))]
         parent, _, last = key.rpartition(".")
         near = [name for name in known if parent and name.startswith(parent + ".")]
@@ -301,4 +363,11 @@ def _explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[P
         return UserError(
             f"unknown option {key!r}.{hint}" + f" A new key is added with +{key}=..." * bool(near or not parent)
         )
-    return UserError(first_line(error))
+    if isinstance(error, RecursionError):
+        return UserError(
+            "configs stand on each other in a circle: see the `defaults:` of those that this command takes"
+        )
+    if not isinstance(error, HydraException):  # a file of the user's that Hydra cannot read is named
+        for file in own_configs(config_dirs):
+            load_option(file)
+    return UserError(" ".join(text.split()) or type(error).__name__)

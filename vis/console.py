@@ -17,14 +17,26 @@ class TqdmHandler(logging.Handler):
 
 def start_logging() -> None:
     """For what does not go through Hydra (--resume, --redraw); Hydra's jobs have conf/hydra/job_logging/vis.yaml."""
-    for handler in [h for h in logging.root.handlers if isinstance(h, logging.FileHandler)]:
-        logging.root.removeHandler(handler)  # of a job before this one, in its folder
+    close_logs()
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[TqdmHandler()])
     logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
+def close_logs() -> None:
+    """End the log of a job, whose folder may be gone by the next line that this process logs."""
+    for handler in [h for h in logging.root.handlers if isinstance(h, logging.FileHandler)]:
+        logging.root.removeHandler(handler)
+        handler.close()
+
+
+class Bar(tqdm):
+    """A bar that no log line brings up before its delay is over: `close` would not end the line of such a one."""
+
+    def refresh(self, *options: Any, **more: Any) -> None:
+        if self.last_print_t >= self.start_t + self.delay:
+            super().refresh(*options, **more)
+
+
 def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
     """A progress bar with rate and time left that appears only where the work takes more than a second."""
-    return tqdm(
-        items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options
-    )
+    return Bar(items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)

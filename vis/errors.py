@@ -1,7 +1,8 @@
 """Mistakes that a user can mend: one clear line, no traceback, exit code 2 (in the library, an exception)."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -12,8 +13,40 @@ class Lacking(UserError):
     """Weights or data that a paper's setting needs, and that are not on this machine and cannot be downloaded."""
 
 
+class NotApplicable(ValueError):
+    """This method is not defined for this network; the message says why."""
+
+
 class Incomplete(Exception):
     """Some jobs of a sweep failed or never ran; the others are done and stand in its table."""
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whose code runs inside, as a note on the exception that leaves it: `methods.mine`. The innermost name stands.
+
+    A sys.exit is a failure like others: it would end the sweep without a word.
+    """
+    try:
+        yield
+    except UserError:  # says it all
+        raise
+    except Exception as error:
+        if not hasattr(error, "__notes__"):
+            error.add_note(what)
+        raise
+    except SystemExit as error:
+        failed = RuntimeError(f"it called sys.exit({error.code!r})")
+        failed.add_note(what)
+        raise failed from error
+
+
+def said(error: BaseException) -> str:
+    """`methods.mine: RuntimeError: boom`: an exception in a line, with the name that `named` gave it."""
+    if isinstance(error, UserError | Incomplete):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:500]
+    return ": ".join([*getattr(error, "__notes__", [])[:1], type(error).__name__, *[first] * bool(first)])
 
 
 def did_you_mean(word: object, options: Iterable[object]) -> str:
@@ -25,7 +58,3 @@ def did_you_mean(word: object, options: Iterable[object]) -> str:
     if 0 < len(names) <= 40:
         return " There is: " + ", ".join(sorted(names)) + "."
     return ""
-
-
-class NotApplicable(ValueError):
-    """This method is not defined for this network; the message says why."""

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vis.device import synchronise
-from vis.execute import build_experiment, prepare
+from vis.execute import build_experiment, prepare, units_of
 from vis.experiment import Load, Run
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
@@ -43,7 +43,7 @@ def dry_run(config: DictConfig) -> str:
     """The plan and its estimated cost as text. Raises UserError as the run itself would, where that shows without it."""
     prepare(config)
     experiment, run = build_experiment(config), Run(config)
-    units = list(experiment.units(run))
+    units = units_of(experiment, run)
     loads = [experiment.load(run, unit) for unit in units]
     lines = [f"experiment {config.experiment.name}: {len(units)} units of work on {run.device}"]
     if config.get("methods"):

@@ -23,14 +23,14 @@ from vis.claims import Claim
 from vis.compose import with_a_way_out
 from vis.console import progress
 from vis.device import hardware, peak_memory_gb, reset_peak_memory
-from vis.errors import Lacking, UserError
+from vis.errors import Lacking, UserError, named
 from vis.experiment import Experiment, Run
 from vis.figures import save
 from vis.home import HOME, provide_experiments
 from vis.instantiate import construct
 from vis.methods.forward import Forward
 from vis.page import run_page
-from vis.record import Results, RunFolder, csv_text, intact, markdown_text, write_json, write_text
+from vis.record import Part, Results, RunFolder, csv_text, intact, markdown_text, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment = build_experiment(config)
             run = Run(config, path)
             reset_peak_memory(run.device)
-            units = list(experiment.units(run))
+            units = units_of(experiment, run)
             folder.drop_damaged()
             folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
             shards.begin(path)
@@ -83,7 +83,7 @@ def execute_shard() -> None:
     config = folder.config()
     prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
-    _compute(folder, experiment, run, list(experiment.units(run)))
+    _compute(folder, experiment, run, units_of(experiment, run))
     shards.report()
 
 
@@ -101,21 +101,30 @@ def build_experiment(config: DictConfig) -> Experiment:
     return experiment
 
 
+def units_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+    with named(f"{run.config.experiment.name}, units"):
+        return [dict(unit) for unit in experiment.units(run)]
+
+
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
     """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this.
 
     `experiment.claims`, where a config has it, says by patterns of their names which claims are kept.
     """
-    for name, rows in (results.tables | experiment.summaries(results)).items():
-        write_text(folder.path / f"{name}.csv", csv_text(rows))
-        write_text(folder.path / f"{name}.md", markdown_text(rows))
+    own = results.config.experiment.name
+    with named(f"{own}, summaries"):
+        for name, rows in (results.tables | experiment.summaries(results)).items():
+            write_text(folder.path / f"{name}.csv", csv_text(rows))
+            write_text(folder.path / f"{name}.md", markdown_text(rows))
     wanted = results.config.experiment.get("claims") or ["*"]
-    claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.name, pattern) for pattern in wanted)]
-    write_json(folder.path / "claims.json", [claim.record() for claim in claims])
+    with named(f"{own}, claims"):
+        claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.name, pattern) for pattern in wanted)]
+        write_json(folder.path / "claims.json", [claim.record() for claim in claims])
     captions = {}
-    for name, figure in experiment.draw(results, claims).items():
-        save(figure, folder.path / name)
-        captions[name] = getattr(figure, "caption", "")
+    with named(f"{own}, draw"):
+        for name, figure in experiment.draw(results, claims).items():
+            save(figure, folder.path / name)
+            captions[name] = getattr(figure, "caption", "")
     write_json(folder.path / "figures.json", captions)
     return claims
 
@@ -166,18 +175,26 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
     if done:
         log.info("%d of %d units are there already", len(done), len(units))
     written: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer:
-        for place, (number, unit) in enumerate(
-            progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
-        ):
+    own = f"{run.config.experiment.name}, compute"
+
+    def add(number: int, part: Part) -> None:
+        if not isinstance(part, Part):
+            raise UserError(f"{own}: it returned a {type(part).__name__}, expected a vis.record.Part")
+        with named(own):
+            folder.add(number, part)
+
+    bar = progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
+    with bar, ThreadPoolExecutor(1) as writer:  # what is said of a failure stands below the bar, not behind it
+        for place, (number, unit) in enumerate(bar):
             began = time.perf_counter()
             run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
-            part = experiment.compute(run, unit)
+            with named(own):
+                part = experiment.compute(run, unit)
             if not journals:
                 continue
             if written is not None:
                 written.result()
-            written = writer.submit(folder.add, number, part)
+            written = writer.submit(add, number, part)
             with (folder.path / "timings.csv").open("a") as timings:
                 timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
     if written is not None:

@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from vis.claims import Claim
+from vis.compose import load_option, options
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
 from vis.device import out_of_memory, pick_device
-from vis.errors import Lacking, UserError, did_you_mean
+from vis.errors import Lacking, UserError, did_you_mean, named
 from vis.fit import fit, fit_generators
 from vis.instantiate import construct, locate
 from vis.methods import AdversarialGenerators, Method, NotApplicable, explain_all
@@ -37,7 +38,7 @@ from vis.models import Model, build_model, skeleton
 from vis.models.weights import torchvision_weights
 from vis.record import Part, Results, Rows
 from vis.standin import StandIn, architecture, standin
-from vis.target import Targets
+from vis.target import NoSuchUnit, Targets
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Run:
         self._fitted: dict[str, Any] = {}
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
         self._elsewhere: dict[str, Run] = {}
+        self._no_numbers: set[str] = set()  # methods that were named as such
         self.upcoming: list[int] = []  # images of the next units: threads read them while this one is computed
         self._ahead: dict[Any, Future[Tensor]] = {}
 
@@ -161,16 +163,28 @@ class Run:
             raise UserError("no method: method=gbp, method=[saliency,gbp], ...")
         return methods
 
+    def require_methods(self, *names: str) -> None:
+        """Raises UserError, before anything is computed, where a method is left out that the experiment cannot do without."""
+        if lacking := [name for name in names if name not in self.methods]:
+            whole = ",".join(dict.fromkeys([*names, *self.methods]))
+            raise UserError(f"{self.config.experiment.name} needs {', '.join(lacking)}: method=[{whole}]")
+
     @cached_property
     def dataset(self) -> Dataset:
         """The chosen images: those of `image=`, or the dataset's."""
         image = self.config.image
         if image is not None:
             return files(image if isinstance(image, str) else list(image))
-        values = OmegaConf.to_container(self.config.dataset, resolve=True)
+        node = self.config.get("dataset")
+        if node is None:
+            raise UserError("this experiment needs images: dataset=samples, image=FILE, ...")
+        values = OmegaConf.to_container(node, resolve=True)
         assert isinstance(values, dict)
         own = {str(k): v for k, v in values.items() if k not in ("preprocess", "resize", "limit")}
-        return construct(own, "dataset").first(self.config.dataset.get("limit"))
+        data = construct(own, "dataset")
+        if not isinstance(data, Dataset):
+            raise UserError(f"dataset._target_ made a {type(data).__name__}, not a vis.data.Dataset")
+        return data.first(self.config.dataset.get("limit"))
 
     def on(self, dataset: Mapping[str, Any]) -> "Run":
         """This run on the images of another dataset's config node; the models stay with this one."""
@@ -189,7 +203,7 @@ class Run:
 
     def preprocess(self, model: Model) -> Preprocess:
         """The dataset's preprocessing, or where it says `model`, the model's."""
-        name = self.config.dataset.get("preprocess", "model")
+        name = (self.config.get("dataset") or {}).get("preprocess", "model")
         try:
             return preprocessing(model.preprocess if name == "model" else name)
         except ValueError as error:
@@ -206,8 +220,12 @@ class Run:
     def _read(self, indices: Sequence[int], *how: Any) -> list[Tensor]:
         """Pixels of images, decoded by threads; then those begin with `upcoming`, for a network of the same size."""
 
+        def read(i: int) -> Tensor:
+            with named(f"image {self.dataset.names[i]} of the dataset"):
+                return to_pixels(self.dataset.read(i), *how)
+
         def begin(i: int) -> Future[Tensor]:
-            return self._ahead.get((i, how)) or self._readers.submit(lambda: to_pixels(self.dataset.read(i), *how))
+            return self._ahead.get((i, how)) or self._readers.submit(read, i)
 
         futures = [begin(i) for i in indices]
         self._ahead = {(i, how): begin(i) for i in self.upcoming}
@@ -248,10 +266,11 @@ class Run:
             for name in self.methods:
                 self.fit(name, model, x, targets)
             maps, logits = explain_all(self.methods, model.net, x, targets, self.preprocess(model))
+            self._warn_of_no_numbers(maps)
             if keep:
                 return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
-        except (NotApplicable, IndexError) as error:  # IndexError: a unit that is not in its layer
+        except (NotApplicable, NoSuchUnit) as error:
             raise UserError(f"{model.name}: {error}") from error
         except RuntimeError as error:
             if len(x) == 1 or not out_of_memory(error):
@@ -282,6 +301,13 @@ class Run:
                     method.check(forward, each)
             fit_generators(method, model, self.preprocess(model), self.config.dataset, cache / "generators")
             self._fitted[name] = weakref.ref(model.net)
+
+    def _warn_of_no_numbers(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
+        """Say once of a method that its maps hold what is no number."""
+        for name in self.methods:
+            if name not in self._no_numbers and not all(each[name].isfinite().all() for each in maps):
+                self._no_numbers.add(name)
+                log.warning("methods.%s: a map holds NaN or infinite values", name)
 
     def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
         """Name the images of which a method's map says nothing."""
@@ -325,28 +351,31 @@ class Run:
 
 
 def build_method(config: DictConfig, name: str) -> Method:
-    """One of a config's methods."""
+    """One of a config's methods. Raises UserError where it cannot be made, or is none."""
     values = OmegaConf.to_container(config.methods[name], resolve=True)
     assert isinstance(values, dict)
-    method: Method = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+    method = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+    if not isinstance(method, Method):
+        raise UserError(f"methods.{name}._target_ made a {type(method).__name__}, not a vis.methods.Method")
     return method
 
 
 def method_words(config: DictConfig) -> list[str]:
     """What a caption must say of a config's methods, a sentence each: "Integrated gradients from black pixels"."""
-    words = {name: getattr(build_method(config, name), "words", "") for name in map(str, config.methods)}
+    words = {name: build_method(config, name).words for name in map(str, config.methods)}
     return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
 
 
 def method_class(config: DictConfig, name: str) -> Any:
-    """The class of one of a config's methods: its `display` says how its maps are shown."""
-    return locate(str(config.methods[name]._target_), f"methods.{name}._target_")
+    """The class of a method: its `display` says how its maps are shown. Of one that the run left out, its own config's."""
+    node = config.methods.get(name) or load_option(options("method")[name])
+    return locate(str(node._target_), f"methods.{name}._target_")
 
 
 def method_title(config: DictConfig, name: str) -> str:
     """What a figure calls a method; with a part of its config name where several are of one class."""
     own = method_class(config, name)
-    first = next(str(each) for each in config.methods if method_class(config, each) is own)
+    first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
     title = str(getattr(own, "title", "") or first)
     return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
 

@@ -4,17 +4,18 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from vis.errors import UserError, did_you_mean
+from vis.errors import UserError, did_you_mean, named, said
 
 
 def construct(node: Mapping[str, Any], where: str) -> Any:
     """Call the node's `_target_` with its other keys.
 
     where: the config key of the node, for messages. Raises UserError if the target cannot be imported, does not take
-    these parameters, or refuses their values (ValueError, TypeError).
+    these parameters, or refuses their values (ValueError, TypeError). Whatever else it raises is named after the node.
     """
     node = dict(node)
     target = node.pop("_target_", None)
@@ -40,7 +41,8 @@ def construct(node: Mapping[str, Any], where: str) -> Any:
         if key not in node and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
             raise UserError(f"{target} needs {where}.{key}")
     try:
-        return function(**node)
+        with named(where):
+            return function(**node)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -68,9 +70,20 @@ def locate(path: str, where: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise UserError(f"{where}={path}: there is no module {error.name} on the Python path") from error
-        raise
+        raise _failed_import(error, where, path) from error
+    except (Exception, SystemExit) as error:
+        raise _failed_import(error, where, path) from error
     if not hasattr(module, attribute):
         raise UserError(
             f"{where}={path}: module {module_name} has no {attribute}.{did_you_mean(attribute, vars(module))}"
         )
     return getattr(module, attribute)
+
+
+def _failed_import(error: BaseException, where: str, path: str) -> UserError:
+    """What a module raised while it was imported, with its line that did."""
+    own = [
+        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
+    ]
+    line = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""  # a SyntaxError names its own
+    return UserError(f"{where}={path} cannot be imported: {said(error)}{line}")

@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vis import sweep
-from vis.errors import Incomplete, Lacking, UserError
+from vis.errors import Incomplete, Lacking, UserError, said
 from vis.record import RunFolder, failure, intact
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Job:
             execute(config, folder, self.command)
         except Exception as error:  # kept for the caller, see above
             self.error = error
-            RunFolder(folder).set_status(state="failed", error=f"{type(error).__name__}: {error}")
+            RunFolder(folder).set_status(state="failed", error=said(error))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", failure(error, folder))
 
@@ -99,7 +99,7 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
     except Exception as error:  # noted in the folder and raised again
-        RunFolder(path).set_status(state="failed", error=f"{type(error).__name__}: {error}")
+        RunFolder(path).set_status(state="failed", error=said(error))
         raise
 
 
@@ -118,7 +118,7 @@ def _resume_run(folder: Path, command: str) -> None:
     try:
         execute(config, folder, status.get("command", command))
     except Exception as error:  # noted in the folder and raised again
-        run.set_status(state="failed", error=f"{type(error).__name__}: {error}")
+        run.set_status(state="failed", error=said(error))
         raise
 
 

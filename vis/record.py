@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from vis.errors import Incomplete, UserError
+from vis.errors import Incomplete, UserError, said
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,8 @@ def failure(error: BaseException, folder: Path) -> str:
         return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot write in {folder}: {error.strerror}"
-    first = (str(error).splitlines() or [""])[0][:500]
-    place = f"see {folder / 'traceback.txt'}; " if (folder / "traceback.txt").exists() else ""
-    reason = first if isinstance(error, Incomplete) else f"the run failed: {type(error).__name__}: {first}"
-    return f"{reason} ({place}go on with vis-run --resume {folder})"
+    reason = said(error) if isinstance(error, Incomplete) else f"the run failed: {said(error)}"
+    what_next = [f"see {folder / 'traceback.txt'}"] * (folder / "traceback.txt").exists()
+    if any((folder / name).exists() for name in ("config.yaml", "sweep.json")):
+        what_next.append(f"go on with vis-run --resume {folder}")
+    return f"{reason} ({'; '.join(what_next)})" if what_next else reason

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vis import shards
-from vis.errors import Lacking, UserError
+from vis.errors import Lacking, UserError, said
 from vis.home import CONF
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
@@ -51,21 +51,37 @@ COMPLETION = """Tab completion for this shell session (put the line into your sh
 """
 
 
+VERBOSE = ("verbose",)  # of Hydra's options, the one that a run honours
+_SHORT = {"-c": "--cfg", "-p": "--package", "-i": "--info", "-sc": "--shell-completion"}
+_OF_HYDRA: dict[str, tuple[str, ...]] = {  # options that Hydra answers, with the values that they take
+    "--cfg": ("job", "hydra", "all"), "--package": (), "--resolve": (), "--shell-completion": (), "--hydra-help": (),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 (a run failed), 2 (the command was wrong), 130 (interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a backend that matplotlib does not know must not end a run
     try:
         code = _dispatch(argv)
         if code == 0:  # where it is not, torchrun ends the others
             shards.over()
+        print(end="", flush=True)
         return code
     except UserError as error:
-        print(f"vis-run: {error}", file=sys.stderr)
+        print("vis-run:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vis-run: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # nobody waits for the rest of the output
+            print(f"vis-run: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # Python would try once more to write at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -88,10 +104,18 @@ def _dispatch(argv: list[str]) -> int:
     if "install-completion" in options:
         print(COMPLETION, end="")
         return 0
-    if "dry-run" in options and (other := {"resume", "redraw", "continue"} & options.keys()):
-        raise UserError(f"--dry-run shows what a command would do; it does not go with --{other.pop()}")
-    if overrides and (other := {"resume", "redraw"} & options.keys()):
-        raise UserError(f"--{other.pop()} takes a run as it is: leave out {overrides[0]}")
+    if (
+        len(several := sorted(options.keys() - {"multirun"} if options.keys() & {"dry-run", "continue"} else options))
+        > 1
+    ):
+        raise UserError(" and ".join(f"--{name}" for name in several) + " do not go together")
+    if overrides and (other := {"resume", "redraw", "list"} & options.keys()):
+        what = "shows all there is" if "list" in other else "takes a run as it is"
+        raise UserError(f"--{other.pop()} {what}: leave out {overrides[0]}")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the folder where this shell stands is gone: cd to another") from error
     if "resume" in options:
         return _finish(options["resume"], lambda folder: _resume(folder, command))
     if "redraw" in options:
@@ -104,19 +128,22 @@ def _dispatch(argv: list[str]) -> int:
     if "list" in options:
         print(_listing(config_dirs), end="")
         return 0
-    if "hydra" in options:
-        return _hydra([*overrides, *options["hydra"]], config_dirs)
+    if "cfg" in options:
+        compose.check_words(compose.parse_overrides(overrides), config_dirs)
+        return _hydra([*overrides, *options["cfg"]], config_dirs)
     if "continue" in options and (folder := _newest(overrides, config_dirs, command)):
         return _finish(folder, lambda folder: _resume(folder, command))
     if "multirun" in options:
         if "dry-run" in options:
             compose.sweep_samples(overrides)  # raises for what is no list
             return _dry_run(compose.sweep_jobs(overrides), config_dirs, titles=True)
+        compose.check_hydra(overrides, (*VERBOSE, "launcher"))
         return _sweep(overrides, config_dirs, command)
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
     config = compose.compose_config(overrides, config_dirs)
     jobs = _collected(config, overrides, config_dirs)
+    compose.check_hydra(overrides, () if jobs else VERBOSE)
     if "dry-run" in options:
         return _dry_run(jobs or [overrides], config_dirs)
     if jobs:
@@ -142,29 +169,21 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
             value = value or next(words, "")
             if not value:
                 raise UserError(f"{name} needs a folder")
-            folder = Path(value).expanduser()
+            folder = Path(os.path.expanduser(value))
             if not folder.is_dir():
                 raise UserError(f"there is no folder {value}")
             if name == "--config-dir":
                 config_dirs.append(folder.resolve())
             else:
                 options[name[2:]] = folder.resolve()
-        elif name in (
-            "--cfg",
-            "-c",
-            "--info",
-            "-i",
-            "--shell-completion",
-            "-sc",
-            "--package",
-            "-p",
-            "--resolve",
-            "--hydra-help",
-        ):
-            rest = [word]
-            if name in ("--cfg", "-c", "--package", "-p") and not value:
-                rest.append(next(words, "job"))
-            options["hydra"] = options.get("hydra", []) + rest
+        elif (long := _SHORT.get(name, name)) in _OF_HYDRA:
+            if long in ("--cfg", "--package"):
+                value = value or next(words, "job" if long == "--cfg" else "")
+                if not value:
+                    raise UserError("--package needs a part of the config: --cfg job --package model")
+            if _OF_HYDRA[long] and value and value not in _OF_HYDRA[long]:
+                raise UserError(f"{long} {value}: there is {', '.join(_OF_HYDRA[long])}")
+            options["cfg"] = [*options.get("cfg", []), f"{long}={value}" if value else long]
         elif word.startswith("-"):
             from vis.errors import did_you_mean
 
@@ -183,6 +202,11 @@ def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
             raise UserError(f"unknown option {word}.{did_you_mean(word, known)}")
         else:
             overrides.append(word)
+    shown = [word.partition("=")[0] for word in options.get("cfg", [])]
+    if extra := next((word for word in shown if word in ("--package", "--resolve") and "--cfg" not in shown), None):
+        raise UserError(f"{extra} says what part of --cfg is shown, or how: vis-run --cfg job {extra} ...")
+    if len(commands := dict.fromkeys(word for word in shown if word not in ("--package", "--resolve"))) > 1:
+        raise UserError(f"{' and '.join(commands)} do not go together")
     return options, overrides, config_dirs
 
 
@@ -192,24 +216,30 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from vis import compose
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and are made readable here
-    if config_dirs:
-        arguments = [*arguments, f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"]
+    search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
+    words = [word for word in arguments if not word.startswith("-")]
     before = sys.argv
-    sys.argv = ["vis-run", *arguments]
+    sys.argv = ["vis-run", *(word for word in arguments if word.startswith("-")), *words, *search]  # argparse's order
     try:
         decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
             job or (lambda config: None)
         )
         decorated()
-    except (HydraException, OmegaConfBaseException) as error:
-        from vis.compose import _explain
-
-        raise _explain(error, [a for a in arguments if not a.startswith("-")], config_dirs) from error
     except SystemExit as error:
         return int(error.code or 0)
+    except Exception as error:
+        if isinstance(error, OSError) or (job and not isinstance(error, HydraException | OmegaConfBaseException)):
+            raise
+        raise compose.explain(error, words, config_dirs) from error
     finally:
         sys.argv = before
+        if job:
+            from vis.console import close_logs
+
+            close_logs()
     return 0
 
 
@@ -231,6 +261,11 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             if len(jobs) == 1:
                 raise
             print(f"{job[0]}: {error}")
+        except UserError:
+            raise
+        except Exception as error:  # the user's own code
+            print(f"vis-run: the plan failed: {said(error)} (the run itself keeps the traceback)", file=sys.stderr)
+            return 1
     return 0
 
 
@@ -261,12 +296,15 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     if "all" in config.experiment and any(o.startswith("method=") for o in others):
         raise UserError(f"the experiments of {config.experiment.name} have their own methods: leave out method=")
 
-    def listed(experiment: Any) -> list[str]:
+    def listed(experiment: Any, above: tuple[str, ...]) -> list[str]:
         names = experiment.get("all", [])
+        if around := next((name for name in names if name in above), None):
+            raise UserError(f"experiment.all of {above[-1]} lists {around}, which lists it")
         loaded = {name: load_option(files[name]) if name in files else OmegaConf.create() for name in names}
-        return [leaf for name in names for leaf in listed(OmegaConf.select(loaded[name], "experiment") or {}) or [name]]
+        inside = {name: OmegaConf.select(loaded[name], "experiment") or {} for name in names}
+        return [leaf for name in names for leaf in listed(inside[name], (*above, name)) or [name]]
 
-    return [[f"experiment={name}", *others] for name in listed(config.experiment)]
+    return [[f"experiment={name}", *others] for name in listed(config.experiment, (config.experiment.name,))]
 
 
 def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:

@@ -42,6 +42,10 @@ class Target:
 Targets = None | int | Target | Sequence[int | Target | None] | Tensor | Score
 
 
+class NoSuchUnit(IndexError):
+    """A target names a unit that its layer does not have."""
+
+
 def as_targets(targets: Targets, batch: int) -> list[Target]:
     """One Target for each of `batch` images. A single target counts for all. Functions are `vis.methods.explain_all`'s.
 
@@ -72,7 +76,7 @@ def _as_target(target: Any) -> Target:
 def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """The explained number of each image: [B] from a layer's output [B, K] or [B, C, H, W].
 
-    Raises IndexError where a unit is not in the layer, ValueError where the layer has no row for each image, NotApplicable
+    Raises NoSuchUnit where a unit is not in the layer, ValueError where the layer has no row for each image, NotApplicable
     for the probability of a unit that is alone.
     """
     if output.ndim < 2 or output.shape[0] != len(targets):
@@ -96,6 +100,6 @@ def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
         index = unit if isinstance(unit, tuple) else (unit,)
         inside = len(index) <= values.ndim and all(0 <= i < n for i, n in zip(index, values.shape, strict=False))
         if not inside:
-            raise IndexError(f"unit {unit} is not in a layer of shape {tuple(values.shape)}")
+            raise NoSuchUnit(f"unit {unit} is not in a layer of shape {tuple(values.shape)}")
         scores.append(values[index].sum())
     return torch.stack(scores)

@@ -52,6 +52,7 @@ class AdversarialPair(Experiment):
         self.images, self.rows = images, rows
 
     def units(self, run: Run) -> Sequence[Unit]:
+        run.require_methods(PAIR, SINGLE)
         classes = list(run.config.methods[PAIR].classes)
         labels = list(run.dataset.labels)
         # In turn, so that the first rows of the figure show both.

@@ -5,7 +5,7 @@ coarse, and the others are not, which alone makes FEM more like a CAM; so maps a
 feature map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -35,9 +35,13 @@ class Similarity(ByMethod):
     ranges: ClassVar = {"Pearson CC with FEM": (-1, 1), "SIM with FEM": (0, 1), "CC of cells' means": (-1, 1)}
     sentence = "How like FEM's map each method's is"
 
+    def units(self, run: Run) -> Sequence[Unit]:
+        run.require_methods("fem")
+        if len(run.methods) == 1:
+            raise UserError("what is compared with FEM's maps? method=[fem,gradcam,saliency]")
+        return super().units(run)
+
     def compute(self, run: Run, unit: Unit) -> Part:
-        if "fem" not in run.methods:
-            raise UserError("the maps are compared with FEM's: method=[fem,gradcam,saliency]")
         model = run.model()
         batch = run.batch(model, unit["images"])
         (maps,), _ = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])

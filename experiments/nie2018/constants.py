@@ -33,6 +33,7 @@ class Constants(Experiment):
         self.cnn, self.samples = models["cnn"], samples
 
     def units(self, run: Run) -> Sequence[Unit]:
+        run.require_methods("gbp", "saliency")
         return [{"seed": seed} for seed in run.seeds]
 
     def load(self, run: Run, unit: Unit) -> Load:

@@ -61,6 +61,7 @@ class Table1(WallCheck):
         def claim(name: str, sentence: str, rule: Rule, method: str, of_paper: bool, column: str = "mu_minmax") -> None:
             mu, zeros = activity(results, method, column)
             why = (reason if of_paper else "") or ("" if mu else f"all {zeros} maps are 0")
+            why = why if method in results.config.methods else f"{method} is not among this run's methods"
             metric = "mu of min-max scaled maps" if column == "mu_minmax" else "mu"
             found.append(Claim(name, sentence, "Table 1, section 3.3", metric, rule, mu, reason=why))
 
@@ -93,6 +94,7 @@ class Table1(WallCheck):
             ours = spread(values) ** 2 / len(values) if len(values) > 1 else 0.0
             return abs(mean(values) - value) <= 3 * math.sqrt(ours + deviation**2 / IMAGES) + 0.05
 
+        reason = reason if method in results.config.methods else f"{method} is not among this run's methods"
         sentence = VALUE.format(method_title(results.config, method), value, deviation, NAMES[dataset])
         rule = Rule("within 3 standard errors of the paper's mean", agrees)
         return Claim(

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from vis.errors import UserError, named
 from vis.methods.forward import Forward, Preprocessing
 from vis.outputs import scoring
 from vis.target import Targets, as_targets
@@ -100,6 +101,7 @@ def explain_all(
 
     With a function among the targets each has a forward pass of its own, and the logits are the first's: f(output) [B, 1]
     of a function.
+    What a method raises is noted with its name. Raises UserError for a method that returns no maps of the images.
     """
     if any(map(callable, targets)):
         parts = [
@@ -110,11 +112,30 @@ def explain_all(
         ]
         return [maps for (maps,), _ in parts], parts[0][1]
     layers = {layer for each in targets for layer in _layers(each, len(images))}
-    for method in methods.values():
-        layers.update(method.layers(model, images))
+    for name, method in methods.items():
+        with named(_spoken(name, method)):
+            layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers), preprocess) as forward:
-        maps = [{name: method.explain(forward, each).detach() for name, method in methods.items()} for each in targets]
+        maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]
     return maps, forward.logits
+
+
+def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:
+    """A method's maps, which are numbers [B, 1 or C, H, W]."""
+    with named(_spoken(name, method)):
+        maps = method.explain(forward, targets)
+    B, C, *size = forward.images.shape
+    if not isinstance(maps, Tensor) or list(maps.shape) not in ([B, 1, *size], [B, C, *size]):
+        got = list(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+        expected = [B, "1" if C == 1 else f"1 or {C}", *size]
+        raise UserError(f"{_spoken(name, method)} returned {got}, expected [{', '.join(map(str, expected))}]")
+    if not maps.is_floating_point():
+        raise UserError(f"{_spoken(name, method)} returned maps of {maps.dtype}, expected floating-point numbers")
+    return maps.detach()
+
+
+def _spoken(name: str, method: Method) -> str:
+    return f"methods.{name}" if name else type(method).__name__
 
 
 def _layers(targets: Targets, batch: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vis.errors import NotApplicable
+from vis.errors import NotApplicable, named
 from vis.methods.functional import LayerName, Tap
 from vis.outputs import checked_logits
 from vis.target import Targets, as_targets, score
@@ -144,7 +144,8 @@ class Forward:
             self._capture_layers(captures)
             images = self.images.clone() if self.images.is_inference() else self.images.detach()
             self.images = images.requires_grad_(True)
-            output = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
+            with named(f"{type(self.model).__name__} on images {list(images.shape)}"):
+                output = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
             self.logits = checked_logits(self.model, output, len(self.images))
             for name in self._wanted:
                 if name not in self.layers:
