@@ -321,6 +321,7 @@ FIGURE = (
     "model=cnn3_random",
     "experiment._target_=own.Figure",
     "~experiment.scaling",
+    "~experiment.clip",
     "~experiment.rows",
 )
 MINE = (*SMALL, "+methods.mine._target_=own.Returns")

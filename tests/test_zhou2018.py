@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_mean
 from vis import metrics
-from vis.compose import compose_config
+from vis.compose import compose_config, options
 from vis.data import digits, mnist
 from vis.experiment import Run
 from vis.methods import Target
@@ -255,3 +255,17 @@ def test_a_verdict_of_the_papers_needs_its_network_and_its_windows():
     assert why(num_classes=10) == "num_classes is 10 (paper: 1000), patch is 14 (paper: 18)"
     assert why(weights="standin") == "stand-in weights, not ImageNet's"
     assert why(weights=None) == "random weights"
+
+
+@pytest.mark.parametrize("item", sorted(name for name in options("experiment") if name.startswith("zhou2018/figure")))
+def test_at_small_sizes_a_network_of_digits_sees_digits(item):
+    config = compose_config([f"experiment={item}", "preset=small"])
+    assert (
+        config.get("model") is None or config.model.name != "cnn_mnist" or config.dataset._target_ == "vis.data.mnist"
+    )
+
+
+def test_a_small_size_of_a_dataset_keeps_its_other_parameters():
+    assert compose_config(["experiment=zhou2018/figure16", "preset=small"]).dataset.limit == 4
+    chosen = compose_config(["experiment=zhou2018/figure16", "preset=small", "dataset=samples"]).dataset
+    assert (chosen._target_, chosen.limit, "option" in chosen) == ("vis.data.samples", 4, False)

@@ -180,7 +180,8 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
 
     `experiment.small` is a piece of the whole config ({seeds: 2, experiment: {filters: [8]}}): the sizes with which an
     experiment ends in minutes on two cores. The paper's sizes are the default, always. A text where the config has a model
-    or the dataset is the name of another: {model: vgg_small}.
+    or the dataset is the name of another: {model: vgg_small}. So is its `option`, which leaves room for parameters:
+    {dataset: {option: digits, limit: 4}}.
     """
     if config.preset == "small" and "small" in config.experiment:
         parsed = parse_overrides(list(overrides))
@@ -189,12 +190,18 @@ def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
         before = copy.deepcopy(config)
         OmegaConf.set_struct(config, False)
         config.merge_with(config.experiment.small)
-        for key, name in leaves(before.experiment.small):
+        for leaf, name in leaves(before.experiment.small):
+            key = leaf.removesuffix(".option")
             if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
                 other = load_option(options("dataset" if key == "dataset" else "model")[name])
                 if key == "dataset":
                     other.limit = own.limit  # how many images is the experiment's to say
-                OmegaConf.update(config, key, own if key in chosen else other, merge=False)
+                node = own if key in chosen else other
+                if key != leaf:
+                    OmegaConf.set_struct(node, False)
+                    node.merge_with(OmegaConf.select(before.experiment.small, key))
+                    del node["option"]
+                OmegaConf.update(config, key, node, merge=False)
         for key in given - set(GROUPS):
             if (value := OmegaConf.select(before, key)) is not None:
                 OmegaConf.update(config, key, value)
