@@ -21,12 +21,14 @@ from vis.methods.cam import (
 from vis.methods.deeplift import DeepLIFT
 from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
+from vis.methods.fullgrad import FullGrad
 from vis.methods.generators import AdversarialGenerators
 from vis.methods.gradients import GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
-from vis.methods.lime import LIME
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
+from vis.methods.rise import RISE
+from vis.methods.superpixels import LIME, KernelSHAP
 from vis.target import Target
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "LIME",
     "LRP",
     "PDA",
+    "RISE",
     "SALIENCY",
     "AblationCAM",
     "AdversarialGenerators",
@@ -45,6 +48,7 @@ __all__ = [
     "DeepTaylor",
     "EigenCAM",
     "Forward",
+    "FullGrad",
     "GradCAM",
     "GradCAMGradient",
     "GradCAMPlusPlus",
@@ -52,6 +56,7 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
     "MeaningfulPerturbation",
     "Method",
