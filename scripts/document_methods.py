@@ -30,10 +30,10 @@ PAGE = ROOT / "docs" / "methods.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
 
 FAMILIES = {  # modules of vis.methods, in the page's order
-    "Gradients": ("backprop", "gradients"),
+    "Gradients": ("backprop", "gradients", "fullgrad"),
     "Feature maps": ("cam", "fem"),
     "Relevance": ("relevance", "deeplift"),
-    "Perturbations": ("perturbation", "lime", "meaningful_perturbation"),
+    "Perturbations": ("perturbation", "superpixels", "rise", "meaningful_perturbation"),
     "Generators": ("generators",),
 }
 _IMAGE, _SIDE, _GAP = 8, 140, 10  # the digit that is shown; pixels of a panel

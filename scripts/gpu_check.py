@@ -73,15 +73,20 @@ METHODS = list(options("method"))
 SMALLER = {  # of what takes long
     "adversarial_generators": ("steps=5",),
     "integrated_gradients": ("steps=8",),
+    "kernel_shap": ("samples=64",),
     "lime": ("samples=32",),
     "meaningful_perturbation": ("iterations=10", "l1=0"),  # with l1, random weights leave the mask as it is
     "occlusion": ("stride=10",),
     "opticam": ("iterations=5",),
     "pda": ("stride=10", "samples=2"),
     "pda_fast": ("stride=10",),
+    "rise": ("samples=32",),
     "smoothgrad": ("samples=8",),
 }
-SIDES = {"scorecam": 64, "lime": 96, "occlusion": 96, "pda": 96, "pda_fast": 96}  # of the part of the image they get
+SIDES = {  # of the part of the image they get
+    **dict.fromkeys(("kernel_shap", "lime", "occlusion", "pda", "pda_fast", "rise"), 96),
+    "scorecam": 64,
+}
 TOLERANCES: dict[str, dict[str, float]] = {
     "gradient": {"float32": 1e-2, "mixed": 2e-2, "tf32": 0.3},
     "features": {"float32": 4e-3, "mixed": 2e-2, "tf32": 0.15},
@@ -89,9 +94,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "optimised": {"float32": 0.15, "mixed": 0.15},
 }
 KINDS = {  # of methods, by name or else by module
-    **dict.fromkeys(("backprop", "gradients", "relevance", "deeplift", "pda_gradient"), "gradient"),
+    **dict.fromkeys(("backprop", "gradients", "relevance", "deeplift", "fullgrad", "pda_gradient"), "gradient"),
     **dict.fromkeys(("cam", "fem"), "features"),
-    **dict.fromkeys(("perturbation", "lime"), "windows"),
+    **dict.fromkeys(("perturbation", "superpixels", "rise"), "windows"),
     **dict.fromkeys(("opticam", "meaningful_perturbation", "generators"), "optimised"),
 }
 ENGINE = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}

@@ -132,6 +132,7 @@ _LEARNT = {**_WINDOWS, "patch": 18}
 CHEAP = {
     "adversarial_generators": {"width": 2, "steps": 2, "batch": 2},
     "integrated_gradients": {"steps": 4},
+    "kernel_shap": {"samples": 20, "superpixels": 8},
     "lime": {"samples": 20, "superpixels": 8},
     "meaningful_perturbation": {"iterations": 4, "cells": 8, "jitter": 0},
     "occlusion": _WINDOWS,
@@ -139,6 +140,7 @@ CHEAP = {
     "pda": {**_LEARNT, "samples": 2},
     "pda_fast": _LEARNT,
     "pda_gradient": _LEARNT,
+    "rise": {"samples": 8},
     "smoothgrad": {"samples": 2},
 }
 FEW_MAPS = {  # a layer for scorecam, which runs a network once for each feature map
@@ -152,6 +154,7 @@ FEW_MAPS = {  # a layer for scorecam, which runs a network once for each feature
 
 _NO_CAM = "CAM needs global average pooling of layer .* and one dense layer"
 REFUSALS = {("cam", network): _NO_CAM for network in ("vgg16", "squeezenet1_1", "tutorial")}
+REFUSALS["fullgrad", "mobilenet_v2"] = "do not add up to the target"  # its ReLU6 is saturated
 
 
 def build(name: str, network: str, at: Subject) -> Method:

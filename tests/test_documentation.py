@@ -79,6 +79,9 @@ PASSES = {  # as the docstrings say, the shared forward pass among them
     "DeepLIFT('reveal_cancel', 'mean')": 11,
     "DeepLIFT(baseline=['mean', 'blur'])": 7,
     "LIME(samples=20, superpixels=4)": 21,
+    "KernelSHAP(samples=20, superpixels=4)": 19,
+    "RISE(samples=20)": 21,
+    "FullGrad()": 3,
 }
 
 

@@ -22,12 +22,14 @@ from vis.methods.cam import (
 from vis.methods.deeplift import DeepLIFT
 from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
+from vis.methods.fullgrad import FullGrad
 from vis.methods.generators import AdversarialGenerators
 from vis.methods.gradients import GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
-from vis.methods.lime import LIME
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
+from vis.methods.rise import RISE
+from vis.methods.superpixels import LIME, KernelSHAP
 from vis.outputs import returning
 from vis.target import Target
 
@@ -39,6 +41,7 @@ __all__ = [
     "LIME",
     "LRP",
     "PDA",
+    "RISE",
     "SALIENCY",
     "AblationCAM",
     "ActivationMap",
@@ -48,6 +51,7 @@ __all__ = [
     "DeepTaylor",
     "EigenCAM",
     "Forward",
+    "FullGrad",
     "GradCAM",
     "GradCAMGradient",
     "GradCAMPlusPlus",
@@ -55,6 +59,7 @@ __all__ = [
     "GuidedGradCAM",
     "HiResCAM",
     "IntegratedGradients",
+    "KernelSHAP",
     "LayerCAM",
     "MeaningfulPerturbation",
     "Method",

@@ -1,0 +1,89 @@
+"""FullGrad (Srinivas & Fleuret 2019): the gradient of the input and of every bias, on one map."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vis.methods.base import Method
+from vis.methods.cam import output_targets
+from vis.methods.forward import Forward, NotApplicable
+from vis.target import Targets, score
+
+
+class FullGrad(Method):
+    """FullGrad (Srinivas & Fleuret 2019): what the input and the biases of all layers add to the target.
+
+        S_c = sum(x * dS_c/dx) + sum_l sum(b_l * dS_c/db_l)
+        R = psi(x * dS_c/dx) + sum_l psi(b_l * dS_c/db_l)        psi: |.|, scaled to [0, 1], upsampled, summed over channels
+
+    The map sums over convolutions and batch norms l, whose bias acts at each position; the bias of a dense layer has no place
+    in the image. Maps are [B, 1, H, W] and not negative. They do not sum to S_c: psi does not preserve the sum.
+    Raises NotApplicable for a unit of another layer, and where the first equation is off by more than 1 %: with activations
+    such as GELU or a saturated ReLU6, or biases outside the layers of torch.nn.
+    Costs a forward and a backward pass beside the shared forward pass.
+    """
+
+    title = "FullGrad"
+    display = "overlay"
+
+    def passes(self, model: nn.Module, image: Tensor) -> float:
+        return 2
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        input_part, bias_parts = full_gradients(forward, targets)
+        scores = forward.scores(targets).detach()
+        missing = (scores - torch.stack([each.flatten(1).sum(1) for each in (input_part, *bias_parts)]).sum(0)).abs()
+        if (missing > 0.01 * scores.abs()).any():
+            raise NotApplicable(
+                f"FullGrad: the gradients of the input and of the biases of {type(forward.model).__name__} do not add up to the "
+                f"target, {missing.max():.3g} is missing: it has activations such as GELU or a saturated ReLU6, or biases outside its layers"
+            )
+        size = forward.images.shape[2:]
+        return torch.stack([_psi(part, size) for part in (input_part, *bias_parts) if part.ndim == 4]).sum(0)
+
+
+def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[Tensor]]:
+    """x * dS/dx [B, C, H, W], and b * dS/db for each call of a layer with a bias, of its output's shape. They sum to S."""
+    x, model = forward.images, forward.model
+    chosen = output_targets(forward, targets, FullGrad.title)
+    calls: list[tuple[Tensor, Tensor]] = []  # a bias, the output that it is part of
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        b = _bias(module)
+        if b is None:
+            return None
+        calls.append((b.view(-1, *[1] * (output.ndim - 2)), output))
+        return output.clone()  # an in-place ReLU that follows must not change what was kept
+
+    handles = [m.register_forward_hook(keep) for m in model.modules() if type(m) in _LAYERS]
+    try:
+        S = score(model(x.clone()), chosen).sum()
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = [output for _, output in calls]
+    g, *gradients = torch.autograd.grad(S, [x, *outputs], materialize_grads=True)
+    return x.detach() * g, [b * gradient for (b, _), gradient in zip(calls, gradients, strict=True)]
+
+
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def _bias(module: Any) -> Tensor | None:
+    """What a layer adds in each channel to its product with the input; for a batch norm, that of the scaling that it is."""
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return None if module.bias is None else module.bias.detach()
+    if module.running_mean is None or module.running_var is None:
+        return None
+    shift = -module.running_mean * torch.rsqrt(module.running_var + module.eps)
+    return shift if module.bias is None else shift * module.weight.detach() + module.bias.detach()
+
+
+def _psi(part: Tensor, size: torch.Size) -> Tensor:
+    """|.| scaled to [0, 1] over each image, upsampled, summed over the channels: [B, V, h, w] -> [B, 1, H, W]."""
+    part = part.abs()
+    low, high = part.amin((1, 2, 3), keepdim=True), part.amax((1, 2, 3), keepdim=True)
+    scaled = (part - low) / torch.where(high > low, high - low, 1)
+    return F.interpolate(scaled, size, mode="bilinear").sum(1, keepdim=True)
