@@ -47,10 +47,11 @@ nie2018-figure4: ## one figure; so for every item of a paper: make nie2018-theor
 
 $(foreach paper,$(PAPERS),$(eval $(paper)-%: $(VENV)/installed; $(RUN) experiment=$(paper)/$$*))
 
-lint: $(VENV)/installed-dev ## format check, lint, types
+lint: $(VENV)/installed-dev ## format check, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/installed-dev ## format the code
 	$(BIN)/ruff format .

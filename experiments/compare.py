@@ -16,16 +16,18 @@ import torch
 from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, mean, spread
-from vis.device import peak_memory_gb, reset_peak_memory, synchronise
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.faithfulness import curves
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
+from vis.figures import display
+from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
-from vis.record import Part, Results, Rows, numbers
-from vis.remarks import remarks, sentences
+from vis.metrics.deletion import curves
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.remarks import remarks, sentences
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows, numbers
+from vis.system.device import peak_memory_gb, reset_peak_memory, synchronise
 
 AGREEMENT = {
     "spearman": metrics.spearman,

@@ -12,13 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, below, mean, spread
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.figures import display
+from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.store.run_folder import Part, Results
 
 PASSES = "{} passes the sanity check: it depends on the weights"
 TRAINED = "trained"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from vis.claims import Claim, near_zero
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import numbers, plot, styled
+from vis.figures.layout import numbers, plot, styled
 from vis.methods import explain_all
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 
 class OneReLU(nn.Module):

@@ -10,25 +10,26 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from vis import shards
 from vis.claims import Claim
+from vis.config.instantiate import construct
 from vis.data import Dataset
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled
-from vis.instantiate import construct
-from vis.record import Part, Results
-from vis.training import Recipe, Training, save_weights
-from vis.training_images import Files, Source, load_images, splits
+from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.system import shards
+from vis.training.images import Files, Source, load_images, splits
+from vis.training.loop import Training, save_weights
+from vis.training.recipe import Recipe
 
 
 class Train(Experiment):
-    """recipe: a vis.training.Recipe; init: the weights at the start, where the model has no file; tensorboard: write for it."""
+    """recipe: a vis.training.recipe.Recipe; init: the weights at the start, where no file has them; tensorboard: write for it."""
 
     metrics: ClassVar[Sequence[str]] = ("val_top1", "val_loss")
     shared_out = False
 
     def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal", tensorboard: bool = False) -> None:
-        self.recipe: Recipe = construct({"_target_": "vis.training.Recipe", **recipe}, "experiment.recipe")
+        self.recipe: Recipe = construct({"_target_": "vis.training.recipe.Recipe", **recipe}, "experiment.recipe")
         self.init, self.tensorboard = init, tensorboard
         self._split: tuple[Dataset, Dataset] | None = None
         self._sources: tuple[Source, Source] | None = None

@@ -5,19 +5,24 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.figures import Panel, PanelRow, panel_grid, wrapped
-from vis.record import Part, Results, Rows
-from vis.remarks import remarks, sentences
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.remarks import remarks, sentences
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 BATCH = 4  # images at a time where batch_size is auto
 
 
 class Visualize(Experiment):
-    """scaling: a name of vis.display.SCALINGS, or "method" for each method's own. clip: the percentile of a map's magnitudes up
-    to which it is shown, 100 is all of them. rows: of the figure, at most.
+    """How the figure shows maps.
+
+    scaling: a name in vis.figures.display.SCALINGS, or "method" for each method's own.
+    clip: the percentile of a map's magnitudes at which its colours end; 100 shows the full range.
+    rows: the most rows that the figure gets.
     """
 
     metrics = ("pearson_input", "high_pass_pearson_input")

@@ -17,16 +17,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, mean, spread
-from vis.device import local_convolutions
 from vis.errors import UserError
-from vis.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
+from vis.figures import display
+from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.record import Part, Results, Rows, numbers
-from vis.remarks import remarks, sentences
+from vis.runner.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.remarks import remarks, sentences
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows, numbers
+from vis.system.device import local_convolutions
 
 UNSEEN = "no logit depends on the rows {}..{} of the image"
 BLIND = "{}: the map is 0 where the network cannot see"

@@ -5,7 +5,7 @@ python scripts/bench.py [--device cuda] [--quick]
 Peer and project compute the same maps of the same network and images, in turn, in one process; the times are medians,
 the error is the largest of ||ours - peer|| / ||peer|| over the maps (float32: an l2 error, since single ReLUs near 0
 flip between two correct implementations). Each library gets the network as its users have it: the peer as its
-constructor makes it, this project as `vis-run` does: in channels_last, with freed memory kept (`vis.allocator`). Weights
+constructor makes it, this project as `vis-run` does: in channels_last, with freed memory kept (`vis.system.allocator`). Weights
 are random.
 
 A paper adds a function that yields rows, and its name to BENCHMARKS.
@@ -36,16 +36,16 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from vis import methods
-from vis.allocator import keep_freed_memory
 from vis.data import preprocessing, samples
-from vis.faithfulness import curves
-from vis.fit import Seen
-from vis.gaussian import PatchGaussian
-from vis.incremental import Incremental, is_native
-from vis.methods.forward import evaluating
+from vis.graph.modes import evaluating
 from vis.methods.perturbation import accumulate, windows_of
+from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
+from vis.system.allocator import keep_freed_memory
+from vis.training.fit import Seen
+from vis.windows.engine import Incremental, is_native
+from vis.windows.gaussian import PatchGaussian
 
 
 @dataclass

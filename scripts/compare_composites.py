@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vis.claims import interval, mean
 from vis.data import preprocessing
-from vis.faithfulness import curves
 from vis.methods import LRP, Method, explain_all
 from vis.methods.baseline import baseline_image
+from vis.metrics.deletion import curves
 from vis.models import torchvision_classifier
 
 CANDIDATES = (

@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from vis.compose import compose_config, describe, options
-from vis.display import scaling
-from vis.experiment import Run, method_class
-from vis.fit import fit_generators
-from vis.instantiate import locate
+from vis.config.compose import compose_config, describe, options
+from vis.config.instantiate import locate
+from vis.figures.display import scaling
 from vis.methods import AdversarialGenerators, explain_all
 from vis.methods.perturbation import Learnt
+from vis.runner.experiment import Run, method_class
+from vis.training.fit import fit_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"

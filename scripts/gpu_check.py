@@ -43,21 +43,21 @@ from bench import evenly, hardware, with_windows
 from torch import Tensor, nn
 from torch.utils import collect_env
 
-import vis.device
 import vis.run
-from vis.compose import compose_config, options, register, slug
+import vis.system.device
+from vis.config.compose import compose_config, options, register, slug
 from vis.errors import UserError
-from vis.execute import prepare
-from vis.experiment import Run, method_class
-from vis.incremental import Incremental
+from vis.graph.modes import evaluating
 from vis.methods import NotApplicable
-from vis.methods.forward import evaluating
 from vis.methods.perturbation import windows_of
 from vis.models import Model
 from vis.models.initialise import initialise
 from vis.models.streamed import StreamedLinear
-from vis.page import stored
-from vis.record import write_text
+from vis.runner.execute import prepare
+from vis.runner.experiment import Run, method_class
+from vis.store.stored import stored
+from vis.system.files import write_text
+from vis.windows.engine import Incremental
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,15 +112,15 @@ class Meter:
         self.device, self.seconds, self.megabytes = device, math.nan, math.nan
 
     def __call__(self, work: Callable[[], Result]) -> Result:
-        vis.device.reset_peak_memory(self.device)
-        vis.device.synchronise(self.device)
+        vis.system.device.reset_peak_memory(self.device)
+        vis.system.device.synchronise(self.device)
         start = time.perf_counter()
         try:
             result = work()
-            vis.device.synchronise(self.device)
+            vis.system.device.synchronise(self.device)
         finally:
             self.seconds = time.perf_counter() - start
-            self.megabytes = 1000 * vis.device.peak_memory_gb(self.device)
+            self.megabytes = 1000 * vis.system.device.peak_memory_gb(self.device)
         return result
 
 
@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     measured = verdicts["ok"] + verdicts["wrong"] + verdicts["failed"]
     summary = f"{verdicts['ok']} of {measured} rows within tolerance; alike without a number (both refuse, or both maps are 0): "
     summary += f"{verdicts['alike']}; not run (time): {verdicts['not run']}"
-    name, seconds = vis.device.hardware(check.device), time.perf_counter() - start
+    name, seconds = vis.system.device.hardware(check.device), time.perf_counter() - start
     driver = collect_env.get_nvidia_driver_version(collect_env.run) or "none"
     facts = f"{time.strftime('%Y-%m-%d')}; driver {driver}, CUDA {torch.version.cuda}, torch {torch.__version__}; "
     facts += f"Python {platform.python_version()}; against {hardware('cpu')}; {seconds:.0f} s in all."

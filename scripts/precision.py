@@ -18,14 +18,14 @@ from bench import evenly, hardware, photographs, random_network, with_windows
 from torch import Tensor, nn
 
 from vis import methods
+from vis.config.home import CONF
 from vis.data import digits, preprocessing
-from vis.fit import Seen
-from vis.home import CONF
-from vis.incremental import Incremental
-from vis.methods.forward import evaluating
+from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds
 from vis.models import build_model
-from vis.standin import standin
+from vis.training.fit import Seen
+from vis.training.standin import standin
+from vis.windows.engine import Incremental
 
 
 def precisions(device: str, quick: bool) -> Iterator[str]:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from vis.compose import compose_config
-from vis.execute import build_experiment
-from vis.experiment import Run
-from vis.record import Results
+from vis.config.compose import compose_config
+from vis.runner.execute import build_experiment
+from vis.runner.experiment import Run
+from vis.store.run_folder import Results
 
 
 def concluded(*overrides: str) -> tuple[Results, dict]:

@@ -165,7 +165,7 @@ def register() -> torch.device:
 def install() -> None:
     """Make the device, and let runs have it whatever device= says, but cpu."""
     device = register()
-    from vis import experiment
+    from vis.runner import experiment
 
     experiment.pick_device = lambda name: torch.device("cpu") if name == "cpu" else device  # type: ignore[assignment]
     save = torch.save  # pickles a tensor's storage, which is empty here

@@ -11,9 +11,9 @@ from scipy import ndimage
 from torch import nn
 
 from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise
+from vis.config.home import CONF
 from vis.data import preprocessing
 from vis.errors import UserError
-from vis.home import CONF
 from vis.models import imagenet_classes
 
 UNIT = preprocessing("unit_range")

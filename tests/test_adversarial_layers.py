@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vis.graph import trace
-from vis.incremental import Incremental, _say
+from vis.graph.modes import evaluating
+from vis.graph.receptive_field import receptive_field
+from vis.graph.trace import trace
 from vis.methods import LRP
-from vis.methods.forward import evaluating
-from vis.receptive_field import receptive_field
+from vis.windows.engine import Incremental, _say
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def error_of_the_change(
 
 @pytest.mark.parametrize("name", adversarial.TABLE)
 def test_windows_are_those_of_brute_force_and_every_fallback_says_so(name, caplog):
-    with caplog.at_level(logging.INFO, "vis.incremental"):
+    with caplog.at_level(logging.INFO, "vis.windows.engine"):
         error, engine = error_of_the_change(name)
     assert error < 1e-9
     said = adversarial.TABLE[name][1]

@@ -9,7 +9,7 @@ from scipy.stats import entropy, spearmanr
 from torch import nn
 
 from vis import metrics
-from vis.faithfulness import curves
+from vis.metrics.deletion import curves
 
 
 def maps(seed=0, shape=(3, 1, 6, 5)):

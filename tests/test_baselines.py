@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from references import covered, integrated
 from torch import Tensor, nn
 
-from vis.compose import compose_config
+from vis.config.compose import compose_config
 from vis.data import preprocessing
-from vis.experiment import Run, method_words
 from vis.methods import DeepLIFT, IntegratedGradients, NotApplicable, Occlusion, OptiCAM, Saliency, SmoothGrad
 from vis.methods.baseline import baseline_image, baseline_images
-from vis.record import load_run
+from vis.runner.experiment import Run, method_words
+from vis.store.run_folder import load_run
 
 METHODS = {
     "integrated_gradients": IntegratedGradients(7),

@@ -16,9 +16,10 @@ from PIL import Image
 
 import vis
 from vis.claims import Claim, above
-from vis.compose import GROUPS, compose_config, describe, options, register, spelled_out
+from vis.config.compose import GROUPS, compose_config, describe, options, register, spelled_out
 from vis.errors import Lacking
-from vis.record import Part, RunFolder, numbers
+from vis.store.run_folder import Part, RunFolder
+from vis.store.tables import numbers
 
 FILES = (
     "figure.png", "figure.pdf", "maps.npz", "table.csv", "table.md", "predictions.csv", "claims.json", "config.yaml",
@@ -80,7 +81,7 @@ def test_a_run_folder_is_complete(vis_run):
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path):
-    from vis.record import reserve
+    from vis.store.run_folder import reserve
 
     assert reserve(tmp_path, "visualize") != reserve(tmp_path, "visualize")
 
@@ -178,7 +179,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(command, tmp_path):
 
 
 def test_one_folder_takes_one_process(vis_run, tmp_path):
-    from vis.record import RunFolder
+    from vis.store.run_folder import RunFolder
 
     folder = vis_run(*SMALL).folder
     status = json.loads((folder / "status.json").read_text())
@@ -339,7 +340,7 @@ def test_a_backend_that_matplotlib_does_not_know_does_not_matter(command):
 
 
 def test_nobody_is_sent_to_resume_what_cannot_be_resumed(tmp_path):
-    from vis.record import failure
+    from vis.store.run_folder import failure
 
     assert failure(RuntimeError("no torch"), tmp_path) == "the run failed: RuntimeError: no torch"
     (tmp_path / "config.yaml").touch()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vis.record import load_run
+from vis.store.run_folder import load_run
 
 SMALL = (
     "model=cnn_masked",

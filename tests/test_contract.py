@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 import vis.methods
+from vis.config.home import CONF
+from vis.config.instantiate import construct, locate
 from vis.data import preprocessing, samples, to_pixels
-from vis.gaussian import PatchGaussian
-from vis.home import CONF
-from vis.instantiate import construct, locate
 from vis.methods import ActivationMap, AdversarialGenerators, Method, NotApplicable
 from vis.methods.perturbation import Learnt
+from vis.windows.gaussian import PatchGaussian
 
 CLASSES, SIZE, BATCH = 10, 64, 2
 NODES = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in sorted((CONF / "method").glob("*.yaml"))}

@@ -12,7 +12,8 @@ from torch import nn
 
 import vis
 from vis.models.initialise import initialise
-from vis.training import Recipe, Training
+from vis.training.loop import Training
+from vis.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import SMALL
 
-from vis import display
-from vis.display import CLIP, SCALINGS, scaling
 from vis.errors import UserError
+from vis.figures import display
+from vis.figures.display import CLIP, SCALINGS, scaling
 
 PIXELS = np.full((3, 40, 50), 0.5, dtype=np.float32)
 CLIPPED = ("midgray", "diverging", "absolute", "evidence")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vis.record import load_run
-from vis.report import main as report_main
+from vis.reports.report import main as report_main
+from vis.store.run_folder import load_run
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "extend.md").read_text(encoding="utf-8")

@@ -165,7 +165,7 @@ def test_damaged_files_of_a_stopped_run(stopped, tmp_path, vis_run, tried):
 
 
 def test_damaged_files_of_a_finished_run(tmp_path, vis_run, tried):
-    from vis.report import main as report
+    from vis.reports.report import main as report
 
     folder = vis_run(*RUNS["run"], "outputs=runs").folder
     expected = results(folder)
@@ -203,7 +203,7 @@ def test_damaged_images(tmp_path, vis_run, tried):
 
 
 def test_damaged_checkpoints(tmp_path, vis_run, tried):
-    from vis.compose import compose_config
+    from vis.config.compose import compose_config
     from vis.models import build_model
 
     chance = random.Random(SEED)

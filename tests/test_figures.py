@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vis.figures import Panel, PanelRow, panel_grid, save, styled, typeset, wrapped
+from vis.figures.layout import Panel, PanelRow, panel_grid, save, styled, typeset, wrapped
 
 LONG = [
     "A caption with sentences that go on for a while, WIDE CAPITALS INCLUDED, MMMM WWWW " * 3,

@@ -9,11 +9,11 @@ from concluded import concluded
 from torch import nn
 
 from experiments.ayyar2021.adversarial import share_interval
-from vis.compose import compose_config
+from vis.config.compose import compose_config
 from vis.errors import UserError
-from vis.experiment import Run
 from vis.methods import AdversarialGenerators, NotApplicable, generators
 from vis.methods.generators import Generators
+from vis.runner.experiment import Run
 
 
 class Halves(nn.Module):

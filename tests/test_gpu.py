@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from emulated_gpu import AVAILABLE
 
-from vis.compose import options
-from vis.record import load_run
+from vis.config.compose import options
+from vis.store.run_folder import load_run
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this torch has no Python backends")
 DIGITS = ("dataset=digits", "dataset.limit=1", "model=vgg_small", "model.weights=null", "model.input_size=32")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vis.config.instantiate import construct
 from vis.errors import UserError
-from vis.instantiate import construct
 from vis.methods import (
     GradCAM,
     GuidedBackprop,

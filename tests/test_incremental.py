@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import vis.window_plan
+import vis.windows.plan
 from vis.errors import UserError
-from vis.incremental import Incremental, _say
-from vis.methods.forward import evaluating
+from vis.graph.modes import evaluating
 from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
-from vis.window_plan import share
+from vis.windows.engine import Incremental, _say
+from vis.windows.plan import share
 
 
 @pytest.fixture(autouse=True)
@@ -193,13 +193,13 @@ def evidence_error(found: Tensor, wanted: Tensor) -> float:
 )
 @pytest.mark.parametrize("native", [False, True])
 def test_rounded_changes_give_the_evidence_and_rounded_values_do_not(dtype, most, native, monkeypatch, caplog):
-    monkeypatch.setattr("vis.incremental.is_native", lambda *_: native)
+    monkeypatch.setattr("vis.windows.engine.is_native", lambda *_: native)
     net, windows = small_vgg(), every_window(32, 4, 4)[::13]
     image = F.avg_pool2d(torch.randn(1, 3, 36, 36), 5, 1)
     patches = (
         cut(image[0], windows, 4).mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)
     )  # what a window says, taken away
-    with evaluating(net), torch.no_grad(), caplog.at_level(logging.INFO, "vis.incremental"):
+    with evaluating(net), torch.no_grad(), caplog.at_level(logging.INFO, "vis.windows.engine"):
         engine = Incremental(net, image, low=dtype)
         found = torch.cat([engine.logits(windows, patches), engine.base])
         wanted = torch.cat([full_passes(net, image, windows, patches), net(image)])
@@ -254,15 +254,15 @@ def test_the_check_takes_three_full_passes_once_and_is_spared_where_windows_are_
 
 def test_a_rule_that_forgets_a_row_is_found_by_what_a_window_changes(monkeypatch, caplog):
     """In float32, on an image so large that it moves the logits by less than 1 % of the largest."""
-    reached = vis.window_plan.reached
+    reached = vis.windows.plan.reached
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 4, 5), nn.AvgPool2d(4), nn.Flatten())
     net, image = nn.Sequential(net, nn.Linear(4 * 39**2, 5)).eval(), torch.randn(1, 2, 160, 160)
     net[1].bias.data += 3
     windows, patches = every_window(160, 8, 8)[::1999], torch.randn(12, 2, 8, 8)
     assert both(net, image, windows, 8, 8)[2].network is not None
-    monkeypatch.setattr(vis.window_plan, "reached", lambda *args: np.maximum(reached(*args) - [0, args[2] == 5], 0))
-    with caplog.at_level(logging.INFO, "vis.incremental"), torch.no_grad():
+    monkeypatch.setattr(vis.windows.plan, "reached", lambda *args: np.maximum(reached(*args) - [0, args[2] == 5], 0))
+    with caplog.at_level(logging.INFO, "vis.windows.engine"), torch.no_grad():
         found = Incremental(net, image).logits(windows, patches)
     whole = full_passes(net, image, windows, patches)
     change = (whole - net(image)).abs().max()
@@ -290,7 +290,7 @@ def test_a_low_precision_that_is_off_by_more_than_three_percent_is_not_used(capl
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(400, 5)).eval()
     net[0].weight.data.div_(100).add_(1)
     net[2].weight.data.view(5, 4, 100).sub_(net[2].weight.data.view(5, 4, 100).mean(1, keepdim=True))
-    with caplog.at_level(logging.INFO, "vis.incremental"):
+    with caplog.at_level(logging.INFO, "vis.windows.engine"):
         image = networks.images(1, dtype=torch.float32)
         found, wanted = (both(net, image, every_window(12, 3, 3), 3, 3, low)[0] for low in (torch.bfloat16, None))
     assert "bfloat16 is not used: it is off by more than 3% of what windows change" in caplog.text
@@ -342,7 +342,7 @@ def test_transformers_and_shuffled_channels_say_that_they_are_computed_whole(bui
     torch.manual_seed(0)
     net, windows = networks.randomise(build()).double(), every_window(32, 5, 5)[::200]
     image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    with caplog.at_level(logging.INFO, "vis.incremental"):
+    with caplog.at_level(logging.INFO, "vis.windows.engine"):
         got, wanted, _ = both(net, image, windows, 5, 5)
     assert error(got, wanted) < 1e-12
     assert [said in record.message for record in caplog.records] == [True]
@@ -351,7 +351,7 @@ def test_transformers_and_shuffled_channels_say_that_they_are_computed_whole(bui
 def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):
     torch.manual_seed(0)
     net = networks.randomise(Untraceable()).double()
-    with caplog.at_level(logging.INFO, "vis.incremental"):
+    with caplog.at_level(logging.INFO, "vis.windows.engine"):
         got, wanted, engine = both(net, networks.images(1), every_window(12, 3, 3), 3, 3)
     assert engine.network is None
     assert error(got, wanted) < 1e-12
@@ -359,7 +359,7 @@ def test_what_cannot_be_traced_is_run_whole_and_says_so(caplog):
 
 
 def test_operations_without_a_rule_are_named(caplog):
-    with caplog.at_level(logging.INFO, "vis.incremental"):
+    with caplog.at_level(logging.INFO, "vis.windows.engine"):
         both(networks.build("functional"), networks.images(1), every_window(12, 3, 3)[:2], 3, 3)
     assert "getitem" in caplog.text
 

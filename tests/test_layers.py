@@ -25,7 +25,7 @@ from vis.methods import (
     Target,
 )
 from vis.methods.layers import OnFeatureMaps, feature_layer, holds_class_maps
-from vis.record import load_run
+from vis.store.run_folder import load_run
 
 TORCHVISION = {
     "alexnet": "features.11",

@@ -263,9 +263,9 @@ OWN = """
 import torch
 from torch import nn
 from vis.data import Dataset
-from vis.experiment import Experiment
+from vis.runner.experiment import Experiment
 from vis.methods import Method
-from vis.record import Part
+from vis.store.run_folder import Part
 
 
 class Returns(Method):
@@ -346,7 +346,7 @@ OWN_CODE = {
         for step in ("units", "compute", "claims", "draw")
     },
     "an experiment without results": (
-        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.record.Part"
+        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.store.run_folder.Part"
     ),
 }  # fmt: skip
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vis.config.home import CONF
 from vis.errors import UserError
-from vis.home import CONF
 from vis.models import build_model, imagenet_classes, skeleton
 from vis.models.initialise import initialise
 from vis.models.networks import CNN3, FCN3, torchvision_classifier

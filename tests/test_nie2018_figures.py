@@ -20,9 +20,9 @@ from experiments.nie2018.figure9 import background, surviving_patches
 from experiments.nie2018.supplement_figure9 import left_difference, textured
 from vis import load_run, metrics
 from vis.claims import interval
-from vis.compose import compose_config, register
-from vis.experiment import Run
+from vis.config.compose import compose_config, register
 from vis.models import build_model
+from vis.runner.experiment import Run
 
 RESULTS = ("maps.npz", "tables.json", "table.csv", "claims.json", "figure.png")
 RANDOM = {"_target_": "vis.models.VGGSmall", "init": "truncated_normal", "std": 0.1, "num_classes": 10}

@@ -34,7 +34,7 @@ from vis.methods import (
 )
 from vis.models import build_model
 from vis.models.wall import build_wall, gradient_by_row
-from vis.record import load_run
+from vis.store.run_folder import load_run
 
 
 class Fields(NamedTuple):

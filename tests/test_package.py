@@ -76,3 +76,12 @@ def test_make_help_lists_the_targets():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "nie2018-figure4"):
         assert re.search(rf"^\s+{target}\s+\S", text, flags=re.M)
+
+
+def test_the_methods_are_a_plain_library():
+    """They need torch and numpy: nothing of the command line, of figures or of data."""
+    code = "import torch, numpy, sys; before = set(sys.modules); import vis.methods; print(*sorted(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    packages = {name.partition(".")[0] for name in loaded}
+    assert not packages & {"hydra", "omegaconf", "yaml", "matplotlib", "PIL", "scipy", "skimage", "sklearn", "torchvision"}
+    assert not {name for name in loaded if name.startswith(("vis.config", "vis.store", "vis.models", "vis.data", "vis.runner"))}

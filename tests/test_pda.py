@@ -14,9 +14,9 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
 from vis.errors import UserError
-from vis.gaussian import Marginal, PatchGaussian
 from vis.methods import PDA, NotApplicable, Occlusion, PDAFast, PDAGradient, Target
 from vis.methods.perturbation import accumulate, log2_odds, windows_of
+from vis.windows.gaussian import Marginal, PatchGaussian
 
 SIDE, WINDOW = 5, 3
 

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vis.graph.interpreter import Walk
 from vis.methods import LRP, DeepLIFT, DeepTaylor, Method, NotApplicable, Saliency, Target
 from vis.models import VGG16, torchvision_classifier
 from vis.models.streamed import StreamedLinear
-from vis.walk import Walk
 
 
 def error(got: Tensor, expected: Tensor) -> float:

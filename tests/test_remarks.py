@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from vis.methods import AblationCAM, GradCAM, HiResCAM, LayerCAM, Method, Saliency
-from vis.record import load_run
-from vis.remarks import remarks, sentences
+from vis.runner.remarks import remarks, sentences
+from vis.store.run_folder import load_run
 
 NEGATIVE = "all zero, the weighted sum of the feature maps is nowhere positive"
 CONFIG = OmegaConf.create({"methods": {name: {"_target_": f"vis.methods.{name}"} for name in

@@ -18,10 +18,11 @@ from conftest import SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vis.page import html_table, run_page
-from vis.record import RunFolder, write_json, write_text
-from vis.report import main
-from vis.sweep import begin
+from vis.reports.html import html_table, run_page
+from vis.reports.report import main
+from vis.store.run_folder import RunFolder
+from vis.store.sweep_plan import begin
+from vis.system.files import write_json, write_text
 
 EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(2)> & | done"""
 
@@ -312,7 +313,7 @@ def test_mistakes_of_the_command(tmp_path, capsys, monkeypatch):
     def refused(path, text):
         raise PermissionError(errno.EACCES, "Permission denied", str(path.with_name(f".{path.name}.7.tmp")))
 
-    monkeypatch.setattr("vis.report.write_text", refused)
+    monkeypatch.setattr("vis.reports.report.write_text", refused)
     for words in ([tmp_path], [done, done]):
         assert main([str(word) for word in words]) == 2
         assert capsys.readouterr().err == f"vis-report: cannot read or write in {tmp_path}: Permission denied\n"

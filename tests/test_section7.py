@@ -16,12 +16,12 @@ from torch import nn
 
 from experiments.ayyar2021 import people, shattering
 from experiments.ayyar2021.cost import Cost
-from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
-from vis.compose import compose_config
+from vis.config.compose import compose_config
 from vis.errors import UserError
-from vis.experiment import Run
 from vis.methods import IntegratedGradients, Method, NotApplicable, Saliency
-from vis.record import load_run
+from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis.runner.experiment import Run
+from vis.store.run_folder import load_run
 
 
 def linear(seed: int, classes: int = 4, side: int = 3) -> tuple[nn.Module, torch.Tensor]:

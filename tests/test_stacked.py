@@ -10,7 +10,7 @@ from PIL import Image
 from vis.data import Dataset, mnist, stack_mix, stacked_cifar10, stacked_digits, stacked_mnist, to_pixels
 from vis.data.stacked import stacked
 from vis.errors import UserError
-from vis.training_images import splits
+from vis.training.images import splits
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import yaml
 
 import vis
 import vis.data
-from vis.compose import compose_config, register
+from vis.config.compose import compose_config, register
+from vis.config.home import CONF
 from vis.errors import UserError
-from vis.experiment import Run
-from vis.home import CONF
 from vis.models import build_model
-from vis.standin import standin
-from vis.training import Recipe, Training
+from vis.runner.experiment import Run
+from vis.training.loop import Training
+from vis.training.recipe import Recipe
+from vis.training.standin import standin
 
 
 @pytest.fixture
@@ -24,10 +25,10 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forty digits and one epoch: what a stand-in is, without the time that a good one takes."""
     few = vis.data.digits().first(40)
     monkeypatch.setattr(vis.data, "digits", lambda: few)
-    monkeypatch.setitem(vis.standin.STANDIN_RECIPES, "digits", Recipe(epochs=1, batch_size=16))
-    vis.standin._fingerprint.cache_clear()
+    monkeypatch.setitem(vis.training.standin.STANDIN_RECIPES, "digits", Recipe(epochs=1, batch_size=16))
+    vis.training.standin._fingerprint.cache_clear()
     yield
-    vis.standin._fingerprint.cache_clear()
+    vis.training.standin._fingerprint.cache_clear()
 
 
 def node(**changes: object) -> dict[str, object]:

@@ -11,8 +11,9 @@ import pytest
 from conftest import SMALL
 from PIL import Image
 
-from vis.report import main as report
-from vis.sweep import _figure, plan
+from vis.reports.report import main as report
+from vis.reports.sweep import _figure
+from vis.store.sweep_plan import plan
 
 
 def rows(folder):

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 
 import vis
 from experiments.taimeskhanov2024.figure5 import IMAGES, PAPER, RECIPE, Figure5
-from vis.compose import compose_config, register
-from vis.record import Results
-from vis.training import Recipe, Training
+from vis.config.compose import compose_config, register
+from vis.store.run_folder import Results
+from vis.training.loop import Training
+from vis.training.recipe import Recipe
 
 FIGURE5 = "experiment=taimeskhanov2024/figure5"
 TINY = (FIGURE5, "preset=small", "device=cpu", "dataset.limit=20", "experiment.recipe.epochs=2")

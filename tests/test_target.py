@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vis.target import Target, as_targets, score
+from vis.methods.target import Target, as_targets, score
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from vis.errors import UserError
 from vis.models import MaskedCNN, VGGSmall
 from vis.models.initialise import initialise
 from vis.models.wall import build_wall
-from vis.training import Recipe, Training
-from vis.training_images import Files, Images, augment, load_images, order, random_box, splits
+from vis.training.images import Files, Images, augment, load_images, order, random_box, splits
+from vis.training.loop import Training
+from vis.training.recipe import Recipe
 
 SGD = Recipe(epochs=3, batch_size=8, lr=0.05, crop=1, flip=True)
 ADAMW = Recipe(epochs=3, batch_size=8, optimiser="adamw", lr=1e-3, schedule="step", step_epochs=1, crop=1)

@@ -13,15 +13,15 @@ from torch import nn
 from torchvision.models import get_model
 
 from tests import networks
+from vis.config.home import CONF
 from vis.errors import UserError
-from vis.graph import NotTraceable, trace
-from vis.home import CONF
+from vis.graph.receptive_field import receptive_field
+from vis.graph.trace import NotTraceable, trace
 from vis.methods import Forward, GradCAM, HiResCAM
 from vis.models import build_model, skeleton
 from vis.models.initialise import initialise
 from vis.models.networks import MaskedCNN, MaskedVGG16
 from vis.models.wall import build_wall, gradient_by_row
-from vis.receptive_field import receptive_field
 
 
 @pytest.fixture(autouse=True)

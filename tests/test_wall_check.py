@@ -13,7 +13,7 @@ from experiments.taimeskhanov2024.table1 import PAPER
 from vis import metrics
 from vis.methods import GradCAM, OptiCAM, ScoreCAM
 from vis.models import MaskedCNN
-from vis.record import load_run
+from vis.store.run_folder import load_run
 
 SMALL = ("model=cnn_masked", "model.init=kaiming_normal", "dataset=stacked_digits", "dataset.limit=3")
 DEAD = (27, 55)  # of cnn_masked, proven in test_wall.py

@@ -13,11 +13,12 @@ import torch
 import yaml
 from torch import nn
 
+from vis.config.home import CONF
 from vis.errors import UserError
-from vis.home import CONF
+from vis.graph.names import resolve_layer
 from vis.models import build_model
 from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg_layer_names
-from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
+from vis.models.weights import load_state, read_checkpoint, torchvision_weights, trained_modules
 
 SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
@@ -317,7 +318,7 @@ def test_torchvision_has_no_weights_for_ones_own_network():
 
 def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
     code = (
-        "import sys, yaml, pathlib; from vis.models import build_model; from vis.home import CONF\n"
+        "import sys, yaml, pathlib; from vis.models import build_model; from vis.config.home import CONF\n"
         "values = yaml.safe_load((CONF / 'model/cnn3_random.yaml').read_text()) | dict(num_filters=4)\n"
         "build_model(values); print([m for m in ('sympy', 'torchvision') if m in sys.modules])"
     )

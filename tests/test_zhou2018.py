@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from experiments.zhou2018 import evidence, figure18, gaussian_inputs, geometric_mean
 from vis import metrics
-from vis.compose import compose_config, options
+from vis.config.compose import compose_config, options
 from vis.data import digits, mnist
-from vis.experiment import Run
 from vis.methods import Target
 from vis.models import CNNMnist
-from vis.record import Results
+from vis.runner.experiment import Run
+from vis.store.run_folder import Results
 
 # The MNIST network with random weights on digits, large windows far apart.
 TINY = (

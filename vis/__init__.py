@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load_run":  # imported when asked for: numpy and OmegaConf are not needed for `vis-run --help`
-        from vis.record import load_run
+        from vis.store.run_folder import load_run
 
         return load_run
     raise AttributeError(f"module 'vis' has no attribute {name!r}")

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vis import shards
+from vis.config.home import CONF
 from vis.errors import Lacking, UserError, said
-from vis.home import CONF
+from vis.system import shards
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
 
@@ -121,7 +121,7 @@ def _dispatch(argv: list[str]) -> int:
     if "redraw" in options:
         return _finish(options["redraw"], _redraw)
 
-    from vis import compose
+    from vis.config import compose
 
     compose.register()
     overrides = compose.spelled_out(overrides, config_dirs)
@@ -216,7 +216,7 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from vis import compose
+    from vis.config import compose
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and are made readable here
     search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
@@ -237,7 +237,7 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
     finally:
         sys.argv = before
         if job:
-            from vis.console import close_logs
+            from vis.system.console import close_logs
 
             close_logs()
     return 0
@@ -245,8 +245,8 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
 
 def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) -> int:
     """Say what each of the jobs would compute; of several, what one lacks. titles: the overrides of each before it."""
-    from vis import compose
-    from vis.estimate import dry_run
+    from vis.config import compose
+    from vis.runner.dry_run import dry_run
 
     for number, job in enumerate(jobs):
         if titles:
@@ -270,12 +270,12 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
 
 
 def _single(config: Any, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    from vis.record import reserve
+    from vis.store.run_folder import reserve
 
     folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
 
     def work(_: Path) -> None:
-        from vis.jobs import Job
+        from vis.runner.jobs import Job
 
         job = Job(command)
         _hydra([*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, job)
@@ -289,7 +289,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     """The jobs of a config that lists experiments, or other such lists, under `experiment.all`; none for an experiment."""
     from omegaconf import OmegaConf
 
-    from vis.compose import load_option, options
+    from vis.config.compose import load_option, options
 
     files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
@@ -308,9 +308,9 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
 
 
 def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
-    from vis import compose
-    from vis.record import reserve
-    from vis.sweep import begin
+    from vis.config import compose
+    from vis.store.run_folder import reserve
+    from vis.store.sweep_plan import begin
 
     if shards.world() > 1:
         raise UserError(f"torchrun shares out one run, and {config.experiment.name} is many: start it without torchrun")
@@ -324,9 +324,9 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
 
 def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path | None:
     """The folder of the newest run or sweep of a command that was given here; None where there is none."""
-    from vis import compose
-    from vis.record import RunFolder
-    from vis.sweep import plan
+    from vis.config import compose
+    from vis.store.run_folder import RunFolder
+    from vis.store.sweep_plan import plan
 
     root = Path(compose.compose_config(compose.sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
     for folder in sorted(root.glob("*/*"), reverse=True):
@@ -340,8 +340,8 @@ def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path
 
 def _help_out() -> int:
     """Work for rank 0's run, which has the one folder and the one result."""
-    from vis.console import start_logging
-    from vis.execute import execute_shard
+    from vis.runner.execute import execute_shard
+    from vis.system.console import start_logging
 
     start_logging()
     execute_shard()
@@ -349,7 +349,7 @@ def _help_out() -> int:
 
 
 def _folder_name(config: Any) -> str:
-    from vis.compose import slug
+    from vis.config.compose import slug
 
     return slug(str(config.experiment.name))
 
@@ -371,7 +371,7 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
             return 130
         raise
     except Exception as error:  # a failed run is one line and exit code 1; its traceback is in the folder
-        from vis.record import failure
+        from vis.store.run_folder import failure
 
         print(f"vis-run: {failure(error, folder)}", file=sys.stderr)
         return 1
@@ -381,31 +381,32 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
 
 
 def _resume(folder: Path, command: str) -> None:
-    from vis.jobs import resume
+    from vis.runner.jobs import resume
 
     resume(folder, command)
 
 
 def _redraw(folder: Path) -> None:
-    from vis import sweep
-    from vis.console import start_logging
-    from vis.execute import redraw
-    from vis.record import RunFolder
+    from vis.reports.sweep import aggregate
+    from vis.runner.execute import redraw
+    from vis.store.run_folder import RunFolder
+    from vis.store.sweep_plan import job_folder, plan
+    from vis.system.console import start_logging
 
     start_logging()
-    jobs = (sweep.plan(folder) or {"jobs": []})["jobs"]
-    for path in [sweep.job_folder(folder, number) for number in range(len(jobs))] if jobs else [folder]:
+    jobs = (plan(folder) or {"jobs": []})["jobs"]
+    for path in [job_folder(folder, number) for number in range(len(jobs))] if jobs else [folder]:
         if path and (not jobs or RunFolder(path).status.get("state") == "done"):
             redraw(path)
     if jobs:
-        sweep.aggregate(folder)
+        aggregate(folder)
 
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    from vis import compose
-    from vis.jobs import Job, finish_sweep
-    from vis.record import reserve
-    from vis.sweep import begin
+    from vis.config import compose
+    from vis.runner.jobs import Job, finish_sweep
+    from vis.store.run_folder import reserve
+    from vis.store.sweep_plan import begin
 
     configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
     jobs = compose.sweep_jobs(overrides)
@@ -425,7 +426,7 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
 
 
 def _listing(config_dirs: list[Path]) -> str:
-    from vis.compose import GROUPS, describe, options
+    from vis.config.compose import GROUPS, describe, options
 
     lines = []
     for group in GROUPS:

@@ -14,11 +14,11 @@ from experiments.ayyar2021.gallery import strength
 from experiments.train import Train
 from vis import metrics
 from vis.claims import POSITIVE, Claim, mean, paper_and_here
-from vis.experiment import Load, Run, Unit, method_title, method_words
-from vis.figures import plot, styled
+from vis.figures.layout import plot, styled
 from vis.methods import explain_all
-from vis.record import Part, Results
-from vis.training_images import Images
+from vis.runner.experiment import Load, Run, Unit, method_title, method_words
+from vis.store.run_folder import Part, Results
+from vis.training.images import Images
 
 INTUITIVE = "a network with a higher classification accuracy generally produces more intuitive maps"
 

@@ -14,12 +14,13 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import numbers_of
-from vis import display
 from vis.claims import POSITIVE, Claim, Rule, mean, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results, Rows
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 SOURCE = "Section 6, Eq. 27"
 SAME = "g_s is trained to generate an image that has the same output as the input image x by the network"

@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis import display
 from vis.claims import Claim, Rule
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
+from vis.figures import display
+from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
 from vis.methods.forward import Forward, NotApplicable
-from vis.record import Part, Results, Rows
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 KINDS = {nn.Conv2d: "conv", nn.ReLU: "ReLU", nn.MaxPool2d: "max pool", nn.Linear: "FC"}
 CLASSES = "The last layer of the network has the same dimension as the number of classes in the problem"

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import Measured, strength
-from vis import display, metrics
-from vis.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis import metrics
 from vis.claims import POSITIVE, Claim, interval_above, interval_below
-from vis.experiment import Load, Run, Unit, method_class, method_words
-from vis.figures import Panel, PanelRow, panel_grid, wrapped
-from vis.methods.forward import evaluating
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
+from vis.graph.modes import evaluating
+from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis.runner.experiment import Load, Run, Unit, method_class, method_words
+from vis.store.run_folder import Part, Results
 
 ATTACKS = {"fgsm": "FGSM", "deepfool": "DeepFool", "one_pixel": "One pixel"}
 CLAIMED = ("fgsm", "deepfool")

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import Gallery
 from vis.claims import Claim, interval, mean, spread
-from vis.experiment import method_words
-from vis.figures import PAGE_WIDTH, plot, styled
-from vis.record import Results, Rows, numbers
+from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.runner.experiment import method_words
+from vis.store.run_folder import Results
+from vis.store.tables import Rows, numbers
 
 
 class ByMethod(Gallery):

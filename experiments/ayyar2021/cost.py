@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ayyar2021.similarity import GRADIENTS
 from vis.claims import POSITIVE, Claim, departures, paper_and_here, spread
-from vis.device import hardware, synchronise
-from vis.experiment import Experiment, Load, Run, Unit, method_title
-from vis.figures import plot, styled
+from vis.figures.layout import plot, styled
 from vis.methods import Method, explain_all
 from vis.methods.forward import NotApplicable
-from vis.record import Part, Results, Rows
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_title
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
+from vis.system.device import hardware, synchronise
 
 FASTER = "gradient-based methods including Grad-CAM have longer computation times and FEM was faster in comparison"
 LONG = 50  # passes: such a method needs no second round, and the counter no run of its own

@@ -10,15 +10,15 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import box_mask
-from vis import display
 from vis.claims import POSITIVE, Claim, other_network, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit, method_words
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import Occlusion
 from vis.methods.perturbation import accumulate
-from vis.record import Part, Results
-from vis.target import Target
+from vis.methods.target import Target
+from vis.runner.experiment import Experiment, Run, Unit, method_words
+from vis.store.run_folder import Part, Results
 
 OBJECT = "regions where the objects are present should have a higher contribution to the prediction"
 NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}

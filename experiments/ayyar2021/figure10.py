@@ -18,10 +18,10 @@ from torch.nn.functional import conv2d, pad
 
 from vis.claims import Claim, near_zero
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, numbers, plot, styled
+from vis.figures.layout import PAGE_WIDTH, numbers, plot, styled
 from vis.methods import DeconvNet
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 EXACT = near_zero(1e-12, each=True)
 EQUATIONS = {  # name -> sentence, source, what is compared

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from vis import display
 from vis.claims import Claim, below, increasing, mean
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit, method_words
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import IntegratedGradients
 from vis.methods.baseline import baseline_images, several
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_words
+from vis.store.run_folder import Part, Results
 
 SUM = "the integral is approximated by a summation over a fixed number of samples i.e. Riemann approximation"
 RULES = {"riemann": "Riemann sum", "gauss_legendre": "Gauss-Legendre"}

@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import POSITIVE, Claim, Rule, other_network, paper_and_here
-from vis.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.store.run_folder import Part, Results
 
 Measured = tuple[str, str, str, Rule, Callable[[], Tensor]]  # name, sentence, metric, rule, values
 

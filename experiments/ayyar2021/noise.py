@@ -22,9 +22,9 @@ from experiments.ayyar2021.gallery import Measured
 from vis import metrics
 from vis.claims import POSITIVE, Claim, mean
 from vis.errors import UserError
-from vis.experiment import Load, Run, Unit, method_words
-from vis.figures import plot, styled
-from vis.record import Part, Results
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Load, Run, Unit, method_words
+from vis.store.run_folder import Part, Results
 
 LESS = (
     "integrated gradients perform an averaging operation over a sample of images and so the final relevance maps would be less "

@@ -28,9 +28,9 @@ from vis.claims import POSITIVE, Claim, mean, other_network
 from vis.data import read_image, to_pixels
 from vis.data.images import SUFFIXES
 from vis.errors import UserError
-from vis.experiment import Run, Unit
 from vis.models import Model
-from vis.record import Part, Results
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
 
 ALIGNS = "the saliency map closely aligns with human experts"
 FINDS = "Here: the map shows what is marked better than nearness to the image's centre does"

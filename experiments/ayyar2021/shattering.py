@@ -19,9 +19,10 @@ from torch import Tensor
 
 from vis.claims import POSITIVE, Claim, Rule, departures, interval, mean, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled
-from vis.record import Part, Results, Rows
+from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 NOISE = "the depth of the layers increased the gradients [...] progressively resembled white noise"
 RESIDUAL = "the gradients in architectures with skip-connections are far more resistant to shattering"

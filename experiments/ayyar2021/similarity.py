@@ -16,9 +16,9 @@ from experiments.ayyar2021.gallery import Measured, NotAsked, strength
 from vis import metrics
 from vis.claims import POSITIVE
 from vis.errors import UserError
-from vis.experiment import Run, Unit
 from vis.methods import Forward
-from vis.record import Part
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part
 
 SIMILAR = "the most similar explanations [to FEM's] in terms of [...] {} are given by Grad-CAM"
 GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad", "guided_gradcam")

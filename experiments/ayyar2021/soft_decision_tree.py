@@ -25,15 +25,16 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from vis import display
 from vis.claims import POSITIVE, Claim, above, departures, mean_and_spread, paper_and_here
-from vis.console import progress
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled
+from vis.figures import display
+from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
-from vis.record import Part, Results, Rows
-from vis.training_images import Images, load_images, order, splits
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
+from vis.system.console import progress
+from vis.training.images import Images, load_images, order, splits
 
 MIMIC = "train a soft decision tree that could mimic the network's behaviour"
 BETTER = "a type of soft decision tree that generalizes better than one learned directly from the training data"

@@ -13,7 +13,7 @@ from torch import Tensor
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import Gallery, Measured
 from vis.claims import POSITIVE, Claim
-from vis.record import Results
+from vis.store.run_folder import Results
 
 SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"
 EPSILON = (

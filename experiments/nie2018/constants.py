@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from vis import metrics
 from vis.claims import Claim, mean, within
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 DEVIATION = "std of saliency map / (c² √N)"
 

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis import display
 from vis.claims import Claim, Rule, departures, mean_and_spread, near_zero
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.store.run_folder import Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256, "pool": "9x9"}}}
 BARELY = "the behaviors of these visualizations will barely change when increasing the depth of neural networks"

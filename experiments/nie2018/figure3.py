@@ -16,13 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, above, below, increasing, near_zero
-from vis.experiment import Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.methods.target import Target
 from vis.models import resolve_layer
-from vis.record import Part, Results
-from vis.target import Target
+from vis.runner.experiment import Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 ALIKE = "the histograms of weights connected to any two different neurons in fc1 are very similar to each other"
 SAME = "the (modified) gradients at any two different neurons in the layer fc1 are almost the same: {}"

@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, departures, increasing, mean, mean_and_spread, within
-from vis.experiment import Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {
     "filters": [8, 16, 32, 64],

@@ -13,10 +13,10 @@ that of a random logit is 0. Figures: the paper's, and the same networks without
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
-from vis import display
 from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.store.run_folder import Results
 
 VGG = {"input_size": 224, **WEIGHTS}
 PAPER = {

@@ -18,11 +18,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, above, increasing, interval, mean
-from vis.experiment import Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.runner.experiment import Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
 BATCH = 8  # images at a time where batch_size is auto

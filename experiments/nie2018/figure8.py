@@ -18,14 +18,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, above, increasing, mean_and_spread
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.forward import Forward
-from vis.record import Part, Results
-from vis.target import Target
+from vis.methods.target import Target
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SIGNIFICANT = "the saliency map visualization changes significantly whereas the GBP and DeconvNet visualizations remain"
 UNCHANGED = "the GBP and DeconvNet visualizations remain almost unchanged after replacing the image by its adversary"

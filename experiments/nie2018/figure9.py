@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.nie2018.trained import images_of, not_the_papers, wanted
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, above, increasing, mean_and_spread
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SIGNS = {"up_to": "*", "except": "\N{WHITE DIAMOND}"}
 BOX = (0.15, 0.15, 0.85, 0.85)  # top, left, bottom, right, as shares of the sides

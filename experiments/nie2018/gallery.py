@@ -11,11 +11,12 @@ from itertools import combinations
 from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, above, increasing, mean, mean_and_spread
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SENSITIVE = "GBP and DeconvNet are more visually compelling but less class-sensitive than saliency map."
 STAND_IN = "Of the stand-in network: GBP and DeconvNet are less class-sensitive than the saliency map."

@@ -17,11 +17,11 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import LABELS
-from vis import display
 from vis.claims import Claim, below
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 Array = np.ndarray
 H: dict[str, Callable[[Array], Array]] = {  # Eq. (2)

@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis import display
 from vis.claims import Claim, Rule, above, departures, mean, mean_and_spread
-from vis.experiment import Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
 WINDOWS: dict[str, dict[str, Any]] = {

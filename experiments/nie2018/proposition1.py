@@ -21,10 +21,10 @@ from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images
 from vis.claims import Claim, Rule, above, below, departures, increasing, mean, near_zero
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import plot, styled
+from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}, "depths": [1, 2, 3, 4, 5]}
 BINS = np.linspace(-4, 4, 65)

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import torchvision_classifier
-from vis.record import Results
+from vis.store.run_folder import Results
 
 NODE = {"input_size": 224, **WEIGHTS}
 TITLES = {

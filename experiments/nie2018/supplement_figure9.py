@@ -14,11 +14,12 @@ from torch.nn.functional import avg_pool2d, pad
 
 from experiments.nie2018.figure9 import BOX, background
 from experiments.nie2018.trained import batches_of_the_model, images_of, not_the_papers, wanted, weights_words
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, mean_and_spread
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 FILTER = "GBP has the additional ability to filter out some background image patches"
 SOURCE = "Supplement, section F"

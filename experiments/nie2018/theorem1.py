@@ -18,11 +18,12 @@ from torch import Tensor
 
 from experiments.nie2018.figure5 import LAW, over_law
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, below, departures, increasing, mean, mean_and_spread, within
-from vis.experiment import Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {"filters": [8, 16, 32, 64, 256, 1024], "models": {"cnn": CNN}}
 P, DRAWS, SIZES = 27, 32, (100, 200, 500, 1000, 1500, 2000, 2700, 5000)

@@ -25,11 +25,12 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images, random_networks
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, below, departures, mean, near_zero, within
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid, plot, styled
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
 SHIFTS = 8

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vis import display, metrics
-from vis.experiment import Experiment, Load, Run, Unit
+from vis import metrics
+from vis.figures import display
 from vis.models import Model
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's, in its order
 BATCH = 4  # images at a time where batch_size is auto

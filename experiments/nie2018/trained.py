@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vis.claims import departures, other_network
-from vis.experiment import Experiment, Run, Unit
-from vis.record import Results
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Results
 
 NETWORK = {
     "vgg16": {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224},

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, above
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.cam import ActivationMap
 from vis.methods.forward import Forward
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SENTENCE = "GradCAM highlights a part of the image that the network does not see"
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from vis.claims import Claim, Rule
 from vis.errors import UserError
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled, typeset
+from vis.figures.layout import PAGE_WIDTH, plot, styled, typeset
 from vis.methods.forward import Forward
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SENTENCE = "(h, w) = (H - k + 1, W - k + 1) and (h', w') = (h, w) / k'"
 

@@ -12,15 +12,15 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.taimeskhanov2024.theorem1 import digit
-from vis import display
 from vis.claims import Claim, Rule, above, mean
-from vis.device import local_convolutions
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import GradCAM
 from vis.models.wall import gradient_by_row
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.system.device import local_convolutions
 
 LAYER = "features.1"  # the ReLU; the pooling comes behind it
 BLIND = "our network does not see the red part of the image"

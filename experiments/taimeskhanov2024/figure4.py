@@ -18,13 +18,13 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from vis.claims import Claim, Rule, departures
-from vis.device import local_convolutions
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled
+from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods import HiResCAM
 from vis.methods.forward import Forward
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.system.device import local_convolutions
 
 PAPER = {"_target_": "vis.models.MaskedVGG16", "input_size": 224}
 DEAD = "the dead zone is the lower 54 rows of the image, 24 % of it (rows 170..223, counted from 0)"

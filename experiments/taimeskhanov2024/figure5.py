@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from experiments.train import Train
 from vis.claims import Claim, Rule, below, departures, increasing, within
-from vis.experiment import Run
-from vis.figures import PAGE_WIDTH, plot, styled
-from vis.record import Results
-from vis.training import Training
+from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.runner.experiment import Run
+from vis.store.run_folder import Results
+from vis.training.loop import Training
 
 ACCURACY = {  # section 4, "Training"
     ("masked", "top1"): 0.665,

@@ -9,12 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vis import display
 from vis.data import folder, to_pixels
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import dead_rows, skeleton
-from vis.record import Part, Results
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 
 class Figure6(Experiment):

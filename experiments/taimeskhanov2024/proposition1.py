@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from vis.claims import Claim, below
 from vis.data import to_pixels
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 SIDE = 28
 LABELS = {"gradcam": "GradCAM", "xgradcam": "XGradCAM", "hirescam": "HiResCAM"}

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
 from vis.claims import Claim, Rule, above, mean, spread
-from vis.experiment import Run, Unit, method_title
-from vis.record import Results
+from vis.runner.experiment import Run, Unit, method_title
+from vis.store.run_folder import Results
 
 PAPER = {  # Table 1: method -> dataset -> (mean, standard deviation) of mu x 100
     "gradcam": {"mix": (22.7, 13.4), "gen": (21.6, 11.6)},

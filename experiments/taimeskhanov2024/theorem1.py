@@ -27,9 +27,9 @@ from torch import Tensor
 
 from vis.claims import Claim, above, mean, near_zero
 from vis.data import to_pixels
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import PAGE_WIDTH, plot, styled
-from vis.record import Part, Results
+from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 h = w = 28  # of B, for a 28x28 digit padded to 29x29 and a kernel of 2; h' and w' after pooling
 h_, w_ = 14, 14

@@ -22,16 +22,17 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import POSITIVE, Claim, above, other_network, paper_and_here
-from vis.console import progress
+from vis.config.instantiate import construct
 from vis.data import Preprocess, preprocessing
 from vis.errors import UserError
-from vis.experiment import Experiment, Load, Run, Unit
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.instantiate import construct
-from vis.methods.forward import evaluating
-from vis.record import Part, Results
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.graph.modes import evaluating
+from vis.runner.experiment import Experiment, Load, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.system.console import progress
 
 PAPER = {"arch": "alexnet", "input_size": 224}  # "an 8-layer CNN"
 INTERPRETABLE = "With this small change [L2 regularisation], gradient ascent generates more interpretable images"

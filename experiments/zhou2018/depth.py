@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import learn_windows
 from experiments.zhou2018.figure11 import approximation
 from vis.claims import POSITIVE, Claim, paper_and_here
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.instantiate import construct
-from vis.record import Part, Results
+from vis.config.instantiate import construct
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 DEEPER = "we can expect the accumulated error for VGG16 to be larger than the 6-layer model in previous section"
 

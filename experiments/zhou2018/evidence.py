@@ -20,19 +20,20 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from vis import display, metrics
+from vis import metrics
 from vis.claims import Claim, Rule, above, below, departures, increasing, other_network, paper_and_here
+from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.errors import UserError
-from vis.experiment import Batch, Experiment, Load, Run, Unit, method_title, method_words
-from vis.figures import Panel, PanelRow, panel_grid
-from vis.fit import Seen, fit
-from vis.instantiate import construct
+from vis.figures import display
+from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
+from vis.methods.target import Target
 from vis.models import Model, skeleton
-from vis.record import Part, Results
-from vis.target import Target
-from vis.window_plan import share
+from vis.runner.experiment import Batch, Experiment, Load, Run, Unit, method_title, method_words
+from vis.store.run_folder import Part, Results
+from vis.training.fit import Seen, fit
+from vis.windows.plan import share
 
 VGG16 = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}

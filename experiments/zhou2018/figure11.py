@@ -20,12 +20,12 @@ from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from,
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
 from vis.claims import Claim, Rule, above, departures, paper_and_here
-from vis.experiment import Batch, Run, Unit
-from vis.figures import plot, styled
-from vis.incremental import Incremental
-from vis.methods.forward import evaluating
+from vis.figures.layout import plot, styled
+from vis.graph.modes import evaluating
 from vis.models import Model
-from vis.record import Part, Results
+from vis.runner.experiment import Batch, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.windows.engine import Incremental
 
 HALF = "for more than half of the input images the approximation error is very close to zero"
 FEWER = "as the approximation error increases, fewer images fall into the corresponding intervals"

@@ -12,8 +12,8 @@ import torch
 
 from experiments.zhou2018.evidence import EvidenceMaps
 from vis.claims import Claim, above, departures
-from vis.experiment import Run, Unit
-from vis.record import Part, Results
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
 
 PAPER = {"methods": {name: {"window": 4, "conditional": False} for name in ("pda", "pda_fast")}}
 ACCURACY = "this model achieves an accuracy of 99.2% on the MNIST test set"

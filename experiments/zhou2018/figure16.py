@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Rule, increasing, paper_and_here
-from vis.experiment import Run, Unit
-from vis.figures import plot, styled
-from vis.incremental import Incremental
-from vis.methods.forward import evaluating
-from vis.record import Part, Results
+from vis.figures.layout import plot, styled
+from vis.graph.modes import evaluating
+from vis.runner.experiment import Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.windows.engine import Incremental
 
 FLUCTUATES = "the prediction difference fluctuates intensely when only a few samples are drawn"
 ROOT = "Beyond the paper: PDA's P at a window spreads over repetitions as 1 / sqrt(S)."

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
 from vis.claims import above
-from vis.record import Results
+from vis.store.run_folder import Results
 
 EYE = "the strongest evidence speaking for its class is the husky's eye"
 

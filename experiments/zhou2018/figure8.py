@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Rule, below
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results, Rows
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 SHOWN = 5
 CONVEX = "A single maxout unit can approximate arbitrary convex functions"

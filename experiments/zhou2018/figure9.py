@@ -15,10 +15,10 @@ from torch import nn
 from experiments.zhou2018.evidence import OnePicture, learnt_from, not_the_papers
 from vis.claims import Claim, Rule, above, below, paper_and_here
 from vis.errors import UserError
-from vis.experiment import Load, Run, Unit
-from vis.figures import plot, styled
+from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
-from vis.record import Part, Results
+from vis.runner.experiment import Load, Run, Unit
+from vis.store.run_folder import Part, Results
 
 NEAR_0 = "most neurons have their mean and standard deviation at around 0"
 RATIO = "the ratio between mean and standard deviation is very large, which meets the requirements for Eq. 18 and Eq. 19 to hold"

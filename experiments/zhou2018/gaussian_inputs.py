@@ -20,9 +20,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vis.claims import Claim, Rule, below
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results, Rows
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 LIMIT = "if |mu|/sigma is large, |E[ReLU(x)] - ReLU(E[x])| is about 0"
 BOUND = "the approximation error is at most log k + max(sigma_1^2, ..., sigma_k^2) / 2"

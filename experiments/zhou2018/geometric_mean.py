@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vis.claims import Claim, Rule, below
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results, Rows
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 EXACT = "P(c|x\\x_w) is equal to applying the softmax function to the conditional expectation of z^l, if the arithmetic mean is "
 EXACT += "substituted by the normalised geometric mean"

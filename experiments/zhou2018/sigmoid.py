@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Rule, above, below
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.record import Part, Results, Rows
+from vis.figures.layout import plot, styled
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
 
 JENSEN = "the normalized geometric mean of sigmoid function is {} the arithmetic mean for x_i {} 0"
 FIRST = "{} is a first order approximation of arithmetic mean for sigmoid functions"

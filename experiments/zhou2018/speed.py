@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import learn
 from vis.claims import Claim, above, below, increasing
-from vis.device import hardware, synchronise
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
-from vis.incremental import Incremental
-from vis.methods.forward import evaluating
+from vis.figures.layout import plot, styled
+from vis.graph.modes import evaluating
 from vis.models import Model
-from vis.record import Part, Results, Rows
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
+from vis.store.tables import Rows
+from vis.system.device import hardware, synchronise
+from vis.windows.engine import Incremental
 
 PAPER_MS = {"alexnet": 342, "vgg16": 3301, "googlenet": 634}  # Table 1: a batch of 160 on a Tesla K80
 PAPER_BATCH = 160

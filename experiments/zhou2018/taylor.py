@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
 from vis import metrics
 from vis.claims import Claim, Rule, above
-from vis.experiment import Experiment, Run, Unit
-from vis.figures import plot, styled
+from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
-from vis.record import Part, Results
-from vis.target import Target
+from vis.methods.target import Target
+from vis.runner.experiment import Experiment, Run, Unit
+from vis.store.run_folder import Part, Results
 
 ROUNDING = 1e-14  # of differences of probabilities, in float64
 EQ37 = "the first order Taylor expansion of f(x) at x_0 is f(x) = f(x_0) + f'(x_0)^T (x - x_0)"

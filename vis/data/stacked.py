@@ -9,7 +9,7 @@ import logging
 import numpy as np
 from PIL import Image
 
-from vis.data import Dataset, cifar10, digits, imagenet, mnist
+from vis.data.datasets import Dataset, cifar10, digits, imagenet, mnist
 from vis.data.images import fitted
 from vis.errors import UserError
 

@@ -4,6 +4,7 @@ from vis.methods import GuidedBackprop
 maps = GuidedBackprop()(model, images, targets=281)      # [B, C, H, W], signed, unscaled
 """
 
+from vis.graph.outputs import returning
 from vis.methods.backprop import DeconvNet, GuidedBackprop, Saliency
 from vis.methods.base import Method, explain_all
 from vis.methods.cam import (
@@ -30,8 +31,7 @@ from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
 from vis.methods.rise import RISE
 from vis.methods.superpixels import LIME, KernelSHAP
-from vis.outputs import returning
-from vis.target import Target
+from vis.methods.target import Target
 
 __all__ = [
     "CAM",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vis.methods.base import Method
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, ReluRule
-from vis.target import Targets
+from vis.methods.target import Targets
 
 
 class _Backpropagation(Method):

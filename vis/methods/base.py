@@ -7,16 +7,17 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vis.errors import UserError, named
+from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
-from vis.outputs import scoring
-from vis.target import Targets, as_targets
+from vis.methods.target import Targets, as_targets
 
 
 class Method(ABC):
     """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
 
-    images [B, C, H, W]; targets: one for all images or one for each, see `vis.target`; None is the largest logit. A function
-    f(output) -> [B] of what the model returns, of any kind and for any number of images, explains these scores.
+    images [B, C, H, W].
+    targets: one for all images or one for each, see `vis.methods.target`; None is the largest logit. A function
+    f(output) -> [B] explains any score of what the model returns, whatever its type.
     preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
     it.
     Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
@@ -26,7 +27,7 @@ class Method(ABC):
     """
 
     title: ClassVar[str] = ""  # for figures; the class name by default
-    display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.display
+    display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
     axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
 
     @property

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
-from vis.target import Target, Targets, as_targets, score
+from vis.methods.target import Target, Targets, as_targets, score
 
 PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vis.methods.forward import Forward
 from vis.methods.layers import OnFeatureMaps, Reshape
-from vis.target import Targets
+from vis.methods.target import Targets
 
 
 def fem(A: Tensor, K: float = 1.0) -> Tensor:

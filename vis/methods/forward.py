@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from vis.errors import NotApplicable, named
+from vis.graph.modes import evaluating
+from vis.graph.outputs import checked_logits
 from vis.methods.functional import LayerName, Tap
-from vis.outputs import checked_logits
-from vis.target import Targets, as_targets, score
+from vis.methods.target import Targets, as_targets, score
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 
@@ -60,27 +61,6 @@ _UNDEFINED = (
     "CompiledFunction",
     "DifferentiableGraph",
 )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters, and autograd on, whatever the caller's mode is.
-
-    Every flag is put back at the end, also after an exception.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    frozen = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
-    try:
-        model.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

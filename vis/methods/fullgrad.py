@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vis.methods.base import Method
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
-from vis.target import Targets, score
+from vis.methods.target import Targets, score
 
 
 class FullGrad(Method):
@@ -37,8 +37,9 @@ class FullGrad(Method):
         missing = (scores - torch.stack([each.flatten(1).sum(1) for each in (input_part, *bias_parts)]).sum(0)).abs()
         if (missing > 0.01 * scores.abs()).any():
             raise NotApplicable(
-                f"FullGrad: the gradients of the input and of the biases of {type(forward.model).__name__} do not add up to the "
-                f"target, {missing.max():.3g} is missing: it has activations such as GELU or a saturated ReLU6, or biases outside its layers"
+                f"FullGrad: the gradients of {type(forward.model).__name__} with respect to input and biases do not add up to "
+                f"the target ({missing.max():.3g} is missing): the network has activations such as GELU or a saturated ReLU6, or "
+                "biases outside its layers"
             )
         size = forward.images.shape[2:]
         return torch.stack([_psi(part, size) for part in (input_part, *bias_parts) if part.ndim == 4]).sum(0)

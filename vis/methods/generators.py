@@ -26,14 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vis.console import progress
 from vis.errors import UserError
-from vis.gaussian import Images
+from vis.graph.modes import evaluating
 from vis.methods.base import Method
 from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable, evaluating
-from vis.record import intact, write_bytes
-from vis.target import Targets
+from vis.methods.forward import Forward, NotApplicable
+from vis.methods.target import Targets
+from vis.system.console import progress
+from vis.system.files import intact, write_bytes
+from vis.windows.gaussian import Images
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from vis.graph import NotTraceable
+from vis.graph.interpreter import Affine, Walk
+from vis.graph.trace import NotTraceable
 from vis.methods.backprop import Saliency
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, SALIENCY, Forward, ReluRule
 from vis.methods.layers import Reshape
-from vis.target import Target, Targets, as_targets
-from vis.walk import Affine, Walk
+from vis.methods.target import Target, Targets, as_targets
 
 PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224
 

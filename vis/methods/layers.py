@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules import dropout, pooling
 from torch.overrides import TorchFunctionMode
 
+from vis.graph.modes import evaluating
+from vis.graph.names import resolve_layer
 from vis.methods.base import Method
-from vis.methods.forward import Forward, NotApplicable, check_images, evaluating
+from vis.methods.forward import Forward, NotApplicable, check_images
 from vis.methods.functional import ACTIVATIONS, LayerName, Tap, function_name
-from vis.models.weights import resolve_layer
-from vis.target import Targets
+from vis.methods.target import Targets
 
 _POOLINGS = (
     pooling._MaxPoolNd,

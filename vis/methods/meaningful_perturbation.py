@@ -8,7 +8,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward
-from vis.target import Target, Targets, score
+from vis.methods.target import Target, Targets, score
 
 
 class MeaningfulPerturbation(Method):

@@ -1,13 +1,13 @@
 """Evidence of windows: how much less the network is sure of a class when a window of the image says nothing.
 
 zhou2018 (prediction difference analysis, PDA, of Zintgraf et al. 2017). A window w of side k is replaced by what the rest
-of the image lets one expect there (`vis.gaussian`), and its evidence is
+of the image lets one expect there (`vis.windows.gaussian`), and its evidence is
 
     log2 odds(c | x) - log2 odds(c | x without w)      odds = q / (1 - q), q = (p N + 1) / (N + K)
 
 with p the softmax, K classes and N = 100,000 (the Laplace correction). A pixel's evidence is the mean over the windows that
 hold it. PDA takes the mean probability over samples (Algorithm 1), PDAFast one pass with the conditional mean (2),
-PDAGradient the first-order change of the probability (3), Occlusion a fixed colour. The passes are `vis.incremental`'s.
+PDAGradient the first-order change of the probability (3), Occlusion a fixed colour. The passes are `vis.windows.engine`'s.
 """
 
 import logging
@@ -21,16 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vis.console import progress
 from vis.errors import NotApplicable, UserError
-from vis.gaussian import Images, Marginal, PatchGaussian
-from vis.incremental import Incremental
+from vis.graph.modes import evaluating
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, Preprocessing, evaluating
-from vis.target import Target, Targets, score
-from vis.window_plan import share
+from vis.methods.forward import Forward, Preprocessing
+from vis.methods.target import Target, Targets, score
+from vis.system.console import progress
+from vis.windows.engine import Incremental
+from vis.windows.gaussian import Images, Marginal, PatchGaussian
+from vis.windows.plan import share
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ class PDA(Learnt):
     Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend on the seed and the window's place
     alone, and are clipped to the range of the data.
     Raises UserError where nothing was learnt (`fit`) and where no window fits, NotApplicable for a unit of another layer.
-    Costs `samples` forward passes for each window, each only of what the window can change (`vis.incremental`).
+    Costs `samples` forward passes for each window, each only of what the window can change (`vis.windows.engine`).
     """
 
     title = "PDA"
@@ -312,7 +313,7 @@ class PDAFast(Learnt):
         evidence(w) = log2 odds(p(c|x)) - log2 odds(p(c | x, w = E[w | what is around it]))
 
     samples: with the mean of so many draws instead (its Figures 14 and 15). Maps and errors are those of PDA.
-    Costs a forward pass for each window, only of what the window can change (`vis.incremental`).
+    Costs a forward pass for each window, only of what the window can change (`vis.windows.engine`).
     """
 
     title = "Efficient PDA"
@@ -360,7 +361,7 @@ class Occlusion(_Windows):
     fill: what covers it (`vis.methods.baseline`): gray pixels as in their paper, black, white, pixels of a number in [0, 1] or
     one for each channel, zero, mean, blur, noise or a tensor.
     Raises UserError where no window fits, NotApplicable for a unit of another layer, and for pixels without `preprocess`.
-    Costs a forward pass for each window, only of what the window can change (`vis.incremental`).
+    Costs a forward pass for each window, only of what the window can change (`vis.windows.engine`).
     """
 
     title = "Occlusion"

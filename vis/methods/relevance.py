@@ -26,12 +26,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
-from vis.graph import LAYERS, NotTraceable
+from vis.graph.interpreter import Affine, Walk
+from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.base import Method
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
-from vis.target import Target, Targets, score
-from vis.walk import Affine, Walk
+from vis.methods.target import Target, Targets, score
 
 Modify = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vis.methods.base import Method
 from vis.methods.cam import PASS_VALUES, output_targets
 from vis.methods.forward import Forward
-from vis.target import Target, Targets, score
+from vis.methods.target import Target, Targets, score
 
 
 class RISE(Method):

@@ -5,13 +5,13 @@ else it holds goes to the constructor `_target_`.
 
     init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
     std           of the initialisations truncated_normal and normal
-    weights       null, "torchvision" (pretrained), "standin" (vis.standin trains them on the spot), or a checkpoint file
+    weights       null, "torchvision" (pretrained), "standin" (vis.training.standin trains them on the spot), or a checkpoint file
     trained_on    of a stand-in: cifar10, mnist or digits, or with the folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
     input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
     wall          {rows: n}: of its last feature map only n rows are read (vis.models.wall); null is the network's own, or none
-    output        index, key or attribute of the logits in what a network of one's own returns (vis.outputs); null is all of it
+    output        index, key or attribute of the logits in what the network returns (vis.graph.outputs); null is all of it
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vis.config.instantiate import construct, locate, parameters_of
 from vis.errors import NotApplicable, UserError
-from vis.instantiate import construct, locate, parameters_of
+from vis.graph.names import resolve_layer
+from vis.graph.outputs import checked_logits, returning
 from vis.models.initialise import initialise
 from vis.models.networks import (
     CNN3,
@@ -40,8 +42,7 @@ from vis.models.networks import (
 from vis.models.random_weight import INITIALISATIONS
 from vis.models.streamed import StreamedLinear
 from vis.models.wall import build_wall
-from vis.models.weights import load_state, read_checkpoint, resolve_layer, torchvision_weights, trained_modules
-from vis.outputs import checked_logits, returning
+from vis.models.weights import load_state, read_checkpoint, torchvision_weights, trained_modules
 
 __all__ = [
     "CNN3",

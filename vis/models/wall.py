@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from vis.errors import UserError
-from vis.graph import ELEMENTWISE, NotTraceable, Traced, Tracer, trace
-from vis.methods.forward import evaluating
-from vis.receptive_field import Seen, receptive_field
+from vis.graph.modes import evaluating
+from vis.graph.receptive_field import Seen, receptive_field
+from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, Tracer, trace
 
 _GLOBAL = ("adaptiveavgpool2d", "adaptivemaxpool2d", "mean", "amax")
 

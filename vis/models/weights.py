@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vis.errors import Lacking, UserError, did_you_mean
-from vis.record import intact
+from vis.errors import Lacking, UserError
+from vis.graph.names import resolve_layer
+from vis.system.files import intact
 
 log = logging.getLogger(__name__)
 
@@ -141,14 +142,3 @@ def trained_modules(net: nn.Module, up_to: str | None, except_layer: str | None)
     last = max(order.index(name) for name in chosen)
     kept = set(order[: last + 1])
     return lambda name: name in kept
-
-
-def resolve_layer(net: nn.Module, layer: str) -> str:
-    """The module name of a layer given by module name or by one of the network's `layer_names`. UserError if none."""
-    aliases = getattr(net, "layer_names", {})
-    if layer in aliases:
-        return aliases[layer]
-    modules = dict(net.named_modules())
-    if layer and layer in modules:
-        return layer
-    raise UserError(f"{type(net).__name__} has no layer {layer!r}.{did_you_mean(layer, aliases or list(modules)[1:])}")

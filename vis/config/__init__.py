@@ -1,0 +1,1 @@
+"""From words to values: configs composed, checked, and made into objects."""

@@ -1,0 +1,1 @@
+"""Pictures: how maps are shown, and how a figure is laid out."""

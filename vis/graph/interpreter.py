@@ -1,0 +1,262 @@
+"""Running a traced network by rules of one's own for each family of operations: LRP and DeepLIFT.
+
+An operation without a rule is an error that names it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from vis.graph.trace import LAYERS, NotTraceable, Traced, Tracer
+
+_graphs: WeakKeyDictionary[nn.Module, tuple[fx.Graph, dict[str, Any]]] = WeakKeyDictionary()
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear,
+}  # fmt: skip
+_MOVES = {  # what puts values elsewhere and leaves them as they are
+    "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "alphadropout", "stochasticdepth",
+    "clone", "contiguous", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze",
+    "unsqueeze", "expand", "cat", "concat", "concatenate", "stack", "getitem", "chunk", "split", "unbind", "narrow",
+    "channelshuffle", "pixelshuffle", "pixelunshuffle", "size", "dim", "getattr",
+}  # fmt: skip
+_AVERAGES = {"avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"} | {
+    "mean", "sum",
+}  # fmt: skip
+_MAX_POOLS: dict[str, Callable[..., Any]] = {
+    "maxpool1d": F.max_pool1d, "maxpool2d": F.max_pool2d, "maxpool3d": F.max_pool3d,
+    "adaptivemaxpool1d": F.adaptive_max_pool1d, "adaptivemaxpool2d": F.adaptive_max_pool2d,
+    "adaptivemaxpool3d": F.adaptive_max_pool3d,
+}  # fmt: skip
+_ACTIVATIONS = {
+    "relu", "relu6", "threshold", "clamp", "clampmin", "clip", "hardtanh", "leakyrelu", "prelu", "elu", "selu", "celu",
+    "gelu", "silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "logsigmoid",
+}  # fmt: skip
+_NORMALISATIONS = {"layernorm", "rmsnorm"}
+_SIGNS = {"add": 1, "iadd": 1, "sub": -1, "isub": -1}
+_PRODUCTS = {"mul", "imul", "div", "idiv", "truediv", "itruediv"}
+
+
+class NoRule(NotTraceable):
+    """An operation of a network has no rule; the message names it."""
+
+
+class Affine(NamedTuple):
+    """y = f(a, w, b): a convolution, a dense layer or a scaling, linear in a, and in w and b.
+
+    w: None where the weights are never there (`vis.models.streamed`): then only f(a, None, None) is defined. b: as it is
+    added to y. layer: conv, dense, or nothing for a scaling.
+    """
+
+    f: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+    w: Tensor | None
+    b: Tensor | None
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A layer that its batch norm will run, folded into it."""
+
+    node: fx.Node
+    op: Affine
+    a: Tensor
+
+
+class Walk(fx.Interpreter):
+    """Runs the graph of a network in eval mode, operation by operation and never in place; as it is, it gives its outputs.
+
+    A subclass gives the methods below a meaning of its own. Every ReLU and pooling is one call, whatever its spelling and
+    however often its module is used. A batch norm behind a layer is folded into it. What does not depend on the images runs
+    as it stands. Raises NoRule.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        graph, self._constants = _graph(net)
+        super().__init__(net, graph=graph)
+        self.extra_traceback = False
+        self.traced = Traced(net, self.graph, {})
+        self._live: set[fx.Node] = set()  # whose values come from the images; sizes do not
+
+    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
+        return op.f(a, op.w, op.b)
+
+    def add(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def average(self, node: fx.Node, f: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        """Averages and sums over positions: linear, all weights positive."""
+        return f(a)
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        """What treats each value on its own."""
+        return g(a)
+
+    def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
+        """pool(a), or pool(a, return_indices=True): (maxima, their places in a flat map)."""
+        return pool(a)
+
+    def product(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        """Of two values that depend on the image, as of a map and its gate."""
+        raise self.no_rule(node, ", of two values that depend on the image")
+
+    def normalisation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        """By the mean and deviation of the values themselves."""
+        raise self.no_rule(node)
+
+    def no_rule(self, node: fx.Node, why: str = "") -> NoRule:
+        return NoRule(f"{type(self.traced.net).__name__}: there is no rule for {self.traced.words(node)}{why}")
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = self._run(n)
+        values = result if isinstance(result, tuple | list) else [result]
+        if any(isinstance(value, Tensor | _Pending) for value in values) and (
+            n.op == "placeholder" or any(source in self._live for source in n.all_input_nodes)
+        ):
+            self._live.add(n)
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        constant = self._constants.get(target)
+        return super().get_attr(target, args, kwargs) if constant is None else constant
+
+    def _run(self, n: fx.Node) -> Any:
+        kind = self.traced.kind(n)
+        if kind in _MOVES or n.op == "output" or not any(source in self._live for source in n.all_input_nodes):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        a: Any = args[0] if args else kwargs.get("input")
+        if isinstance(a, _Pending):
+            return self.affine(a.node, _folded(a.op, self._batch_norm(n, a.a)), a.a)
+        module = self.traced.net.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if kind in _SIGNS or kind in _PRODUCTS or kind == "neg":
+            return self._arithmetic(n, kind, args, kwargs)
+        if kind in LAYERS:
+            op = _layer(kind, module, args[1:], kwargs)
+            users = list(n.users)
+            folds = len(users) == 1 and self._is_batch_norm(users[0]) and op.w is not None
+            return _Pending(n, op, a) if folds else self.affine(n, op, a)
+        if self._is_batch_norm(n):
+            return self.affine(n, self._batch_norm(n, a), a)
+
+        def call(y: Tensor) -> Any:
+            new = ((y, *args[1:]), kwargs) if args else ((), kwargs | {"input": y})
+            return getattr(self, n.op)(n.target, *new)
+
+        if kind in _AVERAGES:
+            return self.average(n, call, a)
+        if kind in _ACTIVATIONS:
+            return self.activation(n, F.relu if kind == "relu" else lambda y: call(y.clone()), a)
+        if kind in _NORMALISATIONS:
+            return self.normalisation(n, call, a)
+        if kind in _MAX_POOLS:
+            return self.max_pool(n, _max_pool(kind, module, args[1:], kwargs), a)
+        raise self.no_rule(n)
+
+    def _arithmetic(self, n: fx.Node, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Of two values of the network, or of one and a constant: then a scaling y = w a + b."""
+
+        def scaling(a: Tensor, w: Any, b: Any = None) -> Tensor:
+            w, b = (v if v is None else torch.as_tensor(v, dtype=a.dtype, device=a.device) for v in (w, b))
+            return self.affine(n, Affine(_scale, w, b), a)
+
+        if kwargs or len(args) != (1 if kind == "neg" else 2):
+            raise self.no_rule(n, " in this form")
+        left: Any = args[0]
+        right: Any = args[-1]
+        live = [source in self._live for source in n.args]
+        if kind == "neg":
+            return scaling(left, -1)
+        if kind in _SIGNS:
+            sign = _SIGNS[kind]
+            if all(live):
+                return self.add(n, left, right if sign == 1 else scaling(right, -1))
+            return scaling(left, 1, sign * right) if live[0] else scaling(right, sign, left)
+        if all(live) and "div" not in kind:
+            return self.product(n, left, right)
+        if live[1] and "div" in kind:
+            raise self.no_rule(n, ", of two values that depend on the image")
+        return scaling(left, 1 / right if "div" in kind else right) if live[0] else scaling(right, left)
+
+    def _is_batch_norm(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and self.traced.kind(node) in ("batchnorm1d", "batchnorm2d", "batchnorm3d")
+
+    def _batch_norm(self, node: fx.Node, a: Tensor) -> Affine:
+        """A batch norm as the scaling that it is in eval mode, for values like a."""
+        m: Any = self.traced.net.get_submodule(str(node.target))
+        if m.running_mean is None:
+            raise self.no_rule(node, ", which has no statistics of its own")
+        w = torch.rsqrt(m.running_var + m.eps) * (1 if m.weight is None else m.weight)
+        b = (0 if m.bias is None else m.bias) - m.running_mean * w
+        shape = (-1, *[1] * (a.ndim - 2))
+        return Affine(_scale, w.view(shape), b.view(shape))
+
+
+def _scale(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    y = a if w is None else a * w
+    return y if b is None else y + b
+
+
+def _layer(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Affine:
+    """A convolution or dense layer; args: those behind its input."""
+    if kind == "streamedlinear":
+        return Affine(lambda a, w, b: module(a), None, None, "dense")
+    run: Callable[..., Tensor]
+    if module is not None:
+        w, b = module.weight, module.bias
+        run = (
+            module._conv_forward if LAYERS[kind] == "conv" else _FUNCTIONS[kind]
+        )  # the former knows the padding's mode
+    else:
+        given = dict(zip(("weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)) | kwargs
+        w, b = given.pop("weight"), given.pop("bias", None)
+        given.pop("input", None)
+        run = partial(_FUNCTIONS[kind], **given)
+
+    shape = (-1, *[1] * (w.ndim - 2))
+    return Affine(
+        lambda a, w, b: run(a, w, None if b is None else b.flatten()),
+        w,
+        None if b is None else b.view(shape),
+        LAYERS[kind],
+    )
+
+
+def _folded(op: Affine, norm: Affine) -> Affine:
+    """A layer and the scaling of its outputs as one layer."""
+    assert op.w is not None
+    assert norm.w is not None
+    assert norm.b is not None
+    b = norm.b if op.b is None else op.b * norm.w + norm.b
+    return op._replace(w=op.w * norm.w.view(-1, *[1] * (op.w.ndim - 1)), b=b)
+
+
+def _max_pool(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+    """A max-pooling as torch.nn.functional has it, for any spelling; args: those behind its input."""
+    if module is not None:
+        windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        names = ("output_size",) if "adaptive" in kind else windows
+        args, kwargs = (), {name: getattr(module, name) for name in names}
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("input", "return_indices")}
+    return lambda a, return_indices=False: _MAX_POOLS[kind](a, *args, **kwargs, return_indices=return_indices)
+
+
+def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
+    """A network's graph, traced once (a tenth of a second for a resnet50), and the tensors that its code makes itself.
+
+    fx leaves the latter in the network as attributes: they are taken out again. What no output needs, as another head, is
+    left out: it has no effect, since nothing is done in place. Raises NotTraceable.
+    """
+    if net not in _graphs:
+        before = set(vars(net))
+        graph = Tracer().trace(net)
+        for node in reversed(graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                graph.erase_node(node)
+        _graphs[net] = graph, {name: vars(net).pop(name) for name in set(vars(net)) - before}
+    return _graphs[net]

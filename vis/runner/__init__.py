@@ -1,0 +1,1 @@
+"""One run: what an experiment is, and how it is executed."""

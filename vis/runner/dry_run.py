@@ -1,0 +1,144 @@
+"""`--dry-run`: what a run would compute, and about what it would cost on this machine.
+
+Operations are counted on a network without weights (torch's meta device); how fast this machine does them, and draws
+random weights, is measured in a fraction of a second. An estimate, good to about a factor of two.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vis.models import skeleton
+from vis.models.random_weight import RandomWeight, parallel
+from vis.models.streamed import StreamedLinear
+from vis.runner.execute import build_experiment, prepare, units_of
+from vis.runner.experiment import Load, Run
+from vis.system.device import synchronise
+
+BASE_GB = 0.7  # Python with torch, before any network
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network and one image: operations of a forward pass, bytes of weights and activations, and the numbers that
+    streamed layers generate in the forward pass and in each backward pass."""
+
+    name: str
+    flops: float
+    weight_bytes: float
+    activation_bytes: float
+    image_bytes: float
+    streamed_forward: float
+    streamed_backward: float
+
+
+def dry_run(config: DictConfig) -> str:
+    """The plan and its estimated cost as text. Raises UserError as the run itself would, where that shows without it."""
+    prepare(config)
+    experiment, run = build_experiment(config), Run(config)
+    units = units_of(experiment, run)
+    loads = [experiment.load(run, unit) for unit in units]
+    lines = [f"experiment {config.experiment.name}: {len(units)} units of work on {run.device}"]
+    if config.get("methods"):
+        lines.append(f"methods    {', '.join(config.methods)}")
+    if None in loads:
+        return "\n".join([*lines, "cost       not estimated for this experiment"]) + "\n"
+    costs = {model: count(load) for model, load in {str(load.model): load for load in loads if load}.items()}
+    for cost in costs.values():
+        streamed = f", {cost.streamed_forward / 1e9:.2f} G more streamed" if cost.streamed_forward else ""
+        lines.append(
+            f"model      {cost.name}: {cost.weight_bytes / 4e6:.1f} M weights{streamed}, {cost.flops / 1e9:.2f} GFLOP forward"
+        )
+    seconds, memory, disk = total([load for load in loads if load], costs, run.device)
+    lines.append(f"estimate   {_duration(seconds)}, {memory:.1f} GB of memory, {disk / 1e6:.0f} MB on disk")
+    return "\n".join(lines) + "\n"
+
+
+def count(load: Load) -> Cost:
+    """The cost of one image, from the network's shapes."""
+    net, channels, (height, width) = skeleton(load.model)
+    streamed = [m for m in net.modules() if isinstance(m, StreamedLinear)]
+    forward = sum(m.in_features * m.out_features for m in streamed)
+    # The gradient of one logit needs one row of the last layer, but all rows of an earlier one.
+    backward = sum(
+        m.in_features * m.out_features for m in streamed[: -1 if streamed and _is_last(net, streamed[-1]) else None]
+    )
+    activations = 0.0
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal activations
+        if isinstance(output, torch.Tensor) and not list(module.children()):
+            activations += 4.0 * output.numel()
+
+    for name, module in list(net.named_modules()):
+        if isinstance(module, StreamedLinear):
+            net.set_submodule(name, nn.Linear(module.in_features, module.out_features, bias=False, device="meta"))
+    for module in net.modules():
+        module.register_forward_hook(add)
+    image = torch.empty(1, channels, height, width, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image)
+    weights = 4.0 * (sum(p.numel() for p in net.parameters()) - forward)  # streamed layers became dense ones above
+    name = str(load.model.get("name") or load.model.get("_target_"))
+    return Cost(name, counter.get_total_flops(), weights, activations, 4.0 * image.numel(), forward, backward)
+
+
+def _is_last(net: nn.Module, layer: nn.Module) -> bool:
+    return [m for m in net.modules() if hasattr(m, "out_features")][-1] is layer
+
+
+def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -> tuple[float, float, float]:
+    """(seconds, GB of memory, bytes on disk) of all units."""
+    rate, draw = _flops_per_second(device), _seconds_per_random_number()
+    seconds, memory, disk = 3.0, 0.0, 1e6
+    built = None
+    for load in loads:
+        cost = costs[str(load.model)]
+        seconds += load.images * cost.flops * (1 + load.passes) / rate
+        seconds += draw * (cost.streamed_forward + load.passes * cost.streamed_backward)
+        if built != (load.model, load.seed):
+            seconds, built = seconds + draw * cost.weight_bytes / 4, (load.model, load.seed)
+        memory = max(memory, cost.weight_bytes + load.images * cost.activation_bytes * 1.5)
+        disk += load.stored * cost.image_bytes
+    return seconds, BASE_GB + memory / 1e9, disk
+
+
+def _flops_per_second(device: torch.device) -> float:
+    conv = nn.Conv2d(128, 128, 3, padding=1).to(device).to(memory_format=torch.channels_last)
+    images = torch.zeros(1, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
+
+    def work() -> None:
+        with torch.no_grad():
+            conv(images)
+        synchronise(device)
+
+    return 2 * 9 * 128 * 128 * 56 * 56 / _fastest(work)
+
+
+def _seconds_per_random_number() -> float:
+    weight = RandomWeight("truncated_normal", 0.1, 0, "estimate", 64, 1 << 14, 64)
+    tiles = [(r, c) for r in weight.row_tiles() for c in weight.column_tiles()] * (os.cpu_count() or 1)
+    return _fastest(lambda: parallel(lambda tile: weight.block(*tile), tiles)) / (len(tiles) * (1 << 18))
+
+
+def _fastest(work: Callable[[], Any]) -> float:
+    """Seconds of the work, the best of a few tries."""
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,266 @@
+"""Run an experiment under a config in a folder: compute what is missing, journal it, merge, judge, draw, report."""
+
+import contextlib
+import logging
+import platform
+import random
+import subprocess
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vis import __version__
+from vis.claims import Claim
+from vis.config.compose import with_a_way_out
+from vis.config.home import HOME, provide_experiments
+from vis.config.instantiate import construct
+from vis.errors import Lacking, UserError, named
+from vis.figures.layout import save
+from vis.methods.forward import Forward
+from vis.reports.html import run_page
+from vis.runner.experiment import Experiment, Run
+from vis.store.run_folder import Part, Results, RunFolder
+from vis.store.tables import csv_text, markdown_text
+from vis.system import shards
+from vis.system.allocator import keep_freed_memory
+from vis.system.console import progress
+from vis.system.device import hardware, peak_memory_gb, reset_peak_memory
+from vis.system.files import intact, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def execute(config: DictConfig, path: Path, command: str) -> None:
+    """Run, or go on with, the run of a config in its folder.
+
+    A mistake that is found before anything was computed removes the folder. Raises UserError for mistakes of the user,
+    anything else for failures; status.json then says `failed`, and `vis-run --resume` goes on from the last unit.
+    """
+    folder = RunFolder(path)
+    started = time.perf_counter()
+    with folder.locked():
+        try:
+            prepare(config)
+            experiment = build_experiment(config)
+            run = Run(config, path)
+            reset_peak_memory(run.device)
+            units = units_of(experiment, run)
+            folder.drop_damaged()
+            folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
+            shards.begin(path)
+            _compute(folder, experiment, run, units)
+            shards.wait()
+            results = folder.merge()
+            _provenance(folder, run, command)
+            claims = conclude(folder, experiment, results)
+            seconds = time.perf_counter() - started
+            shown = {"metrics": list(experiment.metrics), "series": experiment.series}  # by the figure of a sweep
+            folder.set_status(state="done", seconds=seconds, peak_memory_gb=peak_memory_gb(run.device), **shown)
+            run_page(folder)
+            folder.clear_parts()
+        except KeyboardInterrupt:
+            folder.set_status(state="interrupted")
+            raise
+        except Lacking as error:
+            raise with_a_way_out(error, config) from error
+        except BaseException as error:
+            if not isinstance(error, UserError):
+                write_text(path / "traceback.txt", traceback.format_exc())
+            raise
+    _summary(claims, seconds)
+
+
+def execute_shard() -> None:
+    """Compute this process's units of the run that rank 0 has begun; its config stands in the folder."""
+    path = shards.folder()
+    if path is None:
+        return
+    folder = RunFolder(path)
+    config = folder.config()
+    prepare(config)
+    experiment, run = build_experiment(config), Run(config, folder.path)
+    _compute(folder, experiment, run, units_of(experiment, run))
+    shards.report()
+
+
+_NOT_ITS_OWN = ("name", "small", "claims")  # keys under `experiment` that are not for its constructor
+
+
+def build_experiment(config: DictConfig) -> Experiment:
+    """The experiment of a config. Raises UserError where it cannot be built."""
+    provide_experiments()
+    values = OmegaConf.to_container(config.experiment, resolve=True)
+    assert isinstance(values, dict)
+    experiment = construct({str(k): v for k, v in values.items() if k not in _NOT_ITS_OWN}, "experiment")
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"experiment._target_ made a {type(experiment).__name__}, not a vis.runner.experiment.Experiment"
+        )
+    return experiment
+
+
+def units_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+    with named(f"{run.config.experiment.name}, units"):
+        return [dict(unit) for unit in experiment.units(run)]
+
+
+def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
+    """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this.
+
+    `experiment.claims`, where a config has it, says by patterns of their names which claims are kept.
+    """
+    own = results.config.experiment.name
+    with named(f"{own}, summaries"):
+        for name, rows in (results.tables | experiment.summaries(results)).items():
+            write_text(folder.path / f"{name}.csv", csv_text(rows))
+            write_text(folder.path / f"{name}.md", markdown_text(rows))
+    wanted = results.config.experiment.get("claims") or ["*"]
+    with named(f"{own}, claims"):
+        claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.name, pattern) for pattern in wanted)]
+        write_json(folder.path / "claims.json", [claim.record() for claim in claims])
+    captions = {}
+    with named(f"{own}, draw"):
+        for name, figure in experiment.draw(results, claims).items():
+            save(figure, folder.path / name)
+            captions[name] = getattr(figure, "caption", "")
+    write_json(folder.path / "figures.json", captions)
+    return claims
+
+
+def redraw(path: Path) -> None:
+    """Draw a run's figures again from its arrays, or while it is not done, from those of its units so far.
+
+    Raises UserError where it has none, or too few.
+    """
+    folder = RunFolder(path)
+    folder.config()  # raises where this is no run
+    so_far = folder.done() if folder.status.get("state") != "done" else ()
+    if not so_far and (maps := path / "maps.npz").is_file() and not intact(maps):
+        raise UserError(f"{maps} is damaged: start the run again")
+    results = folder.merge() if so_far else folder.results()
+    try:
+        conclude(folder, build_experiment(results.config), results)
+    except Exception as error:  # claims and figures expect all units, and may raise anything without them
+        if so_far and not isinstance(error, UserError):
+            raise UserError(f"{path} cannot be drawn from its {len(so_far)} finished units: it needs more") from error
+        raise
+    run_page(folder)
+
+
+def prepare(config: DictConfig) -> None:
+    """The same state for every job, also for the third of a sweep in one process."""
+    keep_freed_memory()
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
+    torch.manual_seed(config.seed)
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    Forward.tf32_backward = config.precision == "mixed"
+
+
+def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
+    """Compute and journal the units that are missing: of several processes, each its share, or all together one by one.
+
+    While one is computed, threads write the one before it and read the images of the two behind it.
+    """
+    done = folder.done()
+    world = shards.world() if experiment.shared_out else 1
+    journals = experiment.shared_out or shards.rank() == 0
+    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank() % world]
+    if done:
+        log.info("%d of %d units are there already", len(done), len(units))
+    written: Future[None] | None = None
+    own = f"{run.config.experiment.name}, compute"
+
+    def add(number: int, part: Part) -> None:
+        if not isinstance(part, Part):
+            raise UserError(f"{own}: it returned a {type(part).__name__}, expected a vis.store.run_folder.Part")
+        with named(own):
+            folder.add(number, part)
+
+    bar = progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
+    with bar, ThreadPoolExecutor(1) as writer:  # what is said of a failure stands below the bar, not behind it
+        for place, (number, unit) in enumerate(bar):
+            began = time.perf_counter()
+            run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
+            with named(own):
+                part = experiment.compute(run, unit)
+            if not journals:
+                continue
+            if written is not None:
+                written.result()
+            written = writer.submit(add, number, part)
+            with (folder.path / "timings.csv").open("a") as timings:
+                timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
+    if written is not None:
+        written.result()
+
+
+def _provenance(folder: RunFolder, run: Run, command: str) -> None:
+    """What is needed to know later what was run, where and on what."""
+    packages = {}
+    for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib", "scikit-image", "scipy"):
+        with contextlib.suppress(PackageNotFoundError):  # an installation from source may lack the record
+            packages[name] = version(name)
+    device: dict[str, Any] = {
+        "device": str(run.device),
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    if run.device.type == "cuda":
+        device |= {"gpu": hardware(run.device), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    datasets = [{"origin": d.origin, "images": len(d), "fingerprint": d.fingerprint()} for d in run.datasets]
+    if manifest := [row for data in run.datasets if data.sources for row in data.manifest()]:
+        write_text(folder.path / "manifest.csv", csv_text(manifest))
+    diff = _git("diff", "HEAD")
+    if diff:
+        write_text(folder.path / "git.diff", diff + "\n")
+    write_json(
+        folder.path / "provenance.json",
+        {
+            "command": command,
+            "version": __version__,
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_diff": "git.diff" if diff else None,
+            "python": platform.python_version(),
+            "packages": packages,
+            **device,
+            "precision": run.config.precision,
+            "seeds": run.seeds,
+            "models": run.weights_used,
+            "datasets": datasets,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this checkout; None outside one."""
+    if not (HOME / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(HOME), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet: provenance says null
+        return None
+    return done.stdout.strip() or None
+
+
+def _summary(claims: list[Claim], seconds: float) -> None:
+    if claims:
+        width = max(len(claim.name) for claim in claims)
+        for claim in claims:
+            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.rule.text)
+    log.info("done in %.1f s", seconds)

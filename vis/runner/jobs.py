@@ -1,0 +1,142 @@
+"""One job: what Hydra calls for each run, alone or in a sweep, in this process or (pickled) in another."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vis.errors import Incomplete, Lacking, UserError, said
+from vis.reports.sweep import aggregate
+from vis.store import sweep_plan
+from vis.store.run_folder import RunFolder, failure
+from vis.system.files import intact
+
+log = logging.getLogger(__name__)
+
+_PAGE_SECONDS = 30.0  # from one page of a collection that is still working to the next
+
+
+class Job:
+    """Runs a composed config in the folder that Hydra made for it.
+
+    It keeps what went wrong in `error` instead of raising it: Hydra would print it in its own way, and one failed job
+    must not end a sweep. (A job of a sweep may run in another process; its folder's status.json says how it ended.)
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.error: Exception | None = None
+        self.__name__ = "job"  # hydra.main wraps functions
+
+    def __call__(self, config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            from vis.config.check import check
+            from vis.config.compose import apply_preset, forget_unchosen, register
+            from vis.runner.execute import execute
+
+            register()
+            apply_preset(config, HydraConfig.get().overrides.task)
+            forget_unchosen(config, HydraConfig.get().overrides.task)
+            check(config)
+            execute(config, folder, self.command)
+        except Exception as error:  # kept for the caller, see above
+            self.error = error
+            RunFolder(folder).set_status(state="failed", error=said(error))
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                log.error("%s", failure(error, folder))
+
+
+def resume(folder: Path, command: str) -> None:
+    """Go on with a run or a sweep that was stopped, in the folder where it was started. Raises UserError."""
+    from vis.config.compose import register
+    from vis.system.console import start_logging
+
+    start_logging()
+    register()
+    plan = sweep_plan.plan(folder)
+    if plan is None:
+        _resume_run(folder, command)
+        return
+    _enter(plan["cwd"])
+    with finish_sweep(folder):
+        shown = -math.inf
+        for number, overrides in enumerate(plan["jobs"]):
+            try:
+                _resume_job(folder, number, overrides, [Path(d) for d in plan["config_dirs"]], command)
+            except Exception as error:  # one failed job must not end a sweep
+                log.error("job %d: %s", number, failure(error, sweep_plan.job_folder(folder, number) or folder))
+            if plan.get("collection") and time.monotonic() - shown > _PAGE_SECONDS:
+                aggregate(folder)  # its page shows what is there so far
+                shown = time.monotonic()
+
+
+def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
+    """Run a job of a sweep or go on with it; one of a collection whose weights lack runs at preset=small."""
+    path = sweep_plan.job_folder(folder, number)
+    if path is not None and RunFolder(path).status.get("state") == "done":
+        return
+    log.info("job %d: %s", number, " ".join(overrides))
+    if path is not None and any((path / "parts").glob("*")):
+        _resume_run(path, command)
+        return
+    from vis.config.compose import compose_config
+    from vis.runner.execute import execute
+
+    path = path or folder / sweep_plan.job_name((sweep_plan.plan(folder) or {})["jobs"], number)
+    path.mkdir(exist_ok=True)
+    try:
+        try:
+            execute(compose_config(overrides, config_dirs), path, command)
+        except Lacking as error:
+            if "preset=small" not in str(error) or not (sweep_plan.plan(folder) or {}).get("collection"):
+                raise
+            log.info("%s", error)
+            execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
+    except Exception as error:  # noted in the folder and raised again
+        RunFolder(path).set_status(state="failed", error=said(error))
+        raise
+
+
+def _resume_run(folder: Path, command: str) -> None:
+    from vis.runner.execute import execute
+
+    run = RunFolder(folder)
+    config = run.config()
+    status = run.status
+    if status.get("state") == "done":
+        if not intact(maps := folder / "maps.npz"):
+            raise UserError(f"{maps} is damaged: start the run again")
+        log.info("this run is complete; --redraw draws its figures again")
+        return
+    _enter(status.get("cwd"))
+    try:
+        execute(config, folder, status.get("command", command))
+    except Exception as error:  # noted in the folder and raised again
+        run.set_status(state="failed", error=said(error))
+        raise
+
+
+def _enter(cwd: str | None) -> None:
+    """Stand where the run was started: relative paths in its config were meant from there."""
+    if cwd and not Path(cwd).is_dir():
+        raise UserError(f"the folder {cwd}, from which this run was started, is gone")
+    os.chdir(cwd or ".")
+
+
+@contextmanager
+def finish_sweep(folder: Path) -> Iterator[None]:
+    """Aggregate a sweep whatever happens to its jobs; Incomplete where not all are done."""
+    try:
+        yield
+    finally:
+        problems = aggregate(folder)
+    if problems:
+        raise Incomplete(f"{len(problems)} of the sweep's jobs not done: {'; '.join(problems)[:400]}")

@@ -1,0 +1,74 @@
+"""What must be said of maps that show nothing, or nothing new: a column of tables, sentences of captions."""
+
+from collections.abc import Mapping
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from vis.methods.base import Method
+from vis.methods.layers import OnFeatureMaps, holds_class_maps
+from vis.runner.experiment import method_title
+from vis.store.tables import Rows
+
+SHOWN = 3  # images that a caption names
+
+
+def remarks(
+    methods: Mapping[str, Method], maps: Mapping[str, Tensor], model: nn.Module, images: Tensor, config: DictConfig
+) -> dict[str, list[str]]:
+    """A remark for each of a method's maps [B, ...], "" for most: all zero, constant, not finite, the same as another's.
+
+    The same means up to a positive factor and rounding, as another method's before it in `maps`.
+    """
+    found: dict[str, list[str]] = {}
+    directions: dict[str, Tensor] = {}
+    for name, values in maps.items():
+        v = values.flatten(1).double()
+        found[name] = [_remark(methods[name], each, torch.finfo(values.dtype).eps) for each in v]
+        v = directions[name] = v / v.norm(dim=1, keepdim=True)
+        for i, own in enumerate(found[name]):
+            for other in directions if not own else ():
+                if other != name and _same(v[i], directions[other][i], torch.finfo(values.dtype).eps):
+                    why = _why_same(methods[name], methods[other], model, images)
+                    found[name][i] = f"the same as {method_title(config, other)}, up to a factor{why}"
+                    break
+    return found
+
+
+def sentences(rows: Rows, config: DictConfig) -> list[str]:
+    """For a caption, the remarks of a table's rows with `method`, `image` and `note`, each once."""
+    images: dict[tuple[str, str], list[str]] = {}
+    total: dict[str, set[str]] = {}
+    for row in rows:
+        total.setdefault(row["method"], set()).add(row["image"])
+        if row.get("note") and row["image"] not in (own := images.setdefault((row["method"], row["note"]), [])):
+            own.append(row["image"])
+    said = []
+    for (method, note), own in images.items():
+        count = len(total[method])
+        where = f" of {', '.join(own)}" if len(own) <= SHOWN else f" of {len(own)} of {count} images"
+        said.append(f"{method_title(config, method)}{where if len(own) < count or count == 1 else ''}: {note}")
+    return said
+
+
+def _remark(method: Method, values: Tensor, eps: float) -> str:
+    if not values.isfinite().all():
+        return "not finite"
+    if not values.any():
+        return "all zero" + (f", {why}" if (why := method.why_zero()) else "")
+    if values.max() - values.min() <= 8 * eps * values.abs().max():
+        return "constant"
+    return ""
+
+
+def _same(a: Tensor, b: Tensor, eps: float) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= 1e3 * eps)
+
+
+def _why_same(a: Method, b: Method, model: nn.Module, images: Tensor) -> str:
+    if not isinstance(a, OnFeatureMaps) or not isinstance(b, OnFeatureMaps):
+        return ""
+    (layer,) = a.layers(model, images)
+    both = [layer] == b.layers(model, images) and holds_class_maps(model, images, layer)
+    return f", since layer {layer} holds class maps" if both else ""

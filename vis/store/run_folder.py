@@ -1,0 +1,205 @@
+"""The folder of a run: reserved for one run, filled with files that are whole or absent, readable as Python objects.
+
+While a run works, `parts/` is its journal: one file for each finished unit of work. A run that was killed goes on behind
+the last of them. At the end the parts are merged and go.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from vis.errors import Incomplete, UserError, said
+from vis.store.tables import Rows
+from vis.system.files import intact, write_bytes, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Part:
+    """What one unit of work gave: named arrays, and rows for named tables."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, Rows] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """What a whole run gave: arrays by name (read when asked for), rows of its tables, its config."""
+
+    arrays: Mapping[str, np.ndarray]
+    tables: dict[str, Rows]
+    config: DictConfig
+    folder: Path
+
+    def rows(self, table: str = "table", **where: Any) -> Rows:
+        """The rows of a table whose columns have the given values."""
+        return [r for r in self.tables.get(table, []) if all(r.get(k) == v for k, v in where.items())]
+
+
+def reserve(root: Path, name: str) -> Path:
+    """A new folder `root/<date>/<time>_<name>`; two runs in the same second get two folders. Raises UserError."""
+    try:
+        while True:
+            now = time.localtime()
+            day = root / time.strftime("%Y-%m-%d", now)
+            day.mkdir(parents=True, exist_ok=True)
+            stem = time.strftime("%H-%M-%S", now) + "_" + name
+            for suffix in ("", *(f"_{i}" for i in range(2, 100))):
+                try:
+                    (day / (stem + suffix)).mkdir()
+                except FileExistsError:  # another run began in the same second
+                    continue
+                return (day / (stem + suffix)).resolve()
+    except OSError as error:
+        raise UserError(f"cannot make a folder in outputs={root}: {error.strerror}") from error
+
+
+class RunFolder:
+    """One run's folder. Only one process works in it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._parts = self.path / "parts"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; UserError if another process does."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"another process is working in {self.path}") from error
+            yield
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says; {} before the run began, and where the file is damaged."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or no JSON: the run goes on from its config and its units
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def set_status(self, **changes: Any) -> None:
+        """Change entries of status.json."""
+        write_json(self.path / "status.json", self.status | changes)
+
+    def config(self) -> DictConfig:
+        """The run's resolved config. Raises UserError where the folder is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.path} is not the folder of a run: it has no config.yaml")
+        try:
+            config = OmegaConf.load(path)
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, DictConfig) or "experiment" not in config:
+            raise UserError(f"{path} is damaged: it names no experiment")
+        if self.status.get("config", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+            raise UserError(f"{path} is not as the run wrote it: damaged or edited; start a new run for another config")
+        return config
+
+    def begin(self, config: DictConfig, **status: Any) -> None:
+        """Write down what is run, with the checksum by which `config` knows it again."""
+        text = OmegaConf.to_yaml(config, resolve=True)
+        write_text(self.path / "config.yaml", text)
+        self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
+
+    def done(self) -> set[int]:
+        """The numbers of the units that are finished."""
+        return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
+
+    def drop_damaged(self) -> None:
+        """Remove what a kill or a failing disk left: units whose checksums are wrong, which are computed again."""
+        for number in self.done():
+            path = self._parts / f"{number:06d}.npz"
+            if not intact(path):
+                log.warning("%s is damaged: it is computed again", path)
+                path.unlink(missing_ok=True)
+        for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
+    def add(self, number: int, part: Part) -> None:
+        """Journal the unit `number`."""
+        self._parts.mkdir(exist_ok=True)
+        tables = np.frombuffer(json.dumps(part.tables).encode(), dtype=np.uint8)
+        data = io.BytesIO()
+        np.savez(data, allow_pickle=False, **part.arrays, __tables__=tables)
+        write_bytes(self._parts / f"{number:06d}.npz", data.getvalue())
+
+    def merge(self) -> Results:
+        """All parts as maps.npz and tables/*.json in the order of the units, whatever the order they were made in."""
+        tables: dict[str, Rows] = {}
+        temporary = self.path / f".maps.npz.{os.getpid()}.tmp"
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as merged:
+            for number in sorted(self.done()):
+                with zipfile.ZipFile(self._parts / f"{number:06d}.npz") as part:
+                    for entry in part.infolist():
+                        data = part.read(entry)
+                        if entry.filename == "__tables__.npy":
+                            rows = json.loads(np.load(io.BytesIO(data)).tobytes())
+                            for table, more in rows.items():
+                                tables.setdefault(table, []).extend(more)
+                        else:
+                            merged.writestr(zipfile.ZipInfo(entry.filename), data)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.path / "maps.npz")
+        # NaN as Python reads and writes it: an undefined number is no empty cell, and a claim of it fails
+        write_text(self.path / "tables.json", json.dumps(tables, indent=2, ensure_ascii=False) + "\n")
+        return self.results()
+
+    def clear_parts(self) -> None:
+        """Remove the journal, once everything in it stands elsewhere."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def results(self) -> Results:
+        """The stored results. Raises UserError where the run has none yet."""
+        try:
+            arrays = np.load(self.path / "maps.npz")
+            tables = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} has no results to read ({error}); finish it with vis-run --resume") from error
+        return Results(arrays, tables, self.config(), self.path)
+
+
+def load_run(folder: str | Path) -> Results:
+    """The results of a finished run, for work in Python: `.arrays[name]`, `.tables`, `.config`. Raises UserError."""
+    run = RunFolder(Path(folder))
+    if not run.path.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    run.config()
+    return run.results()
+
+
+def failure(error: BaseException, folder: Path) -> str:
+    """One line on why a run failed, and what to do next."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write in {folder}: {error.strerror}"
+    reason = said(error) if isinstance(error, Incomplete) else f"the run failed: {said(error)}"
+    what_next = [f"see {folder / 'traceback.txt'}"] * (folder / "traceback.txt").exists()
+    if any((folder / name).exists() for name in ("config.yaml", "sweep.json")):
+        what_next.append(f"go on with vis-run --resume {folder}")
+    return f"{reason} ({'; '.join(what_next)})" if what_next else reason

@@ -1,0 +1,54 @@
+"""The plan of a sweep: what its folder says of its jobs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vis.config.compose import parse_overrides, slug
+from vis.store.stored import read_json
+from vis.system.files import write_json
+
+
+def begin(
+    folder: Path,
+    jobs: Sequence[Sequence[str]],
+    config_dirs: Sequence[Path],
+    command: str,
+    collection: str | None = None,
+) -> None:
+    """Write down what the sweep will do, so that it can be finished by `vis-run --resume`.
+
+    collection: the experiment config that lists the jobs' experiments (nie2018/all), where they are not values of a key.
+    """
+    plan = {"command": command, "cwd": str(Path.cwd()), "config_dirs": list(map(str, config_dirs)), "jobs": jobs}
+    write_json(folder / "sweep.json", plan | {"collection": collection})
+
+
+def plan(folder: Path) -> dict[str, Any] | None:
+    """What `begin` wrote; None where the folder is no sweep. Raises UserError where it is damaged."""
+    return read_json(folder / "sweep.json", _is_plan, "start the sweep again")
+
+
+def _is_plan(plan: Any) -> bool:
+    jobs = plan["jobs"]
+    texts = [plan["command"], plan["cwd"], *plan["config_dirs"], *(word for job in jobs for word in job)]
+    return bool(jobs) and all(isinstance(job, list) for job in jobs) and all(isinstance(text, str) for text in texts)
+
+
+def job_folder(folder: Path, number: int) -> Path | None:
+    """The folder of a job, if it was started."""
+    return next(folder.glob(f"{number}_*"), None)
+
+
+def job_name(jobs: Sequence[Sequence[str]], number: int) -> str:
+    """The name of a job's folder, as Hydra gives it: its number and what differs between the jobs."""
+    keys = set(swept_values(jobs)[0])
+    own = sorted(o.input_line or "" for o in parse_overrides(list(jobs[number])) if o.key_or_group in keys)
+    return f"{number}_{slug(','.join(own))}"
+
+
+def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """For each job, the values of the keys that differ between jobs."""
+    values = [{o.key_or_group: o.value() for o in parse_overrides(list(job))} for job in jobs]
+    keys = [key for key in values[0] if len({str(v.get(key)) for v in values}) > 1]
+    return [{key: v[key] if isinstance(v[key], int | float) else str(v[key]) for key in keys} for v in values]

@@ -1,0 +1,66 @@
+"""The device that a run computes on: which, what it is called, when it is done, how much of its memory was used."""
+
+import os
+import platform
+from contextlib import ContextDecorator
+
+import torch
+
+from vis.errors import UserError
+from vis.system import allocator
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there.
+
+    Processes that torchrun started take the GPUs in turn.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise UserError(
+            f"device={name} is not there ({torch.cuda.device_count()} CUDA devices): use device=cpu or auto"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps is not there: use device=cpu or auto")
+    return torch.device(name)
+
+
+def hardware(device: torch.device) -> str:
+    """What the device is, for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, as a clock must."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def local_convolutions() -> ContextDecorator:
+    """A decorator: convolutions in which a pixel that has no influence has none bit for bit.
+
+    cuDNN's Winograd and Fourier convolutions mix neighbouring pixels, whose shares cancel up to rounding only.
+    """
+    return torch.backends.cudnn.flags(enabled=False)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_gb` count from here."""
+    allocator.reset_peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory in use since `reset_peak_memory`: a GPU's own tensors, else the process's resident memory."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else allocator.peak_memory_gb()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device ran out of memory; the CPU's allocator and the libraries of GPUs have no class for it."""
+    words = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -1,0 +1,1 @@
+"""What learns: trainings, stand-ins, and methods that are fitted."""

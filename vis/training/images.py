@@ -1,0 +1,216 @@
+"""The images that a training sees: from memory or read while they are used, in the order, crops and flips of an epoch.
+
+All that is random about them is drawn from (seed, epoch) and (seed, epoch, image): see `vis.training.loop`.
+"""
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vis.config.instantiate import construct, locate, parameters_of
+from vis.data import Dataset, to_pixels
+from vis.errors import UserError
+from vis.system import shards
+from vis.system.console import progress
+from vis.training.recipe import Recipe
+
+_AHEAD = 4  # batches of images that are decoded while a step is computed
+
+
+@dataclass
+class Images:
+    """A labelled dataset in memory: pixels [N, C, H, W] in 0..255 (uint8), labels [N]."""
+
+    pixels: Tensor
+    labels: Tensor
+    origin: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Images":
+        return Images(self.pixels.to(device), self.labels.to(device), self.origin, self.fingerprint)
+
+    def batches(
+        self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels [B, C, H, W] (uint8) and labels [B] of each batch of indices, on the device.
+
+        recipe: crops and flips of this epoch; without one, the images as they are.
+        """
+        u = torch.empty(0)
+        if recipe is not None:
+            u = torch.from_numpy(draws_of(seed, epoch, 1).random((len(self), 3))).to(self.labels.device)
+        for indices in chosen:
+            indices = indices.to(self.labels.device)
+            pixels = self.pixels[indices]
+            if recipe is not None:
+                pixels = augment(pixels, u[indices], recipe.crop, recipe.flip)
+            yield pixels, self.labels[indices]
+
+
+class Files:
+    """A labelled dataset that is read while it is used: threads decode, crop and resize the images of the next batches.
+
+    Pillow decodes and resizes outside Python's lock, so threads do what processes would, without copies between them.
+    """
+
+    def __init__(self, data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> None:
+        self.data, self.size, self.channels, self.resize = data, size, channels, resize
+        self.labels, self.origin, self.fingerprint = _labels(data), data.origin, data.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Files":
+        self.labels = self.labels.to(device)
+        return self
+
+    def batches(
+        self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As those of `Images`, with the crops of `recipe.area`. An image that cannot be read is a UserError that names it."""
+        device = self.labels.device
+
+        def read(i: int) -> Tensor:
+            picture = self.data.read(i)
+            if recipe is None:
+                return _bytes(to_pixels(picture, self.size, self.channels, self.resize)).permute(1, 2, 0)
+            draws = draws_of(seed, epoch, 1, i)
+            if recipe.area is not None:
+                picture = picture.crop(random_box(picture.size, recipe.area, recipe.aspect, draws))
+            picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
+            if recipe.flip and draws.random() < 0.5:
+                picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            picture = picture.convert("RGB" if self.channels == 3 else "L")
+            return torch.from_numpy(np.array(picture)).view(*self.size, self.channels)
+
+        pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // shards.local_world()))
+        begun = ([pool.submit(read, i) for i in indices.tolist()] for indices in chosen)
+        ahead = deque(islice(begun, _AHEAD))
+        try:
+            for indices in chosen:
+                futures = ahead.popleft()
+                ahead.extend(islice(begun, 1))
+                shape = len(futures), *self.size, self.channels
+                pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+                for place, future in zip(pixels, futures, strict=True):
+                    place.copy_(future.result())
+                yield pixels.permute(0, 3, 1, 2).to(device, non_blocking=True), self.labels[indices.to(device)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+Source = Images | Files
+
+
+def random_box(
+    size: tuple[int, int], area: Sequence[float], aspect: Sequence[float], draws: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A crop (left, top, right, bottom) of a picture of (width, height), as torchvision's RandomResizedCrop draws it.
+
+    Its share of the picture is uniform within `area`, the logarithm of its width / height within `aspect`, its place among
+    all that there are; where ten such do not fit, it is the largest in the middle with an aspect within the bounds.
+    """
+    width, height = size
+    for _ in range(10):
+        target = width * height * draws.uniform(area[0], area[1])
+        ratio = math.exp(draws.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draws.integers(width - w + 1)), int(draws.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, max(1, round(height * aspect[1]))), min(height, max(1, round(width / aspect[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> Images:
+    """A dataset read, resized and cut to (height, width). Raises UserError where labels or memory are lacking."""
+    labels = _labels(data)
+    pixels = torch.empty(0, dtype=torch.uint8)
+    try:
+        pixels = torch.empty(len(data), channels, *size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise UserError(
+            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; with a recipe whose crops "
+            "have an area (experiment.recipe.area=[0.1,1]) they are read while they are used"
+        ) from error
+    for i in progress(range(len(data)), len(data), "images", desc=f"reading {data.origin}", leave=False):
+        pixels[i] = _bytes(to_pixels(data.read(i), size, channels, resize))
+    return Images(pixels, labels, data.origin, data.fingerprint())
+
+
+def _labels(data: Dataset) -> Tensor:
+    if any(label is None for label in data.labels):
+        raise UserError(f"{data.origin} has no labels: training needs a class for every image")
+    return torch.tensor([int(label or 0) for label in data.labels])
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return (pixels * 255).round_().to(torch.uint8)
+
+
+def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
+    """The images of a dataset's config node to train on, and those to validate on, `limit` of each where it has one.
+
+    These are spread evenly, since a folder is sorted by classes: its first images are all of one.
+    A dataset without a split of its own gives every fifth image to validation.
+    """
+    own = {key: value for key, value in node.items() if key not in ("preprocess", "resize", "limit")}
+    parameters = parameters_of(locate(str(own.get("_target_")), "dataset._target_"))
+    if "train" in parameters:
+        train, val = (construct({**own, "train": part}, "dataset") for part in (True, False))
+    elif "split" in parameters:
+        train, val = (construct({**own, "split": part}, "dataset") for part in ("train", "val"))
+    else:
+        whole = construct(own, "dataset")
+        validation = range(0, len(whole), 5)
+        train, val = whole.part(sorted({*range(len(whole))} - {*validation})), whole.part(validation)
+    limit = node.get("limit")
+    return _thinned(train, limit), _thinned(val, limit)
+
+
+def _thinned(data: Dataset, limit: int | None) -> Dataset:
+    count = len(data.first(limit))
+    return data if count == len(data) else data.part([i * len(data) // count for i in range(count)])
+
+
+def draws_of(seed: int, *place: int) -> np.random.Generator:
+    """The random numbers that belong to one place of a training."""
+    return np.random.default_rng([seed % 2**64, *place])
+
+
+def order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of the images in an epoch: a permutation of 0 .. count - 1."""
+    return torch.from_numpy(draws_of(seed, epoch, 0).permutation(count))
+
+
+def augment(pixels: Tensor, u: Tensor, crop: int, flip: bool) -> Tensor:
+    """Random crops of padded images, mirrored or not: [B, C, H, W] -> the same.
+
+    u [B, 3]: uniform in [0, 1), an image's own numbers for its vertical and horizontal place and its mirroring.
+    """
+    if not crop and not flip:
+        return pixels
+    height, width = pixels.shape[-2:]
+    dy, dx = ((u[:, i] * (2 * crop + 1)).long()[:, None] for i in (0, 1))
+    rows = dy + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device).expand(len(pixels), width)
+    if flip:
+        columns = torch.where(u[:, 2:] < 0.5, columns, width - 1 - columns)
+    index = (rows[:, :, None] * (width + 2 * crop) + (columns + dx)[:, None]).flatten(1)
+    padded = F.pad(pixels, (crop, crop, crop, crop)).flatten(2)
+    return padded.gather(2, index[:, None].expand(-1, pixels.shape[1], -1)).view_as(pixels)

@@ -1,0 +1,267 @@
+"""Training a classifier: resumable at any kill, with the losses and weights of a training that nobody stopped.
+
+Nothing random has a state that could be lost: the order of an epoch, the crops and flips of an image and the dropout of
+a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step, process). The learning rate is a function
+of the step. So a checkpoint holds the network, the optimiser, the scaler of float16 gradients, the place in the epoch and
+the sums so far; on the CPU a resumed training ends with the same bits, on a GPU as near as its kernels repeat themselves.
+
+    training = Training(net, train, val, Recipe(epochs=10), preprocess, seed=0, device="cpu", folder=Path("here"))
+    for row in training: ...        # an epoch each; run it again after a kill, and it goes on
+
+Processes that torchrun started train together: each takes its share of every batch, and the gradients are those of the
+whole batch. So a step is that of a single process up to the order of sums, but for dropout, which each process draws for
+its own images, and batch norm, which sees a process's share. A training may go on with another number of processes.
+"""
+
+import hashlib
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vis.errors import UserError
+from vis.store.tables import csv_text
+from vis.system import shards
+from vis.system.console import progress
+from vis.system.files import write_bytes, write_text
+from vis.training.images import Files, Source, draws_of, order
+from vis.training.recipe import AMP, Recipe
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+_SHARE_OF_SAVING = 0.02  # of the time at most goes into checkpoints: that of the masked VGG has 2 GB
+
+
+class Training:
+    """The training of `net`, in place, with its state in `folder`; an iterator over the rows of its epochs.
+
+    If the folder holds a checkpoint, the training goes on there: made by another training, it is a UserError; damaged,
+    the one before it serves, or the beginning. A network with a wall (`apply_wall`) gets it back after each step.
+    save_seconds: between checkpoints, more where writing takes long, 0 for one after each step; there is one at the end of
+    each epoch besides.
+    tensorboard: a folder for its scalars, one for each epoch; UserError where the package is not installed.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        train: Source,
+        val: Source,
+        recipe: Recipe,
+        preprocess: Callable[[Tensor], Tensor],
+        seed: int,
+        device: torch.device | str,
+        folder: Path,
+        save_seconds: float = 30.0,
+        tensorboard: Path | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        if recipe.amp == "fp16" and self.device.type != "cuda":
+            raise UserError(f"amp=fp16 needs an NVIDIA GPU, not {self.device}: use bf16 or null")
+        if isinstance(train, Files) != (recipe.area is not None):
+            raise ValueError("crops of an area are cut out of Files, not of Images in memory; all others of Images")
+        self.net: Any = net.to(self.device).requires_grad_(True)
+        last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
+        self._format = torch.channels_last if last else torch.contiguous_format  # the network's, so the images' too
+        self.dtype = next(net.parameters()).dtype
+        self.train, self.val = train.to(self.device), val.to(self.device)
+        self.recipe, self.preprocess, self.seed = recipe, preprocess, seed
+        self.folder, self.save_seconds = folder, save_seconds
+        self.rows: list[Row] = []
+        self._step, self._seconds, self._saved, self._pause = 0, 0.0, time.perf_counter(), save_seconds
+        self._sums = self._zeros()
+        if recipe.optimiser == "sgd":
+            self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
+                net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+            )
+        else:
+            self.optimiser = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+        self._identity = repr((asdict(recipe), seed, shapes, train.fingerprint, val.fingerprint))
+        self._load()
+        self._tensorboard = _writer(tensorboard, len(self.rows)) if tensorboard and shards.rank() == 0 else None
+        # `_one` runs in this process alone; `_all` averages the gradients of all processes in its backward pass.
+        self._one: Any = net
+        self._all = shards.data_parallel(net, self.device)
+        if recipe.compile:
+            self._one, self._all = torch.compile(self._one), torch.compile(self._all)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows of all epochs: those that are done at once, the others as they are trained."""
+        for epoch in range(self.recipe.epochs):
+            yield self.row(epoch)
+
+    def row(self, epoch: int) -> Row:
+        """What an epoch (0, 1, ...) gave, trained up to there if it is not yet: losses, top-1 and top-5, seconds."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            while len(self.rows) <= epoch:
+                self._epoch()
+        return self.rows[epoch]
+
+    def _epoch(self) -> None:
+        epoch, count, size = len(self.rows), len(self.train), self.recipe.batch_size
+        chosen = order(self.seed, epoch, count).split(size)
+        mine = [shards.share(indices) for indices in chosen[self._step :]]
+        began = time.perf_counter() - self._seconds
+        title = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        with _bar(count, title, done=min(self._step * size, count)) as bar:
+            for pixels, labels in self.train.batches(mine, self.recipe, self.seed, epoch):
+                self._learn(pixels, labels, epoch, self._step, len(chosen))
+                bar.update(len(chosen[self._step]))
+                self._step += 1
+                if time.perf_counter() - self._saved >= self._pause:
+                    self._seconds = time.perf_counter() - began
+                    self.save()
+        loss, *train = (self._sums / count).tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the training diverged in epoch {epoch + 1} (loss {loss}): use a smaller lr than {self.recipe.lr}"
+            )
+        val = self.evaluate()
+        seconds = time.perf_counter() - began
+        names = ("train_loss", "train_top1", "train_top5", "val_loss", "val_top1", "val_top5")
+        row = {"epoch": epoch + 1, "lr": self.recipe.rate(epoch + 1)} | dict(
+            zip(names, (loss, *train, *val), strict=True)
+        )
+        self.rows.append({**row, "seconds": seconds, "images_per_second": count / seconds})
+        self._step, self._seconds, self._sums = 0, 0.0, self._zeros()
+        if self._tensorboard:  # before the checkpoint: what is written twice counts once
+            for name, value in self.rows[-1].items():
+                self._tensorboard.add_scalar(name, value, epoch + 1)
+            self._tensorboard.flush()
+        self.save()
+        if shards.rank() == 0:
+            write_text(self.folder / "log.csv", csv_text(self.rows))
+            left = seconds * (self.recipe.epochs - epoch - 1)
+            log.info(
+                "%s: loss %.4f, validation loss %.4f, top-1 %.2f %%, top-5 %.2f %%  (%.0f s, %.0f images/s%s)",
+                title, loss, row["val_loss"], 100 * row["val_top1"], 100 * row["val_top5"], seconds, count / seconds,
+                f", {timedelta(seconds=round(left))} left" if left else "",
+            )  # fmt: skip
+
+    def _learn(self, pixels: Tensor, labels: Tensor, epoch: int, step: int, steps: int) -> None:
+        """One step of the optimiser on this process's share of a batch."""
+        torch.manual_seed(int(draws_of(self.seed, epoch, 2, step, shards.rank()).integers(2**63)))  # of dropout
+        self.net.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.rate(epoch + (step + 1) / steps)
+        logits, loss = self._forward(self._all, pixels, labels)
+        size = min(self.recipe.batch_size, len(self.train) - step * self.recipe.batch_size)
+        self.optimiser.zero_grad()
+        self.scaler.scale(loss * (shards.world() / size)).backward()  # the processes' gradients are averaged
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if hasattr(self.net, "apply_wall"):
+            self.net.apply_wall()
+        self._sums += shards.total(_measure(logits.detach(), loss.detach(), labels, self._sums.dtype))
+
+    @torch.no_grad()
+    def evaluate(self) -> list[float]:
+        """Mean loss, top-1 and top-5 on the validation images."""
+        self.net.eval()
+        for buffer in self.net.buffers():  # those of batch norm
+            shards.broadcast(buffer)
+        sums = self._zeros()
+        chosen = torch.arange(len(self.val)).split(4 * self.recipe.batch_size)
+        with _bar(len(self.val), "validation") as bar:
+            for indices, (pixels, labels) in zip(
+                chosen, self.val.batches(list(map(shards.share, chosen))), strict=True
+            ):
+                sums += _measure(*self._forward(self._one, pixels, labels), labels, sums.dtype)
+                bar.update(len(indices))
+        return (shards.total(sums) / len(self.val)).tolist()
+
+    def _forward(self, net: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the sum of the losses."""
+        x = self.preprocess(pixels.to(self.dtype) / 255).contiguous(memory_format=self._format)
+        with torch.autocast(self.device.type, AMP.get(str(self.recipe.amp)), enabled=self.recipe.amp is not None):
+            logits = net(x)
+            return logits, F.cross_entropy(logits, labels, reduction="sum")
+
+    def _zeros(self) -> Tensor:
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros(3, dtype=kind, device=self.device)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all; the one before it stays beside it. Of several processes, one writes it."""
+        if shards.rank() > 0:
+            return
+        began = time.perf_counter()
+        state = {
+            "identity": self._identity,
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "step": self._step,
+            "seconds": self._seconds,
+            "sums": self._sums,
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        payload = data.getvalue()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, before = self._files()
+        if path.exists():
+            path.replace(before)
+        write_bytes(path, hashlib.sha256(payload).digest() + payload)
+        self._saved = time.perf_counter()
+        if self.save_seconds:
+            self._pause = max(self.save_seconds, (self._saved - began) / _SHARE_OF_SAVING)
+
+    def _files(self) -> tuple[Path, Path]:
+        return self.folder / "checkpoint", self.folder / "checkpoint_before"
+
+    def _load(self) -> None:
+        for path in filter(Path.is_file, self._files()):
+            data = path.read_bytes()
+            if hashlib.sha256(data[32:]).digest() != data[:32]:
+                log.warning("%s is damaged: going back to the checkpoint before it, or to the beginning", path)
+                continue
+            state = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+            if state["identity"] != self._identity:
+                raise UserError(f"{path} is the checkpoint of another training (recipe, seed, network or data differ)")
+            self.net.load_state_dict(state["net"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.rows, self._step, self._seconds = state["rows"], state["step"], state["seconds"]
+            self._sums = state["sums"].to(self.device)
+            log.info("going on in epoch %d at batch %d", len(self.rows) + 1, self._step)
+            return
+
+
+def _measure(logits: Tensor, loss: Tensor, labels: Tensor, kind: torch.dtype) -> Tensor:
+    """[3]: sums over a batch of loss, top-1 and top-5 hits. They stay on the device: nothing waits for them."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return torch.stack([loss.to(kind), best[:, 0].sum(), best.sum()])
+
+
+def _bar(count: int, title: str, done: int = 0) -> Any:
+    return progress((), count, "images", done=done, desc=title, leave=False, disable=shards.rank() > 0)
+
+
+def _writer(folder: Path, done: int) -> Any:
+    """TensorBoard's, for a training of which so many epochs are done; what it wrote of later ones no longer counts."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("experiment.tensorboard=true needs the package tensorboard: pip install tensorboard") from error
+    return SummaryWriter(folder, purge_step=done + 1)
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """The state dict of a network as a file for `model.weights=`, whole or not at all."""
+    data = io.BytesIO()
+    torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
+    write_bytes(path, data.getvalue())

@@ -1,0 +1,68 @@
+"""How a network is trained."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, with cross entropy. Raises ValueError for what is no recipe.
+
+    optimiser: sgd (with momentum) or adamw. schedule: of the learning rate, after a linear warm-up over `warmup` epochs:
+    cosine (to 0 at the end) or step (times `gamma` every `step_epochs`).
+    crop: images are padded by so many black pixels and cut at random. flip: half of them are mirrored.
+    area: smallest and largest share of a picture that a random crop takes, of a width / height within `aspect`; it is then
+    resized to the network's input. The crops are of the pictures themselves, which are read anew in each epoch.
+    amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs). compile: the network with torch.compile.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimiser: str = "sgd"
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    step_epochs: int = 30
+    gamma: float = 0.1
+    warmup: float = 1.0
+    crop: int = 0
+    flip: bool = False
+    area: Sequence[float] | None = None
+    aspect: Sequence[float] = (3 / 4, 4 / 3)
+    amp: str | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str | None, ...]] = {
+            "optimiser": ("sgd", "adamw"),
+            "schedule": ("cosine", "step"),
+            "amp": (None, *AMP),
+        }
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key}={getattr(self, key)} is one of {', '.join(str(k or 'null') for k in known)}")
+        if min(self.epochs, self.batch_size, self.step_epochs) < 1 or self.lr <= 0 or min(self.crop, self.warmup) < 0:
+            raise ValueError(
+                "epochs, batch_size and step_epochs are 1 or more, lr is above 0, crop and warmup 0 or more"
+            )
+        if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
+            raise ValueError(f"area={list(self.area)} is a smallest and a largest share, above 0 and up to 1, or null")
+        if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
+            raise ValueError(f"aspect={list(self.aspect)} is a smallest and a largest width / height")
+        if self.area is not None and self.crop:
+            raise ValueError("crop and area are two ways of cropping: one of them is 0 or null")
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate of the step that ends after so many epochs, a fraction of one counted too."""
+        if epoch < self.warmup:
+            return self.lr * epoch / self.warmup
+        if self.schedule == "step":
+            return self.lr * self.gamma ** ((math.ceil(epoch) - 1) // self.step_epochs)
+        done = (epoch - self.warmup) / max(self.epochs - self.warmup, 1e-9)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

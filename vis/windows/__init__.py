@@ -1,0 +1,1 @@
+"""What a window of an image changes in a network."""

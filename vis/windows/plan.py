@@ -1,0 +1,215 @@
+"""Which rectangles of a network's maps windows of its images change: what the incremental engine has to compute, and its share
+of full passes. Nothing is computed here.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx, nn
+
+from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, window
+from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, trace
+from vis.windows.rectangles import Places, hull, reached
+
+WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
+SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
+_POINTWISE = ELEMENTWISE | {"localresponsenorm"}
+
+
+class Network:
+    """What the engine knows of a network for images of one size: its graph, and which nodes can be computed in rectangles.
+
+    rules: {node: "window", "pad", "pointwise" or "join"}; all others that depend on the image are computed whole.
+    unknown: where the rectangles end, for people: operations without a rule, and those that take whole maps as well.
+    """
+
+    def __init__(self, model: nn.Module, channels: int, size: tuple[int, int]) -> None:
+        self.traced: Traced = trace(model, channels, size)
+        self.nodes = list(self.traced.graph.nodes)
+        self.image = self.nodes[0]  # later placeholders have defaults
+        self.windows: dict[fx.Node, tuple[tuple[int, int, int, int], ...]] = {}
+        self.rules: dict[fx.Node, str] = {}
+        self.dependent: set[fx.Node] = set()
+        self.folded: dict[fx.Node, fx.Node] = {}  # batch norm: its convolution
+        self.unknown: list[str] = []
+        behind: set[fx.Node] = set()  # what is unknown
+        for node in self.nodes:
+            if node is not self.image and not self.sources(node):
+                continue
+            self.dependent.add(node)
+            rule, sources = self._rule(node), self.sources(node)
+            if rule and all(source in self.rules for source in sources):
+                self.rules[node] = rule
+            elif not behind.isdisjoint(sources):
+                behind.add(node)
+            elif any(source in self.rules for source in sources) and not self._is_head(node):
+                behind.add(node)
+                self.unknown.append(self.traced.words(node) + ", hooked" * (self.kind(node) == "hooked"))
+        self._note_last_uses()
+
+    def _note_last_uses(self) -> None:
+        self.last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
+
+    def rename(self, former: Collection[fx.Node], node: fx.Node) -> None:
+        """Let all behind a node that changed others in place read the node itself."""
+        for each in self.nodes[self.nodes.index(node) + 1 :]:
+            for name in former:
+                each.replace_input_with(name, node)
+        self._note_last_uses()
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs of a node that depend on the image."""
+        return [source for source in node.all_input_nodes if source in self.dependent]
+
+    def option(self, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+        """An argument of an operation, of whatever spelling."""
+        module = self.module(node)
+        if module is not None:
+            return getattr(module, name, default)
+        return argument(node, name, position, default)
+
+    def kind(self, node: fx.Node) -> str:
+        """What a node does; nothing that is known where hooks, or a `forward` put into a module, do something to it."""
+        return "hooked" if _is_hooked(self.module(node)) else self.traced.kind(node)
+
+    def is_dense(self, node: fx.Node) -> bool:
+        return self.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
+
+    def _rule(self, node: fx.Node) -> str | None:
+        kind, shapes = self.kind(node), self.traced.shapes
+        sources = self.sources(node)
+        if node is self.image:
+            return "image"
+        own: Any = shapes[node]
+        if any(len(shapes[each] or ()) != 4 for each in (node, *sources)) or own[0] != 1:
+            return None
+        if kind in WINDOWS:
+            return self._window_rule(node, kind)
+        if kind in PADDINGS:
+            return "pad" if padding(self.traced, node) else None
+        if kind in ("cat", "concat"):
+            dim = argument(node, "dim", 1, 0)
+            return "join" if dim in (1, -3) and len(sources) == len(node.all_input_nodes) else None
+        constants = [shapes[each] for each in node.all_input_nodes if each not in sources]
+        spread = any(shape is not None and shape[-2:].numel() != 1 for shape in constants)
+        if (
+            kind not in _POINTWISE
+            or spread
+            or any(self.traced.size(each) != self.traced.size(node) for each in sources)
+        ):
+            return None
+        if (
+            kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None
+        ):  # of each image's own statistics
+            return None
+        if type(self.module(node)) is nn.BatchNorm2d:
+            conv = sources[0]
+            if type(self.module(conv)) is nn.Conv2d and len(conv.users) == 1 and conv in self.windows:
+                self.folded[node] = conv
+        return "pointwise" if len(sources) == 1 else "join"
+
+    def _is_head(self, node: fx.Node) -> bool:
+        """Whether rectangles end here in every classifier: a pooling, or vectors, in front of the dense layers."""
+        kind, shape = self.traced.kind(node), self.traced.shapes[node]
+        flat = shape is not None and (len(shape) <= 2 or (len(shape) == 4 and math.prod(shape[2:]) == 1))
+        return flat or kind in SHAPES or kind.startswith("adaptive")
+
+    def _window_rule(self, node: fx.Node, kind: str) -> str | None:
+        along = tuple(window(self.traced, node, kind, i) for i in (0, 1))
+        if None in along or self.sources(node) != node.all_input_nodes[:1]:  # not weights that depend on the image
+            return None
+        if kind == "conv2d":
+            if self.option(node, "padding_mode", 99, "zeros") != "zeros":
+                return None
+        elif kind == "avgpool2d":
+            padded, partial = any(each[2] for each in along if each), self.option(node, "ceil_mode", 4, False)
+            odd = self.option(node, "divisor_override", 6) or not self.option(node, "count_include_pad", 5, True)
+            if partial or (padded and odd) or self.option(node, "divisor_override", 6):
+                return None
+        self.windows[node] = along  # type: ignore[assignment]  # none is None
+        return "window"
+
+    def plan(
+        self, top: np.ndarray, left: np.ndarray, height: int, width: int, whole: float = WHOLE
+    ) -> dict[fx.Node, Places | None]:
+        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole:
+        where there is no rule, and where rectangles fill more than a share `whole` of a map."""
+        plan: dict[fx.Node, Places | None] = {}
+        for node in self.nodes:
+            if node not in self.dependent:
+                continue
+            rule, found = self.rules.get(node), [plan[source] for source in self.sources(node)]
+            if rule == "image":
+                plan[node] = Places(np.stack([top, top + height], 1), np.stack([left, left + width], 1))
+                continue
+            if rule is None or any(each is None for each in found):
+                plan[node] = None
+                continue
+            places: Any = found[0]
+            H, W = self.traced.shapes[node][2:]  # type: ignore[index]  # a map has a shape
+            if rule == "window":
+                rows, columns = self.windows[node]
+                places = Places(reached(places.rows, H, *rows), reached(places.columns, W, *columns))
+            elif rule == "pad":
+                above, before = padding(self.traced, node)  # type: ignore[misc]  # where there is the rule
+                places = Places(places.rows + above, places.columns + before)
+            elif rule == "join" and not all(each == places for each in found):
+                places = Places(*(hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
+            plan[node] = None if places.total > whole * len(top) * H * W else places
+        return plan
+
+    def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
+        """Multiply-accumulates of convolutions and dense layers for n windows by a plan, and of n full passes."""
+        macs = full = 0.0
+        for node in self.dependent:
+            module, shape = self.module(node), self.traced.shapes[node]
+            if shape is None or not isinstance(module, nn.Conv2d | nn.Linear):
+                continue
+            each = module.weight[0].numel() * (shape[1] if len(shape) == 4 else shape[-1])
+            positions = n * math.prod(shape[2:] if len(shape) == 4 else shape[1:-1])
+            places = plan[node]
+            macs += each * (positions if places is None else places.total)
+            full += each * positions
+        return macs, full
+
+    def memory(self, plan: dict[fx.Node, Places | None], n: int, itemsize: int) -> float:
+        """Bytes for each of n windows where the pass holds the most, about."""
+        live: dict[fx.Node, float] = {}
+        most = 0.0
+        for node in self.nodes:
+            shape = self.traced.shapes[node]
+            if node not in self.dependent or shape is None:
+                continue
+            places = plan[node]
+            live[node] = itemsize * (math.prod(shape) if places is None else places.total / n * shape[1])
+            read = sum(live.get(source, 0) for source in self.sources(node))
+            most = max(most, sum(live.values()) + 2 * read)  # a table and the rectangles with their surround
+            for source in self.sources(node):
+                if self.last_use[source] is node:
+                    live.pop(source, None)
+        return most
+
+
+def _is_hooked(module: nn.Module | None) -> bool:
+    """Whether a module does more than its class says. Hooks of torch.nn.utils (weight norm, pruning) set its weights only."""
+    if module is None:
+        return False
+    before = [type(hook).__module__ for hook in module._forward_pre_hooks.values()]
+    ours = all(home.startswith("torch.nn.utils.") for home in before)
+    return bool(module._forward_hooks) or not ours or "forward" in vars(module)
+
+
+def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
+    """What windows [n, 2] of side k take of full passes, in multiply-accumulates; the network may be on torch's meta device."""
+    some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
+    try:
+        network = Network(net, channels, size)
+    except NotTraceable:  # the engine makes full passes then
+        return 1.0
+    macs, full = network.work(network.plan(some[:, 0], some[:, 1], k, k), len(some))
+    return macs / full if full else 1.0
