@@ -12,12 +12,12 @@ from vis.graph.modes import evaluating
 from vis.graph.receptive_field import receptive_field
 from vis.graph.trace import trace
 from vis.methods import LRP
-from vis.windows.engine import Incremental, _say
+from vis.windows.engine import Incremental, say_once
 
 
 @pytest.fixture(autouse=True)
 def _every_message():
-    _say.cache_clear()
+    say_once.cache_clear()
 
 
 def windows(size: int | tuple[int, int], h: int = 9, w: int = 6) -> tuple[Tensor, Tensor, Tensor]:

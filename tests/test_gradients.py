@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vis.config.instantiate import construct
 from vis.errors import UserError
 from vis.methods import (
+    Forward,
     GradCAM,
     GuidedBackprop,
     IntegratedGradients,
@@ -69,12 +70,14 @@ def test_a_network_without_biases_needs_one_pass_from_zero():
 
 @pytest.mark.parametrize("network", ["vgg_like", "batch_norm", "residual", "functional", "gelu"])
 def test_biases_and_activations_that_bend_are_seen(network):
-    assert not gradients.homogeneous(networks.build(network), networks.images())
+    with Forward(networks.build(network), networks.images()) as forward:
+        assert not gradients.homogeneous(forward)
 
 
 def test_a_relu6_and_a_probability_are_not_homogeneous():
     net = nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.ReLU6(), nn.Flatten(), nn.Linear(500, 5, bias=False))
-    assert not gradients.homogeneous(net.double(), networks.images())
+    with Forward(net.double(), networks.images()) as forward:
+        assert not gradients.homogeneous(forward)
     net, x = networks.build("overlapping_pools"), networks.images()
     seen = images_seen(net)
     IntegratedGradients(10, baseline="zero")(net, x, Target(1, output="prob"))
@@ -146,3 +149,24 @@ def test_fem_of_feature_maps_with_three_dimensions():
     A = networks.images(2).view(2, 2, 6, 6, 4)
     flat = fem(A.reshape(2, 2, 36, 4))
     assert torch.equal(fem(A), flat.view(2, 6, 6, 4))
+
+
+class InPlace(nn.Module):
+    """A statement in place that no value of the graph reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(2, 5, 3, bias=False), nn.Parameter(torch.randn(5, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.add_(self.bias)
+        return y.relu().mean((2, 3))
+
+
+def test_a_bias_that_the_graph_does_not_show_is_no_shortcut():
+    torch.manual_seed(0)
+    net, x = InPlace().double(), networks.images()
+    maps = IntegratedGradients(400, baseline="zero")(net, x, 1)
+    difference = (net(x) - net(torch.zeros_like(x)))[:, 1]
+    assert torch.allclose(maps.flatten(1).sum(1), difference, rtol=1e-2)

@@ -18,13 +18,13 @@ from vis.errors import UserError
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
-from vis.windows.engine import Incremental, _say
+from vis.windows.engine import Incremental, say_once
 from vis.windows.plan import share
 
 
 @pytest.fixture(autouse=True)
 def _every_message():
-    _say.cache_clear()
+    say_once.cache_clear()
 
 
 def full_passes(net: nn.Module, x: Tensor, windows: Tensor, patches: Tensor) -> Tensor:

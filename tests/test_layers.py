@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from checks import close
 from torch import Tensor, nn
 
+from vis.graph.outputs import returning, scoring
 from vis.methods import (
     CAM,
     FEM,
@@ -457,3 +458,40 @@ def test_every_method_on_feature_maps_takes_layer_and_reshape():
     for each in own:
         method = each(layer="norm1", reshape=[3, 4])
         assert (method.layer, method.reshape) == ("norm1", (3, 4))
+
+
+class SecondHead(nn.Module):
+    """A map of its own beside the logits, and a gate of one channel before them."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.gated, self.body, self.side, self.head = gated, nn.Conv2d(2, 6, 3), nn.Conv2d(6, 1, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        y = self.body(x).relu()
+        side = self.side(y).sigmoid()
+        logits = self.head((y * side if self.gated else y).mean((2, 3)))
+        return logits if self.gated else {"map": side, "logits": logits}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_layer_is_one_that_everything_behind_comes_from(gated):
+    net = SecondHead(gated).double()
+    net = net if gated else returning(net, "logits")
+    assert feature_layer(net, networks.images()) == "body:relu"
+    assert GradCAM()(net, networks.images(), 1).isfinite().all()
+
+
+def test_a_target_function_is_no_layer_of_the_network():
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    weights = torch.randn(1, 5, dtype=torch.float64)
+    contrast = scoring(net, lambda output: nn.functional.linear(output, weights)[:, 0])
+    assert feature_layer(contrast, networks.images()) == feature_layer(net, networks.images()) == "1"
+
+
+def test_a_target_that_does_not_depend_on_the_layer_is_an_error():
+    net = returning(SecondHead(False).double(), "logits")
+    with pytest.raises(NotApplicable, match="does not depend on this layer"):
+        GradCAM(layer="side")(net, networks.images(), 1)

@@ -21,8 +21,8 @@ from vis.methods.fullgrad import full_gradients
 def test_the_full_gradients_sum_to_the_logit(network):
     net, x = networks.build(network), networks.images()
     with Forward(net, x) as forward:
-        parts = full_gradients(forward, 3)
-        total = sum(part.flatten(1).sum(1) for part in (parts[0], *parts[1]))
+        of_input, of_biases = full_gradients(forward, 3)
+        total = sum(part.flatten(1).sum(1) for part in (of_input, *(part for _, part in of_biases)))
     assert torch.allclose(total, net(x)[:, 3], rtol=1e-9)
 
 
@@ -130,3 +130,28 @@ def test_masks_are_smooth_and_as_bright_as_said():
     assert masks.max() <= 1 + 1e-12
     assert masks.mean().item() == pytest.approx(0.3, abs=0.01)
     assert F.avg_pool2d(masks, 3, 1).sub(masks[..., 1:-1, 1:-1]).abs().max() < 0.2
+
+
+def test_kernel_shap_refuses_samples_that_do_not_determine_the_values():
+    net, x = networks.build("vgg_like"), networks.images()[:1]
+    S = int(KernelSHAP(superpixels=14).segments(x[0]).max()) + 1
+    with pytest.raises(NotApplicable, match=f"at least {2 * (S - 1)}"):
+        KernelSHAP(samples=2 * (S - 2), superpixels=14, output="logit")(net, x, 2)
+
+
+def test_fullgrad_takes_dense_layers_of_tokens_and_small_logits():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc, self.head = nn.Conv2d(2, 6, 4, 4), nn.Linear(6, 7), nn.Linear(7, 5)
+
+        def forward(self, x):
+            y = self.fc(self.conv(x).flatten(2).mT).relu()
+            return self.head(y.mean(1))
+
+    torch.manual_seed(0)
+    net, x = Tokens().double(), networks.images()[:1]
+    assert FullGrad()(net, x, 2).isfinite().all()
+    with torch.no_grad():
+        net.head.bias[2] -= net(x)[0, 2] - 1e-12
+    assert FullGrad()(net, x, 2).isfinite().all(), "rounding is no missing part"

@@ -1,16 +1,19 @@
 """LRP, deep Taylor and DeepLIFT: conservation, examples of the papers, composites, refusals, large networks."""
 
+import copy
+
 import networks
 import pytest
 import relevances
 import torch
 import torch.nn.functional as F
+from checks import close
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vis.graph.interpreter import Walk
-from vis.methods import LRP, DeepLIFT, DeepTaylor, Method, NotApplicable, Saliency, Target
+from vis.methods import LRP, DeepLIFT, DeepTaylor, Method, NotApplicable, Occlusion, Saliency, Target
 from vis.models import VGG16, torchvision_classifier
 from vis.models.streamed import StreamedLinear
 
@@ -330,3 +333,47 @@ def test_vgg16_equals_captums():
     net, x = large("vgg16"), torch.randn(1, 3, 96, 96, dtype=torch.float64)
     expected = CaptumLRP(net).attribute(x, target=2)
     assert error(LRP("epsilon", epsilon=1e-9)(net, x, 2), expected.detach()) < 1e-4
+
+
+def test_gamma_without_biases_follows_the_sign_without_biases():
+    torch.manual_seed(0)
+    layers = [layer for c in (2, 8, 8) for layer in (nn.Conv2d(c, 8, 3), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).double()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.bias)
+    maps = LRP("gamma", gamma=0.25, bias=False)(net, networks.images(), 1)
+    assert maps.abs().sum() < 10 * net(networks.images())[:, 1].abs().sum()
+
+
+def test_a_rule_for_layers_that_are_not_there_is_an_error():
+    with pytest.raises(NotApplicable, match=r"covn fits no convolution"):
+        LRP(rules={"covn": "gamma"})(networks.build("vgg_like"), networks.images(), 1)
+
+
+def test_pixels_that_a_preprocessing_cannot_make_are_an_error():
+    net, x = networks.build("vgg_like"), networks.images()
+    with pytest.raises(NotApplicable, match="black pixels"):
+        DeepTaylor()(net, x, 1, lambda pixels: pixels / pixels.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+
+
+class Normalised(nn.Module):
+    """Weights that its code makes of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("std", torch.tensor(2.0))
+        self.conv = nn.Conv2d(2, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x * (1 / self.std) + torch.tensor(0.5)).relu().mean((2, 3))
+
+
+def test_a_traced_network_reads_its_buffers_and_is_left_as_it_was():
+    net, x = Normalised().double(), networks.images()
+    before = set(vars(net))
+    LRP("zero")(net, x, 1)
+    net.std.fill_(3.0)
+    assert close(LRP("zero")(net, x, 1), LRP("zero")(copy.deepcopy(net), x, 1))
+    Occlusion(window=3, fill="zero")(net, x, 1)
+    assert set(vars(net)) == before

@@ -80,7 +80,7 @@ class Walk(fx.Interpreter):
         graph, self._constants = _graph(net)
         super().__init__(net, graph=graph)
         self.extra_traceback = False
-        self.traced = Traced(net, self.graph, {})
+        self.traced = Traced(net, self.graph, {}, net)
         self._live: set[fx.Node] = set()  # whose values come from the images; sizes do not
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
@@ -249,14 +249,14 @@ def _max_pool(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, A
 def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """A network's graph, traced once (a tenth of a second for a resnet50), and the tensors that its code makes itself.
 
-    fx leaves the latter in the network as attributes: they are taken out again. What no output needs, as another head, is
-    left out: it has no effect, since nothing is done in place. Raises NotTraceable.
+    The graph leaves out what no output needs, as another head: nothing is done in place, so it has no effect.
+    Raises NotTraceable.
     """
     if net not in _graphs:
-        before = set(vars(net))
-        graph = Tracer().trace(net)
+        tracer = Tracer()
+        graph = tracer.trace(net)
         for node in reversed(graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
-        _graphs[net] = graph, {name: vars(net).pop(name) for name in set(vars(net)) - before}
+        _graphs[net] = graph, tracer.made
     return _graphs[net]

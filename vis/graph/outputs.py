@@ -40,6 +40,13 @@ def sharing(net: nn.Module, **methods: Callable[..., Any]) -> nn.Module:
     return other
 
 
+def detached(net: nn.Module) -> nn.Module:
+    """A module of the same class that shares layers and weights with `net`: what it is given besides, `net` does not get."""
+    other: nn.Module = object.__new__(type(net))
+    object.__setattr__(other, "__dict__", dict(vars(net)))
+    return other
+
+
 def scoring(net: nn.Module, f: Score) -> nn.Module:
     """The network that returns f(output) [B, 1]. Raises NotApplicable where f does not give each image a number."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from vis.graph.outputs import sharing
+from vis.graph.outputs import detached, sharing
 
 # Functions, methods and (lower case, without underscores) modules that treat each position of a map on its own.
 ELEMENTWISE = {
@@ -45,11 +45,15 @@ class NotTraceable(ValueError):
 
 @dataclass(frozen=True)
 class Traced:
-    """A network's graph with the shape of every node's output (None where it is no tensor), for a batch of one image."""
+    """A network's graph with the shape of every node's output (None where it is no tensor), for a batch of one image.
+
+    runnable: the network, with the tensors that its code makes itself as attributes: what an interpreter takes.
+    """
 
     net: nn.Module
     graph: fx.Graph
     shapes: dict[fx.Node, torch.Size | None]
+    runnable: nn.Module
 
     def size(self, node: fx.Node) -> tuple[int, int]:
         """(height, width) of a node that is a map [B, C, H, W]."""
@@ -73,12 +77,18 @@ class Tracer(fx.Tracer):
     """fx's, which knows whose code made a node (`node.meta["owner"]`, a module's name) and where a trace failed.
 
     shallow: only what the root itself does; each of its children is one node, so that hooks on it still run.
+    Buffers are nodes, not numbers of the first trace. `made` are the tensors that the network's code makes itself, by the
+    names of their nodes; fx would leave them in the user's network. `traced` is the network with them.
     """
+
+    proxy_buffer_attributes = True
 
     def __init__(self, shallow: bool = False) -> None:
         super().__init__()
         self._shallow, self._owners = shallow, [""]
         self._root: Any = None
+        self.traced: Any = None
+        self.made: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m)) in LAYERS
@@ -115,7 +125,10 @@ class Tracer(fx.Tracer):
             with suppress(TypeError):  # of a part of a network, which takes more
                 inspect.signature(call).bind(None)
                 root = sharing(root, forward=lambda self, images: call(images))
-            return super().trace(root, concrete_args)
+            self.traced = detached(root)
+            graph = super().trace(self.traced, concrete_args)
+            self.made = {name: value for name, value in vars(self.traced).items() if name not in vars(root)}
+            return graph
         except NotTraceable:
             raise
         except Exception as error:  # a network's own code may raise anything on fx's stand-ins for tensors
@@ -127,7 +140,8 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
 
     Raises NotTraceable.
     """
-    graph = Tracer().trace(net)
+    tracer = Tracer()
+    graph = tracer.trace(net)
     shapes: dict[fx.Node, torch.Size | None] = {}
 
     class Shapes(fx.Interpreter):
@@ -137,7 +151,7 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
             return result
 
     try:
-        interpreter = Shapes(_hollow(net), graph=graph)
+        interpreter = Shapes(_hollow(tracer.traced), graph=graph)
         interpreter.extra_traceback = False
         with torch.no_grad():
             dtype = next((p.dtype for p in net.parameters()), None)
@@ -145,7 +159,7 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
     except Exception as error:  # as may any operation on tensors without numbers
         at = next((node for node in graph.nodes if node not in shapes), None)
         raise NotTraceable(f"{at} of {type(net).__name__} cannot be traced: {first_line(error)}") from error
-    return Traced(net, graph, shapes)
+    return Traced(net, graph, shapes, tracer.traced)
 
 
 def _hollow(net: nn.Module) -> nn.Module:

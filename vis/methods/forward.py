@@ -182,9 +182,13 @@ class Forward:
         self._rule[0] = rule
         try:
             with _tf32() if self.tf32_backward else nullcontext():
-                (gradient,) = torch.autograd.grad(scores.sum(), wrt, retain_graph=True)
+                (gradient,) = torch.autograd.grad(scores.sum(), wrt, retain_graph=True, allow_unused=True)
         finally:
             self._rule[0] = SALIENCY
+        if gradient is None:
+            raise NotApplicable(
+                f"the target does not depend on this layer of {type(self.model).__name__}: name another layer="
+            )
         if of is not None:
             self._gradients[key] = gradient
         return gradient

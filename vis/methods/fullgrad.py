@@ -34,28 +34,32 @@ class FullGrad(Method):
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         input_part, bias_parts = full_gradients(forward, targets)
         scores = forward.scores(targets).detach()
-        missing = (scores - torch.stack([each.flatten(1).sum(1) for each in (input_part, *bias_parts)]).sum(0)).abs()
-        if (missing > 0.01 * scores.abs()).any():
+        parts = [each.flatten(1) for each in (input_part, *(part for _, part in bias_parts))]
+        missing = (scores - torch.stack([each.sum(1) for each in parts]).sum(0)).abs()
+        rounding = 1e3 * torch.finfo(scores.dtype).eps * torch.stack([each.abs().sum(1) for each in parts]).sum(0)
+        if (missing > 0.01 * scores.abs() + rounding).any():
             raise NotApplicable(
                 f"FullGrad: the gradients of {type(forward.model).__name__} with respect to input and biases do not add up to "
                 f"the target ({missing.max():.3g} is missing): the network has activations such as GELU or a saturated ReLU6, or "
                 "biases outside its layers"
             )
         size = forward.images.shape[2:]
-        return torch.stack([_psi(part, size) for part in (input_part, *bias_parts) if part.ndim == 4]).sum(0)
+        maps = [part for layer, part in bias_parts if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        return torch.stack([_psi(part, size) for part in (input_part, *maps)]).sum(0)
 
 
-def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[Tensor]]:
-    """x * dS/dx [B, C, H, W], and b * dS/db for each call of a layer with a bias, of its output's shape. They sum to S."""
+def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[tuple[nn.Module, Tensor]]]:
+    """x * dS/dx [B, C, H, W], and (layer, b * dS/db of its output's shape) for each call of one with a bias. They sum to S."""
     x, model = forward.images, forward.model
     chosen = output_targets(forward, targets, FullGrad.title)
-    calls: list[tuple[Tensor, Tensor]] = []  # a bias, the output that it is part of
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # a layer, its bias, the output that it is part of
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         b = _bias(module)
         if b is None:
             return None
-        calls.append((b.view(-1, *[1] * (output.ndim - 2)), output))
+        channels_last = isinstance(module, nn.Linear)
+        calls.append((module, b if channels_last else b.view(-1, *[1] * (output.ndim - 2)), output))
         return output.clone()  # an in-place ReLU that follows must not change what was kept
 
     handles = [m.register_forward_hook(keep) for m in model.modules() if type(m) in _LAYERS]
@@ -64,9 +68,9 @@ def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[Ten
     finally:
         for handle in handles:
             handle.remove()
-    outputs = [output for _, output in calls]
+    outputs = [output for *_, output in calls]
     g, *gradients = torch.autograd.grad(S, [x, *outputs], materialize_grads=True)
-    return x.detach() * g, [b * gradient for (b, _), gradient in zip(calls, gradients, strict=True)]
+    return x.detach() * g, [(m, b * gradient) for (m, b, _), gradient in zip(calls, gradients, strict=True)]
 
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)

@@ -14,8 +14,9 @@ from vis.methods.backprop import Saliency
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
-from vis.methods.forward import GUIDED, SALIENCY, Forward, ReluRule
+from vis.methods.forward import GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
 from vis.methods.layers import Reshape
+from vis.methods.relevance import checked
 from vis.methods.target import Target, Targets, as_targets
 
 PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224
@@ -90,7 +91,7 @@ class IntegratedGradients(Method):
     def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
         x = forward.images.detach()
         outputs = all(target.layer is None and target.output == "logit" for target in chosen)
-        if outputs and not x0.any() and homogeneous(forward.model, x):
+        if outputs and not x0.any() and homogeneous(forward):
             return forward.gradient(chosen) * x
         alphas, weights = (x.new_tensor(each) for each in self._points())
         total = torch.zeros_like(x)
@@ -136,11 +137,11 @@ class Homogeneous(Walk):
 
 
 @torch.no_grad()
-def homogeneous(model: nn.Module, images: Tensor) -> bool:
+def homogeneous(forward: Forward) -> bool:
     """Whether f(t x) = t f(x) for t >= 0, so that the gradient is the same on the whole line from 0 to an image."""
     try:
-        Homogeneous(model).run(images[:1])
-    except NotTraceable:  # nothing is known of it: the path is integrated in steps
+        checked(Homogeneous(forward.model).run(forward.images.detach()[:1]), forward)
+    except (NotTraceable, NotApplicable):  # nothing is known of it: the path is integrated in steps
         return False
     return True
 

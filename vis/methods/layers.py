@@ -155,6 +155,7 @@ class _Output:
     map: bool  # [B, V, h, w] with several positions, of no pooling or the like
     tokens: bool  # [B, N, D] or [B, h, w, D]
     active: bool  # an activation's output, or several of them side by side
+    in_place: bool = False  # by a function: the network may read it under another name
 
 
 class _Look(TorchFunctionMode):
@@ -199,7 +200,7 @@ class _Look(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         self._now += 1
         name = function_name(func)
-        if name in _LAYERS:
+        if name in _LAYERS and not self.calls[""]:  # not in a target function, behind the network itself
             self.layers.append(self._now)
         if name == "softmax" or "attention" in name:
             self.attention = self._now
@@ -215,6 +216,7 @@ class _Look(TorchFunctionMode):
         if name in ACTIVATIONS:
             kept = self._keep(self._returned._replace(function=name, number=self._since[name]), output, True)
             self._since[name] += 1
+            kept.in_place = id(output) in inputs
             if kept.map or kept.tokens:
                 self.activations.append(kept)
         return output
@@ -224,6 +226,8 @@ class _Look(TorchFunctionMode):
         self.calls[name] += 1
         if not isinstance(output, Tensor):
             return
+        if not name and output.ndim == 2:
+            self.classes = output.shape[1]
         self._now += 1
         same = any(output is each for each in inputs)
         if isinstance(module, _NO_FEATURES):
@@ -291,7 +295,7 @@ def _run(model: nn.Module, images: Tensor) -> _Look:
             logits = model(images)
     finally:
         look.remove()
-    if isinstance(logits, Tensor) and logits.ndim == 2:
+    if not look.classes and isinstance(logits, Tensor) and logits.ndim == 2:
         look.classes = logits.shape[1]
     return look
 
@@ -303,9 +307,9 @@ def _last_map(look: _Look, model: nn.Module) -> str:
         found = maps[-1]
         if active and active[-1].at > found.at:
             raise NotApplicable(_ends_in_tokens(name, active[-1].tensor))
-        if not found.active:
-            behind = [each for each in maps if each.active and each.at >= active[-1].at]
-            found = next((each for each in reversed(behind) if _all_comes_from(look, model, each)), found)
+        last = 0 if found.active else active[-1].at if active else math.inf
+        behind = [each for each in reversed(maps) if each.active and each.at >= last]
+        found = next((each for each in behind if each.in_place or _all_comes_from(look, model, each)), found)
         if not look.class_maps(found):
             return look.name(found)
         end = max((at for at in look.layers if at < found.at), default=0)

@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from vis.graph.interpreter import Affine, Walk
 from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.base import Method
+from vis.methods.baseline import baseline_image
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.target import Target, Targets, score
@@ -170,15 +171,16 @@ def counted(a: Tensor, of_a: Modify = same) -> Tensor:
     return Slopes.apply(v, [v], a)
 
 
-def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule) -> Tensor:
-    """y, whose relevance the z' of a rule's parts share."""
+def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule, signs: Tensor | None = None) -> Tensor:
+    """y, whose relevance the z' of a rule's parts share; signs: of the outputs as the rule counts them, None: those of y."""
     y, slopes = y.detach(), []
+    signs = y if signs is None else signs
     for z, part in zip((z.detach() for z in zs), rule.parts, strict=True):
         if rule.epsilon:
             z = torch.full_like(z, rule.epsilon).copysign_(z).add_(z)
         lost = z.abs() < torch.finfo(z.dtype).tiny
         if part.sign:
-            lost |= y.sign() != part.sign
+            lost |= signs.sign() != part.sign
         slopes.append((part.coefficient / z).masked_fill_(lost, 0))
     return Slopes.apply(y, slopes, *zs)
 
@@ -206,7 +208,9 @@ class Relevance(Walk):
             return shared(z if rule.bias or op.b is None else z + op.b, [z], rule)
         if op.w is None:
             raise self.no_rule(node, ": its weights are streamed, and only the rules zero and epsilon do without them")
-        return shared(op.f(a.detach(), op.w, op.b), [self._z(op, a, part, rule.bias) for part in rule.parts], rule)
+        y, zs = op.f(a.detach(), op.w, op.b), [self._z(op, a, part, rule.bias) for part in rule.parts]
+        counts = rule.bias or op.b is None
+        return shared(y, zs, rule, signs=None if counts else op.f(a.detach(), op.w, None))
 
     def _z(self, op: Affine, a: Tensor, part: Part, bias: bool) -> Tensor:
         """z' of a part."""
@@ -327,13 +331,21 @@ class LRP(Method):
         other = self._rule("rule", self.rule or "zero", forward)
         sums = {"epsilon": other, "zplus": other, "alpha_beta": alpha_beta_rule(1, self.bias)}
 
+        unused = rules.keys() - KINDS
+
         def rule_of(name: str, kind: str, first: bool) -> Rule:
             kinds = ["input", kind] if first else [kind]
-            named = [rule for layers, rule in rules.items() if layers not in KINDS and fnmatchcase(name, layers)]
-            return [*named, *(rules[each] for each in kinds if each in rules), other][0]
+            named = [layers for layers in rules if layers not in KINDS and fnmatchcase(name, layers)]
+            unused.difference_update(named)
+            return next((rules[each] for each in (*named, *kinds) if each in rules), other)
 
         walk = Relevance(forward.model, sums.get(self.rule or "", epsilon_rule(0.0, self.bias)), rule_of)
         logits = counted(checked(walk.run(x), forward))
+        if unused:
+            raise NotApplicable(
+                f"rules: {', '.join(sorted(unused))} fits no convolution or dense layer of {type(forward.model).__name__}; keys "
+                f"are {', '.join(KINDS)} or names of modules (features.1*)"
+            )
         return torch.autograd.grad(score(logits, chosen).sum(), x, materialize_grads=True)[0]
 
     def _rule(self, layers: str, given: RuleName, forward: Forward) -> Rule:
@@ -360,7 +372,7 @@ class LRP(Method):
                 f"{self.title}: the rule zb needs the range of pixel values: preprocess=, low= and high=, or "
                 'low="image", high="image" for the extreme values of each image'
             )
-        ends = [forward.preprocess(of(x[:1])) for of in (torch.zeros_like, torch.ones_like)]
+        ends = [baseline_image(x, end, forward.preprocess) for end in ("black", "white")]
         return extreme(torch.stack([bound, *(extreme(v, (2, 3), keepdim=True).expand_as(bound) for v in ends)]), 0)
 
     def total(self, forward: Forward, targets: Targets) -> Tensor:
@@ -435,8 +447,11 @@ def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Targe
 
 
 def checked(outputs: Tensor, forward: Forward) -> Tensor:
-    """Outputs that are the network's. Raises NotApplicable where the code of the network is not all that it computes."""
-    logits = forward.logits.detach()
+    """Outputs [B, K], or those of the first images, that are the network's.
+
+    Raises NotApplicable where the code of the network is not all that it computes.
+    """
+    logits = forward.logits.detach()[: len(outputs)]
     if outputs.shape != logits.shape or (outputs.detach() - logits).norm() > 1e-2 * logits.norm():
         raise NotApplicable(
             f"the traced graph of {type(forward.model).__name__} gives other outputs than the network: a hook, or a value "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.cam import PASS_VALUES, output_targets
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, NotApplicable
 from vis.methods.target import Target, Targets, score
 
 
@@ -20,7 +20,7 @@ class _Superpixels(Method):
     A pixel has the weight of its superpixel: maps are [B, 1, H, W], signed, in units of f, the probability or the logit.
     """
 
-    def __init__(self, samples: int, superpixels: int, output: str, seed: int) -> None:
+    def __init__(self, samples: int = 1000, superpixels: int = 50, output: str = "prob", seed: int = 0) -> None:
         if samples < 2 or superpixels < 2 or output not in ("prob", "logit"):
             raise ValueError("samples and superpixels are 2 or more, output is prob or logit")
         self.samples, self.superpixels, self.output, self.seed = samples, superpixels, output, seed
@@ -114,16 +114,12 @@ class KernelSHAP(_Superpixels):
     superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: choices z. If all 2^S fit in, each is taken once and the values are exact; otherwise z are drawn in proportion to
     pi, each with its complement. superpixels: about how many (SLIC). output: what f is, the probability or the logit.
-    Raises ValueError where there are fewer samples than superpixels, NotApplicable for a unit of another layer.
+    Raises NotApplicable for a unit of another layer, and where the samples do not determine the values: S superpixels need
+    at least 2 (S - 1).
     Costs `samples` forward passes for each image.
     """
 
     title = "Kernel SHAP"
-
-    def __init__(self, samples: int = 1000, superpixels: int = 50, output: str = "prob", seed: int = 0) -> None:
-        super().__init__(samples, superpixels, output, seed)
-        if samples < superpixels:
-            raise ValueError(f"samples={samples}: the values of {superpixels} superpixels need as many samples")
 
     def weights(self, model: nn.Module, image: Tensor, segments: Tensor, means: Tensor, target: Target) -> np.ndarray:
         S = means.shape[1]
@@ -134,7 +130,12 @@ class KernelSHAP(_Superpixels):
         change, last = whole - empty, kept[:, -1]
         root = np.sqrt(pi)
         y = root * (np.array(values) - empty - last * change)
-        phi = np.linalg.lstsq(root[:, None] * (kept[:, :-1] - last[:, None]), y, rcond=None)[0]
+        phi, _, rank, _ = np.linalg.lstsq(root[:, None] * (kept[:, :-1] - last[:, None]), y, rcond=None)
+        if rank < S - 1:
+            raise NotApplicable(
+                f"Kernel SHAP: {self.samples} samples do not determine the values of {S} superpixels: give at least "
+                f"{2 * (S - 1)}, better many more"
+            )
         return np.append(phi, change - phi.sum())
 
     def _choices(self, S: int) -> tuple[np.ndarray, np.ndarray]:

@@ -125,7 +125,9 @@ def _pool_live_rows(traced: Traced, poolings: list[fx.Node], rows: int) -> None:
     """Put `[:, :, :rows]` before poolings, in the code of the modules that call them; nothing else of the network changes."""
     for path in {pooling.meta["owner"] for pooling in poolings}:
         owner = traced.net.get_submodule(path)
-        graph = Tracer(shallow=True).trace(owner)  # its children are nodes, so that hooks on them still run
+        tracer = Tracer(shallow=True)  # its children are nodes, so that hooks on them still run
+        graph = tracer.trace(owner)
+        vars(owner).update(tracer.made)
         own = [n for n in traced.graph.nodes if n.meta["owner"] == path and n.op in ("call_function", "call_method")]
         same = dict(zip(own, (n for n in graph.nodes if n.op in ("call_function", "call_method")), strict=True))
         modules = {n.target: n for n in graph.nodes if n.op == "call_module"}

@@ -34,6 +34,7 @@ from vis.system.allocator import keep_freed_memory
 from vis.system.console import progress
 from vis.system.device import hardware, peak_memory_gb, reset_peak_memory
 from vis.system.files import intact, write_json, write_text
+from vis.windows.engine import say_once
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ def redraw(path: Path) -> None:
 def prepare(config: DictConfig) -> None:
     """The same state for every job, also for the third of a sweep in one process."""
     keep_freed_memory()
+    say_once.cache_clear()  # each job's log says what is computed whole
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
     torch.manual_seed(config.seed)

@@ -60,7 +60,7 @@ def _exact_products() -> Iterator[None]:
 
 
 @cache
-def _say(words: str) -> None:
+def say_once(words: str) -> None:
     """Once, not for each image."""
     log.info(words)
 
@@ -97,7 +97,7 @@ class Incremental:
         self._finite: Tensor | bool = True
         if low and low.itemsize < 4 and not is_native(low, image.device):
             self._held = torch.float32
-            _say(
+            say_once(
                 f"{_name(low)}: no speed is gained, {image.device.type} has no such products; rounded, then in float32"
             )
         self._checked = False
@@ -111,18 +111,18 @@ class Incremental:
         try:
             self.network = network = Network(model, image.shape[1], (image.shape[2], image.shape[3]))
         except NotTraceable as error:
-            _say(f"each window is a full pass: {error}")
+            say_once(f"each window is a full pass: {error}")
             return
         with torch.no_grad():
             found = self._tried(self._base_pass)  # weight norm has set its weights in the pass above
         if isinstance(found, str):
             self.network = None
-            _say(f"each window is a full pass: {found}")
+            say_once(f"each window is a full pass: {found}")
             return
         if self._equal(found, self.base):
             self.base = found  # its sums are those of the windows
         if network.unknown:
-            _say(f"no rule for {', '.join(network.unknown)}: for each window computed whole, with all behind it")
+            say_once(f"no rule for {', '.join(network.unknown)}: for each window computed whole, with all behind it")
 
     @torch.no_grad()
     @_exact_products()
@@ -166,7 +166,7 @@ class Incremental:
     def _base_pass(self) -> Tensor:
         """The image itself: keeps its maps as rows [H W, C], what does not depend on it, and convolutions with batch norm."""
         network: Any = self.network
-        self._interpreter = fx.Interpreter(network.traced.net, graph=network.traced.graph)
+        self._interpreter = fx.Interpreter(network.traced.runnable, graph=network.traced.graph)
         self._maps: dict[fx.Node, Tensor] = {}
         self._constants: dict[fx.Node, Any] = {}
         self._weights: dict[fx.Node, tuple[Tensor, Tensor | None]] = {}
@@ -203,8 +203,9 @@ class Incremental:
             if node in network.dependent and node in network.last_use and isinstance(env[node], Tensor):
                 versions[node] = env[node]._version
             if node.op == "output":
-                last = node.all_input_nodes[0]
-                if network.is_dense(last):
+                dense = [each for each in network.nodes if network.is_dense(each)]
+                if dense:  # what is behind the last, as the difference of two logits, may be small by chance
+                    last = dense[-1]
                     weight, bias = self._convolution(last, env)[:2]
                     squares = F.linear(
                         env[last.args[0]].square(), weight.square(), None if bias is None else bias.square()
@@ -263,13 +264,13 @@ class Incremental:
             if not self._together:
                 why = f"{type(self.model).__name__} mixes the images of a batch"
             if why:
-                _say(f"each window is a full pass{'' if self._together else ' of its own'}: {why}")
+                say_once(f"each window is a full pass{'' if self._together else ' of its own'}: {why}")
 
     def _check_low(self, exact: Tensor, found: Tensor) -> None:
         self._check_overflow()
         error, change = ((each - exact).square().mean().sqrt() for each in (found, self.base))
         if not error <= _ROUNDED * change + self._rounding(exact):
-            _say(f"{_name(self.low)} is not used: it is off by more than {_ROUNDED:.0%} of what windows change")
+            say_once(f"{_name(self.low)} is not used: it is off by more than {_ROUNDED:.0%} of what windows change")
             self.low = None
 
     def _tried(self, run: Callable[[], Tensor]) -> Tensor | str:
