@@ -330,3 +330,10 @@ def test_real_photographs(data):
         pixels = to_pixels(photos.read(i), (224, 224), 3, 256)
         assert pixels.std() > 0.05
     assert imagenet(str(data / "images")).labels == [None] * len(photos)
+
+
+def test_a_dataset_without_images_and_one_that_reads_no_picture_are_errors():
+    with pytest.raises(UserError, match="mine holds no image"):
+        Dataset("mine", [], [], lambda i: None)
+    with pytest.raises(UserError, match="read int 5: expected a picture"):
+        to_pixels(5, (8, 8), 3)

@@ -46,7 +46,10 @@ def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: 
 
     size: (height, width). resize: the shorter side before the cut, e.g. 256 for the ImageNet convention, where that
     covers the size; by default the image just covers it. channels: 3 or 1. Rounds as torchvision's Resize and CenterCrop.
+    Raises UserError for what is no picture.
     """
+    if not isinstance(image, Image.Image):
+        raise UserError(f"the dataset read {type(image).__name__} {image!r}: expected a picture (PIL.Image.Image)")
     pixels = (
         torch.from_numpy(np.array(fitted(image.convert("RGB" if channels == 3 else "L"), size, resize))).float() / 255
     )

@@ -43,7 +43,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "image.interpolation": "nearest",
+    "image.interpolation": "antialiased",  # nearest, where a pixel of the map is larger than one of the figure
     "pdf.fonttype": 42,  # embedded TrueType, which journals ask for
     "savefig.dpi": 200,
 }
@@ -97,17 +97,25 @@ def typeset(text: str) -> str:
 
 
 def _broken(text: str, width: float, size: float) -> str:
-    """A text in lines of `width` inches at most, where its words allow; `size` of the font in points."""
+    """A text in lines of `width` inches at most; a word that is longer, as a file's name, is cut. size: in points."""
     measure = TextToPath().get_text_width_height_descent
     font = FontProperties(family=_STYLE["font.family"], size=size)
     lines = [""]
+
+    def fits(line: str) -> bool:
+        return measure(line, font, ismath=False)[0] <= 0.98 * 72 * width  # renderers round
+
     with styled():
         for word in typeset(text).split():
             line = f"{lines[-1]} {word}".strip()
-            if measure(line, font, ismath=False)[0] <= 0.98 * 72 * width:  # renderers round
+            if fits(line):
                 lines[-1] = line
-            else:
-                lines.append(word)
+                continue
+            while not fits(word) and len(word) > 1:
+                kept = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
+                lines.append(word[:kept])
+                word = word[kept:]
+            lines.append(word)
     return "\n".join(lines).strip()
 
 
@@ -119,28 +127,42 @@ def _paragraph(sentences: Sequence[str], width: float) -> str:
 def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
     """Rows of pictures, as the papers show maps. panel: width of a picture in inches, less where a page is too narrow."""
     columns = max(len(row.panels) for row in rows)
-    label_width = 0.24 if any(row.label for row in rows) else 0.0
     gap, side = 0.06, 0.08
-    panel = min(panel, (PAGE_WIDTH - label_width - 2 * side + gap) / columns - gap)
+
+    def ratio(row: PanelRow) -> float:
+        return max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
+
+    def within(text: str, size: float, width: float) -> str:
+        lines = text.split("\n")  # a formula's spaces are no places to break it
+        return "\n".join(typeset(line) if "$" in line else _broken(line, width, size) for line in lines)
+
+    def beside(panel: float) -> list[str]:
+        return [within(row.label, _STYLE["font.size"], panel * ratio(row)) if row.label else "" for row in rows]
+
+    def at_most(label_width: float) -> float:
+        return min(panel, (PAGE_WIDTH - label_width - 2 * side + gap) / columns - gap)
+
+    label_lines = max(label.count("\n") + 1 for label in beside(at_most(0.24))) if any(r.label for r in rows) else 0
+    label_width = 0.1 + 0.14 * label_lines if label_lines else 0.0
+    panel = at_most(label_width)
     width = max(label_width + 2 * side + columns * (panel + gap) - gap, 3.4)
     left = (width - (columns * (panel + gap) - gap) + label_width) / 2
 
     title_size = _STYLE["axes.titlesize"] if panel > 0.75 else _NOTE_SIZE
 
-    def within(text: str, size: float) -> str:
-        lines = text.split("\n")  # a formula's spaces are no places to break it
-        return "\n".join(typeset(line) if "$" in line else _broken(line, panel, size) for line in lines)
-
     def fitted(p: Panel) -> Panel:
-        return replace(p, title=within(p.title, title_size), note=within(p.note, _NOTE_SIZE))
+        return replace(p, title=within(p.title, title_size, panel), note=within(p.note, _NOTE_SIZE, panel))
 
-    rows = [replace(row, panels=[fitted(p) for p in row.panels]) for row in rows]
+    labels = beside(panel)
+    rows = [
+        replace(row, panels=[fitted(p) for p in row.panels], label=label)
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
     def row_heights(row: PanelRow) -> tuple[float, float, float]:
-        ratio = max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
         lines = max((p.title.count("\n") + 1 for p in row.panels if p.title), default=0)
         notes = max((p.note.count("\n") + 1 for p in row.panels if p.note), default=0)
-        return lines * 0.14 + 0.04, panel * ratio, notes * 0.12 + 0.04
+        return lines * 0.14 + 0.04, panel * ratio(row), notes * 0.12 + 0.04
 
     text = _paragraph(caption, width - 2 * side)
     caption_height = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.05
@@ -171,10 +193,11 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 figure.text(
                     (left - 0.08) / width,
                     (y + tall / 2) / height,
-                    typeset(row.label),
+                    row.label,
                     rotation=90,
                     ha="right",
                     va="center",
+                    multialignment="center",
                 )
             y -= under
         _caption(figure, text, y - 0.06)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import dropout, pooling
 from torch.overrides import TorchFunctionMode
 
+from vis.errors import named
 from vis.graph.modes import evaluating
 from vis.graph.names import resolve_layer
 from vis.methods.base import Method
@@ -291,7 +292,7 @@ def _look(model: nn.Module, images: Tensor) -> _Look:
 def _run(model: nn.Module, images: Tensor) -> _Look:
     look = _Look(model, images)
     try:
-        with look:
+        with look, named(f"{type(model).__name__} on images {list(images.shape)}"):
             logits = model(images)
     finally:
         look.remove()
