@@ -14,6 +14,7 @@ from PIL import Image
 
 from vis.data import (
     PREPROCESSING,
+    Dataset,
     cifar10,
     digits,
     files,
