@@ -1,6 +1,7 @@
 """Written pages and pictures are those of the code, links lead somewhere, the costs that docstrings state are counted."""
 
 import inspect
+import pkgutil
 import re
 import runpy
 from pathlib import Path
@@ -95,6 +96,31 @@ def test_links_lead_somewhere(page):
             assert fragment in map(SCRIPT["anchor"], headings), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_names_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:vis|conf|experiments|tests|scripts)/[\w/]*(?:\.\w+)?)[ `]", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`(vis\.[\w.]+)", text):
+        if name != "vis.run":
+            pkgutil.resolve_name(name)
+
+
+def test_the_lines_of_an_addition_are_counted():
+    text = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[.*?\]\(#(.*?)\).*\| (\d+) \| (\d+) \|$", text, flags=re.M)
+    assert len(rows) == 5
+    for anchor, *stated in rows:
+        section = next(part for part in text.split("\n## ") if SCRIPT["anchor"](part.partition("\n")[0]) == anchor)
+        first = {
+            kind: next(iter(re.findall(rf"```{kind}\n(.*?)```", section, flags=re.S)), "")
+            for kind in ("python", "yaml")
+        }
+        assert [sum(map(bool, map(str.strip, block.splitlines()))) for block in first.values()] == [
+            *map(int, stated)
+        ], anchor
+
+
 def test_docstrings_say_what_is_needed():
     for _, _, own in SCRIPT["families"]():
         for name, _, class_ in own:
@@ -129,7 +155,7 @@ PASSES = {  # as the docstrings say, the shared forward pass among them
     "DeepLIFT('reveal_cancel', 'mean')": 11,
     "DeepLIFT(baseline=['mean', 'blur'])": 7,
     "LIME(samples=20, superpixels=4)": 21,
-    "KernelSHAP(samples=20, superpixels=4)": 1 + 2**4,  # all choices of four superpixels
+    "KernelSHAP(samples=20, superpixels=4)": 1 + 2**4,
     "RISE(samples=20)": 21,
     "FullGrad()": 3,
 }
