@@ -63,7 +63,7 @@ test: lint ## lint, types and the fast tests
 test-all: lint ## all tests: large networks and long runs too
 	$(BIN)/python -m pytest --durations=20
 
-docs: $(VENV)/installed-dev ## write what is made from code: docs/methods.md, its pictures that changed (METHOD=rise: this one), the packages
+docs: $(VENV)/installed-dev ## update docs/methods.md, the pictures of methods that changed (METHOD=rise: of this one) and of the packages
 	$(BIN)/python scripts/draw_packages.py
 	$(BIN)/python scripts/document_methods.py $(METHOD)
 
