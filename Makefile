@@ -6,7 +6,7 @@ RUN := $(BIN)/vis-run
 PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format bench gpu-check clean
+.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs bench gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,14 +22,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-install: $(VENV)/installed ## the environment in .venv, with vis-run in it
-dev: $(VENV)/installed-dev ## the same with the tools for development
+install: $(VENV)/installed ## set up .venv with vis-run in it
+dev: $(VENV)/installed-dev ## the same with the development tools
 
 demo: $(VENV)/installed ## install, then guided backpropagation on a random VGG-16 and the bundled tabby
 	$(RUN) method=gbp model=vgg16_random
 
-# What lacks weights or data runs at the small sizes, on stand-ins, and says so; run again, each goes on behind what is done.
-reproduce: ## all papers, everything that can run here, and the report; goes on where it was stopped
+# Items with missing weights or data run at the small sizes, on stand-ins, and say so. Run again, each continues where it stopped.
+reproduce: ## all papers, everything that can run here, and the report; continues where it was stopped
 reproduce-quick: SIZES := preset=small
 reproduce-quick: ## the same at reduced sizes
 reproduce reproduce-quick: $(VENV)/installed
@@ -47,7 +47,7 @@ nie2018-figure4: ## one figure; so for every item of a paper: make nie2018-theor
 
 $(foreach paper,$(PAPERS),$(eval $(paper)-%: $(VENV)/installed; $(RUN) experiment=$(paper)/$$*))
 
-lint: $(VENV)/installed-dev ## format check, lint, types, and the direction of imports
+lint: $(VENV)/installed-dev ## check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -63,10 +63,14 @@ test: lint ## lint, types and the fast tests
 test-all: lint ## all tests: large networks and long runs too
 	$(BIN)/python -m pytest --durations=20
 
-bench: $(VENV)/installed-dev ## speed against other libraries, with equality of the results
+docs: $(VENV)/installed-dev ## update docs/methods.md, the pictures of methods that changed (METHOD=rise: of this one) and of the packages
+	$(BIN)/python scripts/draw_packages.py
+	$(BIN)/python scripts/document_methods.py $(METHOD)
+
+bench: $(VENV)/installed-dev ## time the methods against other libraries and compare the results
 	$(BIN)/python scripts/bench.py
 
-gpu-check: $(VENV)/installed-dev ## on a machine with a GPU: whether it computes what the CPU does, in docs/gpu/<its name>.md
+gpu-check: $(VENV)/installed-dev ## compare a GPU's results with the CPU's, on a page docs/gpu/<its name>.md
 	$(BIN)/python scripts/gpu_check.py
 
 clean: ## remove the environment and caches, not outputs/

@@ -1,9 +1,15 @@
-"""docs/methods.md: a page of every method, from its docstring, its config and the way its maps are shown.
+"""Write what the documentation says of the methods: docs/methods.md, their pictures, and the row of the README.
 
-python scripts/document_methods.py [--pictures]     in the repository; --pictures draws docs/images/methods as well
+python scripts/document_methods.py              in the repository; draws the pictures whose method changed
+python scripts/document_methods.py rise fem     draws these two again
+
+A picture holds a fingerprint of its method's config and code, without docstrings and comments. What a method takes from other
+modules is not in it: name the methods to draw them again.
 """
 
 import argparse
+import ast
+import hashlib
 import importlib
 import inspect
 import re
@@ -14,19 +20,20 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import nn
 
 from vis.config.compose import compose_config, describe, options
 from vis.config.instantiate import locate
 from vis.figures.display import scaling
-from vis.methods import AdversarialGenerators, explain_all
+from vis.methods import AdversarialGenerators, Method, explain_all
 from vis.methods.perturbation import Learnt
 from vis.runner.experiment import Run, method_class
 from vis.training.fit import fit_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
+README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
 
 FAMILIES = {  # modules of vis.methods, in the page's order
@@ -56,7 +63,7 @@ project trained on these digits; `cam` needs global average pooling, and has a n
 Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. A map of another network looks
 different.
 
-*This page is written by `python scripts/document_methods.py`, from docstrings and configs.*
+*`make docs` writes this page from docstrings and configs.*
 """
 
 
@@ -81,7 +88,7 @@ def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
 
 
 def markdown(doc: str) -> str:
-    """A docstring as Markdown: what is indented is an equation; parameters, axiom, errors and costs are paragraphs."""
+    """A docstring as Markdown: indented lines are an equation; parameters, axiom, errors and costs are paragraphs."""
     parts = []
     for block in re.split(r"\n\n|\n(?=Costs\b|Raises |\w+(?:, \w+)*: )", inspect.cleandoc(doc)):
         if block.startswith("    "):
@@ -130,6 +137,51 @@ def page() -> str:
     return "\n".join([INTRODUCTION, *index]) + "\n" + "\n\n".join(body) + "\n"
 
 
+def readme() -> str:
+    """The README with its row of methods, one group for each family."""
+    row = "; ".join(" ".join(f"`{name}`" for name, *_ in own) for _, _, own in families())
+    return re.sub(r"^\| methods \|.*$", f"| methods | {row} |", README.read_text(encoding="utf-8"), flags=re.M)
+
+
+def code(class_: type[Method]) -> Iterator[str]:
+    """The code of a method: its class, its parents, and what else their modules hold, except for other methods.
+
+    Without imports, docstrings and comments, so that a change of words is no change.
+    """
+    for name in sorted({parent.__module__ for parent in class_.__mro__} - {Method.__module__}):
+        if not name.startswith("vis.methods."):
+            continue
+        module = importlib.import_module(name)
+        for statement in ast.parse(inspect.getsource(module)).body:
+            if isinstance(statement, ast.ClassDef):
+                other = getattr(module, statement.name)
+                if issubclass(other, Method) and not issubclass(class_, other):
+                    continue
+            elif isinstance(statement, ast.Import | ast.ImportFrom):
+                continue
+            for node in ast.walk(statement):
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                    node.body = node.body[1:] or [ast.Pass()]
+            if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+                yield ast.unparse(statement)
+
+
+def fingerprint(name: str) -> str:
+    """A hash of a method's config and code."""
+    config = OmegaConf.load(options("method")[name])
+    class_ = locate(str(OmegaConf.select(config, "_target_")), name)
+    return hashlib.sha256("\n".join([OmegaConf.to_yaml(config), *code(class_)]).encode()).hexdigest()
+
+
+def outdated(folder: Path) -> list[str]:
+    """The methods whose picture is missing from a folder, or is of another config or code."""
+    drawn = {}
+    for file in folder.glob("*.png"):
+        with Image.open(file) as picture:
+            drawn[file.stem] = picture.info.get("method")
+    return [name for name in options("method") if drawn.get(name) != fingerprint(name)]
+
+
 def pooled(num_classes: int = 10) -> nn.Module:
     """Three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
     layers: list[nn.Module] = []
@@ -139,7 +191,7 @@ def pooled(num_classes: int = 10) -> nn.Module:
 
 
 def draw(methods: list[str], *model: str) -> None:
-    """A picture of each method: the digit, and its map by a stand-in that is trained on digits."""
+    """Draw a picture of each method: the digit, and its map of a network that is trained on digits."""
     small = [f"methods.{m}.{key}" for m, keys in _WINDOWS.items() if m in methods for key in keys]
     words = [f"method=[{','.join(methods)}]", "dataset=digits", "dataset.limit=1797", *small, *model]
     run = Run(compose_config(words))
@@ -164,18 +216,25 @@ def draw(methods: list[str], *model: str) -> None:
                 (_SIDE, _SIDE), Image.Resampling.NEAREST
             )
             canvas.paste(shown, (column * (_SIDE + _GAP), 0))
-        canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True)
+        facts = PngImagePlugin.PngInfo()
+        facts.add_text("method", fingerprint(name))
+        canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True, pnginfo=facts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", action="store_true", help="draw docs/images/methods (minutes)")
-    if parser.parse_args().pictures:
-        torch.manual_seed(0)
-        draw([name for name in options("method") if name != "cam"], "model=cnn_mnist", "model.trained_on=digits")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="draw these; without, those that changed")
+    methods = parser.parse_args().methods or outdated(PICTURES)
+    if unknown := set(methods) - set(options("method")):
+        parser.error(f"there is no method {', '.join(sorted(unknown))}: vis-run --list names them")
+    torch.manual_seed(0)
+    if others := [name for name in methods if name != "cam"]:
+        draw(others, "model=cnn_mnist", "model.trained_on=digits")
+    if "cam" in methods:
         own = ["model=custom", "model._target_=document_methods.pooled", "model.weights=standin"]
         draw(["cam"], *own, "+model.trained_on=digits", "model.preprocess=unit_range", "model.input_size=28")
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
 
 
 if __name__ == "__main__":
