@@ -211,14 +211,18 @@ DAMAGES = [
     ("claims.json", "[{"),
     ("claims.json", "[{}]"),
     ("claims.json", '{"a": 1}'),
+    ("claims.json", json.dumps([claim(measured=3)])),
     ("figures.json", "[]"),
     ("figures.json", '{"figure": null}'),
     ("provenance.json", "3"),
     ("provenance.json", "[]"),
     ("provenance.json", '{"models": [1]}'),
+    ("provenance.json", '{"models": {"cnn": 1}}'),
     ("provenance.json", '{"finished": "soon"}'),
     ("status.json", ""),
+    ("status.json", '{"seconds": 1}'),
     ("status.json", '{"state": "done", "seconds": "abc"}'),
+    ("status.json", '{"state": "done", "error": ["abc"]}'),
     ("table.csv", "\xff\xfe\0"),
     ("config.yaml", "a: ["),
     ("config.yaml", "experiment: [1]"),
@@ -279,7 +283,7 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "Claims, 1 of 3 with another verdict" in read.text
     assert "holds 0.776 ± 0.018 (n = 8) fails 0.1 (n = 2)" in read.text
     assert len(read.all("img", "src")) == 2
-    same = Page(reported(capsys, first, first)).check()
+    same = Page(reported(capsys, first, "--config-dir", tmp_path, first)).check()
     assert "What differs nothing" in same.text
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from vis.config.compose import describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
-from vis.store.stored import ClaimRecord, Provenance, Status, Stored, stored
+from vis.store.stored import ClaimRecord, Status, Stored, stored
 from vis.store.sweep_plan import plan
 from vis.store.tables import Rows
 
@@ -63,18 +63,9 @@ class Item:
         return Counter(claim.verdict for claim in self.claims)
 
     @property
-    def figures(self) -> dict[str, str]:
-        """{file name: caption}."""
-        return self.stored.figures
-
-    @property
-    def provenance(self) -> Provenance:
-        return self.stored.provenance
-
-    @property
     def facts(self) -> Rows:
         """The rows of its provenance."""
-        return [{"what": key, "value": _words(value)} for key, value in self.provenance.entries.items() if value]
+        return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
 
     @cached_property
     def config(self) -> DictConfig:
@@ -94,7 +85,7 @@ class Item:
     @cached_property
     def reduced(self) -> str:
         """How its run falls short of the paper's setting, in words; empty where it does not."""
-        standin = any("stand-in" in weights for weights in self.provenance.weights)
+        standin = any("stand-in" in weights for weights in self.stored.provenance.weights)
         return ", ".join(["reduced sizes"] * self.small + ["on a stand-in"] * standin)
 
     @cached_property
@@ -113,7 +104,7 @@ class Item:
     def when(self) -> float:
         """When it finished, or before that, when its state last changed; seconds since 1970."""
         assert self.folder is not None
-        finished = self.provenance.finished
+        finished = self.stored.provenance.finished
         return finished.timestamp() if finished else os.path.getmtime(self.folder / "status.json")
 
 
@@ -162,7 +153,7 @@ def runs_in(root: Path) -> Iterator[Path]:
         try:
             whole = plan(Path(place))
             sweep = whole is not None and not whole.get("collection")
-        except UserError:  # told by whoever asks for the plan of this folder
+        except UserError:  # the caller reports it when it reads this plan
             sweep = True
         if "status.json" in files or sweep:
             folders.clear()

@@ -117,7 +117,7 @@ def compare(first: Path, second: Path) -> Path:
         options=_differences(*pair),
         claims=claims,
         changed=sum(a.verdict != b.verdict for a, b in claims if a and b),
-        figures=list(pair[0].figures | pair[1].figures),
+        figures=list(pair[0].stored.figures | pair[1].stored.figures),
     )
     return page
 
@@ -137,7 +137,9 @@ def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
     """The options, and in parentheses the entries of provenance, that differ between two runs; the value of each."""
     values = []
     for item in pair:
-        facts = {f"({k})": str(item.provenance.entries.get(k)) for k in ("git_commit", "version", "device", "gpu")}
+        facts = {
+            f"({k})": str(item.stored.provenance.entries.get(k)) for k in ("git_commit", "version", "device", "gpu")
+        }
         values.append(facts | {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")})
     both = {key: [each.get(key, "") for each in values] for key in values[0] | values[1]}
     return {key: (a, b) for key, (a, b) in both.items() if a != b}

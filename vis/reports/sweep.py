@@ -21,7 +21,7 @@ from vis.system.files import write_text
 
 @dataclass
 class _Job:
-    """A job of a sweep: its folder, if it was started, and the rows of its table; where it is not done, one of its error."""
+    """A job of a sweep: its folder, if it was started, and the rows of its table, or one row with its error."""
 
     number: int
     folder: Path | None
@@ -33,7 +33,7 @@ class _Job:
 
     @property
     def log(self) -> str:
-        """The file that says most of why it failed."""
+        """The file that tells most about why it failed."""
         assert self.folder is not None
         return next((f for f in ("traceback.txt", "run.log") if (self.folder / f).is_file()), "")
 
@@ -47,7 +47,7 @@ def aggregate(folder: Path) -> list[str]:
         return _collect(folder, whole)
     swept = swept_values(whole["jobs"])
     jobs = [_job(folder, number) for number in range(len(swept))]
-    # A swept key of which a job has several values (method=gbp,[gbp,saliency]): each row knows its own.
+    # A swept key of which a job has several values (method=gbp,[gbp,saliency]): each row has its own value.
     own = {key for key in swept[0] for job in jobs if len({str(row.get(key)) for row in job.rows}) > 1}
     rows = []
     for job, values in zip(jobs, swept, strict=True):
@@ -95,7 +95,7 @@ def _job(folder: Path, number: int) -> _Job:
 
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
-    """The page of a collection of experiments; a line for each that is not done."""
+    """Write the page of a collection; returns a line for each of its experiments that is not done."""
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
@@ -108,7 +108,7 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
 
 
 def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any:
-    """Each metric against the swept key with the most values, a line for each series; mean ± std over seeds and images."""
+    """Draw each metric against the swept key with the most values, a line for each series: mean ± std over seeds and images."""
     x = max(keys, key=lambda key: len({row[key] for row in rows}))
     others = [key for key in keys if key != x]
     columns = [c for c in dict.fromkeys([series, *others]) if c and c in rows[0]]

@@ -44,7 +44,7 @@ class ClaimRecord:
 
 @dataclass
 class Provenance:
-    """provenance.json: all of its entries, and what is made of them."""
+    """All entries of provenance.json, with the end of the run and the models' weights parsed from them."""
 
     entries: dict[str, Any] = field(default_factory=dict)
 
@@ -74,10 +74,10 @@ def stored(path: Path) -> Stored:
     """Read the files of a run's folder."""
     found = Stored()
     again = f"vis-run --redraw {path} writes it again"
-    for name, made in _MADE.items():
+    for name, parse in _PARSERS.items():
         mend = again if name in ("claims", "figures") else "start the run again"
         try:
-            value = read_json(path / f"{name}.json", made, mend)
+            value = read_json(path / f"{name}.json", parse, mend)
         except UserError as error:
             found.damaged.append(str(error))
         else:
@@ -94,13 +94,13 @@ def stored(path: Path) -> Stored:
     return found
 
 
-def read_json(path: Path, made: Callable[[Any], T], mend: str) -> T | None:
+def read_json(path: Path, parse: Callable[[Any], T], mend: str) -> T | None:
     """Read a JSON file; None where there is none. Raises UserError, which says how to mend it, where it is damaged.
 
-    made: makes the result of the JSON value. Any error of it that a wrong value can cause means a damaged file.
+    parse: makes the result from the JSON value; it may raise whatever a wrong value causes.
     """
     try:
-        return made(json.loads(path.read_text(encoding="utf-8")))
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -108,7 +108,7 @@ def read_json(path: Path, made: Callable[[Any], T], mend: str) -> T | None:
 
 
 def _record(kind: type[T], entries: Any) -> T:
-    """Make a dataclass of a JSON object, without the entries that it does not name. Raises TypeError for a wrong type."""
+    """Make a dataclass from the entries of a JSON object that it names. Raises TypeError for a missing entry or a wrong type."""
     kinds = get_type_hints(kind)
     record = kind(**{name: entries[name] for name in kinds if name in entries})
     for name, expected in kinds.items():
@@ -129,7 +129,7 @@ def _captions(captions: Any) -> dict[str, str]:
     return captions
 
 
-_MADE: dict[str, Callable[[Any], Any]] = {
+_PARSERS: dict[str, Callable[[Any], Any]] = {
     "status": partial(_record, Status),
     "claims": _claims,
     "figures": _captions,
