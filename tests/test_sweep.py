@@ -199,7 +199,7 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     for image in re.findall(r'<figure><a href="([^"]+)"', page):
         assert (folder / image).is_file()
     assert len(re.findall("<img", page)) == 2
-    assert "vis-run experiment=needy preset=small" in page, "its weights lack: it ran at the small sizes"
+    assert "vis-run experiment=needy preset=small" in page, "its weights are missing: it ran at the small sizes"
     findings = page[page.index("What was found") : page.index('id="nie2018-figure1"')]
     assert "gbp" in findings
     assert "saliency" not in findings
@@ -230,7 +230,7 @@ def test_an_experiment_keeps_the_claims_that_its_config_names(vis_run, collectio
     assert [claim["name"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]
 
 
-def test_the_plan_of_a_collection_says_what_lacks(vis_run, tmp_path):
+def test_the_plan_of_a_collection_says_what_is_missing(vis_run, tmp_path):
     folder = tmp_path / "configs" / "experiment"
     folder.mkdir(parents=True)
     (folder / "both.yaml").write_text(COLLECTION.replace("needy", "taimeskhanov2024/table1"))

@@ -1,10 +1,10 @@
-"""What was run, as the pages over several runs see it: the items of a paper, each with the run that counts."""
+"""The experiments of a paper, each with its runs, as the pages over several runs show them."""
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +15,16 @@ from omegaconf import DictConfig
 from vis.config.compose import describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
-from vis.store.stored import Stored, stored
+from vis.store.stored import ClaimRecord, Status, Stored, stored
 from vis.store.sweep_plan import plan
 from vis.store.tables import Rows
 
 
 @dataclass
 class Item:
-    """An experiment: its config name, what its config says of it in a line, the folder of the run that counts, if any.
+    """An experiment: its config name, a title from its config, and the folder of the run that counts, if any.
 
-    others: its other runs, the newest first. A run with a file that is damaged counts for nothing: its state is `damaged`.
+    others: its other runs, newest first. A run with a damaged file has the state `damaged` and shows nothing else.
     """
 
     name: str
@@ -34,38 +34,38 @@ class Item:
 
     @cached_property
     def stored(self) -> Stored:
-        """What its run's files say; before it is done, its status alone."""
+        """The files of its run; before the run is done, its status alone."""
         found = stored(self.folder) if self.folder else Stored()
-        done = found.status.get("state") == "done"
+        done = found.status.state == "done"
         try:
             _ = done and self.config
         except UserError as error:
             found.damaged.append(str(error))
         if found.damaged:
-            return Stored({"state": "damaged", "error": found.damaged[0]})
+            return Stored(Status("damaged", error=found.damaged[0]))
         return found if done else Stored(found.status)
 
     @property
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         return self.stored.status
 
     @property
     def state(self) -> str:
-        return str(self.status.get("state", "not started"))
+        return self.status.state
 
     @property
-    def claims(self) -> list[dict[str, Any]]:
-        """Its claims as claims.json holds them; none where it is not done."""
+    def claims(self) -> list[ClaimRecord]:
         return self.stored.claims
 
     @property
-    def figures(self) -> dict[str, str]:
-        """{file name: caption}."""
-        return self.stored.figures
+    def verdicts(self) -> Counter[str]:
+        """The number of its claims with each verdict."""
+        return Counter(claim.verdict for claim in self.claims)
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        return self.stored.provenance
+    def facts(self) -> Rows:
+        """The rows of its provenance."""
+        return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
 
     @cached_property
     def config(self) -> DictConfig:
@@ -77,41 +77,42 @@ class Item:
             raise UserError(f"{self.folder / 'config.yaml'} is damaged: it names no experiment")
         return config
 
+    @property
+    def small(self) -> bool:
+        """Whether its run is done, at the small sizes."""
+        return self.state == "done" and self.config.get("preset") == "small"
+
     @cached_property
     def reduced(self) -> str:
-        """In what it falls short of the paper's setting: its sizes, its weights; nothing where it does not."""
-        if self.state != "done":
-            return ""
-        standin = any("stand-in" in str(model.get("weights")) for model in self.provenance.get("models", {}).values())
-        return ", ".join(["reduced sizes"] * (self.config.get("preset") == "small") + ["on a stand-in"] * standin)
+        """How its run falls short of the paper's setting, in words; empty where it does not."""
+        standin = any("stand-in" in weights for weights in self.stored.provenance.weights)
+        return ", ".join(["reduced sizes"] * self.small + ["on a stand-in"] * standin)
 
     @cached_property
     def command(self) -> str:
-        """How to run it again."""
+        """The command that runs it (again)."""
         whole = plan(self.folder.parent) if self.folder else None
         number = self.folder.name.partition("_")[0] if self.folder else ""
         if whole is None or not number.isdecimal() or int(number) >= len(whole["jobs"]):
-            return str(self.status.get("command") or f"vis-run experiment={self.name}")
+            return self.status.command or f"vis-run experiment={self.name}"
         words = [*whole["jobs"][int(number)]]
-        if self.state == "done" and self.config.get("preset") == "small" and "preset=small" not in words:
+        if self.small and "preset=small" not in words:
             words.append("preset=small")
         return shlex.join(["vis-run", *words, *(f"--config-dir={folder}" for folder in whole["config_dirs"])])
 
     @property
     def when(self) -> float:
-        """When it finished, or where it has not, when it last changed its state; seconds since 1970."""
+        """When it finished, or before that, when its state last changed; seconds since 1970."""
         assert self.folder is not None
-        finished = self.provenance.get("finished")
-        return (
-            datetime.fromisoformat(finished).timestamp() if finished else os.path.getmtime(self.folder / "status.json")
-        )
+        finished = self.stored.provenance.finished
+        return finished.timestamp() if finished else os.path.getmtime(self.folder / "status.json")
 
 
 def item_of(folder: Path, files: Mapping[str, Path]) -> Item:
-    """The item of a run; files: the experiments' configs, for its title. Raises UserError where the run is damaged, or none."""
+    """Read the item of a run; files: the experiments' configs, for its title. Raises UserError for a damaged run, or none."""
     item = Item("", "", folder)
     if item.state == "damaged":
-        raise UserError(item.status["error"])
+        raise UserError(item.status.error or "")
     item.name = item.config.experiment.name
     item.title = describe(files[item.name]) if item.name in files else item.name
     return item
@@ -121,24 +122,38 @@ def item_of(folder: Path, files: Mapping[str, Path]) -> Item:
 class Section:
     """Items that belong together, such as a paper's.
 
-    findings: files of experiment configs each of which stands on another and selects claims of it.
+    findings: experiment configs each of which stands on another and selects claims of it.
     """
 
     title: str
     items: Sequence[Item]
     findings: Sequence[Path] = ()
 
+    @property
+    def verdicts(self) -> Counter[str]:
+        """The number of claims with each verdict."""
+        return sum((item.verdicts for item in self.items), Counter())
+
+    def claims_of_findings(self) -> Iterator[tuple[str, list[ClaimRecord]]]:
+        """Each finding's title, and the claims that it selects."""
+        for finding in self.findings:
+            config = load_option(finding)
+            base = str(config.defaults[0]).removeprefix("/experiment/")
+            patterns = config.experiment.get("claims", ["*"])
+            claims = [claim for item in self.items if item.name == base for claim in item.claims]
+            yield describe(finding), [c for c in claims if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+
 
 def runs_in(root: Path) -> Iterator[Path]:
-    """The folders of runs, and of sweeps over a key: their jobs show the sweep's values, and count for no item.
+    """Find the folders of runs, and of sweeps over a key, whose jobs count for no item: they show the sweep's values.
 
-    So do those of a sweep whose plan is damaged.
+    A sweep with a damaged plan is one of them.
     """
     for place, folders, files in os.walk(root):
         try:
             whole = plan(Path(place))
             sweep = whole is not None and not whole.get("collection")
-        except UserError:  # told by whoever asks for the plan of this folder
+        except UserError:  # the caller reports it when it reads this plan
             sweep = True
         if "status.json" in files or sweep:
             folders.clear()
@@ -147,7 +162,7 @@ def runs_in(root: Path) -> Iterator[Path]:
 
 
 def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
-    """A section for each paper of which an item was run, with all that `<paper>/all` lists; then the other experiments.
+    """Make a section of each paper that has a run, with all that `<paper>/all` lists; then one of the other experiments.
 
     files: the experiments' configs; a paper is a folder of them.
     """
@@ -168,25 +183,18 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         yield Section(title if group else "Other experiments", items, findings)
 
 
-def selected_claims(finding: Path, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-    """The claims that show a finding, out of those of the experiment on which its config stands."""
-    config = load_option(finding)
-    base = str(config.defaults[0]).removeprefix("/experiment/")
-    patterns = config.experiment.get("claims", ["*"])
-    for item in items:
-        if item.name == base:
-            yield from (c for c in item.claims if any(fnmatchcase(c["name"], p) for p in patterns))
-
-
-def flat_claim(claim: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: claim[key] for key in ("name", "verdict", "sentence", "source", "metric", "rule", "paper", "measured")}
-
-
 def summary_rows(item: Item) -> Rows:
-    """An item's lines in report.md: one for each claim; how to run it again in the first."""
+    """An item's rows in report.md: one for each claim; the first also has the command that runs it again."""
     again, what = f"`{item.command}`", item.reduced or (item.state if item.state != "done" else "")
-    claims = [
-        {"item": item.name, "claim": c["sentence"], "paper": c["paper"], "here": c["measured"], "verdict": c["verdict"]}
+    claims: Rows = [
+        {"item": item.name, "claim": c.sentence, "paper": c.paper, "here": c.measured, "verdict": c.verdict}
         for c in item.claims
     ] or [{"item": item.name, "claim": item.title, "paper": None, "here": None, "verdict": None}]
     return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
+
+
+def _words(value: Any) -> str:
+    """A piece of JSON in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_words(each)}" for key, each in value.items() if each is not None)
+    return "; ".join(map(_words, value)) if isinstance(value, list) else str(value)

@@ -1,30 +1,20 @@
-"""Pages over several runs: of a collection (nie2018/all), of all runs in a folder (`vis-report`), of two side by side.
+"""Pages over several runs: of a collection (nie2018/all), of all runs in a folder (`vis-report`), of two side by side."""
 
-Static pages that work from the file system. Style and thumbnails are inside, so that a page can be read where it is sent
-alone; full figures, PDFs and tables are links to the run folders beside it (all of them inside would be tens of megabytes).
-"""
-
-import base64
-import io
+import argparse
 import os
-import shlex
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cache
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
-
-from PIL import Image
+from typing import NoReturn
 
 from vis.config.check import leaves
-from vis.config.compose import describe, options, slug
+from vis.config.compose import options, slug
 from vis.errors import UserError
-from vis.reports.html import claims_table, document, html_table, table, tables, verdict_cell
-from vis.reports.items import Item, Section, by_paper, flat_claim, item_of, runs_in, selected_claims, summary_rows
+from vis.reports.html import place, write_page
+from vis.reports.items import Item, Section, by_paper, item_of, runs_in, summary_rows
+from vis.store.stored import ClaimRecord
 from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
 from vis.system.files import write_text
@@ -40,43 +30,31 @@ HELP = """vis-report - what has been reproduced: one page over all runs, or two 
 Of each figure, table or theorem the newest finished run counts; older ones are listed behind it.
 """
 
+Entries = Sequence[tuple[Path, str]]
 
-# -- The pages ---------------------------------------------------------------------------------------------------------
+
+# -- The page over all runs --------------------------------------------------------------------------------------------
 
 
-def write_report(page: Path, title: str, sections: Sequence[Section], rest: Sequence[str] = ()) -> None:
+def write_report(
+    page: Path, title: str, sections: Sequence[Section], lists: Mapping[str, Entries] | None = None, note: str = ""
+) -> None:
     """Write a page over the sections' items, and beside it report.md and claims.csv.
 
-    rest: pieces of HTML that come last. A single section needs no heading of its own.
+    lists: {heading: folders with a text} behind the sections, without those that are empty. note: a line at the end.
     """
-    items = [item for section in sections for item in section.items]
-    rows = [
-        {
-            "item": item.name,
-            "run": _place(item, page),
-            "reduced": item.reduced,
-            "again": item.command,
-            **flat_claim(claim),
-        }
-        for item in items
-        for claim in item.claims
-    ]
+    rows = []
+    for item in (item for section in sections for item in section.items):
+        run = place(item.folder, page.parent) if item.folder else ""
+        head = {"item": item.name, "run": run, "reduced": item.reduced, "again": item.command}
+        rows += [head | asdict(claim) for claim in item.claims]
     write_text(page.with_name("claims.csv"), csv_text(rows))
     text = [f"# {title}\n"]
     for section in sections:
         text.append(f"## {section.title}\n" if len(sections) > 1 else "")
         text.append(markdown_text([row for item in section.items for row in summary_rows(item)]))
     write_text(page.with_name("report.md"), "\n".join(text).replace("<", "\\<"))
-
-    parts, level, contents = [f"<h1>{escape(title)}</h1>"], 2, ""
-    if len(sections) > 1:
-        level = 3
-        links = "".join(f'<li><a href="#{_anchor(s.title)}">{escape(s.title)}</a></li>' for s in sections)
-        contents = f'<nav aria-label="Papers"><ul>{links}</ul></nav>'
-        parts.append(_overview(sections))
-    for section in sections:
-        parts += _section(section, page.parent, level)
-    write_text(page, document(title, [*parts, *rest], contents))
+    write_page(page, "report.html", title=title, sections=sections, verdicts=VERDICTS, lists=lists or {}, note=note)
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
@@ -90,261 +68,125 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
         raise UserError(f"{root} is a run, its page is index.html: give the folder that holds runs, or two runs")
     if (whole := plan(root)) and not whole.get("collection"):
         raise UserError(f"{root} is a sweep, its page is index.html: give the folder that holds it, or two of its jobs")
-    found: dict[str, list[Item]] = {}
+    files = options("experiment", config_dirs)
+    found, lists = _found(root, files)
+    sections = list(by_paper(found, files))
+    only = f": {sections[0].title}" if len(sections) == 1 else ""
+    note = f"Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {root}"
+    write_report(root / "report.html", f"Reproduction report{only}", sections, lists, note)
+    return root / "report.html"
+
+
+def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict[str, Entries]]:
+    """Read the runs below a folder: of each experiment the one that counts, with its others; lists of all other folders."""
+    runs: dict[str, list[Item]] = {}
     unreadable: list[tuple[Path, str]] = []
     sweeps: list[tuple[Path, str]] = []
-    files = options("experiment", config_dirs)
     for folder in runs_in(root):
         try:
             if whole := plan(folder):
                 sweeps.append((folder, whole["command"]))
             else:
                 item = item_of(folder, files)
-                found.setdefault(item.name, []).append(item)
+                runs.setdefault(item.name, []).append(item)
         except UserError as error:
             unreadable.append((folder, str(error)))
-    if not (found or sweeps or unreadable):
+    if not (runs or sweeps or unreadable):
         raise UserError(f"there are no runs in {root}: start one with vis-run, or give the folder that holds them")
-    for runs in found.values():
-        runs.sort(key=lambda run: (run.state == "done", run.when, str(run.folder)), reverse=True)
-    for first, *others in found.values():
-        first.others = others
-    page = root / "report.html"
-    rest = [f"<p class=small>Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {escape(str(root))}</p>"]
-    for heading, entries in {"Sweeps": sweeps, "Folders that could not be read": unreadable}.items():
-        if entries:
-            lines = "".join(f"<li>{_link(folder, root)} {escape(text)}</li>" for folder, text in entries)
-            rest.insert(0, f"<h2>{heading}</h2><ul>{lines}</ul>")
-    sections = list(by_paper({name: runs[0] for name, runs in found.items()}, files))
-    only = f": {sections[0].title}" if len(sections) == 1 else ""
-    write_report(page, f"Reproduction report{only}", sections, rest)
-    return page
+    for items in runs.values():
+        items.sort(key=lambda item: (item.state == "done", item.when, str(item.folder)), reverse=True)
+        items[0].others = items[1:]
+    lists: dict[str, Entries] = {"Folders that could not be read": unreadable, "Sweeps": sweeps}
+    return {name: items[0] for name, items in runs.items()}, lists
+
+
+# -- Two runs side by side ---------------------------------------------------------------------------------------------
 
 
 def compare(first: Path, second: Path) -> Path:
     """Write a page with two finished runs side by side, beside the first; returns it. Raises UserError."""
-    pair = []
-    for folder in (first, second):
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}")
-        if plan(folder):
-            raise UserError(f"{folder} is a sweep, its page is index.html: give two of its jobs, the folders in it")
-        item = item_of(folder.resolve(), {})
-        if item.state != "done":
-            raise UserError(f"{folder} is not finished: go on with vis-run --resume {folder}")
-        pair.append(item)
-    page = pair[0].folder.parent / f"compare_{slug(first.name)}_{slug(second.name)}.html"  # type: ignore[union-attr]  # set above
-    title = f"{' and '.join(dict.fromkeys(item.name for item in pair))}: two runs side by side"
-    parts = [f"<h1>{escape(title)}</h1>"]
-    for letter, item, folder in zip("AB", pair, (first, second), strict=True):
-        link = f'<a href="{_place(item, page)}/index.html">{escape(str(folder))}</a> {escape(item.reduced)}'
-        parts.append(f"<p><strong>{letter}</strong> {link}<br>Run again: <code>{escape(item.command)}</code></p>")
-
-    facts = [
-        {f"({k})": str(item.provenance.get(k)) for k in ("git_commit", "version", "device", "gpu")} for item in pair
-    ]
-    for item, values in zip(pair, facts, strict=True):
-        values |= {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")}
-    keys = [k for k in dict.fromkeys([*facts[0], *facts[1]]) if facts[0].get(k) != facts[1].get(k)]
-    rows = [
-        [f"<th scope=row>{escape(k)}</th>", *(f"<td class=value>{escape(c.get(k, ''))}</td>" for c in facts)]
-        for k in keys
-    ]
-    parts += [
-        "<h2>What differs</h2>",
-        table("What differs", ["Option", "A", "B"], rows, wide=False) if rows else "<p>nothing</p>",
-    ]
-
-    claims = [{claim["name"]: claim for claim in item.claims} for item in pair]
-    rows, changed = [], 0
-    for name in dict.fromkeys([*claims[0], *claims[1]]):
-        both = [c.get(name) for c in claims]
-        claim = next(c for c in both if c)
-        what = f"{escape(claim['sentence'])}<br><span class=small>{escape(claim['metric'])}, {escape(claim['rule'])}</span>"
-        cells = [f"{verdict_cell(c)}<td>{escape(c['measured'])}</td>" if c else "<td></td><td></td>" for c in both]
-        rows.append([f"<th scope=row>{what}</th>", *cells])
-        changed += all(both) and len({c["verdict"] for c in both if c}) == 2
-    if rows:
-        heads = ["Claim", "Verdict of A", "A measured", "Verdict of B", "B measured"]
-        parts.append(
-            f"<h2>Claims, {changed} of {len(rows)} with another verdict</h2>"
-            + table("Claims of both runs", heads, rows)
-        )
-
-    parts.append("<h2>Figures</h2>")
-    for figure in dict.fromkeys([*pair[0].figures, *pair[1].figures]):
-        sides = [_figure(item, figure, page.parent) for item in pair]
-        parts.append(f"<h3>{escape(figure)}</h3><div class=figures>{''.join(sides)}</div>")
-    write_text(page, document(title, parts))
+    pair = (_finished(first), _finished(second))
+    page = first.resolve().parent / f"compare_{slug(first.name)}_{slug(second.name)}.html"
+    claims = _claims(*pair)
+    write_page(
+        page,
+        "compare.html",
+        title=f"{' and '.join(dict.fromkeys(item.name for item in pair))}: two runs side by side",
+        folders=(first, second),
+        pair=pair,
+        options=_differences(*pair),
+        claims=claims,
+        changed=sum(a.verdict != b.verdict for a, b in claims if a and b),
+        figures=list(pair[0].stored.figures | pair[1].stored.figures),
+    )
     return page
 
 
-# -- Pieces of the pages -----------------------------------------------------------------------------------------------
+def _finished(folder: Path) -> Item:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if plan(folder):
+        raise UserError(f"{folder} is a sweep, its page is index.html: give two of its jobs, the folders in it")
+    item = item_of(folder.resolve(), {})
+    if item.state != "done":
+        raise UserError(f"{folder} is not finished: go on with vis-run --resume {folder}")
+    return item
 
 
-def _anchor(text: str) -> str:
-    return slug(text.replace("/", "-"), 200)
+def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
+    """The options, and in parentheses the entries of provenance, that differ between two runs; the value of each."""
+    values = []
+    for item in pair:
+        facts = {
+            f"({k})": str(item.stored.provenance.entries.get(k)) for k in ("git_commit", "version", "device", "gpu")
+        }
+        values.append(facts | {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")})
+    both = {key: [each.get(key, "") for each in values] for key in values[0] | values[1]}
+    return {key: (a, b) for key, (a, b) in both.items() if a != b}
 
 
-def _place(item: Item, page: Path) -> str:
-    """The run's folder as a page's link names it."""
-    return _relative(item.folder, page.parent) if item.folder else ""
-
-
-def _relative(folder: Path, start: Path) -> str:
-    return quote(Path(os.path.relpath(folder, start)).as_posix(), safe="/=,")
-
-
-def _link(folder: Path, start: Path) -> str:
-    """A link to a folder's page, or where it has none, to the folder."""
-    place = _relative(folder, start)
-    target = f"{place}/index.html" if (folder / "index.html").is_file() else f"{place}/"
-    return f'<a href="{target}">{escape(os.path.relpath(folder, start))}</a>'
-
-
-def _counts(items: Sequence[Item]) -> list[str]:
-    """Cells with how many claims have each verdict."""
-    counts = Counter(str(claim["verdict"]) for item in items for claim in item.claims)
-    return [f"<td class={v.split()[0]}>{counts[v] or ''}</td>" for v in VERDICTS]
-
-
-def _overview(sections: Sequence[Section]) -> str:
-    rows = [
-        [
-            f'<th scope=row><a href="#{_anchor(s.title)}">{escape(s.title)}</a></th>',
-            *_counts(s.items),
-            f"<td>{sum(item.state == 'done' for item in s.items)} of {len(s.items)}</td>",
-        ]
-        for s in sections
-    ]
-    heads = ["Paper", *(v.capitalize() for v in VERDICTS), "Items done"]
-    return table("Claims and items of each paper", heads, rows, wide=False)
-
-
-def _section(section: Section, folder: Path, level: int) -> Iterator[str]:
-    """A scoreboard, the findings, then each item; headings from `level` on, links relative to `folder`."""
-    if level > 2:
-        yield f'<h{level - 1} id="{_anchor(section.title)}">{escape(section.title)}</h{level - 1}>'
-    counts = Counter(str(claim["verdict"]) for item in section.items for claim in item.claims)
-    yield "<p>" + ", ".join(f"{counts[v]} {v}" for v in VERDICTS) + "</p>"
-    rows = []
-    for item in section.items:
-        state = ", ".join(filter(None, [item.state, item.reduced, str(item.status.get("error") or "")]))
-        seconds = f"{item.status['seconds']:.0f}" if "seconds" in item.status else ""
-        what = f"<br><span class=small>{escape(item.title)}</span>"
-        name = f'<th scope=row><a href="#{_anchor(item.name)}">{escape(item.name)}</a>{what}</th>'
-        rows.append([name, *_counts([item]), *(f"<td>{escape(text)}</td>" for text in (state, seconds))])
-    heads = ["Item", *(v.capitalize() for v in VERDICTS), "State", "Seconds"]
-    yield f"<h{level}>Scoreboard</h{level}>" + table(f"Scoreboard: {section.title}", heads, rows, wide=False)
-    if section.findings:
-        yield f"<h{level}>Findings: what the paper says, and what was measured</h{level}>"
-    for finding in section.findings:
-        chosen = list(selected_claims(finding, section.items))
-        yield f"<h{level + 1}>{escape(describe(finding))}</h{level + 1}>" + (
-            claims_table(chosen, describe(finding)) if chosen else "<p>not measured</p>"
-        )
-    for item in section.items:
-        yield from _item(item, folder, level)
-
-
-def _item(item: Item, folder: Path, level: int) -> Iterator[str]:
-    """An item's heading, figures, claims, tables, provenance and other runs."""
-    yield f'<h{level} id="{_anchor(item.name)}">{escape(item.title)}</h{level}>'
-    again = (
-        f"Run again: <code>{escape(item.command)}</code>"
-        if item.folder
-        else f"Run: <code>{escape(item.command)}</code>"
-    )
-    if item.folder is None or item.state != "done":
-        yield f"<p class=not>{escape(item.state)} {escape(str(item.status.get('error') or ''))}</p><p class=small>{again}</p>"
-        return
-    mark = f" <strong class=mark>{escape(item.reduced)}</strong>" if item.reduced else ""
-    yield f'<p class=small><a href="{_relative(item.folder, folder)}/index.html">The run\'s page</a>{mark}<br>{again}</p>'
-    yield f"<div class=figures>{''.join(_figure(item, figure, folder) for figure in item.figures)}</div>"
-    if item.claims:
-        yield claims_table(item.claims, f"Claims of {item.name}")
-    if shown := "".join(tables(item.stored, 20, level + 1, _relative(item.folder, folder) + "/")):
-        yield f"<details><summary>Tables of {escape(item.name)}</summary>{shown}</details>"
-    facts = [{"what": key, "value": _words(value)} for key, value in item.provenance.items() if value]
-    yield f"<details><summary>Provenance of {escape(item.name)}</summary>{html_table(facts, 'Provenance')}</details>"
-    if item.others:
-        lines = [f"<li>{_other(item, other, folder)}</li>" for other in item.others]
-        yield f"<details><summary>Other runs of {escape(item.name)}: {len(lines)}</summary><ul>{''.join(lines)}</ul></details>"
-
-
-def _other(item: Item, other: Item, folder: Path) -> str:
-    """A line on another run of an item: its page, how it was run, the command that sets it beside the one that counts."""
-    assert other.folder is not None
-    line = f"{_link(other.folder, folder)} {escape(', '.join(filter(None, [other.state, other.reduced])))}"
-    words = [
-        other.command,
-        *([shlex.join(["vis-report", str(item.folder), str(other.folder)])] * (other.state == "done")),
-    ]
-    return line + "".join(f"<br><code>{escape(text)}</code>" for text in words)
-
-
-def _figure(item: Item, figure: str, folder: Path) -> str:
-    """A thumbnail that opens the full figure, with the figure's caption; nothing where the run has no such figure."""
-    if item.folder is None or figure not in item.figures:
-        return "<p>none</p>"
-    file = item.folder / f"{figure}.png"
-    name, place = escape(f"{figure} of {item.name}"), _relative(item.folder, folder)
-    caption = f"<figcaption>{escape(item.figures[figure])}</figcaption>"
-    try:
-        source = _thumbnail(file, file.stat().st_mtime_ns)
-    except (OSError, Image.DecompressionBombError):  # said in the picture's place: one run does not hide the others
-        return f"<figure><p>{name}: its file is missing or damaged</p>{caption}</figure>"
-    image = f'<img src="{source}" alt="{name}: open it at full size">'
-    return f'<figure><a href="{place}/{quote(figure)}.png">{image}</a>{caption}</figure>'
-
-
-@cache  # the page of a collection is written after each of its items
-def _thumbnail(file: Path, changed: int) -> str:
-    """A figure, 640 pixels wide at most, as a data URI. changed: when the file was, so that a redrawn one is read again."""
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-    small.thumbnail((640, 1280))
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _words(value: Any) -> str:
-    """A piece of JSON as words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_words(each)}" for key, each in value.items() if each is not None)
-    return "; ".join(map(_words, value)) if isinstance(value, list) else str(value)
+def _claims(*pair: Item) -> list[list[ClaimRecord | None]]:
+    """The claims of two runs, those of the same name side by side; None where one of them makes no such claim."""
+    claims = [{claim.name: claim for claim in item.claims} for item in pair]
+    return [[each.get(name) for each in claims] for name in claims[0] | claims[1]]
 
 
 # -- The command line --------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser with our help text, for which a mistake is one line."""
+
+    def format_help(self) -> str:
+        return HELP
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see vis-report --help)")
+
+
+def _folder(word: str) -> Path:
+    return Path(os.path.expanduser(word))
+
+
+def _existing(word: str) -> Path:
+    if not (word and _folder(word).is_dir()):
+        raise argparse.ArgumentTypeError(f"there is no folder {word!r}")
+    return _folder(word)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """`vis-report`; the exit code: 0, or 2 where the command was wrong. The page's path is what stdout says."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run `vis-report`, which prints the page's path; returns the exit code: 0, or 2 for a mistake of the user."""
+    parser = _Parser("vis-report", allow_abbrev=False)
+    parser.add_argument("folders", nargs="*", type=_folder)
+    parser.add_argument("--config-dir", action="append", default=[], type=_existing)
     try:
-        if {"-h", "--help"} & set(words):
-            print(HELP, end="")
-            return 0
-        folders, config_dirs = [], []
-        rest = iter(words)
-        for word in rest:
-            name, _, value = word.partition("=")
-            if name == "--config-dir":
-                if not (value := value or next(rest, "")):
-                    raise UserError("--config-dir needs a folder")
-                config_dirs.append(Path(value).expanduser())
-                if not config_dirs[-1].is_dir():
-                    raise UserError(f"there is no folder {config_dirs[-1]} for --config-dir")
-            elif word.startswith("-"):
-                raise UserError(f"unknown option {word}: see vis-report --help")
-            else:
-                folders.append(Path(word).expanduser())
+        given = parser.parse_intermixed_args(argv)
+        folders = given.folders
         if len(folders) > 2:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
         root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
         try:
-            page = compare(*folders) if len(folders) == 2 else report(root, config_dirs)
+            page = compare(*folders) if len(folders) == 2 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
             # no right to write there, a full disk; a config of the user's that is no text
             raise UserError(f"cannot read or write in {root}: {getattr(error, 'strerror', error)}") from error

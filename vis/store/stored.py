@@ -1,43 +1,83 @@
-"""What the files of a run say, read and checked in one place."""
+"""The files of a run, read and checked in one place."""
 
 import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from vis.errors import UserError
 
 ROWS = 100  # of a table, on a page
 
+T = TypeVar("T")
+
+
+@dataclass
+class Status:
+    """What pages show of status.json."""
+
+    state: str
+    command: str | None = None
+    error: str | None = None
+    seconds: int | float | None = None
+    peak_memory_gb: int | float = 0
+
+
+@dataclass
+class ClaimRecord:
+    """What pages show of a claim in claims.json: texts, and the paper's value."""
+
+    name: str
+    verdict: str
+    sentence: str
+    source: str
+    metric: str
+    rule: str
+    paper: object
+    measured: str
+
+
+@dataclass
+class Provenance:
+    """All entries of provenance.json, with the end of the run and the models' weights parsed from them."""
+
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finished = self.entries.get("finished")
+        self.finished = datetime.fromisoformat(finished) if finished else None
+        self.weights = [str(model.get("weights")) for model in self.entries.get("models", {}).values()]
+
 
 @dataclass
 class Stored:
-    """What a run's files say, as its pages show it; empty is what is not there, and what is damaged.
+    """The files of a run as its pages show them; a file that is missing or damaged leaves its field empty.
 
-    tables: the first rows of each. damaged: a line for each file that is, which names it and says what mends it.
+    figures: {file name: caption}. tables: the first rows of each. damaged: a line for each damaged file that names it and
+    says how to mend it.
     """
 
-    status: dict[str, Any] = field(default_factory=dict)
-    claims: list[dict[str, Any]] = field(default_factory=list)
-    figures: dict[str, str] = field(default_factory=dict)  # {file name: caption}
-    provenance: dict[str, Any] = field(default_factory=dict)
+    status: Status = field(default_factory=lambda: Status("not started"))
+    claims: list[ClaimRecord] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
 
 def stored(path: Path) -> Stored:
-    """Read the files of a run's folder: the one place where pages learn what they hold, and whether they are whole."""
+    """Read the files of a run's folder."""
     found = Stored()
     again = f"vis-run --redraw {path} writes it again"
-    for name, whole in _WHOLE.items():
+    for name, parse in _PARSERS.items():
+        mend = again if name in ("claims", "figures") else "start the run again"
         try:
-            value = read_json(
-                path / f"{name}.json", whole, again if name in ("claims", "figures") else "start the run again"
-            )
+            value = read_json(path / f"{name}.json", parse, mend)
         except UserError as error:
             found.damaged.append(str(error))
         else:
@@ -54,45 +94,44 @@ def stored(path: Path) -> Stored:
     return found
 
 
-def read_json(path: Path, whole: Callable[[Any], bool], mend: str) -> Any:
-    """What a JSON file holds; None where there is none. Raises UserError, with what would mend it, where it is damaged.
+def read_json(path: Path, parse: Callable[[Any], T], mend: str) -> T | None:
+    """Read a JSON file; None where there is none. Raises UserError, which says how to mend it, where it is damaged.
 
-    whole: whether it holds what it should; what it stumbles over, it may raise.
+    parse: makes the result from the JSON value; it may raise whatever a wrong value causes.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if whole(value):
-            return value
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no JSON, or nothing like what is expected
-        pass
-    raise UserError(f"{path} is damaged: {mend}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {mend}") from error
 
 
-def _is_status(status: Any) -> bool:
-    numbers = (status.get(key, 0) for key in ("seconds", "peak_memory_gb"))
-    return isinstance(status["state"], str) and all(isinstance(number, int | float) for number in numbers)
+def _record(kind: type[T], entries: Any) -> T:
+    """Make a dataclass from the entries of a JSON object that it names. Raises TypeError for a missing entry or a wrong type."""
+    kinds = get_type_hints(kind)
+    record = kind(**{name: entries[name] for name in kinds if name in entries})
+    for name, expected in kinds.items():
+        if not isinstance(getattr(record, name), expected):
+            raise TypeError(f"{name} is no {expected}")
+    return record
 
 
-def _are_claims(claims: Any) -> bool:
-    texts = ("name", "verdict", "sentence", "source", "metric", "rule", "measured")
-    return isinstance(claims, list) and all("paper" in c and all(isinstance(c[t], str) for t in texts) for c in claims)
+def _claims(records: Any) -> list[ClaimRecord]:
+    if not isinstance(records, list):
+        raise TypeError("claims are a list")
+    return [_record(ClaimRecord, record) for record in records]
 
 
-def _are_captions(captions: Any) -> bool:
-    return all(isinstance(caption, str) for caption in captions.values())
+def _captions(captions: Any) -> dict[str, str]:
+    if not all(isinstance(caption, str) for caption in captions.values()):
+        raise TypeError("captions are texts")
+    return captions
 
 
-def _is_provenance(provenance: Any) -> bool:
-    if finished := provenance.get("finished"):
-        datetime.fromisoformat(finished)
-    return all(isinstance(model, dict) for model in provenance.get("models", {}).values())
-
-
-_WHOLE: dict[str, Callable[[Any], bool]] = {
-    "status": _is_status,
-    "claims": _are_claims,
-    "figures": _are_captions,
-    "provenance": _is_provenance,
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "status": partial(_record, Status),
+    "claims": _claims,
+    "figures": _captions,
+    "provenance": Provenance,
 }

@@ -26,13 +26,15 @@ def begin(
 
 def plan(folder: Path) -> dict[str, Any] | None:
     """What `begin` wrote; None where the folder is no sweep. Raises UserError where it is damaged."""
-    return read_json(folder / "sweep.json", _is_plan, "start the sweep again")
+    return read_json(folder / "sweep.json", _checked, "start the sweep again")
 
 
-def _is_plan(plan: Any) -> bool:
+def _checked(plan: Any) -> dict[str, Any]:
     jobs = plan["jobs"]
     texts = [plan["command"], plan["cwd"], *plan["config_dirs"], *(word for job in jobs for word in job)]
-    return bool(jobs) and all(isinstance(job, list) for job in jobs) and all(isinstance(text, str) for text in texts)
+    if not (jobs and all(isinstance(job, list) for job in jobs) and all(isinstance(text, str) for text in texts)):
+        raise ValueError("it is no plan of a sweep")
+    return plan
 
 
 def job_folder(folder: Path, number: int) -> Path | None:
