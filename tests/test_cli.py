@@ -86,7 +86,7 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path):
     assert reserve(tmp_path, "visualize") != reserve(tmp_path, "visualize")
 
 
-def test_a_picture_of_ones_own_whatever_its_name(vis_run, tmp_path):
+def test_an_own_image_may_have_any_name(vis_run, tmp_path):
     Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / "mein Kätzchen (1), it's.png")
     folder = vis_run(*SMALL, "image=mein Kätzchen (1), it's.png").folder
     assert "0/mein Kätzchen (1), it's/max/gbp" in vis.load_run(folder).arrays
@@ -229,7 +229,7 @@ def one_of_each_kind() -> list[str]:
 @pytest.mark.parametrize("experiment", one_of_each_kind())
 def test_every_kind_of_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run, tmp_path):
     ran = vis_run(f"experiment={experiment}", "--dry-run")
-    if "preset=small" in ran.err:  # it lacks weights or images
+    if "preset=small" in ran.err:  # its weights or images are missing
         ran = vis_run(f"experiment={experiment}", "preset=small", "--dry-run")
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"experiment {experiment}: ")
@@ -242,7 +242,7 @@ def test_the_plan_counts_what_the_network_does(vis_run):
     assert "138.4 M weights, 30.94 GFLOP forward" in out  # VGG-16's published numbers: 138 M, 15.5 G multiply-adds
 
 
-def test_an_undefined_number_is_no_empty_cell_and_fails_its_claim(tmp_path):
+def test_nan_is_not_an_empty_cell_and_fails_its_claim(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin(compose_config([]))
     folder.add(0, Part(tables={"table": [{"mu": math.nan, "label": None}, {"mu": 0.5, "label": 3}]}))
@@ -253,7 +253,7 @@ def test_an_undefined_number_is_no_empty_cell_and_fails_its_claim(tmp_path):
     assert Claim("mu", "", "", "", above(0), [row["mu"] for row in rows]).verdict == "fails"
 
 
-def test_the_plan_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
+def test_the_dry_run_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
     ran = vis_run("-m", "model=cnn3_random", "model.num_filters=4,8", "--dry-run")
     assert [line.partition(": ")[2].split()[-1] for line in ran.out.splitlines() if line.startswith("job")] == [
         "model.num_filters=4",
@@ -263,7 +263,7 @@ def test_the_plan_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_going_on_looks_past_damaged_folders(vis_run, tmp_path):
+def test_continue_skips_damaged_folders(vis_run, tmp_path):
     first = vis_run(*SMALL)
     damaged = first.folder.parent / "99-99-99_sweep"
     damaged.mkdir()
@@ -271,7 +271,7 @@ def test_going_on_looks_past_damaged_folders(vis_run, tmp_path):
     assert vis_run("--continue", *SMALL).folder == first.folder
 
 
-def test_a_pattern_in_a_sweep_stands_for_the_names_that_fit():
+def test_a_glob_in_a_sweep_expands_to_the_matching_names():
     register()
     assert spelled_out(["experiment=glob(nie2018/theorem*)"], []) == ["experiment=nie2018/theorem1,nie2018/theorem2"]
 
@@ -284,14 +284,14 @@ def test_options_of_the_model_of_a_small_preset_are_known(vis_run):
 
 
 @pytest.mark.parametrize("option", ["--continue", "--resume"])
-def test_a_plan_does_not_go_on_with_a_run(option, vis_run, tmp_path):
+def test_a_dry_run_resumes_nothing(option, vis_run, tmp_path):
     ran = vis_run("--dry-run", option, *([str(tmp_path)] if option == "--resume" else []))
     assert ran.code == 2
     assert option in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_small_preset_yields_to_the_command_line():
+def test_the_command_line_overrides_preset_small():
     register()
     words = ["experiment=nie2018/figure5", "preset=small"]
     assert compose_config(words[:1]).experiment.filters == [8, 16, 32, 64]
@@ -321,7 +321,7 @@ def test_a_folder_that_is_gone_is_a_clear_error(command, tmp_path):
     script = f"cd gone && rmdir ../gone && {' '.join(words)}"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == "vis-run: the folder where this shell stands is gone: cd to another"
+    assert done.stderr.strip() == "vis-run: the current directory no longer exists: cd to another"
 
 
 @pytest.mark.parametrize("arguments", [["--list"], ["--cfg", "job"], SMALL])
@@ -334,12 +334,12 @@ def test_an_output_that_cannot_be_written_is_one_line(arguments, command):
     assert "Exception ignored" not in done.stderr
 
 
-def test_a_backend_that_matplotlib_does_not_know_does_not_matter(command):
+def test_an_unknown_matplotlib_backend_does_not_matter(command):
     done = command(*SMALL, env={**os.environ, "MPLBACKEND": "Qt6Agg"})
     assert done.returncode == 0, done.stderr
 
 
-def test_nobody_is_sent_to_resume_what_cannot_be_resumed(tmp_path):
+def test_resume_is_advised_only_where_it_is_possible(tmp_path):
     from vis.store.run_folder import failure
 
     assert failure(RuntimeError("no torch"), tmp_path) == "the run failed: RuntimeError: no torch"

@@ -1,6 +1,6 @@
-"""Command lines and own configs at random: whatever is typed, the answer is a result or one line, never a traceback.
+"""Try random command lines and config files: each ends in a result or in one line of error, never in a traceback.
 
-VIS_FUZZ_EXAMPLES sets how many the slow test tries.
+VIS_FUZZ_EXAMPLES sets the number of examples of the slow test.
 """
 
 import contextlib
@@ -92,7 +92,8 @@ WORDS = st.one_of(
     st.sampled_from([
         "-m", "--list", "--help", "--version", "--continue", "--cfg", "--cfg=job", "--cfg=all", "-c", "-p", "--package=model",
         "--package=nope", "--resolve", "--info=config", "--info", "--info=defaults-tree", "--resume", "--redraw", "--resume=own",
-        "--redraw=own", "--config-dir", "--config-dir=nowhere", "--lst", "-x", "--hydra-help", "--install-completion",
+        "--redraw=own", "--config-dir", "--config-dir=nowhere", "--lst", "-x", "-i", "-cjob", "--package=",
+        "--", "-model=vgg16", "--hydra-help", "--install-completion",
         "preset=small", "model.num_filters=2,4", "seed=range(0,2)", "seed=interval(0,1)", "method=gbp,[gbp,saliency]",
     ]),
 )  # fmt: skip
@@ -132,7 +133,7 @@ CONFIGS = st.dictionaries(st.sampled_from([f"{group}/mine.yaml" for group in CHO
 
 
 def check(words: list[str], configs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command in an empty folder and look at its answer."""
+    """Run a command in an empty folder and check its exit code, its messages and its files."""
     with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -150,7 +151,7 @@ def check(words: list[str], configs: dict[str, bytes], monkeypatch: pytest.Monke
         assert code in (0, 1, 2), err.getvalue()
         assert "Traceback" not in err.getvalue()
         assert len(lines) == (code != 0), err.getvalue()
-        if code == 1:  # of what fails here, there is only this
+        if code == 1:  # the only failures possible here
             assert "boom" in err.getvalue() or "of the sweep's jobs not done" in lines[0], err.getvalue()
         if code == 2:
             assert err.getvalue().strip().splitlines() == lines

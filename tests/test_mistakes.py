@@ -1,4 +1,4 @@
-"""A user's mistake: one clear line, exit code 2, nothing left behind."""
+"""A user's mistake is answered by one clear line and exit code 2; no file is left behind."""
 
 import io
 import json
@@ -18,16 +18,16 @@ MISTAKES = {
     "unknown method in a list": (["method=[gbp,gbq]"], "there is no method 'gbq'"),
     "unknown experiment": (["experiment=visualise"], "Did you mean 'visualize'?"),
     "unknown model": (["model=vgg16_randm"], "Did you mean 'vgg16_random'"),
-    "text for a number": ([*SMALL, "model.num_filters=abc"], "model.num_filters=abc is not an integer"),
+    "a string for a number": ([*SMALL, "model.num_filters=abc"], "model.num_filters=abc is not an integer"),
     "fraction for a count": (["seed=1.5"], "seed=1.5 is not an integer"),
     "no seeds": (["seeds=0"], "seeds=0 is not 1 or more"),
     "no filters": ([*SMALL, "model.num_filters=0"], "num_filters"),
-    "no pixels": ([*SMALL, "model.input_size=0"], "input_size"),
+    "no input pixels": ([*SMALL, "model.input_size=0"], "input_size"),
     "no such device": ([*SMALL, "device=cuda:77"], "device=cuda:77 is not there"),
-    "no device at all": (["device=gpu"], "device=gpu is auto, cpu, cuda"),
-    "batch of nothing": (["batch_size=0"], "batch_size=0 is auto or a positive integer"),
-    "precision": (["precision=float16"], "precision=float16 is one of float32"),
-    "no such file": (["image=nope.png"], "no image file nope.png"),
+    "no device at all": (["device=gpu"], "device=gpu must be auto, cpu, cuda"),
+    "an empty batch": (["batch_size=0"], "batch_size=0 must be auto or a positive integer"),
+    "precision": (["precision=float16"], "precision=float16 must be one of float32"),
+    "no such file": (["image=nope.png"], "there is no image file nope.png"),
     "not an image": ([*SMALL, "image=text.png"], "text.png is no image that can be read"),
     "truncated image": ([*SMALL, "image=truncated.png"], "cannot read the image truncated.png"),
     "class out of range": ([*SMALL, "target=5000"], "target=5000: cnn3_random has the classes 0 to 9"),
@@ -63,32 +63,41 @@ MISTAKES = {
         [*SMALL, "+methods.mine._target_=vis.methods.Mine"],
         "module vis.methods has no Mine",
     ),
-    "parameter that a method lacks": ([*SMALL, "+methods.gbp.steps=3"], "takes no parameter methods.gbp.steps"),
+    "parameter that a method does not have": ([*SMALL, "+methods.gbp.steps=3"], "takes no parameter methods.gbp.steps"),
     "folder missing": ([*SMALL, "dataset=folder", "dataset.path=nix"], "dataset.path=nix is no folder"),
     "folder not given": ([*SMALL, "dataset=folder"], "dataset.path is not given"),
     "folder without images": ([*SMALL, "dataset=folder", "dataset.path=empty"], "dataset.path=empty holds no image"),
     "no such sample": ([*SMALL, "dataset.names=[taby]"], "no sample image 'taby'. Did you mean 'tabby'?"),
-    "no image left": ([*SMALL, "dataset.limit=0"], "dataset.limit=0 is not an integer, 1 or more"),
-    "text for a count that is null": ([*SMALL, "dataset.limit=abc"], "dataset.limit=abc is not an integer, 1 or more"),
-    "resized to nothing": ([*SMALL, "dataset.resize=0"], "dataset.resize=0 is not an integer"),
-    "a number for a picture": ([*SMALL, "image=12"], "image=12 is no file's name (of a file named 12: image=./12)"),
-    "no picture": ([*SMALL, "image=[]"], "image=[] is no file's name"),
-    "a picture and a dataset": ([*SMALL, "image=text.png", "dataset.limit=3"], "leave out dataset.limit="),
-    "no outputs": ([*SMALL, "outputs=null"], "outputs=null is no folder's name"),
-    "no target": ([*SMALL, "target=[]"], "target=[] is max, random, an index"),
-    "a truth for a target": ([*SMALL, "target=true"], "target=true is max, random, an index"),
-    "a seed below 0": ([*SMALL, "seed=-1"], "seed=-1 is not between 0 and 4294967295"),
+    "no image left": ([*SMALL, "dataset.limit=0"], "dataset.limit=0 is not an integer of 1 or more"),
+    "a string for an optional count": (
+        [*SMALL, "dataset.limit=abc"],
+        "dataset.limit=abc is not an integer of 1 or more",
+    ),
+    "a size of 0": ([*SMALL, "dataset.resize=0"], "dataset.resize=0 is not an integer"),
+    "a number for an image": (
+        [*SMALL, "image=12"],
+        "image=12 is not the name of a file (for a file named 12: image=./12)",
+    ),
+    "an empty list of images": ([*SMALL, "image=[]"], "image=[] is not the name of a file"),
+    "an image and a dataset": ([*SMALL, "image=text.png", "dataset.limit=3"], "leave out dataset.limit="),
+    "no outputs": ([*SMALL, "outputs=null"], "outputs=null is not the name of a folder"),
+    "no target": ([*SMALL, "target=[]"], "target=[] must be max, random, an index"),
+    "a boolean for a target": ([*SMALL, "target=true"], "target=true must be max, random, an index"),
+    "a negative seed": ([*SMALL, "seed=-1"], "seed=-1 is not between 0 and 4294967295"),
     "a seed too large": ([*SMALL, "seed=4294967295", "seeds=2"], "is not between 0 and 4294967294"),
-    "a deviation below 0": ([*SMALL, "model.std=-1"], "model.std=-1 is below 0"),
-    "a range without steps": (["-m", *SMALL, "model.num_filters=interval(2,6)"], "has no list of values: give some"),
-    "a pattern of no name": (["-m", *SMALL, "method=glob(xx*)"], "method=glob(xx*): no method has such a name"),
-    "an option of a model that is not there": (
+    "a negative standard deviation": ([*SMALL, "model.std=-1"], "model.std=-1 is below 0"),
+    "a continuous range": (
+        ["-m", *SMALL, "model.num_filters=interval(2,6)"],
+        "is a continuous range: give values (2,4,8)",
+    ),
+    "a glob without matches": (["-m", *SMALL, "method=glob(xx*)"], "method=glob(xx*) matches no method"),
+    "an option of a model that is not used": (
         ["experiment=nie2018/figure5", "model.num_filters=4"],
         "Did you mean 'experiment.models.cnn.num_filters'?",
     ),
     "an option of another method": (["methods.saliency.foo=1"], "There is: methods.gbp."),
     "an option of Hydra's": (["hydra.launcher.n_job=2"], "vis-run --cfg hydra"),
-    "more words than a run takes": (["--resume", "empty", "seed=3"], "--resume takes a run as it is: leave out seed=3"),
+    "an override for --resume": (["--resume", "empty", "seed=3"], "take a run as it is: leave out seed=3"),
     "scaling": ([*SMALL, "experiment.scaling=foo"], "no scaling 'foo'"),
     "preprocessing": ([*SMALL, "dataset.preprocess=foo"], "unknown preprocessing 'foo'"),
     "sweep without -m": ([*SMALL, "model.num_filters=1,2"], "are a sweep: add -m"),
@@ -96,29 +105,37 @@ MISTAKES = {
     "no override": (["gbp"], "cannot read 'gbp'"),
     "open bracket": (["method=[gbp,"], "cannot read 'method=[gbp,'"),
     "unknown option": (["--lst"], "unknown option --lst. Did you mean '--list'?"),
-    "resume nothing": (["--resume", "nowhere"], "there is no folder nowhere"),
+    "an option with one hyphen": (["-model=vgg16"], "unknown option -model=vgg16"),
+    "an abbreviated option": (["--resum", "empty"], "unknown option --resum. Did you mean '--resume'"),
+    "an option without its folder": (["--resume"], "--resume: expected one argument"),
+    "a word after --info": (["--info", "model=vgg16"], "--info/-i: invalid choice: 'model=vgg16'"),
+    "a sweep of listings": (["-m", "--list"], "--multirun can only be combined with --dry-run, --continue"),
+    "resume nothing": (["--resume", "nowhere"], "--resume: there is no folder 'nowhere'"),
     "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
-    "a config that is no YAML": (["experiment=mine", "--config-dir", "own"], "a config is no YAML: in"),
-    "outputs in a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "a config that is not YAML": (["experiment=mine", "--config-dir", "own"], "cannot read the config "),
+    "outputs below a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
     "a comment above the package": (
         ["experiment=above", "--config-dir", "above"],
-        "experiment/above.yaml: its first line has to be `# @package NAME`, without a comment above it; it is '# Mine'",
+        "experiment/above.yaml: `# @package NAME` must be the first line, with no comment above it; that line is '# Mine'",
     ),
-    "a package without a name": (["model=mine", "--config-dir", "nameless"], "it is '# @package'"),
-    "an override of what is not there, in a config": (
+    "a package without a name": (["model=mine", "--config-dir", "nameless"], "that line is '# @package'"),
+    "a config that overrides a missing default": (
         ["experiment=nothing", "--config-dir", "own"],
         "In 'experiment/nothing': Could not override 'method@foo'",
     ),
-    "a package that is not there": (["model@foo=vgg16_random"], "unknown option 'model@foo'"),
-    "configs in a circle": (["experiment=circle", "--config-dir", "own"], "stand on each other in a circle"),
-    "a collection of itself": (["experiment=itself", "--config-dir", "own"], "experiment.all of itself lists itself"),
+    "an unknown package": (["model@foo=vgg16_random"], "unknown option 'model@foo'"),
+    "circular configs": (["experiment=circle", "--config-dir", "own"], "circular configs"),
+    "a collection that lists itself": (
+        ["experiment=itself", "--config-dir", "own"],
+        "experiment.all of itself lists itself",
+    ),
     "a config without an experiment": (["experiment=nameless", "--config-dir", "own"], "experiment.name is missing"),
-    "a config with a text for a count": (
+    "a config with a string for a count": (
         ["experiment=many", "--config-dir", "own"],
         "seeds=many is not an integer",
     ),
-    "a config that is a list": (["method=list", "--config-dir", "own"], "is no YAML mapping (key: value): "),
+    "a config that is a list": (["method=list", "--config-dir", "own"], "list.yaml is not a YAML mapping (key: value)"),
     "a config in another encoding": (["method=latin", "--config-dir", "own"], "latin.yaml: 'utf-8' codec can't decode"),
     "no model": (["model=null"], "model=null: name one (see vis-run --list), or leave it out"),
     "no dataset": (["dataset=null"], "dataset=null: name one (see"),
@@ -126,51 +143,57 @@ MISTAKES = {
     "no method": (["method=null"], "method=null: name one (see"),
     "no method in a list": (["method=[gbp,null]"], "method=[gbp,null]: name one (see"),
     "a method twice": (["method=[gbp,gbp]"], "method=[gbp,gbp] names gbp twice"),
-    "two models": (["model=[vgg16,vgg16_random]"], "a run has one model; several, one after the other: -m model=a,b"),
-    "a part that is taken away": (["~experiment"], "experiment is missing: every run has one"),
-    "images taken away": ([*SMALL, "~dataset"], "this experiment needs images"),
-    "a folder for Hydra": (
+    "two models": (["model=[vgg16,vgg16_random]"], "a run has one model; for a sweep over several, -m model=a,b"),
+    "a deleted part": (["~experiment"], "experiment is missing: every run has one"),
+    "a deleted dataset": ([*SMALL, "~dataset"], "this experiment needs images"),
+    "Hydra's run folder": (
         [*SMALL, "hydra.run.dir=foo"],
         "hydra.run.dir=foo is not for this command: runs go to outputs=",
     ),
-    "a sweep's folder for Hydra": (["-m", *SMALL, "hydra.sweep.dir=foo"], "runs go to outputs=FOLDER"),
-    "a search path for Hydra": ([*SMALL, "hydra.searchpath=[own]"], "own configs are --config-dir FOLDER"),
-    "a launcher of one run": ([*SMALL, "hydra/launcher=basic"], "it starts the jobs of a sweep: add -m"),
-    "a value that nothing reads": ([*SMALL, "++foo.bar=1"], "++foo.bar=1: nothing reads foo."),
+    "Hydra's sweep folder": (["-m", *SMALL, "hydra.sweep.dir=foo"], "runs go to outputs=FOLDER"),
+    "Hydra's search path": ([*SMALL, "hydra.searchpath=[own]"], "add own configs with --config-dir FOLDER"),
+    "a launcher for one run": ([*SMALL, "hydra/launcher=basic"], "it starts a sweep's jobs: add -m"),
+    "a key that nothing reads": ([*SMALL, "++foo.bar=1"], "++foo.bar=1: nothing reads foo."),
     "a model that nothing reads": ([*SMALL, "+model@foo=vgg16"], "+model@foo=vgg16: nothing reads foo."),
-    "a part of nothing": (["-p", "model"], "--package says what part of --cfg is shown, or how: vis-run --cfg job"),
-    "no such part to show": (["--cfg", "jobb"], "--cfg jobb: there is job, hydra, all"),
-    "two commands at once": (["--list", "--cfg", "job"], "--cfg and --list do not go together"),
-    "a list of one group": (["--list", "model=vgg16"], "--list shows all there is: leave out model=vgg16"),
-    "a method that is a text": ([*SMALL, "+methods.mine=gbp"], "methods.mine=gbp is not a mapping with a _target_"),
-    "a method that is none": (
+    "--package without --cfg": (["-p", "model"], "say how --cfg shows a config: vis-run --cfg job --package model"),
+    "an invalid choice of --cfg": (["--cfg", "jobb"], "--cfg/-c: invalid choice: 'jobb' (choose from"),
+    "two commands at once": (
+        ["--list", "--cfg", "job"],
+        "--cfg/-c: not allowed with argument --list. See vis-run --help",
+    ),
+    "a list of one option": (["--list", "model=vgg16"], "--list shows everything: leave out model=vgg16"),
+    "a string for a method": ([*SMALL, "+methods.mine=gbp"], "methods.mine=gbp is not a mapping with a _target_"),
+    "a method that is not a Method": (
         [*SMALL, "+methods.mine._target_=builtins.dict"],
         "made a dict, not a vis.methods.Method",
     ),
-    "images that are none": (
+    "a dataset that is not a Dataset": (
         [*SMALL, "~dataset.names", "dataset._target_=builtins.dict"],
         "made a dict, not a vis.data",
     ),
-    "a module that fails": (
+    "a module that raises": (
         [*SMALL, "+methods.mine._target_=failing.Mine"],
         "methods.mine._target_=failing.Mine cannot be imported: ZeroDivisionError: division by zero (",
     ),
-    "a module that imports nothing": (
+    "a module with a missing import": (
         [*SMALL, "+methods.mine._target_=importing.Mine"],
         "cannot be imported: ModuleNotFoundError: No module named 'nothere'",
     ),
-    "a module that is a script": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
+    "a module that exits": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
     "an experiment without its method": (
         ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
         "ayyar2021/similarity needs fem: method=[fem,gradcam]",
     ),
-    "a part without a name": (["--cfg", "job", "-p"], "--package needs a part of the config"),
-    "weights that are no file, in a sweep": (["-m", *SMALL, "seed=0,1", "model.weights={}"], "no weights file {}"),
-    "two things to show": (["--cfg", "job", "--info"], "--cfg and --info do not go together"),
-    "no verbosity": ([*SMALL, "hydra.verbose=null"], "hydra.verbose=null is not true, false or the name of a logger"),
-    "a user who is not there": ([*SMALL, "outputs=~no.one/x"], "outputs=~no.one/x: there is no user of this name"),
-    "a folder of such a user": (["--list", "--config-dir", "~no.one"], "there is no folder ~no.one"),
-    "no network for a data set": (
+    "--package without a part": (["--cfg", "job", "-p"], "--package/-p: expected one argument. See vis-run --help"),
+    "weights that are not a file, in a sweep": (["-m", *SMALL, "seed=0,1", "model.weights={}"], "no weights file {}"),
+    "--cfg and --info": (["--cfg", "job", "--info"], "--info/-i: not allowed with argument --cfg/-c"),
+    "an invalid verbosity": (
+        [*SMALL, "hydra.verbose=null"],
+        "hydra.verbose=null is not true, false or the name of a logger",
+    ),
+    "an unknown user": ([*SMALL, "outputs=~no.one/x"], "outputs=~no.one/x: there is no such user"),
+    "a folder of an unknown user": (["--list", "--config-dir", "~no.one"], "there is no folder '~no.one'"),
+    "a dataset that cannot be downloaded": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
         "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
     ),
@@ -366,7 +389,7 @@ def test_ones_own_code_that_fails_is_named(arguments, code, message, vis_run, tm
     line = ran.err.strip().splitlines()[-1]
     assert line.startswith("vis-run: " + "the run failed: " * (code == 1))
     assert message in line
-    if code == 1:  # the traceback is in the folder, and --resume is advised where there is something to resume
+    if code == 1:  # the folder keeps the traceback, and --resume is advised if the run can be resumed
         (folder,) = tmp_path.glob("outputs/*/*")
         assert "Traceback" in (folder / "traceback.txt").read_text()
         assert ("--resume" in line) == (folder / "config.yaml").exists()
@@ -375,13 +398,13 @@ def test_ones_own_code_that_fails_is_named(arguments, code, message, vis_run, tm
 
 
 @pytest.mark.usefixtures("_own")
-def test_maps_that_hold_no_numbers_are_said(vis_run):
+def test_nan_and_infinite_maps_are_reported(vis_run):
     ran = vis_run(*MINE, "+methods.mine.what=infinite", "dataset.names=all", "batch_size=1")
     assert ran.err.count("methods.mine: a map holds NaN or infinite values") == 1
 
 
 @pytest.mark.parametrize("item", ["figure7", "table1"])
-def test_a_method_that_was_left_out_is_not_measured_and_the_others_are(item, vis_run):
+def test_claims_about_methods_that_were_left_out_are_not_measured(item, vis_run):
     network = ("model=cnn_masked", "model.init=kaiming_normal", "model.weights=null", "dataset.limit=1")
     ran = vis_run(
         f"experiment=taimeskhanov2024/{item}",
@@ -397,7 +420,7 @@ def test_a_method_that_was_left_out_is_not_measured_and_the_others_are(item, vis
     assert "GradCAM++" in claims["here_gradcam_pp"]["sentence"]
 
 
-def test_an_experiment_names_the_methods_that_it_cannot_do_without(vis_run):
+def test_an_experiment_names_the_methods_that_it_needs(vis_run):
     ran = vis_run("experiment=nie2018/constants", "preset=small", "method=gbp", "--dry-run")
     assert (ran.code, ran.err) == (2, "vis-run: nie2018/constants needs saliency: method=[gbp,saliency]\n")
 

@@ -136,7 +136,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
         ({"_target_": "my_networks.tiny", "width": 3}, "takes no parameter model.width. Leave it out: ~model.width"),
         ({"_target_": "my_networks.Wide", "widht": 3}, "Did you mean 'width'"),
         ({"_target_": "my_network.Wide"}, "there is no module my_network"),
-        ({"_target_": "Wide"}, "no dotted path"),
+        ({"_target_": "Wide"}, "is not a dotted path"),
         ({"_target_": "my_networks.number"}, "is of type int, which cannot be called"),
         ({"_target_": "builtins.dict"}, "made a dict, not a torch.nn.Module"),
     ]:

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one clear line, no traceback, exit code 2 (in the library, an exception)."""
+"""Exceptions for mistakes that a user can correct. `vis-run` prints them as one line, with exit code 2."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Something the user asked for cannot be: the message says what is wrong and what would be right."""
+    """The request cannot be met; the message says what is wrong and what to type instead."""
 
 
 class Lacking(UserError):
@@ -23,13 +23,13 @@ class Incomplete(Exception):
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Whose code runs inside, as a note on the exception that leaves it: `methods.mine`. The innermost name stands.
+    """Attach a name such as `methods.mine` to exceptions raised inside, as a note; the innermost name wins.
 
-    A sys.exit is a failure like others: it would end the sweep without a word.
+    SystemExit becomes a RuntimeError, so that sys.exit() in user code fails one job and does not end the sweep.
     """
     try:
         yield
-    except UserError:  # says it all
+    except UserError:  # its message names the place
         raise
     except Exception as error:
         if not hasattr(error, "__notes__"):
@@ -42,7 +42,7 @@ def named(what: str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """`methods.mine: RuntimeError: boom`: an exception in a line, with the name that `named` gave it."""
+    """Format an exception as one line, with the name that `named` attached: `methods.mine: RuntimeError: boom`."""
     if isinstance(error, UserError | Incomplete):
         return str(error)
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:500]
@@ -50,7 +50,7 @@ def said(error: BaseException) -> str:
 
 
 def did_you_mean(word: object, options: Iterable[object]) -> str:
-    """A hint such as ` Did you mean 'gbp'?`, or the options themselves where there are few, or nothing."""
+    """A hint for an unknown word: the closest options (` Did you mean 'gbp'?`), or all of them if few, or nothing."""
     names = [str(option) for option in options]
     close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.6)
     if close:

@@ -1,71 +1,71 @@
 """The command line: `vis-run`, or `python -m vis.run`.
 
-Only Hydra and OmegaConf are imported until a run really starts, so that help, listings, completion and mistakes are
-answered at once.
+`--help` loads the standard library alone; listings, completion and mistakes load Hydra as well; only a run loads torch.
 """
 
+import argparse
 import contextlib
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from vis import __version__
 from vis.config.home import CONF
-from vis.errors import Lacking, UserError, said
+from vis.errors import Lacking, UserError, did_you_mean, said
 from vis.system import shards
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
 
 Three commands to start with:
-  vis-run method=gbp model=vgg16_random                    a method on a model, shown on the bundled tabby
-  vis-run method=[saliency,gbp] model=vgg16 image=cat.jpg target=tabby      methods side by side on your picture
-  vis-run experiment=nie2018/figure4                       a paper's figure, with its claims measured
+  vis-run method=gbp model=vgg16_random                    one method on one model, with the bundled tabby image
+  vis-run method=[saliency,gbp] model=vgg16 image=cat.jpg target=tabby      methods side by side on your own image
+  vis-run experiment=nie2018/figure4                       a figure of a paper, with its claims checked
 
-What can be chosen: vis-run --list
-  experiment=  model=  method=  dataset=       groups; each option's parameters: vis-run model=vgg16 --cfg job
+Choices (vis-run --list shows them all):
+  experiment=  model=  method=  dataset=       groups; show an option's parameters with vis-run model=vgg16 --cfg job
   target=max|random|<index>|<class name>|[..]  image=FILE  seed=0  seeds=8  device=auto|cpu|cuda  batch_size=auto|n
   precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small
 
 Options:
-  --list              every experiment, model, method and dataset, a line on each
-  --dry-run           what would be computed, and about what it costs
-  -m, --multirun      a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
-  --resume FOLDER     go on with a run (or a sweep) that was stopped
-  --continue          go on with the newest run of this very command, or start it
-  --redraw FOLDER     draw a finished run's figures again, without computing
-  --cfg job           show the config of a command without running it
-  --config-dir DIR    configs of your own beside ours
-  --install-completion  how to get tab completion
+  --list              list every experiment, model, method and dataset
+  --dry-run           show what would be computed, and an estimate of its cost
+  -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
+  --resume FOLDER     resume a run or a sweep that stopped
+  --continue          resume the newest run of this same command, or start one
+  --redraw FOLDER     draw the figures of a finished run again, without computing
+  --cfg job           show the config of a command without running it (-p model: only this part)
+  --config-dir DIR    add a folder with your own configs
+  --install-completion  show how to enable tab completion
   --version, --help
 
-Each run gets a folder outputs/<date>/<time>_<experiment>/ with index.html, figures, tables, arrays, claims; its path is
-what stdout says. Exit code 0: the run succeeded, 1: it failed, 2: the command was wrong.
+Each run writes index.html, figures, tables, arrays and claims to its own folder, outputs/<date>/<time>_<experiment>/,
+and prints the path of that folder. Exit codes: 0, the run succeeded; 1, it failed; 2, the command was wrong.
 """
 
-COMPLETION = """Tab completion for this shell session (put the line into your shell's start-up file to keep it):
+COMPLETION = """Tab completion for this shell session (to keep it, add the line to your shell's start-up file):
   bash:  eval "$(vis-run -sc install=bash)"
   zsh:   eval "$(vis-run -sc install=bash)"      (after: autoload -Uz bashcompinit && bashcompinit)
   fish:  vis-run -sc install=fish | source
 """
 
-
-VERBOSE = ("verbose",)  # of Hydra's options, the one that a run honours
-_SHORT = {"-c": "--cfg", "-p": "--package", "-i": "--info", "-sc": "--shell-completion"}
-_OF_HYDRA: dict[str, tuple[str, ...]] = {  # options that Hydra answers, with the values that they take
-    "--cfg": ("job", "hydra", "all"), "--package": (), "--resolve": (), "--shell-completion": (), "--hydra-help": (),
-    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-}  # fmt: skip
+VERBOSE = ("verbose",)  # the only one of Hydra's config keys that a run accepts
+_OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_help")  # options that Hydra answers
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 1 (a run failed), 2 (the command was wrong), 130 (interrupted)."""
+    """Run a command line and return its exit code.
+
+    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a backend that matplotlib does not know must not end a run
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; an unknown backend in the environment must not end a run
     try:
         code = _dispatch(argv)
-        if code == 0:  # where it is not, torchrun ends the others
+        if code == 0:  # after a failure, torchrun ends the other processes
             shards.over()
         print(end="", flush=True)
         return code
@@ -76,164 +76,153 @@ def main(argv: list[str] | None = None) -> int:
         print("vis-run: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # nobody waits for the rest of the output
+        if not isinstance(error, BrokenPipeError):  # the reader of a broken pipe wants no more output
             print(f"vis-run: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # Python would try once more to write at its end, and complain
+        with contextlib.suppress(OSError, AttributeError):  # or Python writes again at exit, and prints an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _dispatch(argv: list[str]) -> int:
+    """Do what the options ask for. `_execute` takes the commands that need a config."""
+    options, overrides = _parse(argv)
     command = "vis-run " + shlex.join(word for word in argv if word != "--continue")
-    options, overrides, config_dirs = _split(argv)
-    if shards.world() > 1:
-        if "multirun" in options:
-            raise UserError("torchrun shares out one run: start a sweep without it")
-        if shards.rank() > 0:
-            return _help_out()
-    if "help" in options:
-        print(HELP, end="")
-        return 0
-    if "version" in options:
-        from vis import __version__
-
-        print(f"vis-run {__version__}")
-        return 0
-    if "install-completion" in options:
-        print(COMPLETION, end="")
-        return 0
-    if (
-        len(several := sorted(options.keys() - {"multirun"} if options.keys() & {"dry-run", "continue"} else options))
-        > 1
-    ):
-        raise UserError(" and ".join(f"--{name}" for name in several) + " do not go together")
-    if overrides and (other := {"resume", "redraw", "list"} & options.keys()):
-        what = "shows all there is" if "list" in other else "takes a run as it is"
-        raise UserError(f"--{other.pop()} {what}: leave out {overrides[0]}")
+    if shards.world() > 1 and options.multirun:
+        raise UserError("torchrun splits a single run: start a sweep without torchrun")
+    if shards.rank() > 0:
+        return _help_out()
+    for name, text in {"help": HELP, "version": f"vis-run {__version__}\n", "install_completion": COMPLETION}.items():
+        if getattr(options, name):
+            print(text, end="")
+            return 0
+    _check_combination(options, overrides)
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UserError("the folder where this shell stands is gone: cd to another") from error
-    if "resume" in options:
-        return _finish(options["resume"], lambda folder: _resume(folder, command))
-    if "redraw" in options:
-        return _finish(options["redraw"], _redraw)
+        raise UserError("the current directory no longer exists: cd to another") from error
+    if options.resume:
+        return _resume(options.resume, command)
+    if options.redraw:
+        return _finish(options.redraw, _redraw)
+    return _execute(options, overrides, command)
 
+
+def _execute(options: argparse.Namespace, overrides: list[str], command: str) -> int:
+    """Compose the config of a command; then list, show, plan or run it."""
     from vis.config import compose
 
+    folders = options.config_dir
     compose.register()
-    overrides = compose.spelled_out(overrides, config_dirs)
-    if "list" in options:
-        print(_listing(config_dirs), end="")
+    overrides = compose.spelled_out(overrides, folders)
+    if options.list:
+        print(_listing(folders), end="")
         return 0
-    if "cfg" in options:
-        compose.check_words(compose.parse_overrides(overrides), config_dirs)
-        return _hydra([*overrides, *options["cfg"]], config_dirs)
-    if "continue" in options and (folder := _newest(overrides, config_dirs, command)):
-        return _finish(folder, lambda folder: _resume(folder, command))
-    if "multirun" in options:
-        if "dry-run" in options:
-            compose.sweep_samples(overrides)  # raises for what is no list
-            return _dry_run(compose.sweep_jobs(overrides), config_dirs, titles=True)
+    if flags := _flags_for_hydra(options):
+        compose.check_words(compose.parse_overrides(overrides), folders)
+        return _hydra(flags, overrides, folders)
+    if options.go_on and (newest := _newest(overrides, folders, command)):
+        return _resume(newest, command)
+
+    if options.multirun and options.dry_run:
+        compose.sweep_samples(overrides)  # raises UserError for a range that cannot be listed
+        return _dry_run(compose.sweep_jobs(overrides), folders, titles=True)
+    if options.multirun:
         compose.check_hydra(overrides, (*VERBOSE, "launcher"))
-        return _sweep(overrides, config_dirs, command)
+        return _sweep(overrides, folders, command)
     if compose.is_sweep(overrides):
         raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
-    config = compose.compose_config(overrides, config_dirs)
-    jobs = _collected(config, overrides, config_dirs)
+
+    config = compose.compose_config(overrides, folders)
+    jobs = _collected(config, overrides, folders)
     compose.check_hydra(overrides, () if jobs else VERBOSE)
-    if "dry-run" in options:
-        return _dry_run(jobs or [overrides], config_dirs)
+    if options.dry_run:
+        return _dry_run(jobs or [overrides], folders)
     if jobs:
-        return _collection(config, jobs, config_dirs, command)
-    return _single(config, overrides, config_dirs, command)
+        return _collection(config, jobs, folders, command)
+    return _single(config, overrides, folders, command)
 
 
-def _split(argv: list[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
-    """Options, overrides, folders of configs."""
-    options: dict[str, Any] = {}
-    overrides: list[str] = []
-    config_dirs: list[Path] = []
-    words = iter(argv)
-    for word in words:
-        name, _, value = word.partition("=")
-        if word in ("-h", "--help"):
-            options["help"] = True
-        elif word in ("--list", "--dry-run", "--version", "--install-completion", "--continue"):
-            options[word[2:]] = True
-        elif word in ("-m", "--multirun"):
-            options["multirun"] = True
-        elif name in ("--resume", "--redraw", "--config-dir"):
-            value = value or next(words, "")
-            if not value:
-                raise UserError(f"{name} needs a folder")
-            folder = Path(os.path.expanduser(value))
-            if not folder.is_dir():
-                raise UserError(f"there is no folder {value}")
-            if name == "--config-dir":
-                config_dirs.append(folder.resolve())
-            else:
-                options[name[2:]] = folder.resolve()
-        elif (long := _SHORT.get(name, name)) in _OF_HYDRA:
-            if long in ("--cfg", "--package"):
-                value = value or next(words, "job" if long == "--cfg" else "")
-                if not value:
-                    raise UserError("--package needs a part of the config: --cfg job --package model")
-            if _OF_HYDRA[long] and value and value not in _OF_HYDRA[long]:
-                raise UserError(f"{long} {value}: there is {', '.join(_OF_HYDRA[long])}")
-            options["cfg"] = [*options.get("cfg", []), f"{long}={value}" if value else long]
-        elif word.startswith("-"):
-            from vis.errors import did_you_mean
+class _Parser(argparse.ArgumentParser):
+    """Parse options; raise a UserError where argparse prints its usage and exits."""
 
-            known = (
-                "--help",
-                "--list",
-                "--dry-run",
-                "--resume",
-                "--continue",
-                "--redraw",
-                "--multirun",
-                "--cfg",
-                "--config-dir",
-                "--version",
-            )
-            raise UserError(f"unknown option {word}.{did_you_mean(word, known)}")
-        else:
-            overrides.append(word)
-    shown = [word.partition("=")[0] for word in options.get("cfg", [])]
-    if extra := next((word for word in shown if word in ("--package", "--resolve") and "--cfg" not in shown), None):
-        raise UserError(f"{extra} says what part of --cfg is shown, or how: vis-run --cfg job {extra} ...")
-    if len(commands := dict.fromkeys(word for word in shown if word not in ("--package", "--resolve"))) > 1:
-        raise UserError(f"{' and '.join(commands)} do not go together")
-    return options, overrides, config_dirs
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}. See vis-run --help")
+
+    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The options and the other words, which are overrides."""
+        names = list(self._option_string_actions)
+        for word in argv:  # argparse would read -model=vgg16 as -m
+            if word.startswith("-") and word.partition("=")[0] not in names:
+                long = [name for name in names if name.startswith("--")]
+                raise UserError(f"unknown option {word}.{did_you_mean(word, long)}")
+        return self.parse_known_args(argv)
 
 
-def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> int:
-    """Let Hydra do what Hydra does: show configs, complete words, launch jobs."""
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into its options and its overrides. Raises UserError."""
+    parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
+    for names in (("--help", "-h"), ("--version",), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
+        parser.add_argument(*names, action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-dir", type=_folder, action="append", default=[])
+    command = parser.add_mutually_exclusive_group()
+    for name in ("--list", "--dry-run", "--hydra-help"):
+        command.add_argument(name, action="store_true")
+    command.add_argument("--continue", action="store_true", dest="go_on")
+    command.add_argument("--resume", type=_folder)
+    command.add_argument("--redraw", type=_folder)
+    command.add_argument("--cfg", "-c", nargs="?", const="job", choices=("job", "hydra", "all"))
+    topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    command.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
+    command.add_argument("--shell-completion", "-sc", action="store_true")
+    return parser.parse(argv)
+
+
+def _folder(text: str) -> Path:
+    folder = os.path.expanduser(text)
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
+    return Path(folder).resolve()
+
+
+def _check_combination(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Raise UserError for options that need or exclude others, beyond what the parser knows."""
+    if (options.package is not None or options.resolve) and not options.cfg:
+        raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
+    if options.multirun and (options.list or options.resume or options.redraw or _flags_for_hydra(options)):
+        raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
+    if overrides and options.list:
+        raise UserError(f"--list shows everything: leave out {overrides[0]}")
+    if overrides and (options.resume or options.redraw):
+        raise UserError(f"--resume and --redraw take a run as it is: leave out {overrides[0]}")
+
+
+def _flags_for_hydra(options: argparse.Namespace) -> list[str]:
+    """The options that Hydra answers, as words of its command line."""
+    given = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _OF_HYDRA}
+    return [name if value is True else f"{name}={value}" for name, value in given.items() if value]
+
+
+def _hydra(flags: list[str], overrides: list[str], config_dirs: list[Path], job: Any = None) -> int:
+    """Let Hydra show a config, complete words, or launch a job. Returns the exit code."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from vis.config import compose
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us, and are made readable here
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors; `explain` makes them readable
     search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
-    words = [word for word in arguments if not word.startswith("-")]
     before = sys.argv
-    sys.argv = ["vis-run", *(word for word in arguments if word.startswith("-")), *words, *search]  # argparse's order
+    sys.argv = ["vis-run", *flags, *overrides, *search]
     try:
-        decorated = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
-            job or (lambda config: None)
-        )
-        decorated()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job or (lambda config: None))()
     except SystemExit as error:
         return int(error.code or 0)
     except Exception as error:
         if isinstance(error, OSError) or (job and not isinstance(error, HydraException | OmegaConfBaseException)):
             raise
-        raise compose.explain(error, words, config_dirs) from error
+        raise compose.explain(error, overrides, config_dirs) from error
     finally:
         sys.argv = before
         if job:
@@ -244,7 +233,10 @@ def _hydra(arguments: list[str], config_dirs: list[Path], job: Any = None) -> in
 
 
 def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) -> int:
-    """Say what each of the jobs would compute; of several, what one lacks. titles: the overrides of each before it."""
+    """Print what each job would compute. titles: print the overrides of each job above its plan.
+
+    A single job with missing weights or data is an error; among several, its message is printed in place of its plan.
+    """
     from vis.config import compose
     from vis.runner.dry_run import dry_run
 
@@ -263,30 +255,70 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             print(f"{job[0]}: {error}")
         except UserError:
             raise
-        except Exception as error:  # the user's own code
-            print(f"vis-run: the plan failed: {said(error)} (the run itself keeps the traceback)", file=sys.stderr)
+        except Exception as error:  # in the user's own code
+            print(f"vis-run: the plan failed: {said(error)} (start the run for its traceback)", file=sys.stderr)
             return 1
     return 0
 
 
 def _single(config: Any, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    from vis.store.run_folder import reserve
-
-    folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
+    """Run one experiment in a new folder."""
+    folder = _reserve(config)
 
     def work(_: Path) -> None:
         from vis.runner.jobs import Job
 
         job = Job(command)
-        _hydra([*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, job)
+        _hydra([], [*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, job)
         if job.error:
             raise job.error
 
     return _finish(folder, work, fresh=True)
 
 
+def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
+    """Run every job of a sweep in a new folder, with Hydra's launcher."""
+    from vis.config import compose
+    from vis.runner.jobs import Job, finish_sweep
+    from vis.store.sweep_plan import begin
+
+    configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
+    jobs = compose.sweep_jobs(overrides)
+    if any("all" in config.experiment for config in configs):
+        raise UserError("a collection of experiments is a sweep of its own: leave out -m")
+    folder = _reserve(configs[0], "_sweep")
+    begin(folder, jobs, config_dirs, command)
+    # The folder of a job is named after the overrides in which the jobs differ.
+    names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"
+    words = [*overrides, f"hydra.sweep.dir={_quote(folder)}", names]
+
+    def work(_: Path) -> None:
+        with finish_sweep(folder):
+            _hydra(["--multirun"], words, config_dirs, Job(command))
+
+    return _finish(folder, work)
+
+
+def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
+    """Run the experiments of a collection, such as experiment=nie2018/all, as jobs of a new sweep."""
+    from vis.config import compose
+    from vis.store.sweep_plan import begin
+
+    if shards.world() > 1:
+        raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
+    for job in jobs:
+        with contextlib.suppress(Lacking):  # such a job runs at preset=small
+            compose.compose_config(job, config_dirs)
+    folder = _reserve(config)
+    begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
+    return _resume(folder, command)
+
+
 def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
-    """The jobs of a config that lists experiments, or other such lists, under `experiment.all`; none for an experiment."""
+    """The overrides of each job of a collection, whose `experiment.all` names experiments or other collections.
+
+    Empty for a single experiment. Raises UserError for collections that contain each other.
+    """
     from omegaconf import OmegaConf
 
     from vis.config.compose import load_option, options
@@ -294,7 +326,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
     if "all" in config.experiment and any(o.startswith("method=") for o in others):
-        raise UserError(f"the experiments of {config.experiment.name} have their own methods: leave out method=")
+        raise UserError(f"the experiments of {config.experiment.name} choose their own methods: leave out method=")
 
     def listed(experiment: Any, above: tuple[str, ...]) -> list[str]:
         names = experiment.get("all", [])
@@ -307,23 +339,8 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     return [[f"experiment={name}", *others] for name in listed(config.experiment, (config.experiment.name,))]
 
 
-def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
-    from vis.config import compose
-    from vis.store.run_folder import reserve
-    from vis.store.sweep_plan import begin
-
-    if shards.world() > 1:
-        raise UserError(f"torchrun shares out one run, and {config.experiment.name} is many: start it without torchrun")
-    for job in jobs:
-        with contextlib.suppress(Lacking):  # such a job runs at preset=small
-            compose.compose_config(job, config_dirs)
-    folder = reserve(Path(config.outputs).expanduser(), _folder_name(config))
-    begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
-    return _finish(folder, lambda folder: _resume(folder, command))
-
-
 def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path | None:
-    """The folder of the newest run or sweep of a command that was given here; None where there is none."""
+    """The folder of the newest run or sweep that this command started from this directory, or None."""
     from vis.config import compose
     from vis.store.run_folder import RunFolder
     from vis.store.sweep_plan import plan
@@ -331,7 +348,7 @@ def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path
     root = Path(compose.compose_config(compose.sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
     for folder in sorted(root.glob("*/*"), reverse=True):
         made: dict[str, Any] = {}
-        with contextlib.suppress(UserError):  # a damaged folder is not this command's
+        with contextlib.suppress(UserError):  # skip damaged folders
             made = plan(folder) or RunFolder(folder).status
         if made.get("command") == command and made.get("cwd") == str(Path.cwd()):
             return folder.resolve()
@@ -339,7 +356,7 @@ def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path
 
 
 def _help_out() -> int:
-    """Work for rank 0's run, which has the one folder and the one result."""
+    """Compute a share of the run of rank 0, which alone writes the folder and the result."""
     from vis.runner.execute import execute_shard
     from vis.system.console import start_logging
 
@@ -348,10 +365,12 @@ def _help_out() -> int:
     return 0
 
 
-def _folder_name(config: Any) -> str:
+def _reserve(config: Any, suffix: str = "") -> Path:
+    """Make a new folder in `outputs`, named after the time and the experiment."""
     from vis.config.compose import slug
+    from vis.store.run_folder import reserve
 
-    return slug(str(config.experiment.name))
+    return reserve(Path(config.outputs).expanduser(), slug(str(config.experiment.name)) + suffix)
 
 
 def _quote(path: Path) -> str:
@@ -359,8 +378,11 @@ def _quote(path: Path) -> str:
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
-    """Do the work of a folder; say where it is. A fresh folder in which nothing was computed goes again."""
+def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> int:
+    """Call `work` on a run folder, print the folder's path, and return the exit code.
+
+    fresh: delete the folder if the work stops, by a mistake or by an interrupt, before it stored a result.
+    """
     try:
         work(folder)
     except (UserError, KeyboardInterrupt) as error:
@@ -370,7 +392,7 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
             print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
             return 130
         raise
-    except Exception as error:  # a failed run is one line and exit code 1; its traceback is in the folder
+    except Exception as error:  # the folder keeps the traceback
         from vis.store.run_folder import failure
 
         print(f"vis-run: {failure(error, folder)}", file=sys.stderr)
@@ -380,13 +402,19 @@ def _finish(folder: Path, work: Any, fresh: bool = False) -> int:
     return 0
 
 
-def _resume(folder: Path, command: str) -> None:
-    from vis.runner.jobs import resume
+def _resume(folder: Path, command: str) -> int:
+    """Resume a run or a sweep."""
 
-    resume(folder, command)
+    def work(folder: Path) -> None:
+        from vis.runner.jobs import resume
+
+        resume(folder, command)
+
+    return _finish(folder, work)
 
 
 def _redraw(folder: Path) -> None:
+    """Draw the figures of a finished run, or of every finished job of a sweep, again."""
     from vis.reports.sweep import aggregate
     from vis.runner.execute import redraw
     from vis.store.run_folder import RunFolder
@@ -402,30 +430,8 @@ def _redraw(folder: Path) -> None:
         aggregate(folder)
 
 
-def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    from vis.config import compose
-    from vis.runner.jobs import Job, finish_sweep
-    from vis.store.run_folder import reserve
-    from vis.store.sweep_plan import begin
-
-    configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
-    jobs = compose.sweep_jobs(overrides)
-    if any("all" in config.experiment for config in configs):
-        raise UserError("a collection of experiments is a sweep of its own: leave out -m")
-    folder = reserve(Path(configs[0].outputs).expanduser(), _folder_name(configs[0]) + "_sweep")
-
-    # Folders of jobs are named after what differs between them.
-    names = [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"]
-    begin(folder, jobs, config_dirs, command)
-
-    def work(_: Path) -> None:
-        with finish_sweep(folder):
-            _hydra(["--multirun", *overrides, f"hydra.sweep.dir={_quote(folder)}", *names], config_dirs, Job(command))
-
-    return _finish(folder, work)
-
-
 def _listing(config_dirs: list[Path]) -> str:
+    """A line for every option of every group."""
     from vis.config.compose import GROUPS, describe, options
 
     lines = []

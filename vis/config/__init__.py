@@ -1,1 +1,1 @@
-"""From words to values: configs composed, checked, and made into objects."""
+"""Turn command-line words into values: compose configs, check them, build objects from them."""

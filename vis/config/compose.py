@@ -1,11 +1,13 @@
-"""From command-line overrides to a checked config. Only Hydra and OmegaConf are imported here: a mistake is answered
-in a fraction of a second, before torch is loaded or a folder made."""
+"""Compose a checked config from command-line overrides.
+
+Only Hydra and OmegaConf are imported here, so that mistakes are reported at once, before torch is loaded or a folder made.
+"""
 
 import copy
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,15 @@ GROUPS = ("experiment", "model", "method", "dataset")
 
 
 def slug(text: str, longest: int = 80) -> str:
-    """A readable folder name from any text: letters, digits and `=.,_-` stay."""
+    """Turn any text into a readable folder name: keep letters, digits and `=.,_-`."""
     return re.sub(r"[^\w=.,-]+", "_", str(text)).strip("_")[:longest] or "run"
 
 
 def register() -> None:
-    """The resolvers that conf/config.yaml uses, and listings that see nested options (nie2018/figure4).
+    """Register the resolver that conf/config.yaml uses, and make Hydra list nested options (nie2018/figure4).
 
-    Stock Hydra lists one level of a group only, so that completion, `experiment=glob(nie2018/*)` and listings miss the
-    papers' items. `get_group_options` is private: Hydra is pinned to 1.3 and a test holds this.
+    Stock Hydra lists one level of a group, so that completion, `experiment=glob(nie2018/*)` and listings would miss the
+    papers' items. `get_group_options` is private: Hydra is pinned to 1.3, and a test covers this.
     """
     OmegaConf.register_new_resolver("vis.slug", slug, replace=True)
     if getattr(ConfigLoaderImpl.get_group_options, "nested", False):
@@ -61,12 +63,12 @@ def register() -> None:
             options = [o for o in options if not o.rpartition("/")[2].startswith("_")]
         return options
 
-    nested.nested = True  # type: ignore[attr-defined]  # a mark: wrapped once only
-    ConfigLoaderImpl.get_group_options = nested  # type: ignore[method-assign]  # see above: there is no public way
+    nested.nested = True  # type: ignore[attr-defined]  # marks it as wrapped
+    ConfigLoaderImpl.get_group_options = nested  # type: ignore[method-assign]  # there is no public way
 
 
 def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
-    """The options of a config group, {name: file}, with those in the user's own config folders."""
+    """The options of a config group and their files, those in the user's config folders included."""
     found: dict[str, Path] = {}
     for root in (CONF, *config_dirs):
         for file in (root / group).rglob("*.yaml"):
@@ -76,12 +78,12 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """For sorting figure9 before figure10."""
+    """A sort key that puts figure9 before figure10."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def describe(file: Path) -> str:
-    """The first comment of a config file that is not a Hydra directive: what the option is, in a line."""
+    """The line that describes an option: the first comment of its file that is not a Hydra directive."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @"):
             return line[2:].strip()
@@ -89,25 +91,25 @@ def describe(file: Path) -> str:
 
 
 def load_option(file: Path) -> Any:
-    """An option's own YAML file, without what it composes. Raises UserError where it is damaged."""
+    """Load the YAML file of an option, without its defaults list. Raises UserError if it is not a YAML mapping."""
     try:
         config = OmegaConf.load(file)
-    except (yaml.YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # ValueError: no UTF-8
+    except (yaml.YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # ValueError: not UTF-8
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else f": {first_line(error)}"
-        raise UserError(f"a config is no YAML: in {file}{where}") from error
+        raise UserError(f"cannot read the config {file}{where}") from error
     if not isinstance(config, DictConfig):
-        raise UserError(f"a config is no YAML mapping (key: value): {file}")
+        raise UserError(f"the config {file} is not a YAML mapping (key: value)")
     return config
 
 
 def own_configs(config_dirs: Sequence[Path]) -> list[Path]:
-    """The files in the user's own config folders."""
+    """The config files in the user's config folders."""
     return [file for root in config_dirs for group in GROUPS for file in sorted((root / group).rglob("*.yaml"))]
 
 
 def check_own_configs(config_dirs: Sequence[Path]) -> None:
-    """Raises UserError for a file of the user's whose `# @package` Hydra would take for a comment, or cannot read."""
+    """Check the user's config files: Hydra ignores a `# @package` line that is not the first. Raises UserError."""
     for file in own_configs(config_dirs):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
         header = list(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
@@ -115,12 +117,12 @@ def check_own_configs(config_dirs: Sequence[Path]) -> None:
         first = next((line for line in header if line.strip()), "")
         if packages and (packages != [first] or not re.fullmatch(r"#\s*@package\s+\S+\s*", first)):
             raise UserError(
-                f"{file}: its first line has to be `# @package NAME`, without a comment above it; it is {first!r}"
+                f"{file}: `# @package NAME` must be the first line, with no comment above it; that line is {first!r}"
             )
 
 
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
-    """The composed and checked config. Raises UserError for anything that is wrong with it."""
+    """Compose a config and check it. Raises UserError, or Lacking for missing weights or data."""
     overrides = list(overrides)
     parsed = parse_overrides(overrides)
     check_words(parsed, config_dirs)
@@ -138,7 +140,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     forget_unchosen(config, overrides)
     keys = [o.key_or_group for o in parsed]
     if config.image is not None and (unused := [key for key in keys if key.partition(".")[0] == "dataset"]):
-        raise UserError(f"image= takes the place of the dataset: leave out {unused[0]}=")
+        raise UserError(f"image= replaces the dataset: leave out {unused[0]}=")
     try:
         check(config)
     except Lacking as error:
@@ -147,7 +149,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
 
 
 def _check_read(parsed: list[Override], defaults: DictConfig) -> None:
-    """Raises UserError for a new value that nothing reads: one outside the parts of a config, and not named as ${...}."""
+    """Check that new keys lie in a known part of the config, or are used as ${...}. Raises UserError."""
     for override in parsed:
         root = (override.package or override.key_or_group).split(".")[0].split("/")[0]
         known = {*GROUPS, "methods", "hydra", *([] if override.package else defaults)}
@@ -156,60 +158,70 @@ def _check_read(parsed: list[Override], defaults: DictConfig) -> None:
 
 
 def check_hydra(overrides: Sequence[str], honoured: Sequence[str]) -> None:
-    """Raises UserError for an option of Hydra's own that would change nothing, or the place of what vis-run writes."""
+    """Check overrides of Hydra's own config: only the `honoured` ones have an effect here. Raises UserError."""
     ways = {"run": "runs go to outputs=FOLDER", "sweep": "runs go to outputs=FOLDER", "mode": "a sweep is -m",
-            "searchpath": "own configs are --config-dir FOLDER", "launcher": "it starts the jobs of a sweep: add -m"}  # fmt: skip
+            "searchpath": "add own configs with --config-dir FOLDER", "launcher": "it starts a sweep's jobs: add -m"}  # fmt: skip
     for override in parse_overrides(list(overrides)):
         root, _, key = override.key_or_group.replace("/", ".").partition(".")
         if root == "hydra" and not key.startswith(tuple(honoured)):
-            way = ways.get(key.split(".")[0], f"of Hydra's options, there is {', '.join(honoured) or 'none'} here")
+            way = ways.get(key.split(".")[0], f"of Hydra's options, it takes {', '.join(honoured) or 'none'}")
             raise UserError(f"{override.input_line} is not for this command: {way}")
         if root == "hydra" and key == "verbose" and not isinstance(override.value(), bool | str):
             raise UserError(f"{override.input_line} is not true, false or the name of a logger")
 
 
 def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
-    """The same error, which names preset=small where that does without what lacks."""
+    """The same error; it suggests preset=small if that avoids the missing resource."""
     if "small" in config.experiment and config.preset != "small":
         return Lacking(f"{error}. Or see it at a small size, on what the project makes itself: preset=small")
     return error
 
 
 def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
-    """With preset=small, put the values of `experiment.small` over the config, in place, but not over the command line's.
+    """With preset=small, merge `experiment.small` into the config, in place; the command line's values win.
 
-    `experiment.small` is a piece of the whole config ({seeds: 2, experiment: {filters: [8]}}): the sizes with which an
-    experiment ends in minutes on two cores. The paper's sizes are the default, always. A text where the config has a model
-    or the dataset is the name of another: {model: vgg_small}. So is its `option`, which leaves room for parameters:
+    `experiment.small` has the structure of the whole config ({seeds: 2, experiment: {filters: [8]}}) and holds sizes with
+    which an experiment takes minutes on two cores. The default is always the paper's sizes. A string in place of a model
+    or the dataset names another one: {model: vgg_small}. To change its parameters too, name it with `option`:
     {dataset: {option: digits, limit: 4}}.
     """
-    if config.preset == "small" and "small" in config.experiment:
-        parsed = parse_overrides(list(overrides))
-        given = {o.key_or_group for o in parsed}
-        chosen = {o.package or o.key_or_group for o in parsed if _group_of(o) in GROUPS}
-        before = copy.deepcopy(config)
-        OmegaConf.set_struct(config, False)
-        config.merge_with(config.experiment.small)
-        for leaf, name in leaves(before.experiment.small):
-            key = leaf.removesuffix(".option")
-            if isinstance(name, str) and OmegaConf.is_dict(own := OmegaConf.select(before, key)):
-                other = load_option(options("dataset" if key == "dataset" else "model")[name])
-                if key == "dataset":
-                    other.limit = own.limit  # how many images is the experiment's to say
-                node = own if key in chosen else other
-                if key != leaf:
-                    OmegaConf.set_struct(node, False)
-                    node.merge_with(OmegaConf.select(before.experiment.small, key))
-                    del node["option"]
-                OmegaConf.update(config, key, node, merge=False)
-        for key in given - set(GROUPS):
-            if (value := OmegaConf.select(before, key)) is not None:
-                OmegaConf.update(config, key, value)
-        OmegaConf.set_struct(config, True)
+    if config.preset != "small" or "small" not in config.experiment:
+        return
+    parsed = parse_overrides(list(overrides))
+    before = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    config.merge_with(config.experiment.small)
+    _load_named(config, before, {o.package or o.key_or_group for o in parsed if _group_of(o) in GROUPS})
+    for key in {o.key_or_group for o in parsed} - set(GROUPS):
+        if (value := OmegaConf.select(before, key)) is not None:
+            OmegaConf.update(config, key, value)
+    OmegaConf.set_struct(config, True)
+
+
+def _load_named(config: DictConfig, before: DictConfig, chosen: set[str]) -> None:
+    """Replace, in place, the names of models and the dataset in `experiment.small` by their configs.
+
+    before: the config without the preset; keys that the command line has `chosen` keep its values.
+    """
+    small = before.experiment.small
+    for leaf, name in leaves(small):
+        key = leaf.removesuffix(".option")
+        own = OmegaConf.select(before, key)
+        if not isinstance(name, str) or not OmegaConf.is_dict(own):
+            continue
+        other = load_option(options("dataset" if key == "dataset" else "model")[name])
+        if key == "dataset":
+            other.limit = own.limit  # the experiment sets the number of images
+        node = own if key in chosen else other
+        if key != leaf:
+            OmegaConf.set_struct(node, False)
+            node.merge_with(OmegaConf.select(small, key))
+            del node["option"]
+        OmegaConf.update(config, key, node, merge=False)
 
 
 def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Parameters that an experiment gives to a method go, in place, where the command line chose other methods."""
+    """Delete, in place, an experiment's parameters for methods that the command line did not choose."""
     given = {
         o.key_or_group.split(".")[1] for o in parse_overrides(list(overrides)) if o.key_or_group.startswith("methods.")
     }
@@ -222,14 +234,14 @@ def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
-    """Override lists in which each value of each swept key occurs: enough to check a sweep before it starts.
+    """Override lists that contain each value of each swept key at least once, to check a sweep before it starts.
 
-    Raises UserError for a range without steps, which has no list of values.
+    Raises UserError for a continuous range, whose values cannot be listed.
     """
     parsed = parse_overrides(list(overrides))
     swept = [o for o in parsed if o.is_sweep_override()]
     if endless := [o.input_line for o in swept if not o.is_discrete_sweep()]:
-        raise UserError(f"{endless[0]} has no list of values: give some (2,4,8), or range(2,9,2)")
+        raise UserError(f"{endless[0]} is a continuous range: give values (2,4,8) or range(2,9,2)")
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     first = [_expand(o)[0] for o in swept]
     samples = [fixed + first]
@@ -239,13 +251,13 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """All jobs of a sweep with Hydra's basic sweeper, in its order."""
+    """The override lists of all jobs of a sweep, in the order of Hydra's basic sweeper."""
     (jobs,) = BasicSweeper.split_arguments(parse_overrides(list(overrides)), max_batch_size=None)
     return [list(job) for job in jobs]
 
 
 def fixed_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that have one value in all jobs of a sweep."""
+    """The keys whose value is the same in all jobs of a sweep."""
     parsed = parse_overrides(list(overrides))
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
     return [o.key_or_group for o in parsed if o.key_or_group not in swept]
@@ -256,10 +268,10 @@ def _expand(override: Override) -> list[str]:
 
 
 def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
-    """Overrides as Hydra takes them: quotes where its grammar needs them, glob() as names, the model of preset=small.
+    """Rewrite the user's overrides for Hydra: add quotes, expand glob(), name the model of preset=small.
 
-    preset=small puts another model in place of the paper's. Where the command line changes values of the model, they are
-    that one's, so that it has to stand there by name. Raises UserError for a glob() that fits no name.
+    preset=small replaces the paper's model. Overrides such as model.width= then belong to the preset's model, which must
+    be named explicitly. Raises UserError for a glob() that matches no name.
     """
     overrides = [_names_for_glob(_quoted(word), config_dirs) for word in words]
     keys = {o.key_or_group for o in parse_overrides(overrides)}
@@ -272,11 +284,11 @@ def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """`key=value`, with the value in quotes where Hydra's grammar could not read it: image=cat(1).jpg."""
+    """Quote the value of `key=value` if Hydra's grammar cannot read it otherwise: image=cat(1).jpg."""
     key, equals, value = word.partition("=")
     try:
         OverridesParser.create().parse_overrides([word])
-    except HydraException:  # not Hydra's grammar, which is what is asked here
+    except HydraException:
         if equals and key and value and value[0] not in "[{'\"":
             return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return word
@@ -289,17 +301,17 @@ def _names_for_glob(word: str, config_dirs: Sequence[Path]) -> str:
         return word
     names = pattern.filter(list(options(_group_of(override), config_dirs)))
     if not names:
-        raise UserError(f"{word}: no {override.key_or_group} has such a name. See vis-run --list")
+        raise UserError(f"{word} matches no {override.key_or_group}. See vis-run --list")
     return f"{override.get_key_element()}={','.join(names)}"
 
 
 def is_sweep(overrides: Sequence[str]) -> bool:
-    """Whether any override has several values (`model.num_filters=8,16`)."""
+    """True if an override has several values (`model.num_filters=8,16`)."""
     return any(o.is_sweep_override() for o in parse_overrides(list(overrides)))
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of `key=value` words. Raises UserError."""
+    """Parse `key=value` words with Hydra's grammar. Raises UserError."""
     parsed = []
     for text in overrides:
         try:
@@ -315,7 +327,7 @@ def _group_of(override: Override) -> str:
 
 
 def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
-    """Raises UserError for a choice that is not there, and for what `check_own_configs` refuses."""
+    """Check that the chosen options exist, and the user's config files. Raises UserError."""
     check_own_configs(config_dirs)
     for override in parsed:
         group = _group_of(override)
@@ -323,9 +335,7 @@ def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
             continue
         known, value = options(group, config_dirs), override.value()
         if isinstance(value, list) and group != "method":
-            raise UserError(
-                f"{override.input_line}: a run has one {group}; several, one after the other: -m {group}=a,b"
-            )
+            raise UserError(f"{override.input_line}: a run has one {group}; for a sweep over several, -m {group}=a,b")
         choices = value if isinstance(value, list) else [value]
         for choice in choices:
             if choice is None:
@@ -350,31 +360,32 @@ def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfi
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[Path]) -> UserError:
-    """What Hydra raised while it composed a config, whatever it is, as a mistake in these words and files."""
+    """Turn any exception that Hydra raised while composing into a UserError about these overrides and files."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     key = unknown and (unknown.group(1) or getattr(error, "full_key", None) or unknown.group(2))
     parsed = parse_overrides(list(overrides))
     words = {o.key_or_group + f"@{o.package}" * bool(o.package): o.input_line or "" for o in parsed}
     if key and key in words:
-        if key.startswith("hydra."):
-            return UserError(f"unknown option {key!r}. Hydra's own are in vis-run --cfg hydra")
-        choices = [word for name, word in words.items() if name.split("@")[0] in GROUPS and name != key]
-        known = [name for name, _ in leaves(_compose(choices, config_dirs))]
-        parent, _, last = key.rpartition(".")
-        near = [name for name in known if parent and name.startswith(parent + ".")]
-        elsewhere = [name for name in known if parent and name.rpartition(".")[2] == last]
-        siblings = [name for name in known if parent and name.startswith(parent.partition(".")[0] + ".")]
-        top = [*GROUPS, *(name for name in known if "." not in name)]
-        hint = did_you_mean(key, near or elsewhere or siblings or top)
-        return UserError(
-            f"unknown option {key!r}.{hint}" + f" A new key is added with +{key}=..." * bool(near or not parent)
-        )
+        return _unknown_key(key, words, config_dirs)
     if isinstance(error, RecursionError):
-        return UserError(
-            "configs stand on each other in a circle: see the `defaults:` of those that this command takes"
-        )
-    if not isinstance(error, HydraException):  # a file of the user's that Hydra cannot read is named
+        return UserError("circular configs: check the `defaults:` of the configs that this command chooses")
+    if not isinstance(error, HydraException):  # name the user's file that Hydra cannot read
         for file in own_configs(config_dirs):
             load_option(file)
     return UserError(" ".join(text.split()) or type(error).__name__)
+
+
+def _unknown_key(key: str, words: Mapping[str, str], config_dirs: Sequence[Path]) -> UserError:
+    """The UserError for an override of a key that is not in the config, with the nearest keys. words: {key: override}."""
+    if key.startswith("hydra."):
+        return UserError(f"unknown option {key!r}. Hydra's own are in vis-run --cfg hydra")
+    choices = [word for name, word in words.items() if name.split("@")[0] in GROUPS and name != key]
+    known = [name for name, _ in leaves(_compose(choices, config_dirs))]
+    parent, _, last = key.rpartition(".")
+    near = [name for name in known if parent and name.startswith(parent + ".")]
+    elsewhere = [name for name in known if parent and name.rpartition(".")[2] == last]
+    siblings = [name for name in known if parent and name.startswith(parent.partition(".")[0] + ".")]
+    top = [*GROUPS, *(name for name in known if "." not in name)]
+    hint = did_you_mean(key, near or elsewhere or siblings or top)
+    return UserError(f"unknown option {key!r}.{hint}" + f" To add a new key: +{key}=..." * bool(near or not parent))

@@ -1,20 +1,22 @@
-"""Where the configs (`conf/`) and the experiments' code (`experiments/`) lie: beside `vis/` in a checkout, inside it in
-an installed wheel. They are always taken from there, never from the folder in which the user happens to stand."""
+"""Locate the configs (`conf/`) and the experiments' code (`experiments/`): beside `vis/` in a checkout, inside it in a wheel.
+
+The current directory is never searched.
+"""
 
 import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[1]
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF = HOME / "conf"
 
 
 def provide_experiments() -> None:
-    """Make `import experiments` mean the folder that belongs to this installation.
+    """Make `import experiments` load the package of this installation.
 
-    Without it, a folder `experiments/` where the user stands would shadow ours (`python -m` puts it first on the
-    path), and in a wheel the package would not be found at all.
+    Otherwise a folder `experiments/` in the current directory would shadow it (`python -m` puts that directory first on
+    the path), and a wheel's would not be found.
     """
     folder = HOME / "experiments"
     loaded = sys.modules.get("experiments")
