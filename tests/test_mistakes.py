@@ -119,6 +119,10 @@ MISTAKES = {
         ["experiment=above", "--config-dir", "above"],
         "experiment/above.yaml: `# @package NAME` must be the first line, with no comment above it; that line is '# Mine'",
     ),
+    "a method without a package": (
+        ["method=bare", "--config-dir", "own"],
+        "own/method/bare.yaml: the first line must be `# @package methods.bare`",
+    ),
     "a package without a name": (["model=mine", "--config-dir", "nameless"], "that line is '# @package'"),
     "a config that overrides a missing default": (
         ["experiment=nothing", "--config-dir", "own"],
@@ -224,6 +228,7 @@ def _files(tmp_path: Path) -> None:
         own.write_text(text)
     (tmp_path / "own" / "method").mkdir()
     (tmp_path / "own" / "method" / "list.yaml").write_text("[a, b]\n")
+    (tmp_path / "own" / "method" / "bare.yaml").write_text("_target_: vis.methods.Saliency\n")
     (tmp_path / "own" / "method" / "latin.yaml").write_bytes("name: Kätzchen\n".encode("latin-1"))
     (tmp_path / "nameless" / "model").mkdir(parents=True)
     (tmp_path / "nameless" / "model" / "mine.yaml").write_text("# @package\nname: mine\n")

@@ -108,17 +108,24 @@ def own_configs(config_dirs: Sequence[Path]) -> list[Path]:
     return [file for root in config_dirs for group in GROUPS for file in sorted((root / group).rglob("*.yaml"))]
 
 
-def check_own_configs(config_dirs: Sequence[Path]) -> None:
-    """Check the user's config files: Hydra ignores a `# @package` line that is not the first. Raises UserError."""
-    for file in own_configs(config_dirs):
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-        header = list(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
-        packages = [line for line in header if re.match(r"#\s*@", line)]
-        first = next((line for line in header if line.strip()), "")
-        if packages and (packages != [first] or not re.fullmatch(r"#\s*@package\s+\S+\s*", first)):
-            raise UserError(
-                f"{file}: `# @package NAME` must be the first line, with no comment above it; that line is {first!r}"
-            )
+_PACKAGES = {"experiment": "_global_", "method": "methods.{name}"}  # where a group's options go in the config
+
+
+def check_package(file: Path, group: str, name: str) -> None:
+    """Check where a config file of the user's puts its keys: Hydra ignores a `# @package` line that is not the first.
+
+    Raises UserError.
+    """
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    header = list(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
+    packages = [line for line in header if re.match(r"#\s*@", line)]
+    first = next((line for line in header if line.strip()), "")
+    if packages and (packages != [first] or not re.fullmatch(r"#\s*@package\s+\S+\s*", first)):
+        raise UserError(
+            f"{file}: `# @package NAME` must be the first line, with no comment above it; that line is {first!r}"
+        )
+    if not packages and group in _PACKAGES:
+        raise UserError(f"{file}: the first line must be `# @package {_PACKAGES[group].format(name=name)}`")
 
 
 def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> DictConfig:
@@ -327,8 +334,10 @@ def _group_of(override: Override) -> str:
 
 
 def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
-    """Check that the chosen options exist, and the user's config files. Raises UserError."""
-    check_own_configs(config_dirs)
+    """Check that the chosen options exist and that the user's own are config files. Raises UserError."""
+    for file in own_configs(config_dirs):
+        if file.name.startswith("_"):  # a base, which options name in their defaults
+            check_package(file, "", file.stem)
     for override in parsed:
         group = _group_of(override)
         if group not in GROUPS or override.is_delete() or override.is_sweep_override():
@@ -344,6 +353,7 @@ def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
                 raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
             if not known[str(choice)].is_relative_to(CONF):
                 load_option(known[str(choice)])
+                check_package(known[str(choice)], group, str(choice))
             if choices.count(choice) > 1:
                 raise UserError(f"{override.input_line} names {choice} twice")
 
