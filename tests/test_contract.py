@@ -131,6 +131,8 @@ _WINDOWS = {"window": 16, "stride": 16}
 _LEARNT = {**_WINDOWS, "patch": 18}
 CHEAP = {
     "adversarial_generators": {"width": 2, "steps": 2, "batch": 2},
+    "expected_gradients": {"samples": 1},
+    "guided_ig": {"steps": 4},
     "integrated_gradients": {"steps": 4},
     "kernel_shap": {"samples": 20, "superpixels": 8},
     "lime": {"samples": 20, "superpixels": 8},

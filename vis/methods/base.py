@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vis.errors import UserError, named
+from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
 from vis.methods.target import Targets, as_targets
@@ -29,6 +29,7 @@ class Method(ABC):
     title: ClassVar[str] = ""  # for figures; the class name by default
     display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
     axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
+    video: ClassVar[bool] = False  # whether it explains images in 3D as well, [B, C, T, H, W]
 
     @property
     def words(self) -> str:
@@ -115,6 +116,8 @@ def explain_all(
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for name, method in methods.items():
         with named(_spoken(name, method)):
+            if images.ndim == 5 and not method.video:
+                raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers), preprocess) as forward:
         maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]

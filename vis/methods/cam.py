@@ -189,9 +189,13 @@ class EigenCAM(ActivationMap):
             raise ValueError(f"sign is 1 or -1, not {sign}")
         self.sign = sign
 
-    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        """What X is made of: [B, V, h, w]."""
         forward.scores(targets)  # raises for a unit that is not there, as for every method
-        B = self.maps(forward, layer)
+        return self.maps(forward, layer)
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B = self.features(forward, targets, layer)
         X = B.flatten(2).mT  # [B, h w, V]
         X = X - X.mean(1, keepdim=True)
         # X v for the first right singular vector v, from the eigenvectors of the smaller of X X^T and X^T X.
@@ -202,6 +206,21 @@ class EigenCAM(ActivationMap):
             projection = (X @ torch.linalg.eigh(X.mT @ X)[1][..., -1:])[..., 0]
         largest = projection.gather(1, projection.abs().argmax(1, keepdim=True))
         return (projection * self.sign * torch.where(largest < 0, -1, 1)).view(len(B), *B.shape[2:])
+
+
+class EigenGradCAM(EigenCAM):
+    """EigenGradCAM (the grad-cam package, Gildenblat 2021): EigenCAM of the feature maps times the target's gradient.
+
+        map = ReLU(X e)        X [h w, V] the vectors G * B, centred, e its first right singular vector
+
+    sign: of the axis e, as in EigenCAM.
+    Costs what EigenCAM does, and a backward pass to the layer, which all CAMs of a gradient share.
+    """
+
+    title = "EigenGradCAM"
+
+    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        return self.maps(forward, layer) * self.gradients(forward, targets, layer)
 
 
 # --- from other outputs of the network -------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ class FEM(OnFeatureMaps):
 
         R = sum_k mu_k B_k        B_k = 1[A_k >= mu_k + K sigma_k]        ayyar2021, Eq. 26
 
-    No gradient, no class. Maps are [B, 1, H, W], in units of the features; behind a ReLU 0 or more. The paper scales the map
+    No gradient, no class. Maps are [B, 1, H, W], of images in 3D [B, 1, T, H, W], in units of the features; behind a ReLU 0 or
+    more. The paper scales the map
     to [0, 1]; here that is left to its display.
     K: of the threshold, in deviations of a map from its mean. layer, reshape: whose feature maps, None finds the last
     (`vis.methods.layers.OnFeatureMaps`). Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
@@ -31,6 +32,7 @@ class FEM(OnFeatureMaps):
     """
 
     title = "FEM"
+    video = True
 
     def __init__(self, K: float = 1.0, layer: str | None = None, reshape: Reshape | None = None) -> None:
         super().__init__(layer, reshape)
@@ -40,4 +42,4 @@ class FEM(OnFeatureMaps):
         forward.scores(targets)  # raises for a unit that is not there, as for every method
         (layer,) = self.layers(forward.model, forward.images)
         maps = fem(self.maps(forward, layer), self.K)[:, None]
-        return F.interpolate(maps, forward.images.shape[-2:], mode="bilinear")
+        return F.interpolate(maps, forward.images.shape[2:], mode="bilinear" if maps.ndim == 4 else "trilinear")

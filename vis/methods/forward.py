@@ -76,15 +76,15 @@ def _tf32() -> Iterator[None]:
 
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Raises ValueError or TypeError for images that the model cannot take."""
-    if images.ndim != 4:
-        raise ValueError(f"images are [B, C, H, W], not {list(images.shape)}")
+    if images.ndim not in (4, 5):
+        raise ValueError(f"images are [B, C, H, W], or [B, C, T, H, W] in 3D, not {list(images.shape)}")
     expected = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
     if images.dtype != expected:
         raise TypeError(f"{type(model).__name__} computes in {expected}, the images are {images.dtype}")
 
 
 class Forward:
-    """A forward pass of `model` on images [B, C, H, W], kept for as many backward passes as wanted.
+    """A forward pass of `model` on images [B, C, H, W] or [B, C, T, H, W], kept for as many backward passes as wanted.
 
         with Forward(model, images) as forward:
             gbp = forward.gradient(None, GUIDED)        # of the largest logit

@@ -43,7 +43,7 @@ _found: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 
 class OnFeatureMaps(Method):
-    """A method that looks at the feature maps B [B, V, h, w] of a layer.
+    """A method that looks at the feature maps B [B, V, h, w] of a layer; [B, V, t, h, w] of images in 3D.
 
     layer: whose; None finds the last (`feature_layer`). reshape: of a layer that gives tokens [B, N, D] or [B, h, w, D]: their
     rows and columns [h, w], a class token in front is left out; or a function that puts the layer's values into [B, V, h, w].
@@ -70,7 +70,7 @@ class OnFeatureMaps(Method):
         A = forward.layers[layer].detach()
         if self.reshape is not None:
             return A.flatten(1)[:, self.places(A, layer)]
-        if A.ndim != 4:
+        if A.ndim != forward.images.ndim:
             raise NotApplicable(
                 f"layer {layer} gives {list(A.shape)}, not feature maps [B, V, h, w]: tokens take a reshape="
             )
@@ -249,7 +249,7 @@ class _Look(TorchFunctionMode):
                 name,
                 output,
                 self._now,
-                map=features and output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and not last,
+                map=features and output.ndim == self.images.ndim and output.shape[2:].numel() > 1 and not last,
                 tokens=(output.ndim == 3 and output.shape[1] > 1) or (output.ndim == 4 and last),
                 active=id(output) in self._active,
             )
@@ -337,7 +337,7 @@ def _last_tokens(look: _Look, model: nn.Module, h: int, w: int) -> str:
 
 def _all_comes_from(look: _Look, model: nn.Module, output: _Output) -> bool:
     """Whether the network's output depends on nothing but this one."""
-    images = look.images.expand(2 * len(look.images), -1, -1, -1)
+    images = look.images.expand(2 * len(look.images), *look.images.shape[1:])
     values = output.tensor.new_zeros(len(images) + 1 + (len(images) == 0), *output.tensor.shape[1:])  # 2 or 3: none fit
     try:
         run_from(model, images, look.name(output), values)
