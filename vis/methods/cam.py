@@ -2,11 +2,11 @@
 
     map = ReLU(sum_v alpha_v * B_v), upsampled to the image (bilinear, half-pixel centres)
 
-What differs are the weights alpha. B is what the layer gives, after the last ReLU in the networks of the paper; tokens become
-feature maps by `reshape`. Two conventions; the gradient is G = df/dB, f the target:
+CAMs differ in the weights alpha. B is the layer's output, after the last ReLU in the networks of the paper; `reshape` makes
+feature maps of tokens. The gradient is G = df/dB, f the target. There are two conventions:
 
-    paper   the definitions as they stand. Maps are not scaled.
-    table1  what made the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
+    paper   the definitions as printed. Maps are not scaled.
+    table1  the code behind the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
             after it, and the package's variants of GradCAM++, XGradCAM and ScoreCAM.
 
 Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass and the gradient at the layer:
@@ -30,7 +30,7 @@ PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablate
 
 
 class ActivationMap(OnFeatureMaps):
-    """A class activation map. A subclass implements `sum`, from `self.maps` and `self.gradients` or whatever it needs.
+    """Base class of class activation maps. A subclass implements `sum`, for instance from `self.maps` and `self.gradients`.
 
     layer, reshape: whose feature maps (`vis.methods.layers.OnFeatureMaps`); None finds the last.
     convention: "paper" or "table1", see above.
@@ -52,11 +52,11 @@ class ActivationMap(OnFeatureMaps):
 
     @abstractmethod
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        """sum_v alpha_v * B_v: [B, h, w], signed."""
+        """Return sum_v alpha_v * B_v: [B, h, w], signed."""
 
 
 def finish(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
-    """ReLU and upsampling: [B, h, w] -> [B, 1, H, W], scaled before and after in the convention table1."""
+    """Apply ReLU and upsampling: [B, h, w] -> [B, 1, H, W]; the convention table1 scales before and after."""
 
     def scaled(maps: Tensor) -> Tensor:
         maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -69,7 +69,7 @@ def finish(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
 
 
 def weigh(weights: Tensor, B: Tensor) -> Tensor:
-    """sum_v alpha_v * B_v: [B, V] and [B, V, h, w] -> [B, h, w]."""
+    """Return sum_v alpha_v * B_v: [B, V] and [B, V, h, w] -> [B, h, w]."""
     return torch.einsum("bv,bvhw->bhw", weights, B)
 
 
@@ -82,7 +82,7 @@ class _GradientCAM(ActivationMap):
 
     @abstractmethod
     def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
-        """sum_v alpha_v * B_v: [B, h, w] from the feature maps and the target's gradient, both [B, V, h, w]."""
+        """Return sum_v alpha_v * B_v [B, h, w] from the feature maps and the target's gradient, both [B, V, h, w]."""
 
 
 class GradCAM(_GradientCAM):
@@ -104,9 +104,9 @@ class GradCAMPlusPlus(_GradientCAM):
 
         alpha_v = mean(ReLU(G_v) * D2 / (2 D2 + ||B_v||_1 D3))
 
-    D2 and D3 are the second and third derivatives, which are 0 in a ReLU network. As its authors do, f is replaced by
-    exp(f), up to a factor: D2 = G^2, D3 = G^3. Then, where G > 0, the mean is over G / (2 + ||B_v||_1 G). table1: the sum,
-    with 1e-6 in the denominator, which decides where gradients are small.
+    D2 and D3 are the second and third derivatives, which are 0 in a ReLU network. As the authors do, the method replaces f by
+    exp(f), up to a factor: D2 = G^2, D3 = G^3. The mean is then over G / (2 + ||B_v||_1 G), where G > 0. table1 takes the sum,
+    with 1e-6 in the denominator, which dominates where gradients are small.
     Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
@@ -125,7 +125,7 @@ class XGradCAM(_GradientCAM):
 
         alpha_v = mean(B_v / ||B_v||_1 * G_v)
 
-    table1: the sum, over sum(B_v) + 1e-7: for maps that are not negative another scale only.
+    table1 takes the sum, over sum(B_v) + 1e-7: only another scale where feature maps are not negative.
     Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
@@ -135,7 +135,7 @@ class XGradCAM(_GradientCAM):
         if self.convention == "table1":
             return weigh((G * B).sum((2, 3)) / (B.sum((2, 3)) + 1e-7), B)
         norm = B.abs().sum((2, 3))
-        return weigh((G * B).mean((2, 3)) / torch.where(norm > 0, norm, 1), B)  # a map of zeros has no weight
+        return weigh((G * B).mean((2, 3)) / torch.where(norm > 0, norm, 1), B)  # a map of zeros gets no weight
 
 
 class HiResCAM(_GradientCAM):
@@ -170,13 +170,13 @@ class LayerCAM(_GradientCAM):
 
 
 class EigenCAM(ActivationMap):
-    """EigenCAM (Muhammad & Yeasin 2020): the feature vectors, centred over the positions, on their first principal axis.
+    """EigenCAM (Muhammad & Yeasin 2020): the projection of the centred feature vectors onto their first principal axis.
 
         map = ReLU(X e)        X [h w, V] the centred feature vectors, e its first right singular vector
 
-    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The
-    target plays no part.
-    Costs a shared forward pass and the eigenvectors of a matrix with a side of h w or V, whichever is less.
+    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The map
+    does not depend on the target.
+    Costs a shared forward pass and the eigenvectors of a square matrix whose side is the smaller of h w and V.
     """
 
     title = "EigenCAM"
@@ -190,7 +190,7 @@ class EigenCAM(ActivationMap):
         self.sign = sign
 
     def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        """What X is made of: [B, V, h, w]."""
+        """Return the feature vectors of X at their positions: [B, V, h, w]."""
         forward.scores(targets)  # raises for a unit that is not there, as for every method
         return self.maps(forward, layer)
 
@@ -227,7 +227,7 @@ class EigenGradCAM(EigenCAM):
 
 
 def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
-    """Targets with a fixed unit of the network's output: None is the largest logit of the image as it is."""
+    """Replace each target None by the largest logit of the unchanged image. Raises NotApplicable for units of other layers."""
     chosen = as_targets(targets, len(forward.images))
     if any(target.layer is not None for target in chosen):
         raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
@@ -237,7 +237,7 @@ def output_targets(forward: Forward, targets: Targets, method: str) -> list[Targ
 
 
 def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
-    """H = s(Up(B)): feature maps [..., h, w] upsampled and scaled to [0, 1], [..., H, W]; constant ones become 0.
+    """Return H = s(Up(B)): feature maps [..., h, w] upsampled and scaled to [0, 1], [..., H, W]; constant ones become 0.
 
     table1: corners aligned, 1e-8 in the denominator.
     """
@@ -251,7 +251,7 @@ def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
 
 
 def _few(index: Tensor, values: int) -> list[Tensor]:
-    """An index [n] in parts that go through a network at once, where each entry stands for so many values."""
+    """Split an index [n] into parts that fit into one pass, where each entry stands for `values` values."""
     return [part for part in index.split(max(1, PASS_VALUES // values)) if len(part)]
 
 
@@ -260,9 +260,9 @@ class ScoreCAM(ActivationMap):
 
         alpha = softmax over v of f(x * H_v)        H_v = s(Up(B_v)), scaled to [0, 1]
 
-    The baseline f(x_b) of the definition cancels in the softmax. Raises NotApplicable for a unit of another layer.
+    The definition's baseline f(x_b) cancels in the softmax. Raises NotApplicable for a unit of another layer.
     Costs a forward pass for each feature map of each image, a few at a time, beside the shared one; constant feature maps mask
-    everything and share one pass.
+    the whole image and share one pass.
     """
 
     title = "ScoreCAM"
@@ -280,7 +280,7 @@ class ScoreCAM(ActivationMap):
 
     @torch.no_grad()
     def _scores(self, model: nn.Module, image: Tensor, B: Tensor, target: Target) -> Tensor:
-        """f(x * H_v): [V] for an image [C, H, W] and its feature maps [V, h, w]."""
+        """Compute f(x * H_v), [V], of an image [C, H, W] and its feature maps [V, h, w]."""
         constant = B.amin((1, 2)) == B.amax((1, 2))
         scores = B.new_empty(len(B))
         if constant.any():
@@ -292,14 +292,14 @@ class ScoreCAM(ActivationMap):
 
 
 class AblationCAM(ActivationMap):
-    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): the drop of the target without a feature map.
+    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): the target's relative drop without a feature map.
 
         alpha_v = (y - y_v) / y        y the target, y_v the same with B_v = 0
 
     Raises NotApplicable for a unit of another layer.
-    Costs, beside the shared forward pass, one of the network behind the layer for each feature map that is not 0. Where the
-    first dense layer there reads each map at places of its own, z_v = z - W_v P_v for all v is one product that reads W once,
-    and the network runs from there. With global average pooling and one dense layer it is y_v = y - w_v mean(B_v).
+    Costs, beside the shared forward pass, a pass through the network behind the layer for each feature map that is not 0. Where
+    the first dense layer there reads each map at inputs of its own, one product gives z_v = z - W_v P_v for all v, and the
+    network runs from there. With global average pooling and one dense layer, y_v = y - w_v mean(B_v).
     """
 
     title = "AblationCAM"
@@ -313,7 +313,7 @@ class AblationCAM(ActivationMap):
         dense = dense_after(model, images, layer, B) if self.reshape is None else None
         weights = torch.zeros_like(B[:, :, 0, 0])
         for i, target in enumerate(chosen):
-            live = B[i].flatten(1).any(1).nonzero()[:, 0]  # nothing misses a map of zeros
+            live = B[i].flatten(1).any(1).nonzero()[:, 0]  # without a map of zeros, nothing changes
             outputs = None
             if dense is not None:
                 outputs = _ablated_before(dense, dense.shares[i], live, model, images)
@@ -325,7 +325,7 @@ class AblationCAM(ActivationMap):
 
 
 def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Tensor:
-    """Outputs [1 + n, K] with a layer's values A [...], then without those at each of n sets of flat places [n, h, w]."""
+    """Return outputs [1 + n, K]: of a layer's values A [...], and of A with 0 at each of n sets of flat places [n, h, w]."""
     outputs = [run_rest(model, image, layer, A[None])]
     for some in _few(torch.arange(len(places)), A.numel()):
         ablated = A.flatten().repeat(len(some), 1).scatter_(1, places[some].flatten(1), 0)
@@ -334,7 +334,7 @@ def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: 
 
 
 def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module, images: Tensor) -> Tensor | None:
-    """The same from the shares [V, n] of a dense layer's inputs; None where the output does not come from it alone."""
+    """Do the same from the shares [V, n] of a dense layer's inputs; None if the output depends on more than this layer."""
     W, b = dense.linear.weight, dense.linear.bias
     V, n = shares.shape
     k = math.gcd(V, 16)  # feature maps at a time, as a block-diagonal matrix: W is read in longer pieces
@@ -347,7 +347,7 @@ def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module
         return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever comes of rows that do not fit together
+    except Exception:  # whatever rows that do not fit together raise
         return None
 
 
@@ -356,10 +356,10 @@ class OptiCAM(ActivationMap):
 
         alpha = softmax(beta), beta = argmax f(x * H)        H = s(Up(sum_v alpha_v B_v)), scaled to [0, 1]
 
-    Adam from equal weights; the best of all its steps counts, so the map never does worse than equal weights. All `iterations`
-    are made, since f oscillates on its way; an image whose mask no weight changes leaves the batch at once.
-    baseline: what masked pixels become (`vis.methods.baseline`): the image is masked as it was before its preprocessing;
-    zero masks the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
+    Adam starts from equal weights, and the best of its steps counts, so that the map is never worse than equal weights. f
+    oscillates on the way: all `iterations` run, except for an image whose mask does not depend on the weights.
+    baseline: the content of masked pixels (`vis.methods.baseline`). Black masks the pixels before the preprocessing, zero masks
+    the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
     Costs `iterations` forward and backward passes beside the shared forward pass.
     """
 
@@ -420,8 +420,8 @@ class CAM(ActivationMap):
 
         S_c = sum_v alpha_v mean(B_v) + b_c
 
-    A ReLU before the pooling (DenseNet) belongs to the feature maps. Raises NotApplicable for a network that does not end
-    in global average pooling and one dense layer, and for what is no logit.
+    A ReLU before the pooling (DenseNet) counts as part of the feature maps. Raises NotApplicable for a network that does not end
+    in global average pooling and one dense layer, and for anything but a logit.
     Costs a shared forward pass.
     """
 
@@ -445,5 +445,5 @@ class CAM(ActivationMap):
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """The same numbers, up to the order of the sums."""
+    """Tell whether a and b are equal up to the order of sums."""
     return a.shape == b.shape and bool((a - b).norm() <= 1e3 * torch.finfo(a.dtype).eps * b.norm())

@@ -1,4 +1,4 @@
-"""What is made of many gradients, or of a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
+"""Methods that combine many gradients, or a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x
 
 
 def fixed(forward: Forward, targets: Targets) -> list[Target]:
-    """Targets whose None is the unit that is largest for the images as they are."""
+    """Replace each target None by the unit that is largest for the unchanged image."""
     chosen = as_targets(targets, len(forward.images))
     forward.scores(targets)  # raises for a unit that is not there
     for i, target in enumerate(chosen):
@@ -37,7 +37,7 @@ def fixed(forward: Forward, targets: Targets) -> list[Target]:
 
 
 def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(image, sample) indices of `count` samples of each image, as many at a time as go through a network at once."""
+    """Yield (image, sample) indices of `count` samples of each image, as many at a time as fit into one pass."""
     pairs = torch.arange(len(images) * count, device=images.device)
     for some in pairs.split(max(1, PASS_VALUES // images[0].numel())):
         yield some % len(images), some // len(images)
@@ -167,7 +167,7 @@ class ExpectedGradients(IntegratedGradients):
 
 
 class Homogeneous(Walk):
-    """A network for which f(t x) = t f(x), t >= 0; for others it raises NoRule."""
+    """Walk through a network for which f(t x) = t f(x), t >= 0; raises NoRule for any other."""
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
         if op.b is not None and op.b.any():
@@ -182,10 +182,10 @@ class Homogeneous(Walk):
 
 @torch.no_grad()
 def homogeneous(model: nn.Module, images: Tensor) -> bool:
-    """Whether f(t x) = t f(x) for t >= 0, so that the gradient is the same on the whole line from 0 to an image."""
+    """Tell whether f(t x) = t f(x) for t >= 0: the gradient is then constant on the line from 0 to an image."""
     try:
         Homogeneous(model).run(images[:1])
-    except NotTraceable:  # nothing is known of it: the path is integrated in steps
+    except NotTraceable:  # unknown: integrate the path in steps
         return False
     return True
 
@@ -252,7 +252,7 @@ class SmoothGrad(Method):
         return {"mean": total / n, "square": squares / n, "variance": variance}[self.reduce]
 
     def _noise(self, sample: int, images: Tensor) -> Tensor:
-        """A pattern of deviation 1 for all images [B, C, H, W] of one size: [C, H, W]."""
+        """Draw noise of deviation 1, the same for all images [B, C, H, W] of a size: [C, H, W]."""
         values = np.random.default_rng([self.seed, sample]).standard_normal(images.shape[1:])
         return torch.from_numpy(values).to(images)
 
