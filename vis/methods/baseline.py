@@ -46,7 +46,7 @@ def several(given: Baseline | Sequence[Baseline]) -> list[Baseline]:
 def only(given: Baseline) -> Baseline:
     """Return a single baseline. Raises ValueError for several, and for anything else."""
     if len(several(given)) > 1:
-        raise ValueError(f"one baseline is wanted, not {given!r}")
+        raise ValueError(f"give one baseline, not {given!r}")
     return given
 
 
@@ -106,19 +106,19 @@ def _preprocessed(
     """Preprocess an image of one colour: [1, C, H, W]."""
     if preprocess is None:
         raise NotApplicable(
-            f"what {words} are depends on the network: pass preprocess=, the function that made these images from pixels in "
-            "[0, 1], or in place of them a tensor or zero, which are as the network sees them"
+            f"{words} depend on the network's preprocessing: pass preprocess=, the function that made these images from pixels "
+            "in [0, 1], or take a tensor or zero as the baseline, which are in the network's units"
         )
     if len(pixel) not in (1, images.shape[1]):
         raise NotApplicable(f"{words} have {len(pixel)} numbers, the images have {images.shape[1]} channels")
     pixels = images.new_tensor(pixel).view(-1, 1, 1).expand_as(images[:1])
     found = preprocess(pixels).to(images)
     if found.shape != pixels.shape or not found.isfinite().all():
-        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give a tensor in their place")
+        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give a tensor instead")
     if part:
         other = preprocess(torch.cat([pixels[..., :1], 0.75 * (1 - pixels[..., 1:])], 3)).to(images)
         if not torch.allclose(other[..., :1], found[..., :1]):
             raise NotApplicable(
-                f"{words} are no part of an image here: preprocess= scales each image as a whole; mean, blur and zero are"
+                f"{words} cannot replace a part of an image: preprocess= scales whole images. Take mean, blur or zero"
             )
     return found

@@ -440,7 +440,7 @@ class CAM(ActivationMap):
                     return weigh(dense.linear.weight[[target.unit for target in chosen]], features)
         raise NotApplicable(
             f"CAM needs global average pooling of layer {layer} and one dense layer, which {type(forward.model).__name__} "
-            "does not end in: gradcam is its generalisation"
+            "does not end in: use gradcam, its generalisation"
         )
 
 

@@ -173,7 +173,7 @@ class Forward:
         scores = self.scores(targets)
         if not scores.requires_grad:
             raise NotApplicable(
-                f"no gradient connects the target and the images in {type(self.model).__name__}: it detaches its values "
+                f"no gradient connects the target and the images in {type(self.model).__name__}: the network detaches its values "
                 "(torch.no_grad), or the forward pass is over"
             )
         if rule != SALIENCY and not self._rules_ready:

@@ -37,7 +37,7 @@ class LayerName(NamedTuple):
         number = int(rest.pop(0)) if function and rest and rest[0].isdecimal() else 0
         if rest:
             raise NotApplicable(
-                f"layer {layer}: behind the colon of {module} stands the number of a call or an activation function "
+                f"layer {layer}: {module}: is followed by the number of a call or an activation function "
                 f"(relu, silu, ...), not {rest[0]!r}"
             )
         return cls(module, call, function, number)

@@ -79,7 +79,7 @@ def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
     Raises NotApplicable for a single class.
     """
     if classes < 2:
-        raise NotApplicable("the softmax over a single unit is 1 for every image, and has no odds")
+        raise NotApplicable("the softmax over a single unit is 1 for every image and has no odds: explain the logit")
     p = in_float64(p)
     if math.isinf(laplace):
         return torch.logit(p) / math.log(2)
@@ -243,7 +243,7 @@ class Learnt(_Windows):
         if isinstance(found, PatchGaussian) and (found.side, found.joint) != (self.patch, self.joint):
             raise UserError(
                 f"the Gaussian in {self.gaussian} has patch={found.side} joint={found.joint}, "
-                f"asked for is patch={self.patch} joint={self.joint}"
+                f"not the requested patch={self.patch} joint={self.joint}"
             )
         return found
 
@@ -300,7 +300,7 @@ class PDA(Learnt):
             precision,
         )
         if samples < 1:
-            raise ValueError("PDA draws samples: 1 or more; pda_fast takes their expectation")
+            raise ValueError("PDA draws samples: give 1 or more, or take pda_fast, which uses their expectation")
         if average not in ("probability", "logit"):
             raise ValueError(f"average is probability or logit, not {average!r}")
         self.average = average
