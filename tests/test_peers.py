@@ -19,6 +19,7 @@ from vis.methods import (
     LRP,
     RISE,
     DeconvNet,
+    ExpectedGradients,
     Forward,
     FullGrad,
     GradCAM,
@@ -182,6 +183,20 @@ def test_more_steps_make_guided_ig_complete():
     net, x = networks.build("gelu"), networks.images()
     errors = [m.axiom_error(net, x, 1, m(net, x, 1)).max() for m in (GuidedIG(n, baseline="mean") for n in (10, 160))]
     assert errors[1] < errors[0] / 8
+
+
+def test_expected_gradients_of_given_images_are_the_mean_over_them():
+    net, x = networks.build("vgg_like"), networks.images()
+    method = ExpectedGradients(samples=2, baseline=[*x, "mean"])
+    assert method.words == "from the image's mean colour and 3 given images"
+    alphas = [np.random.default_rng([0, k]).random(2) for k in range(4)]
+    starts = [*(each.expand_as(x) for each in x), x.mean((2, 3), keepdim=True).expand_as(x)]
+    parts = [
+        (x - x0) * Saliency()(net, x0 + a * (x - x0), 2)
+        for x0, drawn in zip(starts, alphas, strict=True)
+        for a in drawn
+    ]
+    assert close(method(net, x, 2), torch.stack(parts).mean(0))
 
 
 # --- SmoothGrad^2 and VarGrad

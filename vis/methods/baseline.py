@@ -52,10 +52,9 @@ def only(given: Baseline) -> Baseline:
 
 def in_words(given: Baseline | Sequence[Baseline]) -> str:
     """Describe baselines in a caption: "black pixels", "black pixels and the blurred image"."""
-    words = [
-        "a given image" if isinstance(each, Tensor) else _WORDS.get(str(each), f"pixels of {each}")
-        for each in several(given)
-    ]
+    words = [_WORDS.get(str(each), f"pixels of {each}") for each in several(given) if not isinstance(each, Tensor)]
+    if tensors := len(several(given)) - len(words):
+        words.append("a given image" if tensors == 1 else f"{tensors} given images")
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 

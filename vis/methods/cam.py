@@ -15,16 +15,15 @@ Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass
 
 import math
 from abc import abstractmethod
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
-from vis.methods.target import Target, Targets, as_targets, score
+from vis.methods.target import Target, Targets, score
 
 PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
@@ -224,16 +223,6 @@ class EigenGradCAM(EigenCAM):
 
 
 # --- from other outputs of the network -------------------------------------------------------------------------------
-
-
-def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
-    """Replace each target None by the largest logit of the unchanged image. Raises NotApplicable for units of other layers."""
-    chosen = as_targets(targets, len(forward.images))
-    if any(target.layer is not None for target in chosen):
-        raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
-    forward.scores(targets)  # raises for a unit that is not there
-    largest = forward.logits.argmax(1).tolist()
-    return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
 
 
 def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:

@@ -15,7 +15,7 @@ On a CPU all this is about 1.15x faster for a network in channels_last: model.to
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from vis.errors import NotApplicable, named
 from vis.graph.modes import evaluating
 from vis.graph.outputs import checked_logits
 from vis.methods.functional import LayerName, Tap
-from vis.methods.target import Targets, as_targets, score
+from vis.methods.target import Target, Targets, as_targets, score
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 
@@ -249,6 +249,16 @@ class Forward:
             )
         self._handles += [node.register_hook(apply) for node in relus]
         self._rules_ready = True
+
+
+def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
+    """Replace each target None by the largest logit of the unchanged image. Raises NotApplicable for units of other layers."""
+    chosen = as_targets(targets, len(forward.images))
+    if any(target.layer is not None for target in chosen):
+        raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
+    forward.scores(targets)  # raises for a unit that is not there
+    largest = forward.logits.argmax(1).tolist()
+    return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
 
 
 def _is_relu(node: Any, name: str) -> bool:

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Targets, score
 
 

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, output_targets
 from vis.methods.target import Target, Targets, score
 
 

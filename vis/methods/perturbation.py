@@ -25,8 +25,7 @@ from vis.errors import NotApplicable, UserError
 from vis.graph.modes import evaluating
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, Preprocessing
+from vis.methods.forward import Forward, Preprocessing, output_targets
 from vis.methods.target import Target, Targets, score
 from vis.system.console import progress
 from vis.windows.engine import Incremental

@@ -29,8 +29,7 @@ from torch import Tensor, fx, nn
 from vis.graph.interpreter import Affine, Walk
 from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.base import Method
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Target, Targets, score
 
 Modify = Callable[[Tensor], Tensor]

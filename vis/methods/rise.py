@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES, output_targets
-from vis.methods.forward import Forward
+from vis.methods.cam import PASS_VALUES
+from vis.methods.forward import Forward, output_targets
 from vis.methods.target import Target, Targets, score
 
 
