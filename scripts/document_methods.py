@@ -37,7 +37,7 @@ README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
 
 FAMILIES = {  # modules of vis.methods, in the page's order
-    "Gradients": ("backprop", "gradients", "fullgrad"),
+    "Gradients": ("backprop", "gradients", "guided_ig", "fullgrad"),
     "Feature maps": ("cam", "fem"),
     "Relevance": ("relevance", "deeplift"),
     "Perturbations": ("perturbation", "superpixels", "rise", "meaningful_perturbation"),

@@ -72,6 +72,8 @@ TARGETS = {"cnn_mnist": 3}  # one of the two classes that it learns; else the CP
 METHODS = list(options("method"))
 SMALLER = {  # of what takes long
     "adversarial_generators": ("steps=5",),
+    "expected_gradients": ("samples=2",),
+    "guided_ig": ("steps=8",),
     "integrated_gradients": ("steps=8",),
     "kernel_shap": ("samples=64",),
     "lime": ("samples=32",),
@@ -94,7 +96,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "optimised": {"float32": 0.15, "mixed": 0.15},
 }
 KINDS = {  # of methods, by name or else by module
-    **dict.fromkeys(("backprop", "gradients", "relevance", "deeplift", "fullgrad", "pda_gradient"), "gradient"),
+    **dict.fromkeys(
+        ("backprop", "gradients", "guided_ig", "relevance", "deeplift", "fullgrad", "pda_gradient"), "gradient"
+    ),
     **dict.fromkeys(("cam", "fem"), "features"),
     **dict.fromkeys(("perturbation", "superpixels", "rise"), "windows"),
     **dict.fromkeys(("opticam", "meaningful_perturbation", "generators"), "optimised"),

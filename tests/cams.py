@@ -99,6 +99,14 @@ def eigencam(net, image, unit, layer, B, G):
     return projection * projection.flatten()[projection.abs().argmax()].sign()
 
 
+@cam
+def eigen_gradcam(net, image, unit, layer, B, G):
+    X = (B * G).flatten(1).T
+    X = X - X.mean(0)
+    projection = (X @ torch.linalg.svd(X)[2][0]).view_as(B[0])
+    return projection * projection.flatten()[projection.abs().argmax()].sign()
+
+
 def mask(b: Tensor, size: torch.Size) -> Tensor:
     up = F.interpolate(b[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     return (up - up.min()) / (up.max() - up.min()) if b.max() > b.min() else torch.zeros_like(up)

@@ -121,6 +121,47 @@ def integrated(net: nn.Module, x: Tensor, unit: int) -> Tensor:
     return x * sum(w / 2 * replaced(SALIENCY)(net, (t + 1) / 2 * x, unit) for t, w in zip(nodes, weights, strict=True))
 
 
+def times_the_image(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    return x * replaced(SALIENCY)(net, x, unit)
+
+
+def expected_gradients(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+    """Erion et al. 2021, from zeros and from the mean colour, with 6 random alphas each."""
+    total = torch.zeros_like(x)
+    for k, x0 in enumerate((torch.zeros_like(x), x.mean((2, 3), keepdim=True).expand_as(x))):
+        for alpha in np.random.default_rng([0, k]).random(6):
+            total += (x - x0) * replaced(SALIENCY)(net, x0 + alpha * (x - x0), unit) / 12
+    return total
+
+
+def guided_ig(steps: int, fraction: float, max_dist: float) -> Callable[[nn.Module, Tensor, int], Tensor]:
+    """Kapishnikov et al. 2021, Algorithm 1, from zeros: how far each value has come, from 0 to 1, and what it still weighs."""
+
+    def maps(net: nn.Module, x: Tensor, unit: int) -> Tensor:
+        return torch.stack([one(net, image, unit) for image in x])
+
+    def one(net: nn.Module, image: Tensor, unit: int) -> Tensor:
+        x = image.flatten().numpy()
+        come, weight, R = np.zeros(x.size), np.abs(x) / np.abs(x).sum(), np.zeros(x.size)
+        for t in range(1, steps + 1):
+            before = come * x
+            G = replaced(SALIENCY)(net, torch.from_numpy(before).view_as(image)[None], unit).flatten().numpy()
+            come = np.maximum(come, max(t / steps - max_dist, 0))
+            furthest = min(t / steps + max_dist, 1)
+            while (missing := t / steps - weight @ come) > 1e-12:
+                size = np.where((come < furthest) & (x != 0), np.abs(G), np.inf)
+                smallest = size <= np.sort(size)[int(fraction * (size.size - 1))]
+                smallest &= np.isfinite(size)
+                if not smallest.any():
+                    break
+                step = min(1, missing / (weight @ np.where(smallest, furthest - come, 0)))
+                come = np.where(smallest, furthest if step == 1 else come + step * (furthest - come), come)
+            R += (come * x - before) * G
+        return torch.from_numpy(R).view_as(image)
+
+    return maps
+
+
 def smoothed(net: nn.Module, x: Tensor, unit: int) -> Tensor:
     """Eq. 8 of ayyar2021: five noisy images, sigma a fifth of each image's range."""
     total = torch.zeros_like(x)

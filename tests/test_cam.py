@@ -34,7 +34,17 @@ from vis.methods import cam as cam_module
 from vis.methods.layers import dense_after, feature_layer
 
 GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
-PEERS = ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenCAM", "ScoreCAM", "AblationCAM")
+PEERS = (
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "XGradCAM",
+    "HiResCAM",
+    "LayerCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "ScoreCAM",
+    "AblationCAM",
+)
 
 
 def trunk(*head: nn.Module) -> nn.Sequential:
@@ -106,7 +116,7 @@ def test_table1_equals_grad_cam(network, name):
         x, units = networks.images(2), [4, 1]
         layer = feature_layer(net, x)
     method = getattr(methods, name)
-    options = [{"sign": 1}, {"sign": -1}] if name == "EigenCAM" else [{}]  # theirs is arbitrary
+    options = [{"sign": 1}, {"sign": -1}] if name.startswith("Eigen") else [{}]  # theirs is arbitrary
     ours = [method(layer=layer, convention="table1", **each)(net, x, units)[:, 0] for each in options]
     theirs = peer_maps(name, net, layer, x, units)  # float32 in places
     errors = torch.stack([(maps - theirs).abs().amax((1, 2)) for maps in ours]).amin(0)

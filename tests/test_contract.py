@@ -19,7 +19,7 @@ from torchvision.models import vgg
 
 import vis.methods
 from vis.config.home import CONF
-from vis.config.instantiate import construct, locate
+from vis.config.instantiate import construct, locate, parameters_of
 from vis.data import preprocessing, samples, to_pixels
 from vis.methods import ActivationMap, AdversarialGenerators, Method, NotApplicable
 from vis.methods.perturbation import Learnt
@@ -131,6 +131,8 @@ _WINDOWS = {"window": 16, "stride": 16}
 _LEARNT = {**_WINDOWS, "patch": 18}
 CHEAP = {
     "adversarial_generators": {"width": 2, "steps": 2, "batch": 2},
+    "expected_gradients": {"samples": 1},
+    "guided_ig": {"steps": 4},
     "integrated_gradients": {"steps": 4},
     "kernel_shap": {"samples": 20, "superpixels": 8},
     "lime": {"samples": 20, "superpixels": 8},
@@ -236,6 +238,23 @@ def whole_vgg16() -> Subject:
 def test_every_method_has_a_config():
     known = {each for each in vars(vis.methods).values() if isinstance(each, type) and issubclass(each, Method)}
     assert {locate(str(node["_target_"]), name) for name, node in NODES.items()} == known - {Method, ActivationMap}
+
+
+CHANGED = {  # parameters that differ in a config from the constructor's default, or are left out
+    ("deeplift_reveal_cancel", "rule"),
+    ("lrp", "rules"),  # its places, so that methods.lrp.rules.input= can be typed
+    ("pda_gradient", "precision"),  # one gradient: it has no products to round
+    ("smoothgrad", "base"),  # the same, as a node that can be overridden
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_config_shows_the_defaults_of_the_constructor(name):
+    parameters = parameters_of(locate(NODES[name]["_target_"], name))
+    shown = {key: value for key, value in NODES[name].items() if key != "_target_"}
+    defaults = {key: list(p.default) if isinstance(p.default, tuple) else p.default for key, p in parameters.items()}
+    differ = {key for key in shown | defaults if key not in shown or shown[key] != defaults.get(key)}
+    assert {(name, key) for key in differ} == {each for each in CHANGED if each[0] == name}
 
 
 def test_the_tables_name_methods_and_networks():

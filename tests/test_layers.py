@@ -454,7 +454,7 @@ def test_every_method_on_feature_maps_takes_layer_and_reshape():
         return {class_}.union(*map(below, class_.__subclasses__()))
 
     own = [each for each in below(OnFeatureMaps) if each.__module__.startswith("vis.") and not each.__abstractmethods__]
-    assert len(own) == 11
+    assert len(own) == 12
     for each in own:
         method = each(layer="norm1", reshape=[3, 4])
         assert (method.layer, method.reshape) == ("norm1", (3, 4))

@@ -11,7 +11,7 @@ import pytest
 import relevances
 import torch
 from checks import Accident, close, fail, last_layer, state
-from references import covered, fem, integrated, replaced, smoothed
+from references import covered, expected_gradients, fem, guided_ig, integrated, replaced, smoothed, times_the_image
 from torch import Tensor, nn
 
 import vis.methods
@@ -26,18 +26,23 @@ from vis.methods import (
     RISE,
     SALIENCY,
     AblationCAM,
+    ActivationMap,
     AdversarialGenerators,
     DeconvNet,
     DeepLIFT,
     DeepTaylor,
     EigenCAM,
+    EigenGradCAM,
+    ExpectedGradients,
     FullGrad,
     GradCAM,
     GradCAMGradient,
     GradCAMPlusPlus,
     GuidedBackprop,
     GuidedGradCAM,
+    GuidedIG,
     HiResCAM,
+    InputXGradient,
     IntegratedGradients,
     KernelSHAP,
     LayerCAM,
@@ -95,6 +100,29 @@ def keeps_its_axiom(method: Method) -> None:
     assert method.axiom_error(net, x, 2, maps).max() < 1e-10
 
 
+def keeps_its_sum(method: Method) -> None:
+    net, x = networks.build("overlapping_pools"), networks.images()
+    assert close(method(net, x, 2).sum((1, 2, 3)), net(x)[:, 2].detach())
+
+
+def approaches_integrated_gradients(method: ExpectedGradients) -> None:
+    """The mean of those of its baselines; 25 times as many draws have a fifth of the error."""
+    net, x = networks.build("gelu"), networks.images()[:1]
+    limit = IntegratedGradients(80, baseline=method.baseline)(net, x, 2)
+    errors = [
+        torch.stack([ExpectedGradients(n, method.baseline, seed)(net, x, 2) - limit for seed in range(8)]).norm()
+        for n in (10, 250)
+    ]
+    assert 2.5 < errors[0] / errors[1] < 10
+
+
+def is_integrated_gradients_on_the_straight_line(method: Method) -> None:
+    """Without leave to deviate, at the left ends of its steps: those of Riemann's rule are at the right ends."""
+    net, x = networks.build("functional"), networks.images()
+    left = x * sum(Saliency()(net, t / 8 * x, 2) for t in range(8)) / 8
+    assert close(GuidedIG(8, max_dist=0, baseline="zero")(net, x, 2), left)
+
+
 def loses_relevance(method: LRP) -> None:
     """A larger epsilon takes a larger part (ayyar2021, section 5.1)."""
     net, x = networks.build("overlapping_pools"), networks.images()
@@ -150,6 +178,7 @@ class Case:
 
 CASES = [
     Case(Saliency(), replaced(SALIENCY), sums_to_the_logit),
+    Case(InputXGradient(), times_the_image, keeps_its_sum),
     Case(DeconvNet(), replaced(DECONVNET), does_not_see_the_image, refuses=("gelu", "mixed")),
     Case(GuidedBackprop(), replaced(GUIDED), is_the_gradient_where_weights_are_positive, refuses=("gelu", "mixed")),
     Case(GradCAM(), cams.gradcam, is_an_overlay),
@@ -158,11 +187,14 @@ CASES = [
     Case(HiResCAM(), cams.hirescam, is_an_overlay),
     Case(LayerCAM(), cams.layercam, is_an_overlay),
     Case(EigenCAM(), cams.eigencam, is_an_overlay),
+    Case(EigenGradCAM(), cams.eigen_gradcam, is_an_overlay),
     Case(ScoreCAM(), cams.scorecam, is_an_overlay),
     Case(AblationCAM(), cams.ablationcam, is_an_overlay),
     Case(OptiCAM(iterations=10, baseline="zero"), cams.opticam(10), is_an_overlay),
     Case(Occlusion(window=3, fill="zero"), covered, finds_nothing_where_nothing_is_covered),
     Case(IntegratedGradients(steps=7, baseline="zero"), integrated, keeps_its_axiom),
+    Case(ExpectedGradients(6, ["zero", "mean"]), expected_gradients, approaches_integrated_gradients),
+    Case(GuidedIG(5, 0.3, 0.3, "zero"), guided_ig(5, 0.3, 0.3), is_integrated_gradients_on_the_straight_line),
     Case(SmoothGrad(samples=5, noise_level=0.2), smoothed, is_its_base_without_noise),
     Case(
         GuidedGradCAM(),
@@ -203,7 +235,7 @@ every_network = pytest.mark.parametrize("network", networks.APPLICABLE)
 
 def test_every_method_is_in_the_list():
     known = {each for each in vars(vis.methods).values() if isinstance(each, type) and issubclass(each, Method)}
-    assert {type(case.method) for case in CASES} | ELSEWHERE.keys() == known - {Method}
+    assert {type(case.method) for case in CASES} | ELSEWHERE.keys() == known - {Method, ActivationMap}
 
 
 @every_network

@@ -351,7 +351,7 @@ def test_a_file_with_another_gaussian_is_an_error(tmp_path):
     fitted().save(tmp_path / "g.pt")
     net, x = networks.build("vgg_like"), networks.images(1)
     assert PDAFast(**SIZES, gaussian=str(tmp_path / "g.pt"))(net, x).shape == (1, 1, 12, 12)
-    with pytest.raises(UserError, match="patch=5 joint=False, asked for is patch=6 joint=True"):
+    with pytest.raises(UserError, match="patch=5 joint=False, not the requested patch=6 joint=True"):
         PDAFast(WINDOW, 6, joint=True, gaussian=str(tmp_path / "g.pt"))(net, x)
 
 

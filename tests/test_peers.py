@@ -1,4 +1,4 @@
-"""RISE, Kernel SHAP and FullGrad, against their definitions and against captum and the authors' equations."""
+"""Methods against what stands elsewhere: their definitions, captum, the authors' equations, counts by hand."""
 
 from itertools import product
 from math import factorial
@@ -8,10 +8,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import KernelShap
+from checks import close
 from torch import nn
 
-from vis.methods import RISE, Forward, FullGrad, KernelSHAP, NotApplicable
+from vis.errors import NotApplicable
+from vis.methods import (
+    FEM,
+    LRP,
+    RISE,
+    DeconvNet,
+    ExpectedGradients,
+    Forward,
+    FullGrad,
+    GradCAM,
+    GuidedIG,
+    InputXGradient,
+    KernelSHAP,
+    Saliency,
+    SmoothGrad,
+)
 from vis.methods.fullgrad import full_gradients
 
 # --- FullGrad
@@ -155,3 +172,146 @@ def test_fullgrad_takes_dense_layers_of_tokens_and_small_logits():
     with torch.no_grad():
         net.head.bias[2] -= net(x)[0, 2] - 1e-12
     assert FullGrad()(net, x, 2).isfinite().all(), "rounding is no missing part"
+
+
+# --- input x gradient, guided IG
+
+
+@pytest.mark.parametrize("network", ["vgg_like", "batch_norm", "gelu"])
+def test_input_x_gradient_is_captums(network):
+    net, x = networks.build(network), networks.images()
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # captum's hooks see the inputs of modules
+    theirs = CaptumInputXGradient(net).attribute(x.clone().requires_grad_(), target=3)
+    assert close(InputXGradient()(net, x, 3), theirs.detach())
+
+
+def test_guided_ig_by_hand():
+    """f = x1^2 + x2 / 2 at (1, 1), from 0 in two steps without a limit.
+
+    The gradient at 0 is (0, 1/2): x1 moves alone, to (1, 0), which is half the distance. There it is (2, 1/2): x2, as x1 has
+    arrived. R = (0 * 1, 1/2 * 1).
+    """
+
+    class Net(nn.Module):
+        def forward(self, x):
+            f = x[:, 0, 0, 0] ** 2 + x[:, 0, 0, 1] / 2
+            return torch.stack([f, -f], 1)
+
+    x = torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    maps = GuidedIG(steps=2, fraction=0.5, max_dist=1, baseline="zero")(Net(), x, 0)
+    assert maps.flatten().tolist() == [0, 0.5]
+
+
+def test_more_steps_make_guided_ig_complete():
+    net, x = networks.build("gelu"), networks.images()
+    errors = [m.axiom_error(net, x, 1, m(net, x, 1)).max() for m in (GuidedIG(n, baseline="mean") for n in (10, 160))]
+    assert errors[1] < errors[0] / 8
+
+
+def test_expected_gradients_of_given_images_are_the_mean_over_them():
+    net, x = networks.build("vgg_like"), networks.images()
+    method = ExpectedGradients(samples=2, baseline=[*x, "mean"])
+    assert method.words == "from the image's mean colour and 3 given images"
+    alphas = [np.random.default_rng([0, k]).random(2) for k in range(4)]
+    starts = [*(each.expand_as(x) for each in x), x.mean((2, 3), keepdim=True).expand_as(x)]
+    parts = [
+        (x - x0) * Saliency()(net, x0 + a * (x - x0), 2)
+        for x0, drawn in zip(starts, alphas, strict=True)
+        for a in drawn
+    ]
+    assert close(method(net, x, 2), torch.stack(parts).mean(0))
+
+
+# --- SmoothGrad^2 and VarGrad
+
+
+@pytest.mark.parametrize("base", [Saliency(), GradCAM(), LRP()], ids=repr)
+def test_squares_and_variances_are_those_of_the_maps_of_noisy_images(base, monkeypatch):
+    net, x = networks.build("residual"), networks.images()
+    monkeypatch.setattr("vis.methods.gradients.PASS_VALUES", 4 * x[0].numel())  # several passes
+    seen = []
+    explain = type(base).explain
+    monkeypatch.setattr(type(base), "explain", lambda *args: seen.append(explain(*args).detach()) or seen[-1])
+    square, variance = (SmoothGrad(base, 7, 0.3, reduce=reduce)(net, x, 2) for reduce in ("square", "variance"))
+    maps = torch.cat(seen[: len(seen) // 2]).view(7, *square.shape)
+    assert close(square, (maps**2).mean(0))
+    assert close(variance, maps.var(0, correction=0))
+
+
+def test_variance_is_zero_without_noise():
+    net, x = networks.build("residual", dtype=torch.float32), networks.images(dtype=torch.float32)
+    assert not SmoothGrad(samples=7, noise_level=0, reduce="variance")(net, x).any()
+
+
+# --- DeconvNet, as Zeiler and Fergus describe it
+
+
+@torch.no_grad()
+def reconstruction(net, image, unit):
+    """Unpooling to the switches, rectification, filtering with transposed weights, layer by layer."""
+    record, x = [], image[None]
+    for layer in net:
+        switches = (
+            F.max_pool2d(x, layer.kernel_size, return_indices=True)[1] if isinstance(layer, nn.MaxPool2d) else None
+        )
+        record.append((layer, x.shape, switches))
+        x = layer(x.clone())
+    R = torch.zeros_like(x)
+    R[0, unit] = 1
+    for layer, shape, switches in reversed(record):
+        if isinstance(layer, nn.Linear):
+            R = R @ layer.weight
+        elif isinstance(layer, nn.Flatten):
+            R = R.view(shape)
+        elif isinstance(layer, nn.MaxPool2d):
+            R = F.max_unpool2d(R, switches, layer.kernel_size, output_size=shape)
+        elif isinstance(layer, nn.ReLU):
+            R = R.relu()
+        elif isinstance(layer, nn.Conv2d):
+            R = F.conv_transpose2d(R, layer.weight, padding=layer.padding)
+    return R[0]
+
+
+def test_deconvnet_is_the_reconstruction_with_the_switches_of_the_forward_pass():
+    """Where no pooling windows overlap: unpooling has one value for each location there."""
+    net, x = networks.build("vgg_like"), networks.images()
+    for unit in range(networks.CLASSES):
+        assert close(DeconvNet()(net, x, unit), torch.stack([reconstruction(net, image, unit) for image in x]))
+
+
+# --- FEM in 3D
+
+
+def film() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(4, 3, 3, padding=1), nn.ReLU(),
+        nn.MaxPool3d(2), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+    return networks.randomise(net).double(), torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layer", [None, "1"])
+def test_fem_explains_films(layer):
+    net, x = film()
+    A = net[: 5 if layer is None else 2](x).detach()
+    kept = torch.stack([sum(a.mean() * (a >= a.mean() + a.std(correction=0)) for a in each) for each in A])
+    expected = F.interpolate(kept[:, None], x.shape[2:], mode="trilinear")
+    maps = FEM(layer=layer)(net, x, 1)
+    assert maps.shape == (2, 1, 4, 8, 8)
+    assert maps.any()
+    assert close(maps, expected)
+
+
+def test_the_gradient_of_a_film():
+    net, x = film()
+    wanted = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(wanted)[:, 1].sum(), wanted)
+    assert close(Saliency()(net, x, 1), gradient)
+
+
+def test_a_method_for_pictures_refuses_a_film():
+    with pytest.raises(NotApplicable, match=r"GradCAM explains images \[B, C, H, W\], not \[2, 2, 4, 8, 8\]"):
+        GradCAM()(*film(), 1)

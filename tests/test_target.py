@@ -39,7 +39,7 @@ def test_of_equal_units_the_first_alone_is_explained():
 
 @pytest.mark.parametrize("targets", ["tabby", 1.5, [1, "cat"], torch.tensor([0.5, 1.0]), torch.ones(2, 2).long()])
 def test_what_is_no_target_is_an_error(targets):
-    with pytest.raises(TypeError, match=r"a target is an index or a vis\.target\.Target, not"):
+    with pytest.raises(TypeError, match=r"a target is an index or a vis\.methods\.target\.Target, not"):
         as_targets(targets, 2)
 
 

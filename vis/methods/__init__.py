@@ -5,13 +5,14 @@ maps = GuidedBackprop()(model, images, targets=281)      # [B, C, H, W], signed,
 """
 
 from vis.graph.outputs import returning
-from vis.methods.backprop import DeconvNet, GuidedBackprop, Saliency
+from vis.methods.backprop import DeconvNet, GuidedBackprop, InputXGradient, Saliency
 from vis.methods.base import Method, explain_all
 from vis.methods.cam import (
     CAM,
     AblationCAM,
     ActivationMap,
     EigenCAM,
+    EigenGradCAM,
     GradCAM,
     GradCAMPlusPlus,
     HiResCAM,
@@ -25,7 +26,8 @@ from vis.methods.fem import FEM
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
 from vis.methods.fullgrad import FullGrad
 from vis.methods.generators import AdversarialGenerators
-from vis.methods.gradients import GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
+from vis.methods.gradients import ExpectedGradients, GradCAMGradient, GuidedGradCAM, IntegratedGradients, SmoothGrad
+from vis.methods.guided_ig import GuidedIG
 from vis.methods.meaningful_perturbation import MeaningfulPerturbation
 from vis.methods.perturbation import PDA, Occlusion, PDAFast, PDAGradient
 from vis.methods.relevance import LRP, DeepTaylor
@@ -50,6 +52,8 @@ __all__ = [
     "DeepLIFT",
     "DeepTaylor",
     "EigenCAM",
+    "EigenGradCAM",
+    "ExpectedGradients",
     "Forward",
     "FullGrad",
     "GradCAM",
@@ -57,7 +61,9 @@ __all__ = [
     "GradCAMPlusPlus",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "GuidedIG",
     "HiResCAM",
+    "InputXGradient",
     "IntegratedGradients",
     "KernelSHAP",
     "LayerCAM",

@@ -1,4 +1,4 @@
-"""Saliency map, DeconvNet and guided backpropagation: the gradient under three rules for the ReLU (nie2018, Eq. 1-2)."""
+"""The gradient under three rules for the ReLU: saliency map, DeconvNet, guided backpropagation (nie2018, Eq. 1-2)."""
 
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from vis.methods.target import Targets
 class _Backpropagation(Method):
     rule: ClassVar[ReluRule]
     display = "midgray"
+    video = True
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         return forward.gradient(targets, self.rule)
@@ -32,12 +33,31 @@ class Saliency(_Backpropagation):
     title = "Saliency map"
 
 
+class InputXGradient(Saliency):
+    """Input x gradient (Shrikumar et al. 2016): the gradient times the image, as the network sees it.
+
+        R = x * dS_c / dx
+
+    Maps are signed, [B, C, H, W], in units of the target. In a network of ReLUs without biases they sum to the logit.
+    NotApplicable where no gradient arrives at the image.
+    Costs a forward pass, shared by all targets and methods, and a backward pass.
+    """
+
+    title = "Input x gradient"
+    display = "diverging"
+
+    def explain(self, forward: Forward, targets: Targets) -> Tensor:
+        return forward.images.detach() * super().explain(forward, targets)
+
+
 class DeconvNet(_Backpropagation):
     """DeconvNet (Zeiler & Fergus 2014; ayyar2021, section 4.1): a ReLU passes the positive part of the gradient alone.
 
         T = ReLU(R)        nie2018, Eq. 1-2
 
-    for the gradient R that arrives behind a ReLU, whatever went into it. Maps are signed, [B, C, H, W].
+    for the gradient R that arrives behind a ReLU, whatever went into it. Max-pooling places R at the maxima of the forward
+    pass (the switches of Zeiler & Fergus) and 0 elsewhere. They start from the unit's activation, R starts from 1: the maps
+    differ by this factor. Maps are signed, [B, C, H, W].
     Raises NotApplicable on a network without ReLUs, or with other activations.
     Costs a forward pass, shared by all targets and methods, and a backward pass.
     """

@@ -1,4 +1,4 @@
-"""What every method is."""
+"""The contract of a method; one forward pass for several methods and targets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,56 +6,57 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vis.errors import UserError, named
+from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
 from vis.methods.target import Targets, as_targets
 
 
 class Method(ABC):
-    """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
+    """Base class of methods. The constructor takes the parameters; the call takes (model, images, targets) and returns maps.
 
     images [B, C, H, W].
     targets: one for all images or one for each, see `vis.methods.target`; None is the largest logit. A function
     f(output) -> [B] explains any score of what the model returns, whatever its type.
     preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
     it.
-    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
-    found, also after an exception. A batch gives what its images give one by one.
+    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model stays unchanged, also after
+    an exception. The map of an image does not depend on the others in its batch.
 
-    A subclass implements `explain`, on a forward pass that it may share with other methods.
+    A subclass implements `explain` on a forward pass that other methods may share.
     """
 
     title: ClassVar[str] = ""  # for figures; the class name by default
     display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
-    axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
+    axiom: ClassVar[str] = ""  # the name of the axiom that fixes the sum of a map: conservation, completeness, ...
+    video: ClassVar[bool] = False  # whether it explains images in 3D as well, [B, C, T, H, W]
 
     @property
     def words(self) -> str:
-        """What a caption says behind the title, as "from black pixels"; "" for nothing."""
+        """Complete the title in captions, as "from black pixels"; may be empty."""
         return ""
 
     @abstractmethod
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
-        """The maps of the targets of a forward pass."""
+        """Return the maps of the targets of a forward pass."""
 
     def layers(self, model: nn.Module, images: Tensor) -> Sequence[str]:
-        """The layers whose outputs it needs from the forward pass of these images."""
+        """Name the layers whose outputs the method needs from the forward pass of these images."""
         return ()
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        """About how many passes a map of an image [1, C, H, W] takes beyond the shared forward pass; a backward pass is one.
+        """Estimate the passes for a map of an image [1, C, H, W] beyond the shared forward pass; a backward pass counts as one.
 
-        For plans: the model and the image have shapes alone (torch's meta device). What is learnt first is not counted.
+        For plans: model and image have only shapes (torch's meta device). Learning beforehand is not counted.
         """
         return 1
 
     def why_zero(self) -> str:
-        """Why a map of it is all zero, in words for a caption; nothing where only the network knows."""
+        """Explain an all-zero map in a caption; empty where the cause lies in the network."""
         return ""
 
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
-        """What each map sums to by the axiom, [B]; None without one."""
+        """Return what each map sums to by the axiom, [B]; None without an axiom."""
         return None
 
     def axiom_error(
@@ -66,9 +67,9 @@ class Method(ABC):
         maps: Tensor,
         preprocess: Preprocessing | None = None,
     ) -> Tensor | None:
-        """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom.
+        """Return the relative error of the sums of maps [B, ...] against `total`: [B]; None without an axiom.
 
-        It is 0 where they are equal, a dead network's zeros included, and infinite where only the total is 0.
+        It is 0 where both are equal, even at 0, and infinite where only the total is 0.
         """
         if not self.axiom:
             return None
@@ -98,11 +99,11 @@ def explain_all(
     targets: Sequence[Targets],
     preprocess: Preprocessing | None = None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K].
+    """Explain several targets by several methods in one forward pass: {name: maps} for each of `targets`, and the logits [B, K].
 
-    With a function among the targets each has a forward pass of its own, and the logits are the first's: f(output) [B, 1]
-    of a function.
-    What a method raises is noted with its name. Raises UserError for a method that returns no maps of the images.
+    If a target is a function, each target takes a forward pass of its own, and the logits are those of the first (of a
+    function: f(output) [B, 1]).
+    An exception in a method carries its name. Raises UserError for a method that does not return maps of the images.
     """
     if any(map(callable, targets)):
         parts = [
@@ -115,6 +116,8 @@ def explain_all(
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for name, method in methods.items():
         with named(_spoken(name, method)):
+            if images.ndim == 5 and not method.video:
+                raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers), preprocess) as forward:
         maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]
@@ -122,7 +125,7 @@ def explain_all(
 
 
 def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:
-    """A method's maps, which are numbers [B, 1 or C, H, W]."""
+    """Run a method and check that its maps are floating-point numbers [B, 1 or C, H, W]."""
     with named(_spoken(name, method)):
         maps = method.explain(forward, targets)
     B, C, *size = forward.images.shape
@@ -140,5 +143,5 @@ def _spoken(name: str, method: Method) -> str:
 
 
 def _layers(targets: Targets, batch: int) -> list[str]:
-    """The layers whose units are targets."""
+    """List the layers whose units are targets."""
     return sorted({target.layer for target in as_targets(targets, batch) if target.layer is not None})

@@ -1,10 +1,10 @@
-"""Baselines: what integrated gradients start from, DeepLIFT compares with, and a mask or a window leaves in place of pixels.
+"""Baselines: the start of integrated gradients, the reference of DeepLIFT, the content of masked or covered pixels.
 
-black, gray, white   such pixels (0, 1/2, 1) as the network sees them, behind the preprocessing of its images; so are
-                     other pixels: a number in [0, 1], or one for each channel
+black, gray, white   pixels of 0, 1/2, 1 after the network's preprocessing; other pixels are given as a number in
+                     [0, 1], or one for each channel
 zero                 the network's own zero: the mean colour, where a mean is subtracted
-mean, blur, noise    the image's mean colour; the image under a Gaussian of a twentieth of its height; uniform between
-                     the image's smallest and largest value, one pattern for all images of a size and a seed
+mean, blur, noise    the image's mean colour; the image blurred by a Gaussian of a twentieth of its height; uniform noise
+                     between the image's extreme values, the same pattern for all images of a size and a seed
 a tensor             in the network's units: [B, C, H, W], or what broadcasts to it, as [C, 1, 1]
 """
 
@@ -26,14 +26,14 @@ _WORDS = {name: f"{name} pixels" for name in _PIXELS} | {
 
 
 def _pixel(given: object) -> Sequence[float]:
-    """The values of a pixel that has a name, a number or numbers; none for what is no pixel."""
+    """Return the values of a pixel given by name, number or numbers; an empty list for anything else."""
     value: object = _PIXELS.get(given) if isinstance(given, str) else given
     values: Sequence = value if isinstance(value, list | tuple) else [value]
     return values if all(isinstance(each, int | float) and 0 <= each <= 1 for each in values) else []
 
 
 def several(given: Baseline | Sequence[Baseline]) -> list[Baseline]:
-    """One baseline or a list of them, as a list; numbers are one pixel. Raises ValueError for what is none."""
+    """Turn one baseline or several into a list; numbers are one pixel. Raises ValueError for anything else."""
     found: list = list(given) if isinstance(given, list | tuple) and not _pixel(given) else [given]
     for each in found or [given]:
         if not (each in _WORDS if isinstance(each, str) else isinstance(each, Tensor) or _pixel(each)):
@@ -44,27 +44,26 @@ def several(given: Baseline | Sequence[Baseline]) -> list[Baseline]:
 
 
 def only(given: Baseline) -> Baseline:
-    """Raises ValueError for several baselines, and for what is none."""
+    """Return a single baseline. Raises ValueError for several, and for anything else."""
     if len(several(given)) > 1:
-        raise ValueError(f"one baseline is wanted, not {given!r}")
+        raise ValueError(f"give one baseline, not {given!r}")
     return given
 
 
 def in_words(given: Baseline | Sequence[Baseline]) -> str:
-    """For a caption: "black pixels", "black pixels and the blurred image"."""
-    words = [
-        "a given image" if isinstance(each, Tensor) else _WORDS.get(str(each), f"pixels of {each}")
-        for each in several(given)
-    ]
+    """Describe baselines in a caption: "black pixels", "black pixels and the blurred image"."""
+    words = [_WORDS.get(str(each), f"pixels of {each}") for each in several(given) if not isinstance(each, Tensor)]
+    if tensors := len(several(given)) - len(words):
+        words.append("a given image" if tensors == 1 else f"{tensors} given images")
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def baseline_images(
     images: Tensor, given: Baseline | Sequence[Baseline], preprocess: Preprocessing | None, seed: int = 0
 ) -> list[Tensor]:
-    """Each of the baselines for images [B, C, H, W]: [B, C, H, W], or [1, C, H, W] for all; every noise is another one.
+    """Make each baseline of images [B, C, H, W]: [B, C, H, W], or [1, C, H, W] for all. Every noise differs.
 
-    preprocess makes an image of black pixels as it makes any other: with `unit_norm` its norm is 1 as well.
+    Black pixels pass through `preprocess` like any image: with `unit_norm` their norm is 1 as well.
     """
     return [baseline_image(images, each, preprocess, seed + k) for k, each in enumerate(several(given))]
 
@@ -72,10 +71,10 @@ def baseline_images(
 def baseline_image(
     images: Tensor, given: Baseline, preprocess: Preprocessing | None, seed: int = 0, part: bool = False
 ) -> Tensor:
-    """A baseline for images [B, C, H, W], made from each image alone: [B, C, H, W], or [1, C, H, W] for all.
+    """Make a baseline of images [B, C, H, W], from each image alone: [B, C, H, W], or [1, C, H, W] for all.
 
-    part: it is to stand beside the image's own pixels. Raises NotApplicable for pixels whose preprocessing is not known, or
-    is none of each pixel alone where they are a part of an image (`unit_norm`), and for a tensor of another shape.
+    part: the baseline stands beside pixels of the image. Raises NotApplicable for named pixels without `preprocess`, for a part
+    where the preprocessing scales whole images (`unit_norm`), and for a tensor of another shape.
     """
     if isinstance(given, Tensor):
         values = given.detach().to(images)
@@ -103,22 +102,22 @@ def baseline_image(
 def _preprocessed(
     images: Tensor, pixel: Sequence[float], preprocess: Preprocessing | None, words: str, part: bool
 ) -> Tensor:
-    """An image of one colour as the network sees it: [1, C, H, W]."""
+    """Preprocess an image of one colour: [1, C, H, W]."""
     if preprocess is None:
         raise NotApplicable(
-            f"what {words} are depends on the network: pass preprocess=, the function that made these images from pixels in "
-            "[0, 1], or in place of them a tensor or zero, which are as the network sees them"
+            f"{words} depend on the network's preprocessing: pass preprocess=, the function that made these images from pixels "
+            "in [0, 1], or take a tensor or zero as the baseline, which are in the network's units"
         )
     if len(pixel) not in (1, images.shape[1]):
         raise NotApplicable(f"{words} have {len(pixel)} numbers, the images have {images.shape[1]} channels")
     pixels = images.new_tensor(pixel).view(-1, 1, 1).expand_as(images[:1])
     found = preprocess(pixels).to(images)
     if found.shape != pixels.shape or not found.isfinite().all():
-        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give a tensor in their place")
+        raise NotApplicable(f"preprocess= makes no image of the same shape of {words}: give a tensor instead")
     if part:
         other = preprocess(torch.cat([pixels[..., :1], 0.75 * (1 - pixels[..., 1:])], 3)).to(images)
         if not torch.allclose(other[..., :1], found[..., :1]):
             raise NotApplicable(
-                f"{words} are no part of an image here: preprocess= scales each image as a whole; mean, blur and zero are"
+                f"{words} cannot replace a part of an image: preprocess= scales whole images. Take mean, blur or zero"
             )
     return found

@@ -2,11 +2,11 @@
 
     map = ReLU(sum_v alpha_v * B_v), upsampled to the image (bilinear, half-pixel centres)
 
-What differs are the weights alpha. B is what the layer gives, after the last ReLU in the networks of the paper; tokens become
-feature maps by `reshape`. Two conventions; the gradient is G = df/dB, f the target:
+CAMs differ in the weights alpha. B is the layer's output, after the last ReLU in the networks of the paper; `reshape` makes
+feature maps of tokens. The gradient is G = df/dB, f the target. There are two conventions:
 
-    paper   the definitions as they stand. Maps are not scaled.
-    table1  what made the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
+    paper   the definitions as printed. Maps are not scaled.
+    table1  the code behind the paper's numbers (the grad-cam package): x = (x - min) / (1e-7 + max) before the upsampling and
             after it, and the package's variants of GradCAM++, XGradCAM and ScoreCAM.
 
 Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass and the gradient at the layer:
@@ -15,22 +15,21 @@ Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass
 
 import math
 from abc import abstractmethod
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
-from vis.methods.target import Target, Targets, as_targets, score
+from vis.methods.target import Target, Targets, score
 
 PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
 class ActivationMap(OnFeatureMaps):
-    """A class activation map. A subclass implements `sum`, from `self.maps` and `self.gradients` or whatever it needs.
+    """Base class of class activation maps. A subclass implements `sum`, for instance from `self.maps` and `self.gradients`.
 
     layer, reshape: whose feature maps (`vis.methods.layers.OnFeatureMaps`); None finds the last.
     convention: "paper" or "table1", see above.
@@ -52,11 +51,11 @@ class ActivationMap(OnFeatureMaps):
 
     @abstractmethod
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        """sum_v alpha_v * B_v: [B, h, w], signed."""
+        """Return sum_v alpha_v * B_v: [B, h, w], signed."""
 
 
 def finish(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
-    """ReLU and upsampling: [B, h, w] -> [B, 1, H, W], scaled before and after in the convention table1."""
+    """Apply ReLU and upsampling: [B, h, w] -> [B, 1, H, W]; the convention table1 scales before and after."""
 
     def scaled(maps: Tensor) -> Tensor:
         maps = maps - maps.amin((-2, -1), keepdim=True)
@@ -69,7 +68,7 @@ def finish(maps: Tensor, size: torch.Size, convention: str) -> Tensor:
 
 
 def weigh(weights: Tensor, B: Tensor) -> Tensor:
-    """sum_v alpha_v * B_v: [B, V] and [B, V, h, w] -> [B, h, w]."""
+    """Return sum_v alpha_v * B_v: [B, V] and [B, V, h, w] -> [B, h, w]."""
     return torch.einsum("bv,bvhw->bhw", weights, B)
 
 
@@ -82,7 +81,7 @@ class _GradientCAM(ActivationMap):
 
     @abstractmethod
     def of_gradient(self, B: Tensor, G: Tensor) -> Tensor:
-        """sum_v alpha_v * B_v: [B, h, w] from the feature maps and the target's gradient, both [B, V, h, w]."""
+        """Return sum_v alpha_v * B_v [B, h, w] from the feature maps and the target's gradient, both [B, V, h, w]."""
 
 
 class GradCAM(_GradientCAM):
@@ -104,9 +103,9 @@ class GradCAMPlusPlus(_GradientCAM):
 
         alpha_v = mean(ReLU(G_v) * D2 / (2 D2 + ||B_v||_1 D3))
 
-    D2 and D3 are the second and third derivatives, which are 0 in a ReLU network. As its authors do, f is replaced by
-    exp(f), up to a factor: D2 = G^2, D3 = G^3. Then, where G > 0, the mean is over G / (2 + ||B_v||_1 G). table1: the sum,
-    with 1e-6 in the denominator, which decides where gradients are small.
+    D2 and D3 are the second and third derivatives, which are 0 in a ReLU network. As the authors do, the method replaces f by
+    exp(f), up to a factor: D2 = G^2, D3 = G^3. The mean is then over G / (2 + ||B_v||_1 G), where G > 0. table1 takes the sum,
+    with 1e-6 in the denominator, which dominates where gradients are small.
     Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
@@ -125,7 +124,7 @@ class XGradCAM(_GradientCAM):
 
         alpha_v = mean(B_v / ||B_v||_1 * G_v)
 
-    table1: the sum, over sum(B_v) + 1e-7: for maps that are not negative another scale only.
+    table1 takes the sum, over sum(B_v) + 1e-7: only another scale where feature maps are not negative.
     Costs a shared forward pass and a backward pass to the layer, which all CAMs of a gradient share.
     """
 
@@ -135,7 +134,7 @@ class XGradCAM(_GradientCAM):
         if self.convention == "table1":
             return weigh((G * B).sum((2, 3)) / (B.sum((2, 3)) + 1e-7), B)
         norm = B.abs().sum((2, 3))
-        return weigh((G * B).mean((2, 3)) / torch.where(norm > 0, norm, 1), B)  # a map of zeros has no weight
+        return weigh((G * B).mean((2, 3)) / torch.where(norm > 0, norm, 1), B)  # a map of zeros gets no weight
 
 
 class HiResCAM(_GradientCAM):
@@ -170,13 +169,13 @@ class LayerCAM(_GradientCAM):
 
 
 class EigenCAM(ActivationMap):
-    """EigenCAM (Muhammad & Yeasin 2020): the feature vectors, centred over the positions, on their first principal axis.
+    """EigenCAM (Muhammad & Yeasin 2020): the projection of the centred feature vectors onto their first principal axis.
 
         map = ReLU(X e)        X [h w, V] the centred feature vectors, e its first right singular vector
 
-    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The
-    target plays no part.
-    Costs a shared forward pass and the eigenvectors of a matrix with a side of h w or V, whichever is less.
+    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The map
+    does not depend on the target.
+    Costs a shared forward pass and the eigenvectors of a square matrix whose side is the smaller of h w and V.
     """
 
     title = "EigenCAM"
@@ -189,9 +188,13 @@ class EigenCAM(ActivationMap):
             raise ValueError(f"sign is 1 or -1, not {sign}")
         self.sign = sign
 
-    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        """Return the feature vectors of X at their positions: [B, V, h, w]."""
         forward.scores(targets)  # raises for a unit that is not there, as for every method
-        B = self.maps(forward, layer)
+        return self.maps(forward, layer)
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        B = self.features(forward, targets, layer)
         X = B.flatten(2).mT  # [B, h w, V]
         X = X - X.mean(1, keepdim=True)
         # X v for the first right singular vector v, from the eigenvectors of the smaller of X X^T and X^T X.
@@ -204,21 +207,26 @@ class EigenCAM(ActivationMap):
         return (projection * self.sign * torch.where(largest < 0, -1, 1)).view(len(B), *B.shape[2:])
 
 
+class EigenGradCAM(EigenCAM):
+    """EigenGradCAM (the grad-cam package, Gildenblat 2021): EigenCAM of the feature maps times the target's gradient.
+
+        map = ReLU(X e)        X [h w, V] the vectors G * B, centred, e its first right singular vector
+
+    sign: of the axis e, as in EigenCAM.
+    Costs what EigenCAM does, and a backward pass to the layer, which all CAMs of a gradient share.
+    """
+
+    title = "EigenGradCAM"
+
+    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        return self.maps(forward, layer) * self.gradients(forward, targets, layer)
+
+
 # --- from other outputs of the network -------------------------------------------------------------------------------
 
 
-def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
-    """Targets with a fixed unit of the network's output: None is the largest logit of the image as it is."""
-    chosen = as_targets(targets, len(forward.images))
-    if any(target.layer is not None for target in chosen):
-        raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
-    forward.scores(targets)  # raises for a unit that is not there
-    largest = forward.logits.argmax(1).tolist()
-    return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
-
-
 def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
-    """H = s(Up(B)): feature maps [..., h, w] upsampled and scaled to [0, 1], [..., H, W]; constant ones become 0.
+    """Return H = s(Up(B)): feature maps [..., h, w] upsampled and scaled to [0, 1], [..., H, W]; constant ones become 0.
 
     table1: corners aligned, 1e-8 in the denominator.
     """
@@ -232,7 +240,7 @@ def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
 
 
 def _few(index: Tensor, values: int) -> list[Tensor]:
-    """An index [n] in parts that go through a network at once, where each entry stands for so many values."""
+    """Split an index [n] into parts that fit into one pass, where each entry stands for `values` values."""
     return [part for part in index.split(max(1, PASS_VALUES // values)) if len(part)]
 
 
@@ -241,9 +249,9 @@ class ScoreCAM(ActivationMap):
 
         alpha = softmax over v of f(x * H_v)        H_v = s(Up(B_v)), scaled to [0, 1]
 
-    The baseline f(x_b) of the definition cancels in the softmax. Raises NotApplicable for a unit of another layer.
+    The definition's baseline f(x_b) cancels in the softmax. Raises NotApplicable for a unit of another layer.
     Costs a forward pass for each feature map of each image, a few at a time, beside the shared one; constant feature maps mask
-    everything and share one pass.
+    the whole image and share one pass.
     """
 
     title = "ScoreCAM"
@@ -261,7 +269,7 @@ class ScoreCAM(ActivationMap):
 
     @torch.no_grad()
     def _scores(self, model: nn.Module, image: Tensor, B: Tensor, target: Target) -> Tensor:
-        """f(x * H_v): [V] for an image [C, H, W] and its feature maps [V, h, w]."""
+        """Compute f(x * H_v), [V], of an image [C, H, W] and its feature maps [V, h, w]."""
         constant = B.amin((1, 2)) == B.amax((1, 2))
         scores = B.new_empty(len(B))
         if constant.any():
@@ -273,14 +281,14 @@ class ScoreCAM(ActivationMap):
 
 
 class AblationCAM(ActivationMap):
-    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): the drop of the target without a feature map.
+    """AblationCAM (Desai & Ramaswamy 2020; taimeskhanov2024, Definition 7): the target's relative drop without a feature map.
 
         alpha_v = (y - y_v) / y        y the target, y_v the same with B_v = 0
 
     Raises NotApplicable for a unit of another layer.
-    Costs, beside the shared forward pass, one of the network behind the layer for each feature map that is not 0. Where the
-    first dense layer there reads each map at places of its own, z_v = z - W_v P_v for all v is one product that reads W once,
-    and the network runs from there. With global average pooling and one dense layer it is y_v = y - w_v mean(B_v).
+    Costs, beside the shared forward pass, a pass through the network behind the layer for each feature map that is not 0. Where
+    the first dense layer there reads each map at inputs of its own, one product gives z_v = z - W_v P_v for all v, and the
+    network runs from there. With global average pooling and one dense layer, y_v = y - w_v mean(B_v).
     """
 
     title = "AblationCAM"
@@ -294,7 +302,7 @@ class AblationCAM(ActivationMap):
         dense = dense_after(model, images, layer, B) if self.reshape is None else None
         weights = torch.zeros_like(B[:, :, 0, 0])
         for i, target in enumerate(chosen):
-            live = B[i].flatten(1).any(1).nonzero()[:, 0]  # nothing misses a map of zeros
+            live = B[i].flatten(1).any(1).nonzero()[:, 0]  # without a map of zeros, nothing changes
             outputs = None
             if dense is not None:
                 outputs = _ablated_before(dense, dense.shares[i], live, model, images)
@@ -306,7 +314,7 @@ class AblationCAM(ActivationMap):
 
 
 def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Tensor:
-    """Outputs [1 + n, K] with a layer's values A [...], then without those at each of n sets of flat places [n, h, w]."""
+    """Return outputs [1 + n, K]: of a layer's values A [...], and of A with 0 at each of n sets of flat places [n, h, w]."""
     outputs = [run_rest(model, image, layer, A[None])]
     for some in _few(torch.arange(len(places)), A.numel()):
         ablated = A.flatten().repeat(len(some), 1).scatter_(1, places[some].flatten(1), 0)
@@ -315,7 +323,7 @@ def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: 
 
 
 def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module, images: Tensor) -> Tensor | None:
-    """The same from the shares [V, n] of a dense layer's inputs; None where the output does not come from it alone."""
+    """Do the same from the shares [V, n] of a dense layer's inputs; None if the output depends on more than this layer."""
     W, b = dense.linear.weight, dense.linear.bias
     V, n = shares.shape
     k = math.gcd(V, 16)  # feature maps at a time, as a block-diagonal matrix: W is read in longer pieces
@@ -328,7 +336,7 @@ def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module
         return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever comes of rows that do not fit together
+    except Exception:  # whatever rows that do not fit together raise
         return None
 
 
@@ -337,10 +345,10 @@ class OptiCAM(ActivationMap):
 
         alpha = softmax(beta), beta = argmax f(x * H)        H = s(Up(sum_v alpha_v B_v)), scaled to [0, 1]
 
-    Adam from equal weights; the best of all its steps counts, so the map never does worse than equal weights. All `iterations`
-    are made, since f oscillates on its way; an image whose mask no weight changes leaves the batch at once.
-    baseline: what masked pixels become (`vis.methods.baseline`): the image is masked as it was before its preprocessing;
-    zero masks the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
+    Adam starts from equal weights, and the best of its steps counts, so that the map is never worse than equal weights. f
+    oscillates on the way: all `iterations` run, except for an image whose mask does not depend on the weights.
+    baseline: the content of masked pixels (`vis.methods.baseline`). Black masks the pixels before the preprocessing, zero masks
+    the network's input. Raises NotApplicable for a unit of another layer, and for black pixels without `preprocess`.
     Costs `iterations` forward and backward passes beside the shared forward pass.
     """
 
@@ -401,8 +409,8 @@ class CAM(ActivationMap):
 
         S_c = sum_v alpha_v mean(B_v) + b_c
 
-    A ReLU before the pooling (DenseNet) belongs to the feature maps. Raises NotApplicable for a network that does not end
-    in global average pooling and one dense layer, and for what is no logit.
+    A ReLU before the pooling (DenseNet) counts as part of the feature maps. Raises NotApplicable for a network that does not end
+    in global average pooling and one dense layer, and for anything but a logit.
     Costs a shared forward pass.
     """
 
@@ -421,10 +429,10 @@ class CAM(ActivationMap):
                     return weigh(dense.linear.weight[[target.unit for target in chosen]], features)
         raise NotApplicable(
             f"CAM needs global average pooling of layer {layer} and one dense layer, which {type(forward.model).__name__} "
-            "does not end in: gradcam is its generalisation"
+            "does not end in: use gradcam, its generalisation"
         )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """The same numbers, up to the order of the sums."""
+    """Tell whether a and b are equal up to the order of sums."""
     return a.shape == b.shape and bool((a - b).norm() <= 1e3 * torch.finfo(a.dtype).eps * b.norm())

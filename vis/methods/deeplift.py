@@ -1,19 +1,19 @@
 """DeepLIFT (Shrikumar et al. 2017; ayyar2021, section 5.2): multipliers between an image and its reference.
 
 With y0 a neuron's value for the reference image and dy = y - y0, multipliers m obey a chain rule (Eq. 21), as gradients do:
-they are the gradient of a network that is linear in dy. Layers, additions and averages are linear as they stand (m = w); an
+they are the gradient of a network that is linear in dy. Layers, additions and averages are linear already (m = w); an
 activation z = g(y) has one slope
 
     m = dz / dy                                                  Rescale, Eq. 19-22
 
-or, behind a layer or an addition, one for each of the positive and the negative of the terms w_i dx_i that add up to
-dy = dy+ + dy-, those with dx_i = 0 by halves, as they have no sign:
+or, behind a layer or an addition, one slope for the positive and one for the negative terms w_i dx_i of dy = dy+ + dy-.
+Terms with dx_i = 0 have no sign and count half in each:
 
     dz+ = 1/2 (g(y0 + dy+) - g(y0)) + 1/2 (g(y0 + dy+ + dy-) - g(y0 + dy-))      m+ = dz+ / dy+      RevealCancel, Eq. 23-25
 
-and dz-, m- likewise. In a max-pooling the input that is the largest gets all: that of the image where the maximum has
-grown, that of the reference where it has not (the text has no rule). Windows that overlap add up. So the relevance
-R = m dx sums to the difference of the logits.
+and dz-, m- likewise. In a max-pooling the largest input gets all: the image's largest where the maximum has grown, the
+reference's where it has not (the paper has no rule). Overlapping windows add up. The relevance R = m dx then sums to the
+difference of the logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +25,13 @@ from torch import Tensor, fx, nn
 from vis.graph.interpreter import Affine, Walk
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, output_targets
 from vis.methods.relevance import Slopes, by_rules, checked, logit_targets
 from vis.methods.target import Target, Targets, score
 
 
 class Reference(Walk):
-    """The network on reference images; keeps what goes into layers, additions, activations and max-poolings."""
+    """Run a network on reference images and keep the inputs of layers, additions, activations and max-poolings."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
@@ -57,7 +56,7 @@ class Reference(Walk):
 
 
 class Rescale(Walk):
-    """The network whose gradient are the multipliers; its values are the network's own."""
+    """Run a network so that its gradient is the multipliers of Rescale; its values stay the same."""
 
     def __init__(self, net: nn.Module, reference: Reference) -> None:
         super().__init__(net)
@@ -78,7 +77,7 @@ class Rescale(Walk):
 
 
 class RevealCancel(Rescale):
-    """The same, with activations that tell the positive terms of their input from the negative ones."""
+    """The same for RevealCancel: activations treat the positive and negative terms of their inputs separately."""
 
     def __init__(self, net: nn.Module, reference: Reference) -> None:
         super().__init__(net, reference)
@@ -125,13 +124,13 @@ class RevealCancel(Rescale):
 
 
 def _by_sign(dx: Tensor) -> tuple[Tensor, Tensor]:
-    """The positive and the negative part of differences, for their gradient too: where dx = 0 each has a half."""
+    """Split differences, and their gradient, into positive and negative parts; where dx = 0, each gets half."""
     up = dx * (dx.detach().sign() + 1) / 2
     return up, dx - up
 
 
 def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> Tensor:
-    """dz / dy for z = g(y); its limit, the derivative, where y and y0 are too near to each other."""
+    """Return dz / dy for z = g(y); the derivative, its limit, where y and y0 are too close."""
     dy = y - y0
     slope = (z - g(y0)) / dy
     near = dy.abs() <= torch.finfo(y.dtype).eps ** 0.5 * y.abs()
@@ -143,12 +142,12 @@ def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> T
 
 
 def _pick(a: Tensor, place: Tensor) -> Tensor:
-    """The values at places in flat maps."""
+    """Gather the values at places in flat maps."""
     return a.flatten(2).gather(2, place.flatten(2)).view_as(place)
 
 
 class DeepLIFT(Method):
-    """DeepLIFT (Shrikumar et al. 2017; ayyar2021, section 5.2) of a logit: its difference from a reference x0, shared out.
+    """DeepLIFT (Shrikumar et al. 2017; ayyar2021, section 5.2) of a logit: its change from a reference x0, by pixels.
 
         R = m * (x - x0)            m = dz / dy at an activation z = g(y)               rescale, ayyar2021, Eq. 19-22
         m+ = dz+ / dy+, m- = dz- / dy-        reveal_cancel, Eq. 23-25
@@ -159,9 +158,9 @@ class DeepLIFT(Method):
     (`vis.methods.baseline`); of several, [black,white], R is the mean.
 
     Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19), the mean over the references.
-    Raises NotApplicable for operations without a rule, for what is no logit of the network, and for black pixels without
-    `preprocess`.
-    Costs for each reference 3 passes beside the shared forward pass with rescale, 10 with reveal_cancel.
+    Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for black pixels
+    without `preprocess`.
+    Costs 3 passes for each reference with rescale and 10 with reveal_cancel, beside the shared forward pass.
     """
 
     title = "DeepLIFT"

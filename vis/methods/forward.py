@@ -1,4 +1,4 @@
-"""One forward pass that serves every backward pass.
+"""One forward pass for any number of backward passes, each with its rule for ReLUs.
 
 Saliency map, DeconvNet and guided backpropagation are one rule with two switches (nie2018, Eq. 1-2): a gradient R that
 arrives behind a ReLU with input y leaves it as
@@ -15,7 +15,7 @@ On a CPU all this is about 1.15x faster for a network in channels_last: model.to
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,14 +25,14 @@ from vis.errors import NotApplicable, named
 from vis.graph.modes import evaluating
 from vis.graph.outputs import checked_logits
 from vis.methods.functional import LayerName, Tap
-from vis.methods.target import Targets, as_targets, score
+from vis.methods.target import Target, Targets, as_targets, score
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 
 
 @dataclass(frozen=True)
 class ReluRule:
-    """How a gradient passes a ReLU: Eq. (1) of nie2018 with h and g of Eq. (2)."""
+    """A rule for gradients at ReLUs: Eq. (1) of nie2018 with h and g of Eq. (2)."""
 
     rectify_gradient: bool  # h is the ReLU, not the identity
     mask_by_input: bool  # g is the ReLU, not the identity
@@ -65,7 +65,7 @@ _UNDEFINED = (
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """Convolutions and matrix products of NVIDIA GPUs in TF32."""
+    """Compute convolutions and matrix products on NVIDIA GPUs in TF32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
@@ -75,16 +75,16 @@ def _tf32() -> Iterator[None]:
 
 
 def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises ValueError or TypeError for images that the model cannot take."""
-    if images.ndim != 4:
-        raise ValueError(f"images are [B, C, H, W], not {list(images.shape)}")
+    """Raise ValueError or TypeError for images that the model cannot take."""
+    if images.ndim not in (4, 5):
+        raise ValueError(f"images are [B, C, H, W], or [B, C, T, H, W] in 3D, not {list(images.shape)}")
     expected = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
     if images.dtype != expected:
         raise TypeError(f"{type(model).__name__} computes in {expected}, the images are {images.dtype}")
 
 
 class Forward:
-    """A forward pass of `model` on images [B, C, H, W], kept for as many backward passes as wanted.
+    """A forward pass of `model` on images [B, C, H, W] or [B, C, T, H, W], kept for any number of backward passes.
 
         with Forward(model, images) as forward:
             gbp = forward.gradient(None, GUIDED)        # of the largest logit
@@ -93,11 +93,11 @@ class Forward:
     layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times,
     `name:relu` the activation function that is called after it (`vis.methods.functional`).
     Afterwards `logits` [B, K] and `layers` keep their values, without the graph.
-    preprocess: the function that made the images from pixels in [0, 1]. It tells a method what black is and how far pixel
-    values reach; without it, such a method takes these values from its caller.
+    preprocess: the function that made the images from pixels in [0, 1]. Methods derive black pixels and the range of pixel
+    values from it; without it, the caller gives these values.
 
     Raises ValueError or TypeError for images that the model cannot take, NotApplicable for a model that is no
-    classifier or lacks a layer.
+    classifier or does not have a wanted layer.
     """
 
     tf32_backward: ClassVar[bool] = False  # mixed precision: which ReLUs are active is decided in float32, always
@@ -149,11 +149,11 @@ class Forward:
         self._evaluating.__exit__(None, None, None)
 
     def output(self, layer: str | None) -> Tensor:
-        """The output of a kept layer, or the logits."""
+        """Return the output of a kept layer, or the logits."""
         return self.logits if layer is None else self.layers[layer]
 
     def scores(self, targets: Targets) -> Tensor:
-        """The explained numbers, one for each image: [B]."""
+        """Return the explained number of each image: [B]."""
         chosen = as_targets(targets, self.images.shape[0])
         by_layer = {target.layer for target in chosen}
         if len(by_layer) == 1:
@@ -161,11 +161,11 @@ class Forward:
         return torch.cat([score(self.output(t.layer)[i : i + 1], [t]) for i, t in enumerate(chosen)])
 
     def gradient(self, targets: Targets, rule: ReluRule = SALIENCY, of: Tensor | None = None) -> Tensor:
-        """The (modified) gradient of the targets with respect to the images, or to a kept layer's output `of`.
+        """Return the (modified) gradient of the targets with respect to the images, or to a kept layer's output `of`.
 
-        Same shape as what it is taken with respect to. At a layer it is computed once, however many methods ask for it.
-        Raises NotApplicable for a modified rule on a network that has no ReLU, or another activation, since the result
-        would silently be the plain gradient.
+        It has the shape of the images or of `of`. At a layer it is computed once for all methods.
+        Raises NotApplicable for a modified rule on a network without ReLUs or with other activations: the result would
+        silently be the plain gradient.
         """
         key = (id(of), rule, *as_targets(targets, self.images.shape[0]))
         if key in self._gradients:
@@ -173,7 +173,7 @@ class Forward:
         scores = self.scores(targets)
         if not scores.requires_grad:
             raise NotApplicable(
-                f"no gradient connects the target and the images in {type(self.model).__name__}: it detaches its values "
+                f"no gradient connects the target and the images in {type(self.model).__name__}: the network detaches its values "
                 "(torch.no_grad), or the forward pass is over"
             )
         if rule != SALIENCY and not self._rules_ready:
@@ -194,7 +194,7 @@ class Forward:
         return gradient
 
     def _capture_layers(self, handles: list[Any]) -> None:
-        """Hooks that fill `self.layers`; their handles are added to `handles`."""
+        """Register hooks that fill `self.layers`, and add their handles to `handles`."""
         modules = dict(self.model.named_modules(remove_duplicate=False))
         calls: dict[str, int] = {}
         for wanted in self._wanted:
@@ -255,8 +255,18 @@ class Forward:
         self._rules_ready = True
 
 
+def output_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
+    """Replace each target None by the largest logit of the unchanged image. Raises NotApplicable for units of other layers."""
+    chosen = as_targets(targets, len(forward.images))
+    if any(target.layer is not None for target in chosen):
+        raise NotApplicable(f"{method} explains the network's output, not a unit of another layer")
+    forward.scores(targets)  # raises for a unit that is not there
+    largest = forward.logits.argmax(1).tolist()
+    return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
+
+
 def _is_relu(node: Any, name: str) -> bool:
-    """A ReLU in any spelling: relu, relu6, threshold, clamp or clip at 0, each in place or not.
+    """Recognise a ReLU in any spelling: relu, relu6, threshold, clamp or clip at 0, each in place or not.
 
     At y = 0 exactly g' is what autograd takes: 0, but 1 for clamp.
     """
@@ -268,7 +278,7 @@ def _is_relu(node: Any, name: str) -> bool:
 
 
 def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
-    """All nodes of autograd's graph behind the tensors."""
+    """Yield all nodes of autograd's graph behind the tensors."""
     stack: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set()
     while stack:

@@ -7,19 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Targets, score
 
 
 class FullGrad(Method):
-    """FullGrad (Srinivas & Fleuret 2019): what the input and the biases of all layers add to the target.
+    """FullGrad (Srinivas & Fleuret 2019): the contributions of the input and of all biases to the target.
 
         S_c = sum(x * dS_c/dx) + sum_l sum(b_l * dS_c/db_l)
         R = psi(x * dS_c/dx) + sum_l psi(b_l * dS_c/db_l)        psi: |.|, scaled to [0, 1], upsampled, summed over channels
 
-    The map sums over convolutions and batch norms l, whose bias acts at each position; the bias of a dense layer has no place
-    in the image. Maps are [B, 1, H, W] and not negative. They do not sum to S_c: psi does not preserve the sum.
+    The sum runs over convolutions and batch norms l, whose bias acts at each position; the bias of a dense layer has no
+    position in the image. Maps are [B, 1, H, W] and not negative. They do not sum to S_c: psi does not preserve the sum.
     Raises NotApplicable for a unit of another layer, and where the first equation is off by more than 1 %: with activations
     such as GELU or a saturated ReLU6, or biases outside the layers of torch.nn.
     Costs a forward and a backward pass beside the shared forward pass.
@@ -49,7 +48,7 @@ class FullGrad(Method):
 
 
 def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[tuple[nn.Module, Tensor]]]:
-    """x * dS/dx [B, C, H, W], and (layer, b * dS/db of its output's shape) for each call of one with a bias. They sum to S."""
+    """Return x * dS/dx [B, C, H, W], and (layer, b * dS/db) for each call of a layer with a bias. They sum to S."""
     x, model = forward.images, forward.model
     chosen = output_targets(forward, targets, FullGrad.title)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []  # a layer, its bias, the output that it is part of
@@ -77,7 +76,7 @@ _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def _bias(module: Any) -> Tensor | None:
-    """What a layer adds in each channel to its product with the input; for a batch norm, that of the scaling that it is."""
+    """Return the bias of a layer for each channel; of a batch norm, the bias of the equivalent scaling."""
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return None if module.bias is None else module.bias.detach()
     if module.running_mean is None or module.running_var is None:
@@ -87,7 +86,7 @@ def _bias(module: Any) -> Tensor | None:
 
 
 def _psi(part: Tensor, size: torch.Size) -> Tensor:
-    """|.| scaled to [0, 1] over each image, upsampled, summed over the channels: [B, V, h, w] -> [B, 1, H, W]."""
+    """Take |.|, scale it to [0, 1] over each image, upsample and sum over channels: [B, V, h, w] -> [B, 1, H, W]."""
     part = part.abs()
     low, high = part.amin((1, 2, 3), keepdim=True), part.amax((1, 2, 3), keepdim=True)
     scaled = (part - low) / torch.where(high > low, high - low, 1)

@@ -1,8 +1,8 @@
-"""Activations that a network calls as functions, `F.relu(x)`: no module, so no hook, yet layers like others.
+"""Layers that are function calls, as `F.relu(x)`: they have no module to hook.
 
-Such a layer is named by the module that returned last before the call: `features:relu` is the ReLU behind the `features` of
-DenseNet, `conv2:relu` that of `F.relu(self.conv2(x))` or of `self.conv2(x).relu_()`. `conv2:1:relu` follows the second call
-of conv2, `conv2:relu:1` is the second ReLU after it.
+The name of such a layer starts with the module that returned last before the call: `features:relu` is the ReLU behind the
+`features` of DenseNet, `conv2:relu` that of `F.relu(self.conv2(x))` or of `self.conv2(x).relu_()`. `conv2:1:relu` follows the
+second call of conv2, `conv2:relu:1` is the second ReLU after it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ ACTIVATIONS = {
 
 
 class LayerName(NamedTuple):
-    """module:call:function:number; call is None where the name has none, function "" where the layer is the module."""
+    """A parsed name module:call:function:number. call is None if the name gives none; function is "" for the module itself."""
 
     module: str
     call: int | None = None
@@ -30,14 +30,14 @@ class LayerName(NamedTuple):
 
     @classmethod
     def of(cls, layer: str) -> "LayerName":
-        """Raises NotApplicable for what is no name of a layer."""
+        """Parse a layer's name. Raises NotApplicable if it cannot be one."""
         module, *rest = layer.split(":")
         call = int(rest.pop(0)) if rest and rest[0].isdecimal() else None
         function = rest.pop(0) if rest and rest[0] in ACTIVATIONS else ""
         number = int(rest.pop(0)) if function and rest and rest[0].isdecimal() else 0
         if rest:
             raise NotApplicable(
-                f"layer {layer}: behind the colon of {module} stands the number of a call or an activation function "
+                f"layer {layer}: {module}: is followed by the number of a call or an activation function "
                 f"(relu, silu, ...), not {rest[0]!r}"
             )
         return cls(module, call, function, number)
@@ -48,14 +48,14 @@ class LayerName(NamedTuple):
 
 
 def function_name(function: Any) -> str:
-    """relu for F.relu, torch.relu_, Tensor.relu, ..."""
+    """Return the plain name of a function: relu for F.relu, torch.relu_, Tensor.relu, ..."""
     return getattr(function, "__name__", "").strip("_")
 
 
 class Tap(TorchFunctionMode):
-    """From now until `remove()` calls change(output) where an activation function is the named layer.
+    """Call change(output) at the named activation function, from construction until `remove()`.
 
-    What `change` returns takes the output's place, unless it is None.
+    A result other than None replaces the output.
     """
 
     def __init__(self, module: nn.Module, name: LayerName, change: Callable[[Tensor], Tensor | None]) -> None:

@@ -1,5 +1,6 @@
-"""What is made of many gradients, or of a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
+"""Methods that combine many gradients, or a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -23,7 +24,7 @@ PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x
 
 
 def fixed(forward: Forward, targets: Targets) -> list[Target]:
-    """Targets whose None is the unit that is largest for the images as they are."""
+    """Replace each target None by the unit that is largest for the unchanged image."""
     chosen = as_targets(targets, len(forward.images))
     forward.scores(targets)  # raises for a unit that is not there
     for i, target in enumerate(chosen):
@@ -37,45 +38,29 @@ def fixed(forward: Forward, targets: Targets) -> list[Target]:
 
 
 def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(image, sample) indices of `count` samples of each image, as many at a time as go through a network at once."""
+    """Yield (image, sample) indices of `count` samples of each image, as many at a time as fit into one pass."""
     pairs = torch.arange(len(images) * count, device=images.device)
     for some in pairs.split(max(1, PASS_VALUES // images[0].numel())):
         yield some % len(images), some // len(images)
 
 
-class IntegratedGradients(Method):
-    """Integrated gradients (Sundararajan et al. 2017; ayyar2021, section 4.4): gradients on the way from a baseline x0.
+class PathMethod(Method):
+    """A method that sums gradients on a way from a baseline x0 to the image. A subclass implements `from_baseline`.
 
-        R = (x - x0) * int_0^1 dS_c(x0 + alpha (x - x0)) / dx  d alpha        ayyar2021, Eq. 7
-
-    Maps are signed, [B, C, H, W], in units of the target, which may be any unit.
-    steps: gradients on the way. rule: gauss_legendre, or riemann, at k / steps for k = 1 ... steps as in the paper.
-    baseline: black, gray, white, zero, mean, blur, noise or a tensor (`vis.methods.baseline`); of several, [black,white,blur],
-    R is the mean (expected gradients, Erion et al. 2021, of these baselines). Black is black pixels: NotApplicable without
-    `preprocess`.
-
-    Axiom: completeness, a map sums to S_c(x) - S_c(x0), the mean over the baselines; what lacks is the error of the sum over
-    the steps.
-    Costs `steps` forward and backward passes for each baseline, beside the shared forward pass; on a network of convolutions,
-    ReLUs and poolings without biases, from zero, a logit has the same gradient on all the way: then one of each.
+    steps: gradients on the way. baseline: one or several (`vis.methods.baseline`); the map is the mean over them. seed: of noise.
     """
 
-    title = "Integrated gradients"
     axiom = "completeness"
 
-    def __init__(
-        self,
-        steps: int = 50,
-        rule: str = "gauss_legendre",
-        baseline: Baseline | Sequence[Baseline] = "black",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, steps: int, baseline: Baseline | Sequence[Baseline], seed: int) -> None:
         if steps < 1:
             raise ValueError("steps is 1 or more")
-        if rule not in ("gauss_legendre", "riemann"):
-            raise ValueError(f"rule is gauss_legendre or riemann, not {rule!r}")
         several(baseline)
-        self.steps, self.rule, self.baseline, self.seed = steps, rule, baseline, seed
+        self.steps, self.baseline, self.seed = steps, baseline, seed
+
+    @abstractmethod
+    def from_baseline(self, forward: Forward, chosen: list[Target], x0: Tensor, k: int) -> Tensor:
+        """Maps [B, C, H, W] of one baseline x0 [B or 1, C, H, W], the k-th."""
 
     @property
     def words(self) -> str:
@@ -85,30 +70,8 @@ class IntegratedGradients(Method):
         return 2 * self.steps * len(several(self.baseline))
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
-        chosen = fixed(forward, targets)
-        return torch.stack([self._explain(forward, chosen, x0) for x0 in self._baselines(forward)]).mean(0)
-
-    def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
-        x = forward.images.detach()
-        outputs = all(target.layer is None and target.output == "logit" for target in chosen)
-        if outputs and not x0.any() and homogeneous(forward):
-            return forward.gradient(chosen) * x
-        alphas, weights = (x.new_tensor(each) for each in self._points())
-        total = torch.zeros_like(x)
-        x0 = x0.expand_as(x)
-        for i, k in _passes(x, self.steps):
-            points = x0[i] + alphas[k].view(-1, 1, 1, 1) * (x - x0)[i]
-            with Forward(forward.model, points, list(forward.layers), forward.preprocess) as on_path:
-                gradient = on_path.gradient([chosen[each] for each in i.tolist()])
-            total.index_add_(0, i, weights[k].view(-1, 1, 1, 1) * gradient)
-        return (x - x0) * total
-
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places in [0, 1] and their weights."""
-        if self.rule == "riemann":
-            return np.arange(1, self.steps + 1) / self.steps, np.full(self.steps, 1 / self.steps)
-        nodes, weights = np.polynomial.legendre.leggauss(self.steps)
-        return (nodes + 1) / 2, weights / 2
+        chosen, baselines = fixed(forward, targets), enumerate(self._baselines(forward))
+        return torch.stack([self.from_baseline(forward, chosen, x0, k) for k, x0 in baselines]).mean(0)
 
     def _baselines(self, forward: Forward) -> list[Tensor]:
         return baseline_images(forward.images.detach(), self.baseline, forward.preprocess, self.seed)
@@ -122,8 +85,90 @@ class IntegratedGradients(Method):
         return forward.scores(chosen) - torch.stack(found).mean(0)
 
 
+class IntegratedGradients(PathMethod):
+    """Integrated gradients (Sundararajan et al. 2017; ayyar2021, section 4.4): gradients on the line from a baseline x0.
+
+        R = (x - x0) * int_0^1 dS_c(x0 + alpha (x - x0)) / dx  d alpha        ayyar2021, Eq. 7
+
+    Maps are signed, [B, C, H, W], in units of the target, which may be any unit.
+    steps: gradients on the line. rule: gauss_legendre; riemann, at k / steps for k = 1 ... steps as in the paper; or uniform,
+    at random (`ExpectedGradients`).
+    baseline: black, gray, white, zero, mean, blur, noise or a tensor (`vis.methods.baseline`), or a list of these, as
+    [black,white,blur]; R is then the mean. Black is black pixels: NotApplicable without `preprocess`.
+
+    Axiom: completeness, a map sums to S_c(x) - S_c(x0), the mean over the baselines, up to the error of the numerical
+    integral.
+    Costs `steps` forward and backward passes for each baseline, beside the shared forward pass; on a network of convolutions,
+    ReLUs and poolings without biases, from zero, a logit has the same gradient on all the way: then one of each.
+    """
+
+    title = "Integrated gradients"
+
+    def __init__(
+        self,
+        steps: int = 50,
+        rule: str = "gauss_legendre",
+        baseline: Baseline | Sequence[Baseline] = "black",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(steps, baseline, seed)
+        if rule not in ("gauss_legendre", "riemann", "uniform"):
+            raise ValueError(f"rule is gauss_legendre, riemann or uniform, not {rule!r}")
+        self.rule = rule
+
+    def from_baseline(self, forward: Forward, chosen: list[Target], x0: Tensor, k: int) -> Tensor:
+        x = forward.images.detach()
+        outputs = all(target.layer is None and target.output == "logit" for target in chosen)
+        if outputs and not x0.any() and homogeneous(forward):
+            return forward.gradient(chosen) * x
+        alphas, weights = (x.new_tensor(each) for each in self._points(k))
+        total = torch.zeros_like(x)
+        x0 = x0.expand_as(x)
+        for i, j in _passes(x, self.steps):
+            points = x0[i] + alphas[j].view(-1, 1, 1, 1) * (x - x0)[i]
+            with Forward(forward.model, points, list(forward.layers), forward.preprocess) as on_path:
+                gradient = on_path.gradient([chosen[each] for each in i.tolist()])
+            total.index_add_(0, i, weights[j].view(-1, 1, 1, 1) * gradient)
+        return (x - x0) * total
+
+    def _points(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places in [0, 1] on the line from the k-th baseline, and their weights."""
+        if self.rule == "gauss_legendre":
+            nodes, weights = np.polynomial.legendre.leggauss(self.steps)
+            return (nodes + 1) / 2, weights / 2
+        alphas = np.arange(1, self.steps + 1) / self.steps
+        if self.rule == "uniform":
+            alphas = np.random.default_rng([self.seed, k]).random(self.steps)
+        return alphas, np.full(self.steps, 1 / self.steps)
+
+
+class ExpectedGradients(IntegratedGradients):
+    """Expected gradients (Erion et al. 2021): integrated gradients, in the mean over many baselines x0.
+
+        R = E_x0 E_alpha [(x - x0) * dS_c(x0 + alpha (x - x0)) / dx]        alpha uniform in [0, 1]
+
+    Maps are signed, [B, C, H, W], in units of the target.
+    baseline: a list of references, each a name or a tensor (`vis.methods.baseline`). The authors take training images:
+    baseline=list(images). NotApplicable for black, gray and white without `preprocess`.
+    samples: alphas drawn for each reference; 1 is enough with hundreds. seed: of these, and of noise.
+
+    Axiom: completeness, a map sums to S_c(x) - E S_c(x0), up to the error of the draws.
+    Costs `samples` forward and backward passes for each reference, beside the shared forward pass.
+    """
+
+    title = "Expected gradients"
+
+    def __init__(
+        self,
+        samples: int = 25,
+        baseline: Baseline | Sequence[Baseline] = ("black", "white", "blur", "noise"),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(samples, "uniform", baseline, seed)
+
+
 class Homogeneous(Walk):
-    """A network for which f(t x) = t f(x), t >= 0; for others it raises NoRule."""
+    """Walk through a network for which f(t x) = t f(x), t >= 0; raises NoRule for any other."""
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
         if op.b is not None and op.b.any():
@@ -138,10 +183,10 @@ class Homogeneous(Walk):
 
 @torch.no_grad()
 def homogeneous(forward: Forward) -> bool:
-    """Whether f(t x) = t f(x) for t >= 0, so that the gradient is the same on the whole line from 0 to an image."""
+    """Tell whether f(t x) = t f(x) for t >= 0: the gradient is then constant on the line from 0 to an image."""
     try:
         checked(Homogeneous(forward.model).run(forward.images.detach()[:1]), forward)
-    except (NotTraceable, NotApplicable):  # nothing is known of it: the path is integrated in steps
+    except (NotTraceable, NotApplicable):  # unknown: integrate the path in steps
         return False
     return True
 
@@ -151,24 +196,38 @@ class SmoothGrad(Method):
 
         R = 1/n sum_i R(x + N(0, sigma^2))        ayyar2021, Eq. 8
 
-    base: any method, the gradient by default; shape, sign and errors are its. samples: n. noise_level: sigma in parts of
-    x_max - x_min, 0.1 to 0.2 in the paper; the image is normalised, and so are they. Noise depends on the seed alone: images
+    base: any method, the gradient by default; the maps have its shape, sign and errors. samples: n. noise_level: sigma in parts
+    of x_max - x_min, 0.1 to 0.2 in the paper; the image is normalised, and so are they. Noise depends on the seed alone: images
     of a batch share its pattern. The target None stays the unit that is largest without noise.
+    reduce: mean; square, the mean of R^2 (SmoothGrad^2, Hooker et al. 2019); variance, the variance of R over the samples
+    (VarGrad, Adebayo et al. 2018). The last two are not negative.
     Costs `samples` times what the base does, beside the shared forward pass.
     """
 
     title = "SmoothGrad"
     display = "absolute"
 
-    def __init__(self, base: Method | None = None, samples: int = 50, noise_level: float = 0.15, seed: int = 0) -> None:
+    def __init__(
+        self,
+        base: Method | None = None,
+        samples: int = 50,
+        noise_level: float = 0.15,
+        seed: int = 0,
+        reduce: str = "mean",
+    ) -> None:
         if samples < 1 or noise_level < 0:
             raise ValueError("samples is 1 or more, noise_level 0 or more")
+        if reduce not in ("mean", "square", "variance"):
+            raise ValueError(f"reduce is mean, square or variance, not {reduce!r}")
         self.base = Saliency() if base is None else base
-        self.samples, self.noise_level, self.seed = samples, noise_level, seed
+        self.samples, self.noise_level, self.seed, self.reduce = samples, noise_level, seed, reduce
 
     @property
     def words(self) -> str:
-        return f"of {self.base.title} {self.base.words}" if self.base.words else ""
+        of = f"of {self.base.title} {self.base.words}" if self.base.words else ""
+        return " ".join(
+            filter(None, [{"square": "squared"}.get(self.reduce, self.reduce) * (self.reduce != "mean"), of])
+        )
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return self.samples * (1 + self.base.passes(model, image))
@@ -177,18 +236,24 @@ class SmoothGrad(Method):
         x = forward.images.detach()
         chosen = fixed(forward, targets)
         sigma = self.noise_level * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-        total: Tensor | None = None
+        shift = total = squares = torch.empty(0)
         for i, k in _passes(x, self.samples):
             patterns = {sample: self._noise(sample, x) for sample in set(k.tolist())}
             noisy = x[i] + sigma[i] * torch.stack([patterns[sample] for sample in k.tolist()])
             maps = self.base(forward.model, noisy, [chosen[image] for image in i.tolist()], forward.preprocess)
-            total = maps.new_zeros(len(x), *maps.shape[1:]) if total is None else total
+            if not len(total):
+                shift, total, squares = maps.new_zeros(3, len(x), *maps.shape[1:])
+            if self.reduce == "variance":  # of the differences from the first map, lest rounding errors remain
+                shift[i[k == 0]] = maps[k == 0]
+            maps = maps - shift[i]
             total.index_add_(0, i, maps)
-        assert total is not None
-        return total / self.samples
+            squares.index_add_(0, i, maps**2)
+        n = self.samples
+        variance = (squares / n - (total / n) ** 2).clamp(min=0)
+        return {"mean": total / n, "square": squares / n, "variance": variance}[self.reduce]
 
     def _noise(self, sample: int, images: Tensor) -> Tensor:
-        """A pattern of deviation 1 for all images [B, C, H, W] of one size: [C, H, W]."""
+        """Draw noise of deviation 1, the same for all images [B, C, H, W] of a size: [C, H, W]."""
         values = np.random.default_rng([self.seed, sample]).standard_normal(images.shape[1:])
         return torch.from_numpy(values).to(images)
 

@@ -1,8 +1,7 @@
-"""Finding a layer of a network, and running the network from a layer on.
+"""Find a layer of a network, and run the network from a layer on.
 
-A hook puts other values in a layer's place. The images are then an empty batch [0, C, H, W]: the network up to the layer
-costs nothing, and whatever reaches the output past the layer has no rows, so that it cannot be mixed up with what comes
-from the layer: torch raises.
+A hook replaces a layer's output. The images are then an empty batch [0, C, H, W]: the network up to the layer costs nothing,
+and torch raises if anything reaches the output around the layer, since it has no rows.
 """
 
 import math
@@ -44,10 +43,10 @@ _found: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 
 class OnFeatureMaps(Method):
-    """A method that looks at the feature maps B [B, V, h, w] of a layer.
+    """Base class of methods on the feature maps B [B, V, h, w] of a layer; [B, V, t, h, w] of images in 3D.
 
-    layer: whose; None finds the last (`feature_layer`). reshape: of a layer that gives tokens [B, N, D] or [B, h, w, D]: their
-    rows and columns [h, w], a class token in front is left out; or a function that puts the layer's values into [B, V, h, w].
+    layer: its name; None finds the last (`feature_layer`). reshape: the rows and columns [h, w] of tokens [B, N, D] or
+    [B, h, w, D], without a class token in front; or a function that turns the layer's output into [B, V, h, w].
     """
 
     display = "overlay"
@@ -67,26 +66,26 @@ class OnFeatureMaps(Method):
         return [feature_layer(model, images, self.layer, None if callable(self.reshape) else self.reshape)]
 
     def maps(self, forward: Forward, layer: str) -> Tensor:
-        """B [B, V, h, w], without a gradient."""
+        """Return B [B, V, h, w], detached."""
         A = forward.layers[layer].detach()
         if self.reshape is not None:
             return A.flatten(1)[:, self.places(A, layer)]
-        if A.ndim != 4:
+        if A.ndim != forward.images.ndim:
             raise NotApplicable(
                 f"layer {layer} gives {list(A.shape)}, not feature maps [B, V, h, w]: tokens take a reshape="
             )
         return A
 
     def gradients(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        """G = df/dB [B, V, h, w] of the targets f. Computed once for all methods that ask for it."""
+        """Return G = df/dB [B, V, h, w] of the targets f, computed once for all methods."""
         A = forward.layers[layer]
         G = forward.gradient(targets, of=A)
         return G if self.reshape is None else G.flatten(1)[:, self.places(A, layer)]
 
     def places(self, A: Tensor, layer: str) -> Tensor:
-        """Where the values of B [V, h, w] stand in the flat output of the layer, A [B, ...].
+        """Return the indices of the values of B [V, h, w] in the flat output A [B, ...] of the layer.
 
-        Raises NotApplicable where A has no feature maps, or other sizes than `reshape`.
+        Raises NotApplicable if A has no feature maps, or other sizes than `reshape`.
         """
         index = torch.arange(A[0].numel()).view(A.shape[1:])
         if self.reshape is None:
@@ -114,17 +113,18 @@ class OnFeatureMaps(Method):
 def feature_layer(
     model: nn.Module, images: Tensor, layer: str | None = None, reshape: Sequence[int] | None = None
 ) -> str:
-    """The name of the layer whose feature maps [B, V, h, w] are looked at, as `Forward` takes it.
+    """Find the layer whose feature maps [B, V, h, w] a method uses; the name is for `Forward`.
 
-    layer: a module's name, `name:k` for its k-th call, one of the network's own names (conv5_3 of VGG-16), or of an activation
-    that is no module (`vis.methods.functional`). None finds the last feature map with more than one position before the
-    classifier: what the last activation (ReLU, SiLU, ...) gives, if everything behind comes from it, else what the blocks give
-    at their end (ConvNeXt). It is no pooling, dropout or the like, and no class maps, which are only pooled to make the logits.
-    features.29 of vgg16, layer4 of resnet50, features:relu of densenet121, relu:2 where one ReLU serves three times.
-    images [B, C, H, W] tell the sizes. reshape: [h, w] finds the last layer with tokens [B, h w, D] or [B, h, w, D]; with a
-    class token, the last before the last attention, behind which the other tokens say nothing.
+    layer: a module's name, `name:k` for its k-th call, a name that the network defines (conv5_3 of VGG-16), or the name of a
+    function call (`vis.methods.functional`). None finds the last feature maps with more than one position before the
+    classifier: the output of the last activation (ReLU, SiLU, ...) if the rest of the network depends only on it, else the
+    output of the last block (ConvNeXt). Outputs of pooling, dropout and the like do not count, nor do class maps, whose pooling
+    gives the logits. Examples: features.29 of vgg16, layer4 of resnet50, features:relu of densenet121, relu:2 where one ReLU is
+    called three times.
+    images [B, C, H, W] give the sizes. reshape: [h, w] finds the last layer with tokens [B, h w, D] or [B, h, w, D]; with a
+    class token, the last one before the last attention, since later outputs of other tokens are not used.
 
-    Raises UserError for a name that is not there, NotApplicable for a network without feature maps.
+    Raises UserError for an unknown name, NotApplicable for a network without feature maps.
     """
     if layer is not None:
         name = LayerName.of(layer)
@@ -140,7 +140,7 @@ def feature_layer(
 
 
 def holds_class_maps(model: nn.Module, images: Tensor, layer: str) -> bool:
-    """Whether a layer gives a map for each class, and the logits are those maps, pooled."""
+    """Tell whether a layer gives a map for each class, whose pooling gives the logits."""
     with evaluating(model), torch.no_grad():
         look = _look(model, images)
     return any(look.name(each) == layer and look.class_maps(each) for each in look.outputs)
@@ -148,7 +148,7 @@ def holds_class_maps(model: nn.Module, images: Tensor, layer: str) -> bool:
 
 @dataclass
 class _Output:
-    """What a module or an activation function gave: the tensor, when, and what it was at that time."""
+    """An output of a module or an activation function: the tensor, when it came, and its kind at that time."""
 
     name: LayerName
     tensor: Tensor
@@ -160,7 +160,7 @@ class _Output:
 
 
 class _Look(TorchFunctionMode):
-    """A forward pass as it goes: what modules and activation functions give, and when."""
+    """Record a forward pass: the outputs of modules and activation functions, and their order."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
@@ -189,11 +189,11 @@ class _Look(TorchFunctionMode):
             handle.remove()
 
     def name(self, output: _Output) -> str:
-        """The name with the number of the call where the module is called several times."""
+        """Return the name, with the number of the call if the module is called several times."""
         return str(output.name if self.calls[output.name.module] > 1 else output.name._replace(call=None))
 
     def class_maps(self, output: _Output) -> bool:
-        """As many maps as classes, and no layer behind them that could mix them; a target function leaves one class of all."""
+        """Tell whether there is a map for each class, and no layer behind mixes them. A target function leaves one class."""
         classes = output.tensor.shape[1] if self.classes == 1 else self.classes
         return output.map and output.tensor.shape[1] == classes and max(self.layers, default=0) < output.at
 
@@ -254,7 +254,7 @@ class _Look(TorchFunctionMode):
                 name,
                 output,
                 self._now,
-                map=features and output.ndim == 4 and output.shape[2] * output.shape[3] > 1 and not last,
+                map=features and output.ndim == self.images.ndim and output.shape[2:].numel() > 1 and not last,
                 tokens=(output.ndim == 3 and output.shape[1] > 1) or (output.ndim == 4 and last),
                 active=id(output) in self._active,
             )
@@ -263,13 +263,13 @@ class _Look(TorchFunctionMode):
 
 
 def _may_be_an_activation(module: nn.Module) -> bool:
-    """Somebody's own module without weights, which may call functions that no one knows."""
+    """Recognise a user's module without weights: it may call unknown functions."""
     known = type(module).__module__.startswith(("torch.nn.", "torchvision."))
     return not known and next(module.children(), None) is None and next(module.parameters(), None) is None
 
 
 def _keeps_last(name: str, args: tuple[Any, ...], output: Tensor) -> bool:
-    """Whether the last axis of a function's first argument is the last of its output."""
+    """Tell whether a function keeps the last axis of its first argument in last place."""
     if name in ("reshape", "view", "flatten", "unflatten"):
         return output.shape[-1] == args[0].shape[-1]
     if name in ("permute", "transpose", "swapaxes", "swapdims"):
@@ -280,7 +280,7 @@ def _keeps_last(name: str, args: tuple[Any, ...], output: Tensor) -> bool:
 
 
 def _look(model: nn.Module, images: Tensor) -> _Look:
-    """A forward pass of no images, or of one where the network does not take none."""
+    """Run the network on an empty batch, or on one image if it does not accept an empty batch."""
     try:
         return _run(model, images[:0])
     except torch.OutOfMemoryError:
@@ -341,8 +341,8 @@ def _last_tokens(look: _Look, model: nn.Module, h: int, w: int) -> str:
 
 
 def _all_comes_from(look: _Look, model: nn.Module, output: _Output) -> bool:
-    """Whether the network's output depends on nothing but this one."""
-    images = look.images.expand(2 * len(look.images), -1, -1, -1)
+    """Tell whether the network's output depends on this output alone."""
+    images = look.images.expand(2 * len(look.images), *look.images.shape[1:])
     values = output.tensor.new_zeros(len(images) + 1 + (len(images) == 0), *output.tensor.shape[1:])  # 2 or 3: none fit
     try:
         run_from(model, images, look.name(output), values)
@@ -354,9 +354,9 @@ def _all_comes_from(look: _Look, model: nn.Module, output: _Output) -> bool:
 
 
 def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Tensor:
-    """The output [n, K] of the network when `layer` gives `values` [n, ...] in place of what it makes of the images.
+    """Return the network's output [n, K] if `layer` gives `values` [n, ...] instead of its own output.
 
-    images [0, C, H, W] where the output depends on nothing but the layer (else an exception), or [n, C, H, W].
+    images: [0, C, H, W] if the output depends on the layer alone (else torch raises), or [n, C, H, W].
     """
     name = LayerName.of(layer)
     calls = iter(range(1 << 30))
@@ -378,7 +378,7 @@ def run_from(model: nn.Module, images: Tensor, layer: str, values: Tensor) -> Te
 
 
 def run_rest(model: nn.Module, image: Tensor, layer: str, values: Tensor) -> Tensor:
-    """`run_from` for one image [1, C, H, W]; it goes through as well, n times, where the layer alone does not do."""
+    """Call `run_from` for one image [1, C, H, W], with n copies of it if the output depends on more than the layer."""
     try:
         return run_from(model, image[:0], layer, values)
     except torch.OutOfMemoryError:  # more of it would not help
@@ -388,9 +388,9 @@ def run_rest(model: nn.Module, image: Tensor, layer: str, values: Tensor) -> Ten
 
 
 class Dense(NamedTuple):
-    """A dense layer W, b that reads feature maps, each map its own share P_v [n] of the inputs: z = b + sum_v W_v P_v.
+    """A dense layer W, b whose inputs divide into a share P_v [n] of each feature map: z = b + sum_v W_v P_v.
 
-    name: as `Forward` takes it. shares [B, V, n]. The share of a feature map that is 0 is 0.
+    name: for `Forward`. shares [B, V, n]; a feature map of zeros has a share of zeros.
     """
 
     name: str
@@ -399,11 +399,11 @@ class Dense(NamedTuple):
 
 
 def dense_after(model: nn.Module, images: Tensor, layer: str, A: Tensor) -> Dense | None:
-    """The first dense layer behind `layer`, for its outputs A [B, V, h, w]; None unless each map has its own share of it.
+    """Find the first dense layer behind `layer`, for its outputs A [B, V, h, w]; None unless each map has its own share of it.
 
-    So it is where only pooling, ReLU, dropout and flattening lie between, in any spelling. They are not recognised by
-    name but tried: a set of maps is set to 0, and the inputs of the dense layer must become 0 at their places, bit for
-    bit, and stay as they were at all others. The sets tell every two maps apart.
+    This holds if only pooling, ReLU, dropout and flattening lie between, in any spelling. A trial decides, not their names: if a
+    set of maps is 0, the dense layer's inputs must be 0 in their shares, and unchanged bit for bit in all others. The sets
+    distinguish every two maps.
     """
     V = A.shape[1]
     index = torch.arange(V, device=A.device)
@@ -442,4 +442,4 @@ def dense_after(model: nn.Module, images: Tensor, layer: str, A: Tensor) -> Dens
 
 
 class _Reached(Exception):
-    """The dense layer was reached: the rest need not run."""
+    """Signal that the pass reached the dense layer: the rest need not run."""

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward
+from vis.methods.forward import Forward, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -17,9 +16,9 @@ class MeaningfulPerturbation(Method):
         E_tau p(c | m x + (1 - m) blur(x), shifted by tau) + l1 mean(1 - m) + tv mean(|dm|^beta)      (their Eq. 5)
 
     by Adam, where m is upsampled from `cells` x `cells`, dm are the differences of neighbours, and tau is up to `jitter`
-    pixels. l1, tv and beta as in the authors' examples, with means in place of sums, so that they do not depend on the size.
-    An image whose loss has not fallen by a thousandth over `patience` steps stops, whatever the others of the batch do; the
-    best mask of all steps is kept. Maps are [B, 1, H, W], from 0 to 1. Raises NotApplicable for a unit of another layer.
+    pixels. l1, tv and beta are those of the authors' examples, with means instead of sums, so that the size does not matter.
+    An image stops when its loss has not fallen by a thousandth over `patience` steps, independently of the rest of the batch;
+    its best mask counts. Maps are [B, 1, H, W], from 0 to 1. Raises NotApplicable for a unit of another layer.
     Costs up to `iterations` forward and backward passes for each image.
     """
 

@@ -1,13 +1,13 @@
-"""Evidence of windows: how much less the network is sure of a class when a window of the image says nothing.
+"""Evidence of windows: the drop of a class score when the content of a window is replaced.
 
-zhou2018 (prediction difference analysis, PDA, of Zintgraf et al. 2017). A window w of side k is replaced by what the rest
-of the image lets one expect there (`vis.windows.gaussian`), and its evidence is
+Prediction difference analysis (PDA: Zintgraf et al. 2017; zhou2018) replaces a window w of side k by content that the rest
+of the image predicts (`vis.windows.gaussian`). The evidence of w is
 
     log2 odds(c | x) - log2 odds(c | x without w)      odds = q / (1 - q), q = (p N + 1) / (N + K)
 
 with p the softmax, K classes and N = 100,000 (the Laplace correction). A pixel's evidence is the mean over the windows that
-hold it. PDA takes the mean probability over samples (Algorithm 1), PDAFast one pass with the conditional mean (2),
-PDAGradient the first-order change of the probability (3), Occlusion a fixed colour. The passes are `vis.windows.engine`'s.
+contain it. PDA takes the mean probability over samples (Algorithm 1), PDAFast one pass with the conditional mean (2),
+PDAGradient the first-order change of the probability (3), Occlusion a fixed colour. `vis.windows.engine` computes the passes.
 """
 
 import logging
@@ -25,8 +25,7 @@ from vis.errors import NotApplicable, UserError
 from vis.graph.modes import evaluating
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, Preprocessing
+from vis.methods.forward import Forward, Preprocessing, output_targets
 from vis.methods.target import Target, Targets, score
 from vis.system.console import progress
 from vis.windows.engine import Incremental
@@ -40,9 +39,9 @@ _BLOCK = 1 << 11  # windows whose contents are held at a time
 
 
 def windows_of(size: Sequence[int], k: int, stride: int = 1) -> Tensor:
-    """The (top, left) of all windows of side k in an image (height, width), row by row: [n, 2].
+    """List (top, left) of all windows of side k in an image (height, width), row by row: [n, 2].
 
-    With a stride the last row and column are windows as well. Raises UserError where none fits.
+    With a stride, windows at the last row and column are included. Raises UserError if no window fits.
     """
     if min(size) < k:
         raise UserError(f"a window of {k}x{k} does not fit into an image of {size[0]}x{size[1]}: give a smaller window")
@@ -51,9 +50,9 @@ def windows_of(size: Sequence[int], k: int, stride: int = 1) -> Tensor:
 
 
 def accumulate(evidence: Tensor, windows: Tensor, k: int, size: Sequence[int]) -> Tensor:
-    """The mean evidence of the windows that hold each pixel, [C, H, W]; 0 where there is none.
+    """Return the mean evidence of the windows that contain each pixel, [C, H, W]; 0 for a pixel without windows.
 
-    evidence [n, C] for windows [n, 2] of side k, each once. A box filter: two sums along each axis, whatever k is.
+    evidence [n, C] is for windows [n, 2] of side k, each once. A box filter: two sums along each axis for any k.
     """
     given, evidence = evidence, evidence.cpu().double()
     grid = evidence.new_zeros(evidence.shape[1] + 1, *(n - k + 1 for n in size))
@@ -69,17 +68,17 @@ def accumulate(evidence: Tensor, windows: Tensor, k: int, size: Sequence[int]) -
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """Numbers in float64, on the CPU where the device has none (Apple's)."""
+    """Convert to float64, on the CPU for devices without it (Apple's)."""
     return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
-    """log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K); float64. N = infinity is none.
+    """Compute log2 of q / (1 - q) with the Laplace correction q = (p N + 1) / (N + K), in float64; N = infinity means q = p.
 
-    Raises NotApplicable for a class that is alone.
+    Raises NotApplicable for a single class.
     """
     if classes < 2:
-        raise NotApplicable("the softmax over a single unit is 1 for every image, and has no odds")
+        raise NotApplicable("the softmax over a single unit is 1 for every image and has no odds: explain the logit")
     p = in_float64(p)
     if math.isinf(laplace):
         return torch.logit(p) / math.log(2)
@@ -87,15 +86,17 @@ def log2_odds(p: Tensor, classes: int, laplace: float = 100_000) -> Tensor:
 
 
 def cut(image: Tensor, windows: Tensor, k: int) -> Tensor:
-    """The windows [n, 2] of side k of an image [C, H, W]: a copy, [n, C, k, k]."""
+    """Copy the windows [n, 2] of side k out of an image [C, H, W]: [n, C, k, k]."""
     top, left = windows.to(image.device).unbind(1)
     return image.unfold(1, k, 1).unfold(2, k, 1)[:, top, left].transpose(0, 1).contiguous()
 
 
 class _Windows(Method):
-    """window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
-    in place of [B, 1, H, W]. laplace: N of the correction. memory_gb: that the passes may take, at most. precision: of the
-    products with what a window changes; float32 is as precise as the image.
+    """Base class of methods that replace windows.
+
+    window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
+    instead of [B, 1, H, W]. laplace: N of the correction. memory_gb: memory limit of the passes. precision: of the products
+    with the values that a window changes; float32 keeps the precision of the image.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class _Windows(Method):
         self.precision = precision
 
     def windows(self, images: Tensor) -> Tensor:
-        """All windows of images [..., H, W]: [n, 2]."""
+        """List all windows of images [..., H, W]: [n, 2]."""
         return windows_of(images.shape[-2:], self.window, self.stride)
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
@@ -140,10 +141,10 @@ class _Windows(Method):
         windows: Tensor,
         preprocess: Preprocessing | None = None,
     ) -> Tensor:
-        """Evidence [n, 1], or [n, C] per channel, of windows [n, 2] of an image [C, H, W] for a unit of the output.
+        """Compute the evidence [n, 1], or [n, C] per channel, of windows [n, 2] of an image [C, H, W] for a unit of the output.
 
-        What a window gives does not depend on the others (up to rounding), so a long image can be cut into ranges of
-        windows, and `accumulate` makes the map of all.
+        The evidence of a window does not depend on the others (up to rounding): ranges of windows can be computed apart,
+        and `accumulate` makes the map of all.
         """
         with evaluating(model), torch.no_grad():
             engine = Incremental(model, image[None], self.memory_gb, PRECISIONS[self.precision])
@@ -163,7 +164,7 @@ class _Windows(Method):
             return torch.cat(parts)
 
     def _saturation(self, logits: Tensor, target: Target) -> None:
-        """Say where the correction, not the network, decides how large the evidence can be."""
+        """Log a message if the Laplace correction, not the network, bounds the evidence."""
         p, classes = in_float64(logits).softmax(1)[:, target.unit], logits.shape[1]
         if classes < 2:  # explained by its score: it has no odds
             return
@@ -179,20 +180,20 @@ class _Windows(Method):
 
     @abstractmethod
     def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:
-        """What windows [n, 2] are replaced by, S times: [n, S, C, k, k]."""
+        """Return S replacements of each of the windows [n, 2]: [n, S, C, k, k]."""
 
     @abstractmethod
     def _measure(self, logits: Tensor, target: Target) -> Tensor:
-        """How sure the network is: [n] from the logits of S passes [n, S, K]."""
+        """Score the target: [n] from the logits of S passes [n, S, K]."""
 
 
 class Learnt(_Windows):
-    """Windows replaced by what other images let one expect there: `fit` first.
+    """Base class of methods that replace windows by content learnt from other images; call `fit` first.
 
-    patch: side l of the patch that a window is conditioned on. samples: draws of each window, 0 takes their expectation.
-    average: of the probabilities or of the logits over the draws. conditional: else what stood at this place in other
-    images, whatever is around it. joint: one Gaussian over all channels, not one for each. gaussian: a file that
-    `PatchGaussian.save` wrote; `vis-run` takes a folder of images as well. seed: of the draws.
+    patch: side l of the patch that a window is conditioned on. samples: draws of each window; 0 takes the expectation.
+    average: over the draws, of probabilities or of logits. conditional: false takes the content of other images at the same
+    position, whatever surrounds it. joint: one Gaussian for all channels, not one for each. gaussian: a file that
+    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images. seed: of the draws.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class Learnt(_Windows):
 
     @property
     def expected(self) -> PatchGaussian | Marginal:
-        """What was learnt. Raises UserError where nothing was, or for a Gaussian that is another than asked for."""
+        """Return the learnt distribution. Raises UserError if there is none, or if a loaded Gaussian has other parameters."""
         if self.learnt is None and self.conditional and self.gaussian is not None:
             self.learnt = PatchGaussian.load(Path(self.gaussian).expanduser())
         if self.learnt is None:
@@ -241,7 +242,7 @@ class Learnt(_Windows):
         if isinstance(found, PatchGaussian) and (found.side, found.joint) != (self.patch, self.joint):
             raise UserError(
                 f"the Gaussian in {self.gaussian} has patch={found.side} joint={found.joint}, "
-                f"asked for is patch={self.patch} joint={self.joint}"
+                f"not the requested patch={self.patch} joint={self.joint}"
             )
         return found
 
@@ -259,10 +260,10 @@ class PDA(Learnt):
 
         evidence(w) = log2 odds(p(c|x)) - log2 odds(1/S sum_s p(c | x, w drawn))
 
-    Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend on the seed and the window's place
-    alone, and are clipped to the range of the data.
-    Raises UserError where nothing was learnt (`fit`) and where no window fits, NotApplicable for a unit of another layer.
-    Costs `samples` forward passes for each window, each only of what the window can change (`vis.windows.engine`).
+    Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend only on the seed and the
+    window's position, and are clipped to the range of the data.
+    Raises UserError without a learnt distribution (`fit`) and if no window fits, NotApplicable for a unit of another layer.
+    Costs `samples` forward passes for each window, limited to the values that the window can change (`vis.windows.engine`).
     """
 
     title = "PDA"
@@ -298,7 +299,7 @@ class PDA(Learnt):
             precision,
         )
         if samples < 1:
-            raise ValueError("PDA draws samples: 1 or more; pda_fast takes their expectation")
+            raise ValueError("PDA draws samples: give 1 or more, or take pda_fast, which uses their expectation")
         if average not in ("probability", "logit"):
             raise ValueError(f"average is probability or logit, not {average!r}")
         self.average = average
@@ -308,12 +309,13 @@ class PDA(Learnt):
 
 
 class PDAFast(Learnt):
-    """Efficient prediction difference analysis (zhou2018, Algorithm 2): one pass a window, with its conditional mean.
+    """Efficient prediction difference analysis (zhou2018, Algorithm 2): one pass per window, with its conditional mean.
 
         evidence(w) = log2 odds(p(c|x)) - log2 odds(p(c | x, w = E[w | what is around it]))
 
-    samples: with the mean of so many draws instead (its Figures 14 and 15). Maps and errors are those of PDA.
-    Costs a forward pass for each window, only of what the window can change (`vis.windows.engine`).
+    samples: the number of draws whose mean replaces the conditional mean (its Figures 14 and 15); 0 for none. Maps and errors are
+    those of PDA.
+    Costs a forward pass for each window, limited to the values that the window can change (`vis.windows.engine`).
     """
 
     title = "Efficient PDA"
@@ -358,10 +360,10 @@ class Occlusion(_Windows):
 
     Maps are signed: [B, 1, H, W], or [B, C, H, W] per channel, in units of f: the logit or the probability, as the target
     says; evidence="odds" takes the log2 odds of zhou2018.
-    fill: what covers it (`vis.methods.baseline`): gray pixels as in their paper, black, white, pixels of a number in [0, 1] or
-    one for each channel, zero, mean, blur, noise or a tensor.
-    Raises UserError where no window fits, NotApplicable for a unit of another layer, and for pixels without `preprocess`.
-    Costs a forward pass for each window, only of what the window can change (`vis.windows.engine`).
+    fill: the content of a covered window (`vis.methods.baseline`): gray pixels as in the paper, black, white, pixels of a number
+    in [0, 1] or one for each channel, zero, mean, blur, noise or a tensor.
+    Raises UserError if no window fits, NotApplicable for a unit of another layer, and for named pixels without `preprocess`.
+    Costs a forward pass for each window, limited to the values that the window can change (`vis.windows.engine`).
     """
 
     title = "Occlusion"
@@ -388,7 +390,7 @@ class Occlusion(_Windows):
         return f"by {in_words(self.fill)}"
 
     def covered(self, image: Tensor, preprocess: Preprocessing | None) -> Tensor:
-        """An image [C, H, W] with a window over all of it."""
+        """Return an image [C, H, W] that is covered everywhere."""
         return baseline_image(image[None], self.fill, preprocess, part=True)[0]
 
     def _contents(self, image: Tensor, windows: Tensor, preprocess: Preprocessing | None = None) -> Tensor:

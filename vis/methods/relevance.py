@@ -5,15 +5,15 @@ its inputs, by a rule (Eq. 12-15):
 
     R_i = sum_j sum_k  coefficient_k * (a'_ik w'_ijk) / z'_jk * R_j        z'_k = sum_i a'_ik w'_ijk (+ b'_k)
 
-A rule is data: its parts k, each with what makes a' of a and w' of w, and the epsilon of its denominators; where a
-denominator is 0 the relevance is lost. Behind each of the network's own values stands z', linear in a', and autograd
-carries R: divided by z', through the layer with w', times a'. So every branch is followed, and inputs that are 0 can have
-relevance (rules flat and wsquare).
+A rule is data: its parts k, each with the functions that make a' of a and w' of w, and the epsilon of its denominators. If
+a denominator is 0, the relevance is lost. Each value of the network depends on z', linear in a', and autograd carries R:
+divided by z', through the layer with w', times a'. It follows every branch, and inputs of 0 can have relevance (rules flat
+and wsquare).
 
 Additions and averages are layers with weights 1. A max-pooling passes relevance to its largest value. A batch norm is
-folded into the layer before it, or scales as a layer of its own. A function of each value on its own (ReLU, SiLU, ...)
-passes relevance on as it is (Bach et al. 2015, Eq. 55-56); so does a layer norm, and a product of two values of the
-network, such as a gate, halves it (Achtibat et al. 2024, AttnLRP: the identity and the uniform rule).
+folded into the layer before it, or scales as a layer of its own. An elementwise function (ReLU, SiLU, ...) passes
+relevance on unchanged (Bach et al. 2015, Eq. 55-56); so does a layer norm. A product of two values of the network, such as a
+gate, gives each factor half (Achtibat et al. 2024, AttnLRP: the identity and the uniform rule).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +30,7 @@ from vis.graph.interpreter import Affine, Walk
 from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Target, Targets, score
 
 Modify = Callable[[Tensor], Tensor]
@@ -50,7 +49,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """See above. bias: counts in the denominators; it is the weight of a neuron that is always 1."""
+    """A rule as above. bias: it counts in the denominators, as the weight of a neuron that is always 1."""
 
     parts: tuple[Part, ...]
     epsilon: float = 0.0
@@ -152,7 +151,7 @@ def box_rule(x: Tensor, low: Tensor, high: Tensor) -> Rule:
 
 
 class Slopes(torch.autograd.Function):
-    """y, whose gradient reaches each z_k times slope_k."""
+    """Return y, whose gradient reaches each z_k multiplied by slope_k."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, slopes: Sequence[Tensor], *zs: Tensor) -> Tensor:
@@ -166,13 +165,13 @@ class Slopes(torch.autograd.Function):
 
 
 def counted(a: Tensor, of_a: Modify = same) -> Tensor:
-    """a', whose gradient reaches a times a'."""
+    """Return a', whose gradient reaches a multiplied by a'."""
     v = of_a(a.detach())
     return Slopes.apply(v, [v], a)
 
 
 def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule, signs: Tensor | None = None) -> Tensor:
-    """y, whose relevance the z' of a rule's parts share; signs: of the outputs as the rule counts them, None: those of y."""
+    """Return y, whose relevance is shared by the z' of a rule's parts; signs: of the outputs that the rule counts, or y's."""
     y, slopes = y.detach(), []
     signs = y if signs is None else signs
     for z, part in zip((z.detach() for z in zs), rule.parts, strict=True):
@@ -186,7 +185,7 @@ def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule, signs: Tensor | None = N
 
 
 class Relevance(Walk):
-    """The network whose gradient is the relevance; its values are the network's own.
+    """Run a network so that its gradient is the relevance; its values stay the same.
 
     rule: of additions, averages and scalings, of one part; rule_of(name, "conv" or "dense", first): of a layer, first
     before any other.
@@ -213,7 +212,7 @@ class Relevance(Walk):
         return shared(y, zs, rule, signs=None if counts else op.f(a.detach(), op.w, None))
 
     def _z(self, op: Affine, a: Tensor, part: Part, bias: bool) -> Tensor:
-        """z' of a part."""
+        """Return z' of a part."""
         total: Any = 0
         for of_a, of_w in part.products:
             if of_a is negative and a.detach().amin() >= 0:
@@ -229,7 +228,7 @@ class Relevance(Walk):
         return self._sum(lambda made: f(made(a)))
 
     def _sum(self, sum_of: Callable[[Modify], Tensor]) -> Tensor:
-        """Where the weights are 1, what counts is the rule's first a'."""
+        """Share a sum with weights 1 by the rule's first a'."""
         of_a = self.rule.parts[0].products[0][0]
         z = sum_of(partial(counted, of_a=of_a))
         return shared(z if of_a is same else sum_of(Tensor.detach), [z], self.rule)
@@ -247,7 +246,7 @@ class Relevance(Walk):
 
 @contextmanager
 def by_rules() -> Iterator[None]:
-    """Turns a network that cannot be traced and an operation without a rule into NotApplicable."""
+    """Raise NotApplicable for a network that cannot be traced or an operation without a rule."""
     try:
         yield
     except NotTraceable as error:
@@ -267,7 +266,7 @@ class LRP(Method):
     logit. Other rules share by other contributions; docs/lrp.md has their equations, and what they do on networks.
 
     composite: rules for kinds of layers (Montavon et al. 2019; Kohlbrenner et al. 2020; Anders et al. 2021, zennit's of
-    that name), additions and averages in proportion: epsilon_plus (alpha_beta with alpha = 1 in convolutions, epsilon in
+    that name), additions and averages share in proportion: epsilon_plus (alpha_beta with alpha = 1 in convolutions, epsilon in
     dense layers), epsilon_plus_flat (flat at the pixels), epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat,
     epsilon_gamma_box (zb at the pixels, gamma in convolutions), excitation_backprop (alpha_beta with alpha = 1 everywhere).
     rule: one rule for all layers in place of a composite: zero, epsilon, gamma (contributions with the output's sign count
@@ -282,8 +281,8 @@ class LRP(Method):
     model's preprocessing, those of black and white and of the image itself, which some preprocessings scale; "image": the
     smallest and the largest value of each channel of the image.
 
-    Axiom: conservation, the relevance sums to the logit (Eq. 11). Biases and epsilon take a part of it.
-    Raises NotApplicable for operations without a rule, for what is no logit of the network, and for zb without bounds.
+    Axiom: conservation, the relevance sums to the logit (Eq. 11), except for the part that biases and epsilon absorb.
+    Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for zb without bounds.
     Costs 2 passes beside the shared forward pass with the rules zero and epsilon, 3 with zplus, wsquare and flat, about 5
     with gamma and alpha_beta (3 for alpha = 1).
     """
@@ -356,7 +355,7 @@ class LRP(Method):
         return RULES[name](getattr(self, NUMBERS.get(name, "epsilon")) if number is None else number, self.bias)
 
     def _bound(self, given: Bound, extreme: Callable[..., Tensor], forward: Forward) -> Tensor:
-        """The lowest or highest values of pixels, for each image and channel or for all."""
+        """Return the lowest or highest values of pixels, for each image and channel or for all."""
         x = forward.images.detach()
         if given is not None and not isinstance(given, str):
             bound = torch.as_tensor(given, dtype=x.dtype, device=x.device)
@@ -408,7 +407,7 @@ def _check_numbers(epsilon: float = 1.0, gamma: float = 0.0, alpha: float = 1.0)
 
 
 def _name_and_number(layers: str, given: RuleName) -> tuple[str, float | None]:
-    """Of a rule, in `rules`. Raises ValueError."""
+    """Split a rule of `rules` into its name and number. Raises ValueError for an unknown rule."""
     numbered = isinstance(given, Mapping)
     pairs = list(given.items()) if isinstance(given, Mapping) else [(given, None)]
     name, number = pairs[0] if len(pairs) == 1 else ("", None)
@@ -439,7 +438,7 @@ class DeepTaylor(LRP):
 
 
 def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
-    """Targets with fixed units. Raises NotApplicable for what is no logit."""
+    """Fix the unit of each target. Raises NotApplicable for anything but a logit."""
     chosen = output_targets(forward, targets, method)
     if any(target.output != "logit" for target in chosen):
         raise NotApplicable(f"{method} explains logits, not probabilities")
@@ -447,9 +446,9 @@ def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Targe
 
 
 def checked(outputs: Tensor, forward: Forward) -> Tensor:
-    """Outputs [B, K], or those of the first images, that are the network's.
+    """Return outputs [B, K], or those of the first images, that equal the network's.
 
-    Raises NotApplicable where the code of the network is not all that it computes.
+    Raises NotApplicable if the traced graph computes something else.
     """
     logits = forward.logits.detach()[: len(outputs)]
     if outputs.shape != logits.shape or (outputs.detach() - logits).norm() > 1e-2 * logits.norm():

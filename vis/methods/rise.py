@@ -1,4 +1,4 @@
-"""RISE (Petsiuk et al. 2018): the mean of random masks, each weighted by how sure the network is of the masked image."""
+"""RISE (Petsiuk et al. 2018): the mean of random masks, each weighted by the score of the masked image."""
 
 import numpy as np
 import torch
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES, output_targets
-from vis.methods.forward import Forward
+from vis.methods.cam import PASS_VALUES
+from vis.methods.forward import Forward, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -17,9 +17,9 @@ class RISE(Method):
         R = 1 / (p N) sum_i f(x * M_i) M_i
 
     A mask M_i is a grid of cells x cells, each cell 1 with probability p, enlarged by bilinear interpolation to a little more
-    than the image and cut at random. It multiplies the network's input, as in the authors' code: 0 is what the network
-    takes for 0. Maps are [B, 1, H, W], in units of f. Masks depend on the seed alone: all images have the same.
-    samples: N, 4000 to 8000 in the paper. keep: p. output: what f is, the probability as in the paper, or the logit.
+    than the image and cut at random. It multiplies the network's input, as in the authors' code: a masked pixel is
+    the network's zero. Maps are [B, 1, H, W], in units of f. Masks depend on the seed alone: all images have the same.
+    samples: N, 4000 to 8000 in the paper. keep: p. output: f is the probability, as in the paper, or the logit.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """
@@ -51,13 +51,13 @@ class RISE(Method):
         return total / (self.keep * self.samples)
 
     def _draws(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Grids [N, 1, cells, cells] of 0 and 1, and by how much [N, 2] of a cell their masks are moved, in [0, 1)."""
+        """Draw grids [N, 1, cells, cells] of 0 and 1, and the shifts [N, 2] of their masks, in [0, 1) of a cell."""
         rng = np.random.default_rng(self.seed)
         grids = rng.random((self.samples, 1, self.cells, self.cells)) < self.keep
         return torch.from_numpy(grids).to(images), torch.from_numpy(rng.random((self.samples, 2)))
 
     def _masks(self, grids: Tensor, shifts: Tensor, images: Tensor) -> Tensor:
-        """Masks [n, 1, H, W] in [0, 1]."""
+        """Enlarge and cut grids to masks [n, 1, H, W] in [0, 1]."""
         H, W = images.shape[2:]
         sides = [-(-side // self.cells) for side in (H, W)]  # of a cell, rounded up
         up = F.interpolate(grids, [(self.cells + 1) * side for side in sides], mode="bilinear")

@@ -1,4 +1,4 @@
-"""LIME and Kernel SHAP: linear models of what the superpixels of an image do for a class, around that image."""
+"""LIME and Kernel SHAP: linear models of the score around an image, over its superpixels."""
 
 import math
 from abc import abstractmethod
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES, output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.cam import PASS_VALUES
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Target, Targets, score
 
 
 class _Superpixels(Method):
-    """A weight for each superpixel, found from images in which some superpixels are kept and the others have their mean colour.
+    """A weight for each superpixel, from images that keep some superpixels and show the others in their mean colour.
 
     A pixel has the weight of its superpixel: maps are [B, 1, H, W], signed, in units of f, the probability or the logit.
     """
@@ -40,13 +40,13 @@ class _Superpixels(Method):
 
     @abstractmethod
     def weights(self, model: nn.Module, image: Tensor, segments: Tensor, means: Tensor, target: Target) -> np.ndarray:
-        """Weights [S] of the superpixels of an image [C, H, W] whose mean colours are [C, S]."""
+        """Return the weights [S] of the superpixels of an image [C, H, W] with mean colours [C, S]."""
 
     @torch.no_grad()
     def scores(
         self, model: nn.Module, image: Tensor, segments: Tensor, means: Tensor, kept: np.ndarray, target: Target
     ) -> np.ndarray:
-        """f of an image for each of n choices of superpixels, kept [n, S] of 0 and 1: [n] in float64."""
+        """Compute f for each of n choices of superpixels, kept [n, S] of 0 and 1: [n] in float64."""
         coloured, values = means[:, segments], []
         for some in torch.from_numpy(kept).to(image.device).split(max(1, PASS_VALUES // image.numel())):
             mask = some[:, segments][:, None].bool()
@@ -54,7 +54,7 @@ class _Superpixels(Method):
         return torch.cat(values).cpu().double().numpy()
 
     def segments(self, image: Tensor) -> Tensor:
-        """The superpixel 0, 1, ... of each pixel of an image [C, H, W]: [H, W]."""
+        """Number the superpixel 0, 1, ... of each pixel of an image [C, H, W]: [H, W]."""
         from skimage.segmentation import slic
 
         low, high = image.min(), image.max()
@@ -68,11 +68,11 @@ class LIME(_Superpixels):
 
         w = argmin  sum_i pi_i (f(x_i) - w^T m_i - b)^2 + alpha |w|^2        pi = exp(-d^2 / (2 sigma^2))
 
-    m_i says which superpixels of sample x_i are kept; the others have their mean colour. A pixel has the weight of its
+    m_i marks the superpixels that sample x_i keeps; the others have their mean colour. A pixel has the weight of its
     superpixel: maps are [B, 1, H, W], signed, in units of f.
-    samples: such images, each superpixel kept or not by a coin, the first with all of them. superpixels: about how many
-    (SLIC). d: cosine distance from the whole image (the square root of the kernel of the authors' code, which it takes
-    itself). alpha: of the ridge, whose intercept is free. output: what f is, the probability as in the paper, or the logit.
+    samples: the number of such images. Each keeps a superpixel with probability 1/2, the first keeps all. superpixels: their
+    approximate number (SLIC). d: cosine distance from the whole image; pi is the authors' sqrt(exp(-d^2 / sigma^2)).
+    alpha: penalty of the ridge regression, whose intercept is free. output: f is the probability, as in the paper, or the logit.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """
@@ -110,10 +110,11 @@ class KernelSHAP(_Superpixels):
         phi = argmin  sum_z pi(z) (f(z) - f(0) - phi^T z)^2        subject to sum_s phi_s = f(1) - f(0)
         pi(z) = (S - 1) / (binom(S, |z|) |z| (S - |z|))
 
-    z in {0, 1}^S says which of S superpixels are kept; the others have their mean colour. A pixel has the value of its
+    z in {0, 1}^S marks the superpixels that are kept, of S; the others have their mean colour. A pixel has the value of its
     superpixel: maps are [B, 1, H, W], signed, in units of f.
-    samples: choices z. If all 2^S fit in, each is taken once and the values are exact; otherwise z are drawn in proportion to
-    pi, each with its complement. superpixels: about how many (SLIC). output: what f is, the probability or the logit.
+    samples: the number of choices z. If it reaches 2^S, each z counts once and the values are exact; otherwise z are drawn in
+    proportion to pi, each with its complement. superpixels: their approximate number (SLIC). output: f is the probability or
+    the logit.
     Raises NotApplicable for a unit of another layer, and where the samples do not determine the values: S superpixels need
     at least 2 (S - 1).
     Costs `samples` forward passes for each image.
@@ -139,7 +140,7 @@ class KernelSHAP(_Superpixels):
         return np.append(phi, change - phi.sum())
 
     def _choices(self, S: int) -> tuple[np.ndarray, np.ndarray]:
-        """Choices [n, S] that keep some superpixels, not all, and their weights [n] in the regression."""
+        """Return choices [n, S] that keep some superpixels, not all, and their weights [n] in the regression."""
         if self.samples >= 2**S:
             kept = np.array([z for z in product((0, 1), repeat=S) if 0 < sum(z) < S]).reshape(-1, S)
             return kept, np.array([(S - 1) / (math.comb(S, k) * k * (S - k)) for k in kept.sum(1).tolist()])

@@ -1,6 +1,6 @@
-"""What a map explains: a unit of the network.
+"""Targets: the units of a network that maps explain.
 
-A target is mostly a class: the logit `S_c` of nie2018, Eq. (3). It may also be any unit of any layer (the fc1 neurons
+A target is usually a class: the logit `S_c` of nie2018, Eq. (3). It may also be any unit of any layer (the fc1 neurons
 26 and 44 of nie2018, Figure 3), a probability (zhou2018, Algorithm 3), or any function of what the network returns.
 """
 
@@ -37,8 +37,8 @@ class Target:
             raise ValueError(f"Target.output is 'logit' or 'prob', not {self.output!r}")
 
 
-# What a method takes as `targets`: one for the whole batch, or one for each image (a list, a tensor or an array).
-# None is the largest logit. A function of what the network returns, for any number of images, is always one for all.
+# The argument `targets` of a method: one target for the whole batch, or one for each image (a list, a tensor or an array).
+# None is the largest logit. A function of the network's output, for any number of images, always counts for all.
 Targets = None | int | Target | Sequence[int | Target | None] | Tensor | Score
 
 
@@ -47,9 +47,9 @@ class NoSuchUnit(IndexError):
 
 
 def as_targets(targets: Targets, batch: int) -> list[Target]:
-    """One Target for each of `batch` images. A single target counts for all. Functions are `vis.methods.explain_all`'s.
+    """Return one Target for each of `batch` images; a single target counts for all. `explain_all` handles functions.
 
-    Raises ValueError for a wrong count, TypeError for what is no target.
+    Raises ValueError for a wrong count, TypeError for anything else.
     """
     given: Any = targets
     if hasattr(given, "tolist"):  # tensors, arrays, NumPy's integers
@@ -74,10 +74,10 @@ def _as_target(target: Any) -> Target:
 
 
 def score(output: Tensor, targets: Sequence[Target]) -> Tensor:
-    """The explained number of each image: [B] from a layer's output [B, K] or [B, C, H, W].
+    """Pick the explained number of each image from a layer's output [B, K] or [B, C, H, W]: [B].
 
-    Raises NoSuchUnit where a unit is not in the layer, ValueError where the layer has no row for each image, NotApplicable
-    for the probability of a unit that is alone.
+    Raises NoSuchUnit for a unit that the layer does not have, ValueError for an output without a row for each image,
+    NotApplicable for the probability of a layer's only unit.
     """
     if output.ndim < 2 or output.shape[0] != len(targets):
         raise ValueError(
