@@ -77,7 +77,7 @@ class Compare(Experiment):
         found: dict[str, torch.Tensor] = {}
         for name, method in run.methods.items():
             try:
-                run.fit(name, model, batch.x, [target])
+                run.prepare(name, model, batch.x, [target])
                 reset_peak_memory(run.device)
                 before, began = peak_memory_gb(run.device), time.perf_counter()
                 (maps,), _ = explain_all({name: method}, model.net, batch.x, [target], run.preprocess(model))

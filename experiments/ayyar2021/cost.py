@@ -68,7 +68,7 @@ class Cost(Experiment):
                 continue
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
-                run.fit(name, model, batch.x, [targets])  # no part of the time of an image
+                run.prepare(name, model, batch.x, [targets])  # no part of the time of an image
                 if name not in self._passes:  # the short ones warm up with it
                     with FlopCounterMode(display=False) as counter:
                         row["seconds"] = timed(method)

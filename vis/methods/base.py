@@ -1,19 +1,76 @@
-"""What every method is."""
+"""The base class of all methods, and how several of them share a forward pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vis.errors import UserError, named
 from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
 from vis.methods.target import Targets, as_targets
+from vis.windows.gaussian import Images
+
+
+class Examples(Images, Protocol):
+    """Images to learn from, each [C, H, W] as the network sees it.
+
+    labels: the class of each image, None if unknown. facts: data, fingerprint and preprocessing, for cache keys.
+    """
+
+    @property
+    def labels(self) -> Sequence[int | None]: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def part(self, indices: Sequence[int]) -> "Examples": ...
+
+
+class Subject(Protocol):
+    """A network that is about to be explained, and the images that a method may learn from.
+
+    model: in eval mode, on its device. preprocess: turns pixels in [0, 1] into its input.
+    size, channels: (height, width) and number of channels of its input.
+    images [B, C, H, W], targets: the first that will be explained.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def preprocess(self) -> Preprocessing: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def targets(self) -> Sequence[Targets]: ...
+
+    def network(self) -> dict[str, Any]:
+        """Facts that identify the network, for cache keys: a hash of its parameters, its architecture, its input size."""
+
+    def training_images(self) -> Examples:
+        """The training images of the run's dataset."""
+
+    def pictures(self, folder: str | None = None) -> Examples:
+        """The images of a folder; by default the bundled photographs, or what the experiment chose instead."""
+
+    def cache(self, kind: str, key: object) -> Path:
+        """The file in the folder `kind` for what was learnt under a key; it outlives the run. `repr` tells keys apart."""
 
 
 class Method(ABC):
-    """A method: its constructor takes its parameters, its call takes (model, images, targets) and returns maps.
+    """An attribution method: the constructor takes its parameters, a call takes (model, images, targets) and returns maps.
 
     images [B, C, H, W].
     targets: one for all images or one for each, see `vis.methods.target`; None is the largest logit. A function
@@ -23,17 +80,25 @@ class Method(ABC):
     Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
     found, also after an exception. A batch gives what its images give one by one.
 
-    A subclass implements `explain`, on a forward pass that it may share with other methods.
+    A subclass implements `explain`, on a forward pass that it may share with other methods. One that must learn from
+    images first implements `prepare` as well.
     """
 
     title: ClassVar[str] = ""  # for figures; the class name by default
     display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
     axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
+    why_silent: ClassVar[str] = ""  # the possible reasons for `silent`, in words
 
     @property
     def words(self) -> str:
         """What a caption says behind the title, as "from black pixels"; "" for nothing."""
         return ""
+
+    def prepare(self, subject: Subject) -> None:  # noqa: B027  # most methods learn nothing
+        """Learn what `explain` needs, from images. `vis-run` calls it before the method first explains a network.
+
+        What takes long belongs in a file, `subject.cache`. Raises NotApplicable if the method cannot explain the targets.
+        """
 
     @abstractmethod
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
@@ -49,6 +114,10 @@ class Method(ABC):
         For plans: the model and the image have shapes alone (torch's meta device). What is learnt first is not counted.
         """
         return 1
+
+    def silent(self, model: nn.Module, images: Tensor) -> Tensor:
+        """For each image whether its maps carry no information, [B] of bool."""
+        return torch.zeros(len(images), dtype=torch.bool)
 
     def why_zero(self) -> str:
         """Why a map of it is all zero, in words for a caption; nothing where only the network knows."""

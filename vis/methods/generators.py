@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vis.errors import UserError
 from vis.graph.modes import evaluating
-from vis.methods.base import Method
+from vis.methods.base import Method, Subject
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.target import Targets
@@ -132,6 +132,7 @@ class AdversarialGenerators(Method):
 
     title = "Adversarial generators"
     display = "absolute"
+    why_silent = "the image is of neither class, or the adversarial image keeps its class"
 
     def __init__(
         self,
@@ -162,6 +163,36 @@ class AdversarialGenerators(Method):
         if max(self.classes) >= logits.shape[1]:
             raise UserError(f"classes={self.classes}: the network has the classes 0 to {logits.shape[1] - 1}")
         return logits[:, self.classes].argmax(1)
+
+    def prepare(self, subject: Subject) -> None:
+        """Train on the training images of the two classes, once for a network, these images and the method's parameters.
+
+        The generators are cached, and an interrupted training goes on. Raises UserError if there are no such images,
+        NotApplicable for a target that is neither of the classes.
+        """
+        with Forward(subject.model, subject.images, preprocess=subject.preprocess) as forward:
+            for each in subject.targets:
+                self.check(forward, each)
+        data = subject.training_images()
+        kept = [i for i, label in enumerate(data.labels) if label in self.classes]
+        if {data.labels[i] for i in kept} != set(self.classes):
+            raise UserError(
+                f"{self.title} learn from labelled images of the classes {self.classes[0]} and {self.classes[1]}, and "
+                f"{data.facts['data']} has none of one of them: give dataset=mnist, or other classes"
+            )
+        data = data.part(kept)
+        parameters = {key: value for key, value in vars(self).items() if key != "learnt"}
+        facts = data.facts | subject.network() | parameters
+        file = subject.cache("generators", facts)
+        if file.is_file():
+            self.learnt = Generators.load(file)
+            return
+        log.info("training %s on %d images of %s, once, in %s", self.title.lower(), len(data), facts["data"], file)
+        state = file.with_suffix(".training")
+        self.fit(subject.model, data, state, **facts)
+        assert self.learnt is not None
+        self.learnt.save(file)
+        state.unlink(missing_ok=True)
 
     def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
         """Train on images [N, C, H, W] of the two classes as the network sees them, or a sequence of N.
@@ -219,7 +250,9 @@ class AdversarialGenerators(Method):
         return similar.to(images.dtype), adversarial.to(images.dtype)
 
     def silent(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Of which images a map says nothing, [B]: the largest logit is of neither class, or g_a(x) keeps the class."""
+        """For each image whether the largest logit is of neither class, or g_a(x) keeps the class; False before `fit`."""
+        if self.learnt is None:
+            return super().silent(model, images)
         with evaluating(model), torch.no_grad():
             logits, turned = model(images), model(self.generate(images)[1])
         neither = torch.isin(logits.argmax(1), torch.tensor(self.classes, device=logits.device), invert=True)

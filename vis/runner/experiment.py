@@ -22,23 +22,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from vis.claims import Claim
 from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
 from vis.errors import Lacking, UserError, did_you_mean, named
-from vis.methods import AdversarialGenerators, Method, NotApplicable, explain_all
-from vis.methods.forward import Forward
-from vis.methods.perturbation import Learnt
+from vis.methods import Method, NotApplicable, explain_all
 from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, build_model, skeleton
 from vis.models.weights import torchvision_weights
 from vis.store.run_folder import Part, Results
 from vis.store.tables import Rows
 from vis.system.device import out_of_memory, pick_device
-from vis.training.fit import fit, fit_generators
+from vis.training.fit import ModelOfRun
 from vis.training.standin import StandIn, architecture, standin
 
 log = logging.getLogger(__name__)
@@ -96,7 +94,7 @@ class Run:
             raise UserError("device=mps has no float64: use device=cpu with precision=float64")
         self._model: tuple[Any, Model] | None = None
         self._standins: dict[str, StandIn] = {}
-        self._fitted: dict[str, Any] = {}
+        self._prepared: dict[str, weakref.ref[nn.Module]] = {}  # the network of each method
         self.weights_used: dict[str, dict[str, Any]] = {}  # for provenance
         self._elsewhere: dict[str, Run] = {}
         self._no_numbers: set[str] = set()  # methods that were named as such
@@ -265,7 +263,7 @@ class Run:
         """
         try:
             for name in self.methods:
-                self.fit(name, model, x, targets)
+                self.prepare(name, model, x, targets)
             maps, logits = explain_all(self.methods, model.net, x, targets, self.preprocess(model))
             self._warn_of_no_numbers(maps)
             if keep:
@@ -285,23 +283,24 @@ class Run:
         whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
         return Explained(whole, torch.cat([part.logits for part in parts]))
 
-    def fit(self, name: str, model: Model, x: Tensor, targets: Sequence[Targets]) -> None:
-        """A method that learns from images first does so, once for a kind of network input, or for a network.
+    def prepare(
+        self, name: str, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
+    ) -> None:
+        """Let a method learn what it needs, once for a model; see `vis.methods.base.Method.prepare`.
 
-        Raises NotApplicable, before a training, where it cannot explain `targets` of images x [B, C, H, W].
+        x [B, C, H, W], targets: the first that it will explain. default: the images that it learns from if its parameters
+        name none, in place of the bundled photographs.
         """
-        method, cache = self.methods[name], Path(self.config.outputs).expanduser()
-        if isinstance(method, Learnt):
-            seen = (self.preprocess(model), model.input_size, model.channels)
-            if self._fitted.get(name) != seen:
-                fit(method, *seen, cache / "gaussians")
-                self._fitted[name] = seen
-        if isinstance(method, AdversarialGenerators) and self._fitted.get(name) != weakref.ref(model.net):
-            with Forward(model.net, x, preprocess=self.preprocess(model)) as forward:
-                for each in targets:
-                    method.check(forward, each)
-            fit_generators(method, model, self.preprocess(model), self.config.dataset, cache / "generators")
-            self._fitted[name] = weakref.ref(model.net)
+        if self._prepared.get(name) != weakref.ref(model.net):
+            self.methods[name].prepare(self.subject(model, x, targets, default))
+            self._prepared[name] = weakref.ref(model.net)
+
+    def subject(
+        self, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
+    ) -> ModelOfRun:
+        """What the `prepare` of a method gets; the arguments are those of `Run.prepare`."""
+        outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
+        return ModelOfRun(model, self.preprocess(model), x, targets, node, outputs, default)
 
     def _warn_of_no_numbers(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
         """Say once of a method that its maps hold what is no number."""
@@ -313,12 +312,10 @@ class Run:
     def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
         """Name the images of which a method's map says nothing."""
         for name, method in self.methods.items():
-            if isinstance(method, AdversarialGenerators) and method.learnt is not None:
-                silent = method.silent(model.net, batch.x).tolist()
-                if any(silent):
-                    images = ", ".join(image for image, none in zip(batch.names, silent, strict=True) if none)
-                    words = "a map says nothing of %s: of neither class, or the adversarial image keeps the class"
-                    log.warning("%s: " + words, name, images)
+            silent = method.silent(model.net, batch.x).tolist()
+            if any(silent):
+                images = ", ".join(image for image, none in zip(batch.names, silent, strict=True) if none)
+                log.warning("methods.%s: the map says nothing about %s: %s", name, images, method.why_silent)
 
     @property
     def targets(self) -> list[int | str]:
