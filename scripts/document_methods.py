@@ -145,7 +145,7 @@ def draw(methods: list[str], *model: str) -> None:
     print(network.weights)
     batch = run.batch(network, [_IMAGE])
     for name in run.methods:
-        run.prepare(name, network, batch.x, [], default=run.dataset)
+        run.explainer.prepare(name, network, batch.x, [], default=run.dataset)
     (maps,), _ = explain_all(run.methods, network.net, batch.x, [None], run.preprocess(network))
     PICTURES.mkdir(parents=True, exist_ok=True)
     pixels = batch.pixels[0].numpy()

@@ -282,7 +282,7 @@ def test_networks_with_the_same_parameters_have_generators_of_their_own(tmp_path
                 "preprocess": "unit_range",
             }
         )
-        run.prepare("adversarial_generators", model, run.batch(model, [0]).x, [3])
+        run.explainer.prepare("adversarial_generators", model, run.batch(model, [0]).x, [3])
         assert len(list(tmp_path.glob("generators/*.pt"))) == min(number, 3)
 
 

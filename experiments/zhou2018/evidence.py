@@ -75,7 +75,7 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
 def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
     """One method learns what windows of a model's inputs hold; see `learn`."""
     default = training_images(run) if own_images and method.gaussian is None else None
-    method.prepare(run.subject(model, run.batch(model, [0]).x, [], default))
+    method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
 
 
 def learnt_from(run: Run, own_images: bool) -> str:

@@ -193,7 +193,7 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
     with bar, ThreadPoolExecutor(1) as writer:  # what is said of a failure stands below the bar, not behind it
         for place, (number, unit) in enumerate(bar):
             began = time.perf_counter()
-            run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
+            run.reader.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
             with named(own):
                 part = experiment.compute(run, unit)
             if not journals:
@@ -238,7 +238,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
             **device,
             "precision": run.config.precision,
             "seeds": run.seeds,
-            "models": run.weights_used,
+            "models": run.models.used,
             "datasets": datasets,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },

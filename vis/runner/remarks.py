@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.layers import OnFeatureMaps, holds_class_maps
-from vis.runner.experiment import method_title
+from vis.runner.explainer import method_title
 from vis.store.tables import Rows
 
 SHOWN = 3  # images that a caption names
