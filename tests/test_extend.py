@@ -1,4 +1,4 @@
-"""docs/extend.md does what it says: its files are written, its commands run, as they stand there. So does the notebook."""
+"""The files and commands of docs/extend.md and the cells of the notebook work as they are printed."""
 
 import json
 import re
@@ -21,7 +21,7 @@ FILE = re.compile(r"^`([^`]+)`:[^\n]*\n\n```(?:python|yaml)\n(.*?)```", flags=re
 
 @pytest.fixture
 def extend(vis_run, tmp_path, monkeypatch, capsys):
-    """Runs the commands under a heading of the page, standing beside all of the page's files; the folders they made."""
+    """Run the commands under a heading of the page, with all files of the page; returns the folders they created."""
     for name, code in FILE.findall(TEXT):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

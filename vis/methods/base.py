@@ -74,24 +74,24 @@ class Method(ABC):
 
     images [B, C, H, W].
     targets: one for all images or one for each, see `vis.methods.target`; None is the largest logit. A function
-    f(output) -> [B] explains any score of what the model returns, whatever its type.
+    f(output) -> [B] explains any score of the model's output, whatever its type.
     preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
     it.
-    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model is left as it was
-    found, also after an exception. A batch gives what its images give one by one.
+    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. A call does not change the model,
+    even if it raises. The map of an image does not depend on the other images of the batch.
 
     A subclass implements `explain`, on a forward pass that it may share with other methods. One that must learn from
     images first implements `prepare` as well.
     """
 
-    title: ClassVar[str] = ""  # for figures; the class name by default
-    display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
-    axiom: ClassVar[str] = ""  # that says what a map sums to: conservation, completeness, ...
+    title: ClassVar[str] = ""  # in figures; the class name by default
+    display: ClassVar[str] = "diverging"  # the default scaling of its maps, see vis.figures.display
+    axiom: ClassVar[str] = ""  # about the sum of a map: conservation, completeness, ...
     why_silent: ClassVar[str] = ""  # the possible reasons for `silent`, in words
 
     @property
     def words(self) -> str:
-        """What a caption says behind the title, as "from black pixels"; "" for nothing."""
+        """Words that follow the title in a caption, such as "from black pixels"."""
         return ""
 
     def prepare(self, subject: Subject) -> None:  # noqa: B027  # most methods learn nothing
@@ -105,13 +105,14 @@ class Method(ABC):
         """The maps of the targets of a forward pass."""
 
     def layers(self, model: nn.Module, images: Tensor) -> Sequence[str]:
-        """The layers whose outputs it needs from the forward pass of these images."""
+        """Names of the layers whose outputs `explain` needs from the forward pass of these images."""
         return ()
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        """About how many passes a map of an image [1, C, H, W] takes beyond the shared forward pass; a backward pass is one.
+        """Estimate how many passes a map of an image [1, C, H, W] takes beyond the shared forward pass.
 
-        For plans: the model and the image have shapes alone (torch's meta device). What is learnt first is not counted.
+        A backward pass counts as one; `prepare` is not counted. The model and the image are on torch's meta device, without
+        values.
         """
         return 1
 
@@ -120,11 +121,11 @@ class Method(ABC):
         return torch.zeros(len(images), dtype=torch.bool)
 
     def why_zero(self) -> str:
-        """Why a map of it is all zero, in words for a caption; nothing where only the network knows."""
+        """Why a map of this method is all zero, in words for a caption; "" if it depends on the network."""
         return ""
 
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
-        """What each map sums to by the axiom, [B]; None without one."""
+        """The sum of each map by the axiom, [B]; None without an axiom."""
         return None
 
     def axiom_error(
@@ -135,9 +136,9 @@ class Method(ABC):
         maps: Tensor,
         preprocess: Preprocessing | None = None,
     ) -> Tensor | None:
-        """How far the sums of maps [B, ...] of these images are from `total`, in parts of it: [B]; None without an axiom.
+        """The relative difference of the sums of maps [B, ...] from `total`: [B]; None without an axiom.
 
-        It is 0 where they are equal, a dead network's zeros included, and infinite where only the total is 0.
+        0 if they are equal, even if both are 0, and infinite if only the total is 0.
         """
         if not self.axiom:
             return None
@@ -167,11 +168,11 @@ def explain_all(
     targets: Sequence[Targets],
     preprocess: Preprocessing | None = None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Several methods and targets from one forward pass: {name: maps} for each of `targets`, and the logits [B, K].
+    """Explain several targets by several methods from one forward pass: {name: maps} for each target, and logits [B, K].
 
-    With a function among the targets each has a forward pass of its own, and the logits are the first's: f(output) [B, 1]
-    of a function.
-    What a method raises is noted with its name. Raises UserError for a method that returns no maps of the images.
+    If a target is a function, each target has its own forward pass, and the logits are those of the first target: f(output)
+    [B, 1] for a function.
+    The name of a method is added to its exceptions. Raises UserError for a method whose result is not a map of each image.
     """
     if any(map(callable, targets)):
         parts = [
@@ -191,7 +192,7 @@ def explain_all(
 
 
 def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:
-    """A method's maps, which are numbers [B, 1 or C, H, W]."""
+    """A method's maps, checked to be floating-point numbers [B, 1 or C, H, W]."""
     with named(_spoken(name, method)):
         maps = method.explain(forward, targets)
     B, C, *size = forward.images.shape

@@ -187,12 +187,12 @@ class _Windows(Method):
 
 
 class Learnt(_Windows):
-    """Windows replaced by what other images let one expect there: `fit` first.
+    """Windows replaced by contents that a model of other images expects there. Call `fit` first; vis-run does.
 
     patch: side l of the patch that a window is conditioned on. samples: draws of each window, 0 takes their expectation.
-    average: of the probabilities or of the logits over the draws. conditional: else what stood at this place in other
-    images, whatever is around it. joint: one Gaussian over all channels, not one for each. gaussian: a file that
-    `PatchGaussian.save` wrote; `vis-run` takes a folder of images as well. seed: of the draws.
+    average: of the probabilities or of the logits over the draws. conditional: given the pixels around the window; false
+    takes the contents of the same place in other images. joint: one Gaussian over all channels, not one for each.
+    gaussian: a file that `PatchGaussian.save` wrote, or for vis-run a folder of images. seed: of the draws.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class Learnt(_Windows):
             self.learnt.save(file)
 
     def fit(self, images: Images, **provenance: Any) -> None:
-        """Learn from images [N, C, H, W] as the network sees them, or a sequence of N; `provenance` goes into the file."""
+        """Fit to images [N, C, H, W] as the network sees them, or a sequence of N. provenance: saved with the Gaussian."""
         if self.conditional:
             self.learnt = PatchGaussian.fit(images, self.patch, joint=self.joint, provenance=provenance)
         else:
@@ -267,7 +267,7 @@ class Learnt(_Windows):
 
     @property
     def expected(self) -> PatchGaussian | Marginal:
-        """What was learnt. Raises UserError where nothing was, or for a Gaussian that is another than asked for."""
+        """The fitted model. Raises UserError before `fit`, or if the Gaussian of the file has another patch or joint."""
         if self.learnt is None and self.conditional and self.gaussian is not None:
             self.learnt = PatchGaussian.load(Path(self.gaussian).expanduser())
         if self.learnt is None:

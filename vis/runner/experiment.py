@@ -1,8 +1,8 @@
-"""What an experiment is, and what it works with.
+"""The base class of experiments, and the run that they work with.
 
-An experiment is one figure, table or theorem of a paper. It cuts its work into units, computes each (arrays and rows),
-and afterwards judges the paper's claims and draws its figures from what was stored. The runner (`vis.runner.execute`)
-does the rest: journal, resume, progress, files.
+An experiment is one figure, table or theorem of a paper. It divides its work into units, computes each (arrays and rows),
+and then judges the paper's claims and draws figures from the stored results. The runner (`vis.runner.execute`) does the
+rest: journal, resume, progress, files.
 """
 
 import copy
@@ -36,10 +36,10 @@ Unit = dict[str, Any]
 
 @dataclass(frozen=True)
 class Load:
-    """What a unit of work asks of a network, for `--dry-run`.
+    """The load that a unit of work puts on a network, for `--dry-run`.
 
-    model: its config node; images that go through it; passes of each beyond the first, a backward pass is one as well (see
-    `Run.passes`); stored: arrays of an image's size that go to disk.
+    model: the config node. images: how many it explains. passes: of each image beyond the first forward pass, a backward
+    pass counts as one (see `Run.passes`). stored: arrays of an image's size that go to disk.
     """
 
     model: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Load:
 class Run:
     """One execution under one resolved config, on one device in one precision: its models, images and methods.
 
-    folder: the run's own, where an experiment keeps state that outlives a unit (a training); None in a dry run.
+    folder: of the run, where an experiment keeps state that outlives a unit, such as a training; None in a dry run.
     """
 
     def __init__(self, config: DictConfig, folder: Path | None = None) -> None:
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def seeds(self) -> list[int]:
-        """seed, seed + 1, ...: as many as `seeds` says."""
+        """seed, seed + 1, ...: `seeds` of them."""
         return [self.config.seed + i for i in range(self.config.seeds)]
 
     @property
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def dataset(self) -> Dataset:
-        """The chosen images: those of `image=`, or the dataset's."""
+        """The images of `image=` if it is given, of `dataset=` otherwise."""
         return self.reader.dataset
 
     @property
@@ -129,12 +129,12 @@ class Run:
             raise UserError(f"{self.config.experiment.name} needs {', '.join(missing)}: give method=[{whole}]")
 
     def batches(self, count: int, default: int) -> list[list[int]]:
-        """Indices 0 .. count - 1 in batches of batch_size, or of `default` where that is auto."""
+        """Indices 0 .. count - 1 in batches of batch_size, or of `default` if that is auto."""
         size = default if self.config.batch_size == "auto" else self.config.batch_size
         return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
     def on(self, dataset: Mapping[str, Any]) -> "Run":
-        """This run on the images of another dataset's config node; the models stay with this one."""
+        """A run on the images of another dataset's config node, otherwise with the config of this one; models stay here."""
         key = str(dataset)
         if key not in self._elsewhere:
             config = copy.deepcopy(self.config)
@@ -150,35 +150,35 @@ class Run:
 
 
 class Experiment:
-    """One figure, table or theorem. Its constructor takes what `conf/experiment/<name>.yaml` says under `experiment`.
+    """One figure, table or theorem. Its constructor takes the values under `experiment` in conf/experiment/<name>.yaml.
 
-    Units must be the same, in the same order, each time: a resumed run counts on it.
+    `units` must return the same units in the same order each time, since resuming relies on it.
     """
 
-    metrics: ClassVar[Sequence[str]] = ()  # columns of `table` that the figure of a sweep shows
-    series: ClassVar[str] = ""  # the column that tells its lines apart
-    shared_out: ClassVar[bool] = True  # torchrun's processes share its units; False: they compute each together
+    metrics: ClassVar[Sequence[str]] = ()  # columns of `table` shown in the figure of a sweep
+    series: ClassVar[str] = ""  # the column that distinguishes its lines
+    shared_out: ClassVar[bool] = True  # torchrun's processes divide the units; False: they compute each unit together
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """The pieces of the work: small dictionaries that say what is computed."""
+        """The units of work: small dictionaries that say what to compute."""
         return [{}]
 
     def load(self, run: Run, unit: Unit) -> Load | None:
-        """What a unit costs; None where that is not known."""
+        """The cost of a unit; None if unknown."""
         return None
 
     def compute(self, run: Run, unit: Unit) -> Part:
-        """One unit's arrays and rows. Names of arrays are unique over all units."""
+        """Compute one unit: its arrays, named uniquely among all units, and rows of tables."""
         raise NotImplementedError
 
     def claims(self, results: Results) -> list[Claim]:
-        """The paper's claims, measured."""
+        """The paper's claims with their measured values."""
         return []
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Tables as the paper prints them, by file name, from what is stored."""
+        """Tables as the paper prints them, by file name, from the stored results."""
         return {}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        """Figures by file name, from what is stored; nothing is computed here. Their captions are in `figure.caption`."""
+        """Figures by file name, from the stored results alone, each with its caption in `figure.caption`."""
         return {}

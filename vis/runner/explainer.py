@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Explained(NamedTuple):
-    """{method: maps} for each target, and the logits [B, K], all on the CPU."""
+    """maps: {method: maps} for each target. logits [B, K]. All on the CPU, or with `keep` on the device."""
 
     maps: list[dict[str, Tensor]]
     logits: Tensor
@@ -53,20 +53,20 @@ class Explainer:
 
     @cached_property
     def passes_of(self) -> dict[str, float]:
-        """About how many passes a map of each method takes beyond the shared forward pass; without those that do not apply."""
+        """By method, about how many passes a map takes beyond the shared forward pass; only for methods that apply."""
         net, channels, size = skeleton(self.config.model)
         image = torch.empty(1, channels, *size, device="meta")
         found = {}
         for name, method in self.methods.items():
-            with contextlib.suppress(NotApplicable):  # the run itself says so
+            with contextlib.suppress(NotApplicable):  # the run itself reports it
                 found[name] = method.passes(net, image)
         return found
 
     def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
-        """The run's methods for each of `targets` from one forward pass; everything comes back on the CPU.
+        """The maps of the run's methods for each of `targets`, from one forward pass of images x [B, C, H, W].
 
-        keep: leave it on the device, where only numbers are wanted of it. When memory runs out, the images go through in
-        two halves.
+        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the two halves of
+        the images are explained one after the other. Raises UserError for targets and models that a method cannot explain.
         """
         try:
             for name in self.methods:
@@ -81,7 +81,7 @@ class Explainer:
         except RuntimeError as error:
             if len(x) == 1 or not out_of_memory(error):
                 raise
-        log.warning("out of memory with %d images at a time: going on with %d", len(x), (len(x) + 1) // 2)
+        log.warning("out of memory with batches of %d images: continuing with %d", len(x), (len(x) + 1) // 2)
         if x.device.type == "cuda":
             torch.cuda.empty_cache()
         half = (len(x) + 1) // 2
@@ -93,10 +93,10 @@ class Explainer:
     def prepare(
         self, name: str, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> None:
-        """Let a method learn what it needs, once for a model; see `vis.methods.base.Method.prepare`.
+        """Call the `prepare` of a method, once for a model.
 
-        x [B, C, H, W], targets: the first that it will explain. default: the images that it learns from if its parameters
-        name none, in place of the bundled photographs.
+        x [B, C, H, W], targets: the first that it will explain. default: what `Subject.pictures` returns by default, in
+        place of the bundled photographs.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
             self.methods[name].prepare(self.subject(model, x, targets, default))
@@ -105,19 +105,19 @@ class Explainer:
     def subject(
         self, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> ModelOfRun:
-        """What the `prepare` of a method gets; the arguments are those of `Run.prepare`."""
+        """The argument of `Method.prepare`, for the arguments of `prepare`."""
         outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
         return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, default)
 
     def _warn_of_not_finite(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
-        """Say once of a method that its maps hold what is no number."""
+        """Warn, once for each method, of maps that hold NaN or infinite values."""
         for name in self.methods:
             if name not in self._not_finite and not all(each[name].isfinite().all() for each in maps):
                 self._not_finite.add(name)
                 log.warning("methods.%s: a map holds NaN or infinite values", name)
 
     def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
-        """Name the images of which a method's map says nothing."""
+        """Warn of maps that carry no information, with the names of their images."""
         for name, method in self.methods.items():
             silent = method.silent(model.net, batch.x).tolist()
             if any(silent):
@@ -125,16 +125,16 @@ class Explainer:
                 log.warning("methods.%s: the map says nothing about %s: %s", name, images, method.why_silent)
 
     def units_of(self, model: Model, target: int | str, images: Sequence[str]) -> list[int] | None:
-        """The logits that random, a number or a class name means for images of these names; None for `max`.
+        """Translate a target (`max`, `random`, a number or a class name) into a logit for each image; None for `max`.
 
-        `random` depends on the seed and the image's name alone. Raises UserError for a class that is not there.
+        images: their names; `random` depends only on the seed and the name. Raises UserError for an unknown class.
         """
         if target == "max":
             return None
         names, count = model.classes or [], model.num_classes
         if target == "random":
             if count is None:
-                raise UserError(f"target=random: {model.name} does not show how many classes it has; give indices")
+                raise UserError(f"target=random: the number of classes of {model.name} is unknown: give an index")
             return [
                 int(np.random.default_rng([self.config.seed, zlib.crc32(i.encode())]).integers(count)) for i in images
             ]
@@ -150,7 +150,7 @@ class Explainer:
 
 
 def build_method(config: DictConfig, name: str) -> Method:
-    """One of a config's methods. Raises UserError where it cannot be made, or is none."""
+    """Build one of a config's methods. Raises UserError if that fails, or if the result is no `Method`."""
     values = OmegaConf.to_container(config.methods[name], resolve=True)
     assert isinstance(values, dict)
     method = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
@@ -160,19 +160,19 @@ def build_method(config: DictConfig, name: str) -> Method:
 
 
 def method_words(config: DictConfig) -> list[str]:
-    """What a caption must say of a config's methods, a sentence each: "Integrated gradients from black pixels"."""
+    """Sentences for a caption on the settings of a config's methods, such as "Integrated gradients from black pixels"."""
     words = {name: build_method(config, name).words for name in map(str, config.methods)}
     return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
 
 
 def method_class(config: DictConfig, name: str) -> Any:
-    """The class of a method: its `display` says how its maps are shown. Of one that the run left out, its own config's."""
+    """The class of a method of the run, or of another method that has a config."""
     node = config.methods.get(name) or load_option(options("method")[name])
     return locate(str(node._target_), f"methods.{name}._target_")
 
 
 def method_title(config: DictConfig, name: str) -> str:
-    """What a figure calls a method; with a part of its config name where several are of one class."""
+    """The name of a method in figures; a part of its config name is added if several methods are of one class."""
     own = method_class(config, name)
     first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
     title = str(getattr(own, "title", "") or first)

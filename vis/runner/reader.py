@@ -19,9 +19,9 @@ from vis.models import Model
 
 @dataclass
 class Batch:
-    """Images of a dataset made ready for a model.
+    """A batch of images, ready for a model.
 
-    x [B, C, H, W] on the run's device; pixels the same in [0, 1] on the CPU, for display; names and labels of the images.
+    x [B, C, H, W]: preprocessed, on the run's device. pixels: the same in [0, 1] on the CPU, for display.
     """
 
     x: Tensor
@@ -31,9 +31,9 @@ class Batch:
 
 
 class Reader:
-    """Reads the images of a run's dataset and makes them ready for a model.
+    """Reads the images of a run's dataset and prepares them for a model.
 
-    upcoming: indices that the next batches will ask for; threads read them ahead.
+    upcoming: indices of the next batches, which threads read ahead.
     """
 
     def __init__(self, config: DictConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -43,7 +43,7 @@ class Reader:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The chosen images: those of `image=`, or the dataset's."""
+        """The images of `image=` if it is given, of `dataset=` otherwise."""
         image = self.config.image
         if image is not None:
             return files(image if isinstance(image, str) else list(image))
@@ -59,7 +59,7 @@ class Reader:
         return data.first(self.config.dataset.get("limit"))
 
     def preprocess(self, model: Model) -> Preprocess:
-        """The dataset's preprocessing, or where it says `model`, the model's."""
+        """The dataset's preprocessing, or the model's if the dataset says `model`."""
         name = (self.config.get("dataset") or {}).get("preprocess", "model")
         try:
             return preprocessing(model.preprocess if name == "model" else name)
@@ -75,7 +75,7 @@ class Reader:
         return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
 
     def _read(self, indices: Sequence[int], *how: Any) -> list[Tensor]:
-        """Pixels of images, decoded by threads; then those begin with `upcoming`, for a network of the same size."""
+        """Pixels of images, decoded by threads, which then start on `upcoming` with the same size and channels."""
 
         def read(i: int) -> Tensor:
             with named(f"image {self.dataset.names[i]} of the dataset"):
