@@ -77,6 +77,11 @@ class FromMean(Method):
 
     def explain(self, forward, targets):
         return forward.images.detach() - self.mean
+
+
+class Broken(FromMean):
+    def prepare(self, subject):
+        raise RuntimeError("broken")
 '''
 
 
@@ -100,6 +105,7 @@ def test_a_method_of_ones_own_that_learns_first(vis_run, tmp_path, monkeypatch):
     for key, values in load_run(vis_run(*asked).folder).arrays.items():
         if key in maps:
             np.testing.assert_allclose(values, maps[key] - 1, atol=1e-5)  # the kept file is used again
+    assert "methods.mine: RuntimeError: broken" in vis_run(*asked, "methods.mine._target_=learns.Broken").err
 
 
 def test_a_class_activation_map_of_ones_own(extend):

@@ -167,7 +167,7 @@ class AdversarialGenerators(Method):
     def prepare(self, subject: Subject) -> None:
         """Train on the training images of the two classes, once for a network, these images and the method's parameters.
 
-        The generators are cached, and an interrupted training goes on. Raises UserError if there are no such images,
+        The generators are cached, and an interrupted training resumes. Raises UserError if there are no such images,
         NotApplicable for a target that is neither of the classes.
         """
         with Forward(subject.model, subject.images, preprocess=subject.preprocess) as forward:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
 from vis.data import Dataset
-from vis.errors import UserError, did_you_mean
+from vis.errors import UserError, did_you_mean, named
 from vis.methods import Method, NotApplicable, explain_all
 from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, skeleton
@@ -99,7 +99,8 @@ class Explainer:
         place of the bundled photographs.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
-            self.methods[name].prepare(self.subject(model, x, targets, default))
+            with named(f"methods.{name}"):
+                self.methods[name].prepare(self.subject(model, x, targets, default))
             self._prepared[name] = weakref.ref(model.net)
 
     def subject(
