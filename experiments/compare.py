@@ -77,7 +77,7 @@ class Compare(Experiment):
         found: dict[str, torch.Tensor] = {}
         for name, method in run.methods.items():
             try:
-                run.fit(name, model, batch.x, [target])
+                run.explainer.prepare(name, model, batch.x, [target])
                 reset_peak_memory(run.device)
                 before, began = peak_memory_gb(run.device), time.perf_counter()
                 (maps,), _ = explain_all({name: method}, model.net, batch.x, [target], run.preprocess(model))
@@ -110,7 +110,7 @@ class Compare(Experiment):
         notes = remarks(run.methods, found, model.net, batch.x, run.config)
         for row in part.tables["table"]:
             row["note"] = notes[row["method"]][0]
-        run.warn_of_silent_maps(model, batch)
+        run.explainer.warn_of_silent_maps(model, batch)
         importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
         for a, b in combinations(importance, 2):
             numbers = {key: of(importance[a], importance[b]).item() for key, of in AGREEMENT.items()}

@@ -47,7 +47,7 @@ class Visualize(Experiment):
         batch = run.batch(model, unit["images"])
         units = [run.units_of(model, target, batch.names) for target in run.targets]
         maps, logits = run.explain(model, batch.x, units)
-        run.warn_of_silent_maps(model, batch)
+        run.explainer.warn_of_silent_maps(model, batch)
         logits = logits.double()
         probabilities = logits.softmax(1)
         part = Part()

@@ -26,10 +26,8 @@ from torch import nn
 from vis.config.compose import compose_config, describe, options
 from vis.config.instantiate import locate
 from vis.figures.display import scaling
-from vis.methods import AdversarialGenerators, Method, explain_all
-from vis.methods.perturbation import Learnt
+from vis.methods import Method, explain_all
 from vis.runner.experiment import Run, method_class
-from vis.training.fit import fit_generators
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
@@ -198,12 +196,8 @@ def draw(methods: list[str], *model: str) -> None:
     network = run.model()
     print(network.weights)
     batch = run.batch(network, [_IMAGE])
-    for method in run.methods.values():
-        if isinstance(method, Learnt):
-            method.fit(run.batch(network, range(len(run.dataset))).x)
-        if isinstance(method, AdversarialGenerators):
-            preprocess, cache = run.preprocess(network), Path(run.config.outputs) / "generators"
-            fit_generators(method, network, preprocess, run.config.dataset, cache)
+    for name in run.methods:
+        run.explainer.prepare(name, network, batch.x, [], default=run.dataset)
     (maps,), _ = explain_all(run.methods, network.net, batch.x, [None], run.preprocess(network))
     PICTURES.mkdir(parents=True, exist_ok=True)
     pixels = batch.pixels[0].numpy()

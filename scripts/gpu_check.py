@@ -203,7 +203,7 @@ class Check:
         x = x[..., : SIDES.get(name), : SIDES.get(name)]
 
         def work() -> Tensor:
-            run.fit(name, model, x, [target])
+            run.explainer.prepare(name, model, x, [target])
             return run.methods[name](model.net, x, target, preprocess=run.preprocess(model))
 
         try:

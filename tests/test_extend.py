@@ -1,4 +1,4 @@
-"""docs/extend.md does what it says: its files are written, its commands run, as they stand there. So does the notebook."""
+"""The files and commands of docs/extend.md and the cells of the notebook work as they are printed."""
 
 import json
 import re
@@ -6,8 +6,11 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import vis.data
 from vis.reports.report import main as report_main
 from vis.store.run_folder import load_run
 
@@ -18,7 +21,7 @@ FILE = re.compile(r"^`([^`]+)`:[^\n]*\n\n```(?:python|yaml)\n(.*?)```", flags=re
 
 @pytest.fixture
 def extend(vis_run, tmp_path, monkeypatch, capsys):
-    """Runs the commands under a heading of the page, standing beside all of the page's files; the folders they made."""
+    """Run the commands under a heading of the page, with all files of the page; returns the folders they created."""
     for name, code in FILE.findall(TEXT):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +58,54 @@ def test_a_method_of_ones_own(extend):
     assert any(name.endswith("/squared") for name in results.arrays)
     rows = load_run(walls).tables["table"]
     assert {"squared", "gradcam"} <= {row["method"] for row in rows}
+
+
+LEARNS = '''
+import torch
+from vis.methods import Method
+
+
+class FromMean(Method):
+    """The difference from the mean training image."""
+
+    def prepare(self, subject):
+        images = subject.training_images()
+        file = subject.cache("means", images.facts)
+        if not file.is_file():
+            torch.save(torch.stack([images[i] for i in range(len(images))]).mean(0), file)
+        self.mean = torch.load(file)
+
+    def explain(self, forward, targets):
+        return forward.images.detach() - self.mean
+
+
+class Broken(FromMean):
+    def prepare(self, subject):
+        raise RuntimeError("broken")
+'''
+
+
+def test_a_method_of_ones_own_that_learns_first(vis_run, tmp_path, monkeypatch):
+    (tmp_path / "learns.py").write_text(LEARNS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = (
+        "method=saliency", "+methods.mine._target_=learns.FromMean", "model=cnn_mnist", "model.weights=null",
+        "model.init=kaiming_normal", "dataset=digits", "dataset.limit=2",
+    )  # fmt: skip
+    first = vis_run(*asked).folder
+    (kept,) = first.parents[1].glob("means/*.pt")
+    maps = {key: values for key, values in load_run(first).arrays.items() if key.endswith("/mine")}
+    mean, data = torch.load(kept), vis.data.digits().part([i for i in range(1797) if i % 5])
+    expected = torch.stack([vis.data.to_pixels(data.read(i), mean.shape[1:], 1) for i in range(len(data))]).mean(0)
+    assert len(maps) == 2
+    pixels = next(values for key, values in load_run(first).arrays.items() if key.endswith("digit_0000/pixels"))
+    found = next(values for key, values in maps.items() if "digit_0000" in key)
+    np.testing.assert_allclose(found.squeeze(), pixels.squeeze() - expected[0].numpy(), atol=1e-5)
+    torch.save(mean + 1, kept)
+    for key, values in load_run(vis_run(*asked).folder).arrays.items():
+        if key in maps:
+            np.testing.assert_allclose(values, maps[key] - 1, atol=1e-5)  # the kept file is used again
+    assert "methods.mine: RuntimeError: broken" in vis_run(*asked, "methods.mine._target_=learns.Broken").err
 
 
 def test_a_class_activation_map_of_ones_own(extend):

@@ -1,4 +1,4 @@
-"""Adversarial generators, ayyar2021 Eq. (27): what they promise of a network's classes, kept files, and the method's contract."""
+"""Adversarial generators, ayyar2021 Eq. (27): the classes of their images, their cache, and the contract of methods."""
 
 from pathlib import Path
 
@@ -282,7 +282,7 @@ def test_networks_with_the_same_parameters_have_generators_of_their_own(tmp_path
                 "preprocess": "unit_range",
             }
         )
-        run.fit("adversarial_generators", model, run.batch(model, [0]).x, [3])
+        run.explainer.prepare("adversarial_generators", model, run.batch(model, [0]).x, [3])
         assert len(list(tmp_path.glob("generators/*.pt"))) == min(number, 3)
 
 
@@ -304,7 +304,7 @@ def test_targets_and_classes_are_checked_before_a_training(tmp_path: Path, vis_r
         "method=adversarial_generators", "methods.adversarial_generators.classes=[a,b]", "model=cnn_mnist", *RANDOM
     )
     assert ran.code == 2
-    assert "two different ones, such as [3,8], not ['a', 'b']" in ran.err
+    assert "classes=['a', 'b']: give the numbers of two different classes" in ran.err
 
 
 def test_images_of_which_a_map_says_nothing_are_named(vis_run):

@@ -97,10 +97,10 @@ def test_images_of_the_next_units_are_read_once_and_ahead():
     register()
     run = Run(compose_config(["dataset=photographs", *SMALL]))
     model, data, read = run.model(), run.dataset, []
-    run.dataset = replace(data, read=lambda i: read.append(i) or data.read(i))
-    run.upcoming = [1, 2]
+    run.reader.dataset = replace(data, read=lambda i: read.append(i) or data.read(i))
+    run.reader.upcoming = [1, 2]
     run.batch(model, [0])
-    run.upcoming = []
+    run.reader.upcoming = []
     ahead = run.batch(model, [1, 2])
     assert sorted(read) == [0, 1, 2]
     assert torch.equal(ahead.x, Run(run.config).batch(model, [1, 2]).x)

@@ -258,7 +258,7 @@ class Late(Method):
 
 def test_the_first_call_of_a_method_is_not_timed():
     run = Run(compose_config(("experiment=ayyar2021/cost", *TINY, "dataset=photographs", "method=gbp")))
-    run.methods = {"gbp": run.methods["gbp"], "late": Late()}
+    run.explainer.methods = {"gbp": run.methods["gbp"], "late": Late()}
     cost = Cost(3)
     rows = [
         row for unit in cost.units(run) for row in cost.compute(run, unit).tables["table"] if row["method"] == "late"

@@ -1,4 +1,4 @@
-"""Stand-ins: trained once, kept, named for what they are."""
+"""Stand-ins are trained once, cached, and named in results."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ from vis.training.standin import standin
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forty digits and one epoch: what a stand-in is, without the time that a good one takes."""
+    """Train stand-ins on forty digits for one epoch, to save time."""
     few = vis.data.digits().first(40)
     monkeypatch.setattr(vis.data, "digits", lambda: few)
     monkeypatch.setitem(vis.training.standin.STANDIN_RECIPES, "digits", Recipe(epochs=1, batch_size=16))

@@ -1,4 +1,4 @@
-"""Training: killed at any moment and resumed, it ends with the same losses and the same bits; walls stay walls."""
+"""A training that is killed at any moment and resumed ends with the same losses and bits; a wall stays zero."""
 
 import signal
 import subprocess
@@ -70,11 +70,11 @@ def assert_same(a: Training, b: Training) -> None:
 
 
 class Stop(Exception):
-    """A training that was stopped."""
+    """Raised to stop a training."""
 
 
 def stopped(folder: Path, step: int, recipe: Recipe = SGD) -> None:
-    """A training that ends in the step of that number (3 make an epoch), after the weights changed."""
+    """Stop a training in the step of that number (an epoch has 3), after the weights changed."""
 
     def stop(number: int) -> None:
         if number == step:

@@ -43,7 +43,7 @@ class Cost(Experiment):
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
 
     def load(self, run: Run, unit: Unit) -> Load:
-        passes = sum(each for each in run.passes_of.values() if each <= LONG or not unit["round"])
+        passes = sum(each for each in run.explainer.passes_of.values() if each <= LONG or not unit["round"])
         return Load(run.config.model, run.config.seed, 1, passes, 0)
 
     def compute(self, run: Run, unit: Unit) -> Part:
@@ -63,12 +63,12 @@ class Cost(Experiment):
             model.net(batch.x)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             method = run.methods[name]
-            long = run.passes_of.get(name, 1) > LONG
+            long = run.explainer.passes_of.get(name, 1) > LONG
             if long and number:
                 continue
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
-                run.fit(name, model, batch.x, [targets])  # no part of the time of an image
+                run.explainer.prepare(name, model, batch.x, [targets])  # no part of the time of an image
                 if name not in self._passes:  # the short ones warm up with it
                     with FlopCounterMode(display=False) as counter:
                         row["seconds"] = timed(method)

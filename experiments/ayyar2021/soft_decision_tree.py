@@ -161,7 +161,7 @@ class Distillation(Experiment):
             model, node = run.model(), OmegaConf.to_container(run.config.dataset, resolve=True)
             assert isinstance(node, dict)
             parts = splits({str(key): value for key, value in node.items()})
-            run.dataset = parts[0]  # for the record of what was used
+            run.reader.dataset = parts[0]  # for the record of what was used
             parts_of = [load_images(part, model.input_size, model.channels) for part in parts]
             self._taught = model, [answers(run, model, images) for images in parts_of]
         return self._taught

@@ -11,7 +11,6 @@ their own (`here_...`) say what is seen there.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ from vis.methods.target import Target
 from vis.models import Model, skeleton
 from vis.runner.experiment import Batch, Experiment, Load, Run, Unit, method_title, method_words
 from vis.store.run_folder import Part, Results
-from vis.training.fit import Seen, fit
 from vis.windows.plan import share
 
 VGG16 = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
@@ -76,17 +74,8 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
 
 def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
     """One method learns what windows of a model's inputs hold; see `learn`."""
-    if own_images and method.gaussian is None:
-        data = training_images(run)
-        method.fit(Seen(data, run.preprocess(model), model.input_size, model.channels), data=data.origin)
-    else:
-        fit(
-            method,
-            run.preprocess(model),
-            model.input_size,
-            model.channels,
-            Path(run.config.outputs).expanduser() / "gaussians",
-        )
+    default = training_images(run) if own_images and method.gaussian is None else None
+    method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
 
 
 def learnt_from(run: Run, own_images: bool) -> str:

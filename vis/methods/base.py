@@ -1,62 +1,132 @@
-"""The contract of a method; one forward pass for several methods and targets."""
+"""The base class of all methods, and how several of them share a forward pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
 from vis.methods.target import Targets, as_targets
+from vis.windows.gaussian import Images
+
+
+class Examples(Images, Protocol):
+    """Images to learn from, each [C, H, W] as the network sees it.
+
+    labels: the class of each image, None if unknown. facts: data, fingerprint and preprocessing, for cache keys.
+    """
+
+    @property
+    def labels(self) -> Sequence[int | None]: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def part(self, indices: Sequence[int]) -> "Examples": ...
+
+
+class Subject(Protocol):
+    """A network that is about to be explained, and the images that a method may learn from.
+
+    model: in eval mode, on its device. preprocess: turns pixels in [0, 1] into its input.
+    size, channels: (height, width) and number of channels of its input.
+    images [B, C, H, W], targets: the first that will be explained.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def preprocess(self) -> Preprocessing: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def targets(self) -> Sequence[Targets]: ...
+
+    def network(self) -> dict[str, Any]:
+        """Facts that identify the network, for cache keys: a hash of its parameters, its architecture, its input size."""
+
+    def training_images(self) -> Examples:
+        """The training images of the run's dataset."""
+
+    def pictures(self, folder: str | None = None) -> Examples:
+        """The images of a folder; by default the bundled photographs, or what the experiment chose instead."""
+
+    def cache(self, kind: str, key: object) -> Path:
+        """The file in the folder `kind` for what was learnt under a key; it outlives the run. `repr` tells keys apart."""
 
 
 class Method(ABC):
-    """Base class of methods. The constructor takes the parameters; the call takes (model, images, targets) and returns maps.
+    """An attribution method: the constructor takes its parameters, a call takes (model, images, targets) and returns maps.
 
     images [B, C, H, W].
     targets: one for all images or one for each, see `vis.methods.target`; None is the largest logit. A function
-    f(output) -> [B] explains any score of what the model returns, whatever its type.
+    f(output) -> [B] explains any score of the model's output, whatever its type.
     preprocess: the function that made the images from pixels in [0, 1]; methods with a black baseline or a pixel range need
     it.
-    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. The model stays unchanged, also after
-    an exception. The map of an image does not depend on the others in its batch.
+    Returns maps [B, C, H, W] or [B, 1, H, W]: signed, unscaled, on the images' device. A call does not change the model,
+    even if it raises. The map of an image does not depend on the other images of the batch.
 
-    A subclass implements `explain` on a forward pass that other methods may share.
+    A subclass implements `explain`, on a forward pass that it may share with other methods. One that must learn from
+    images first implements `prepare` as well.
     """
 
-    title: ClassVar[str] = ""  # for figures; the class name by default
-    display: ClassVar[str] = "diverging"  # how its maps are shown by default, see vis.figures.display
-    axiom: ClassVar[str] = ""  # the name of the axiom that fixes the sum of a map: conservation, completeness, ...
+    title: ClassVar[str] = ""  # in figures; the class name by default
+    display: ClassVar[str] = "diverging"  # the default scaling of its maps, see vis.figures.display
+    axiom: ClassVar[str] = ""  # about the sum of a map: conservation, completeness, ...
     video: ClassVar[bool] = False  # whether it explains images in 3D as well, [B, C, T, H, W]
+    why_silent: ClassVar[str] = ""  # the possible reasons for `silent`, in words
 
     @property
     def words(self) -> str:
-        """Complete the title in captions, as "from black pixels"; may be empty."""
+        """Words that follow the title in a caption, such as "from black pixels"."""
         return ""
+
+    def prepare(self, subject: Subject) -> None:  # noqa: B027  # most methods learn nothing
+        """Learn what `explain` needs, from images. `vis-run` calls it before the method first explains a network.
+
+        What takes long belongs in a file, `subject.cache`. Raises NotApplicable if the method cannot explain the targets.
+        """
 
     @abstractmethod
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         """Return the maps of the targets of a forward pass."""
 
     def layers(self, model: nn.Module, images: Tensor) -> Sequence[str]:
-        """Name the layers whose outputs the method needs from the forward pass of these images."""
+        """Names of the layers whose outputs `explain` needs from the forward pass of these images."""
         return ()
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        """Estimate the passes for a map of an image [1, C, H, W] beyond the shared forward pass; a backward pass counts as one.
+        """Estimate how many passes a map of an image [1, C, H, W] takes beyond the shared forward pass.
 
-        For plans: model and image have only shapes (torch's meta device). Learning beforehand is not counted.
+        A backward pass counts as one; `prepare` is not counted. The model and the image are on torch's meta device, without
+        values.
         """
         return 1
 
+    def silent(self, model: nn.Module, images: Tensor) -> Tensor:
+        """For each image whether its maps carry no information, [B] of bool."""
+        return torch.zeros(len(images), dtype=torch.bool)
+
     def why_zero(self) -> str:
-        """Explain an all-zero map in a caption; empty where the cause lies in the network."""
+        """Why a map of this method is all zero, in words for a caption; "" if it depends on the network."""
         return ""
 
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
-        """Return what each map sums to by the axiom, [B]; None without an axiom."""
+        """The sum of each map by the axiom, [B]; None without an axiom."""
         return None
 
     def axiom_error(
@@ -67,9 +137,9 @@ class Method(ABC):
         maps: Tensor,
         preprocess: Preprocessing | None = None,
     ) -> Tensor | None:
-        """Return the relative error of the sums of maps [B, ...] against `total`: [B]; None without an axiom.
+        """The relative difference of the sums of maps [B, ...] from `total`: [B]; None without an axiom.
 
-        It is 0 where both are equal, even at 0, and infinite where only the total is 0.
+        0 if they are equal, even if both are 0, and infinite if only the total is 0.
         """
         if not self.axiom:
             return None
@@ -99,11 +169,11 @@ def explain_all(
     targets: Sequence[Targets],
     preprocess: Preprocessing | None = None,
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Explain several targets by several methods in one forward pass: {name: maps} for each of `targets`, and the logits [B, K].
+    """Explain several targets by several methods from one forward pass: {name: maps} for each target, and logits [B, K].
 
-    If a target is a function, each target takes a forward pass of its own, and the logits are those of the first (of a
-    function: f(output) [B, 1]).
-    An exception in a method carries its name. Raises UserError for a method that does not return maps of the images.
+    If a target is a function, each target has its own forward pass, and the logits are those of the first target: f(output)
+    [B, 1] for a function.
+    The name of a method is added to its exceptions. Raises UserError for a method whose result is not a map of each image.
     """
     if any(map(callable, targets)):
         parts = [
@@ -125,7 +195,7 @@ def explain_all(
 
 
 def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:
-    """Run a method and check that its maps are floating-point numbers [B, 1 or C, H, W]."""
+    """A method's maps, checked to be floating-point numbers [B, 1 or C, H, W]."""
     with named(_spoken(name, method)):
         maps = method.explain(forward, targets)
     B, C, *size = forward.images.shape

@@ -1,4 +1,4 @@
-"""Adversarial generators (Charachon et al. 2020; ayyar2021, Section 6): what must change in an image so that its class does.
+"""Adversarial generators (Charachon et al. 2020; ayyar2021, Section 6): the change in an image that changes its class.
 
 For a fixed classifier and two of its classes, c(x) being the one of them that it prefers and c'(x) the other, two generators
 of one architecture are trained together,
@@ -10,8 +10,8 @@ of one architecture are trained together,
 
 with f the softmax over the two classes, mean absolute distances in parts of the data's range, and the mean square of the
 parameters' differences ("minimal differences in their learnt parameters"): what both generators get wrong of an image
-cancels in R. The survey does not state the loss; these are the terms it speaks of in their plainest form, without the
-discriminator of a GAN. The approach of one network that it calls noisy is x_a = g_a(x), trained alone, and |x - x_a|.
+cancels in R. The survey does not state the loss; these are the terms it mentions, in their simplest form, without the
+discriminator of a GAN. The single network that it calls noisy is x_a = g_a(x), trained alone, with the map |x - x_a|.
 """
 
 import io
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from vis.errors import UserError
 from vis.graph.modes import evaluating
-from vis.methods.base import Method
+from vis.methods.base import Method, Subject
 from vis.methods.cam import output_targets
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.target import Targets
@@ -38,13 +38,13 @@ from vis.windows.gaussian import Images
 
 log = logging.getLogger(__name__)
 
-_SAVE_SECONDS = 20.0  # between the states of a training
+_SAVE_SECONDS = 20.0  # between saved states of a training
 
 
 class UNet(nn.Module):
-    """Images [B, C, H, W] -> images within [low, high] ([C] each), at first the same ones.
+    """Maps images [B, C, H, W] to images within [low, high] ([C] each); the identity before training.
 
-    What is added to them comes from two halvings and two doublings, with the finer maps beside the upsampled ones.
+    The change that it adds comes from a U-Net with two downsamplings, two upsamplings and skip connections.
     """
 
     def __init__(self, low: Tensor, high: Tensor, width: int) -> None:
@@ -75,13 +75,13 @@ class UNet(nn.Module):
             skip = maps.pop()
             out = layer(torch.cat([F.interpolate(out, skip.shape[2:]), skip], 1)).relu()
         made = z + self.up[-1](torch.cat([out, z], 1))
-        # Within the range, with the gradient of what is not: a pixel that went too far comes back.
+        # Clamp the values but not the gradient, so that a pixel outside the range can return.
         made = made + (made.clamp(0, 1) - made).detach()
         return self.low + (self.high - self.low) * made
 
 
 class Generators(nn.Module):
-    """g_a and, of a pair, g_s. width: channels at full resolution."""
+    """The networks g_a and, for a pair, g_s. width: channels at full resolution."""
 
     def __init__(self, low: Tensor, high: Tensor, width: int, pair: bool, provenance: dict[str, Any]) -> None:
         super().__init__()
@@ -99,39 +99,40 @@ class Generators(nn.Module):
         return torch.stack([(a - b).square().sum() for a, b in pairs]).sum() / sum(a.numel() for a, _ in pairs)
 
     def save(self, path: Path) -> None:
-        """A file with the numbers and where they come from."""
+        """Write the parameters and their provenance to a file."""
         facts = {"width": self.width, "pair": self.pair, "provenance": self.provenance}
         _write(path, {"facts": facts, "state": {k: v.cpu() for k, v in self.state_dict().items()}})
 
     @classmethod
     def load(cls, path: Path) -> "Generators":
-        """What `save` wrote. Raises UserError where it is no such file."""
+        """Read what `save` wrote. Raises UserError for any other file."""
         try:
             saved = _read(path, "cpu")
             state = saved["state"]
             low, high = (state[f"adversarial.{name}"].flatten() for name in ("low", "high"))
             found = cls(low, high, **saved["facts"])
             found.load_state_dict(state)
-        except Exception as error:  # None, or somebody else's file
+        except Exception as error:  # a damaged or foreign file
             raise UserError(f"{path} holds no generators that this project saved: remove it") from error
         return found
 
 
 class AdversarialGenerators(Method):
-    """What one of two classes must change to become the other (Charachon et al. 2020; ayyar2021, section 6, Eq. 27).
+    """The change that turns one of two classes into the other (Charachon et al. 2020; ayyar2021, section 6, Eq. 27).
 
         R(x) = |g_s(x) - g_a(x)|        g_s(x) is classified as x, g_a(x) oppositely
 
-    Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. `fit` first.
-    pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam, on `batch`
-    images each, with a learning rate that falls from lr to 0 as a cosine. A map says nothing where g_a(x) keeps the
-    class, or x is of neither: see `silent`. Raises NotApplicable for a target that is neither of the classes.
-    Costs a training of both generators with 2 `steps` forward and backward passes of `batch` images, once for a network; a
-    map then takes a pass of each generator.
+    Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. Call `fit` first;
+    vis-run does. pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam,
+    on `batch` images each, with a learning rate that falls from lr to 0 as a cosine. A map carries no information if g_a(x)
+    keeps the class, or x is of neither: see `silent`. Raises NotApplicable for a target that is neither of the classes.
+    Costs a training with 2 `steps` forward and backward passes of `batch` images, once for a network; a map then takes a
+    pass of each generator.
     """
 
     title = "Adversarial generators"
     display = "absolute"
+    why_silent = "the image is of neither class, or the adversarial image keeps its class"
 
     def __init__(
         self,
@@ -150,28 +151,60 @@ class AdversarialGenerators(Method):
             and len(classes) == len(set(map(str, classes))) == 2
             and all(isinstance(c, int) and c >= 0 for c in classes)
         ):
-            raise ValueError(f"classes are the numbers of two different ones, such as [3,8], not {classes}")
+            raise ValueError(f"classes={classes}: give the numbers of two different classes, such as [3,8]")
         if min(width, steps, batch) < 1 or lr <= 0 or min(distance, closeness) < 0:
-            raise ValueError("width, steps and batch are 1 or more, lr above 0, distance and closeness 0 or more")
+            raise ValueError("width, steps and batch must be 1 or more, lr above 0, distance and closeness 0 or more")
         self.classes, self.pair, self.distance, self.closeness = list(classes), pair, distance, closeness
         self.width, self.steps, self.batch, self.lr, self.seed = width, steps, batch, lr, seed
         self.learnt: Generators | None = None  # set by `fit`
 
     def decision(self, logits: Tensor) -> Tensor:
-        """Which of the two classes logits [B, K] prefer: 0 or 1, [B]. Raises UserError where the network lacks one."""
+        """Which of the two classes logits [B, K] prefer: 0 or 1, [B]. Raises UserError if the network has fewer classes."""
         if max(self.classes) >= logits.shape[1]:
             raise UserError(f"classes={self.classes}: the network has the classes 0 to {logits.shape[1] - 1}")
         return logits[:, self.classes].argmax(1)
 
-    def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
-        """Train on images [N, C, H, W] of the two classes as the network sees them, or a sequence of N.
+    def prepare(self, subject: Subject) -> None:
+        """Train on the training images of the two classes, once for a network, these images and the method's parameters.
 
-        `provenance` goes into what is saved. state: a file that keeps the training while it lasts; where it is there, the
-        training goes on from it. The same bits on a CPU for the same seed, whatever else was drawn, also after a kill.
+        The generators are cached, and an interrupted training resumes. Raises UserError if there are no such images,
+        NotApplicable for a target that is neither of the classes.
+        """
+        with Forward(subject.model, subject.images, preprocess=subject.preprocess) as forward:
+            for each in subject.targets:
+                self.check(forward, each)
+        data = subject.training_images()
+        kept = [i for i, label in enumerate(data.labels) if label in self.classes]
+        if {data.labels[i] for i in kept} != set(self.classes):
+            raise UserError(
+                f"{self.title} learn from labelled images of the classes {self.classes[0]} and {self.classes[1]}, and "
+                f"{data.facts['data']} has none of one of them: give dataset=mnist, or other classes"
+            )
+        data = data.part(kept)
+        parameters = {key: value for key, value in vars(self).items() if key != "learnt"}
+        facts = data.facts | subject.network() | parameters
+        file = subject.cache("generators", facts)
+        if file.is_file():
+            self.learnt = Generators.load(file)
+            return
+        log.info("training %s on %d images of %s, once, in %s", self.title.lower(), len(data), facts["data"], file)
+        state = file.with_suffix(".training")
+        self.fit(subject.model, data, state, **facts)
+        assert self.learnt is not None
+        self.learnt.save(file)
+        state.unlink(missing_ok=True)
+
+    def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
+        """Train on images of the two classes, [N, C, H, W] as the network sees them, or a sequence of N.
+
+        provenance: saved with the generators. state: a file for the state of the training, which resumes from it if it
+        exists. On a CPU the same seed gives the same bits, also after a kill, and the global generator is untouched.
         """
         seen = [images[i] for i in range(len(images))]
         if not seen:
-            raise UserError(f"{self.title} learn from images of the classes {self.classes}, and there is none")
+            raise UserError(
+                f"{self.title} learn from images of the classes {self.classes}, and there is none: give some"
+            )
         data = torch.stack(seen).float()
         low, high = data.amin((0, 2, 3)), data.amax((0, 2, 3))
         device, dtype = next((p.device, p.dtype) for p in model.parameters())
@@ -185,7 +218,7 @@ class AdversarialGenerators(Method):
         begin = 0
         kept = _read(state, device) if state is not None and state.is_file() else {}
         if kept is None:
-            log.warning("%s is damaged: the training begins anew", state)
+            log.warning("%s is damaged: the training starts again", state)
         elif kept:
             begin = kept["step"]
             learnt.load_state_dict(kept["learnt"])
@@ -213,20 +246,22 @@ class AdversarialGenerators(Method):
     def generate(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(g_s(x), g_a(x)) of images [B, C, H, W], or (x, x_a) of a single generator. Raises UserError before `fit`."""
         if self.learnt is None:
-            raise UserError(f"{self.title} learn from images first: call fit(model, images)")
+            raise UserError(f"{self.title} are not trained: call fit(model, images) first")
         with torch.no_grad():
             similar, adversarial = self.learnt.to(images.device)(images.float())
         return similar.to(images.dtype), adversarial.to(images.dtype)
 
     def silent(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Of which images a map says nothing, [B]: the largest logit is of neither class, or g_a(x) keeps the class."""
+        """For each image whether the largest logit is of neither class, or g_a(x) keeps the class; False before `fit`."""
+        if self.learnt is None:
+            return super().silent(model, images)
         with evaluating(model), torch.no_grad():
             logits, turned = model(images), model(self.generate(images)[1])
         neither = torch.isin(logits.argmax(1), torch.tensor(self.classes, device=logits.device), invert=True)
         return neither | (self.decision(logits) == self.decision(turned))
 
     def check(self, forward: Forward, targets: Targets) -> None:
-        """Raises NotApplicable for a target that is neither of the classes, UserError for a network without them."""
+        """Raise NotApplicable for a target that is neither of the classes, UserError for a network without them."""
         self.decision(forward.logits)
         others = {t.unit for t in output_targets(forward, targets, self.title)} - set(self.classes)
         if others:
@@ -243,15 +278,15 @@ class AdversarialGenerators(Method):
 
 
 def _span(low: Tensor, high: Tensor) -> Tensor:
-    """high - low, and 1 for a channel that is constant."""
+    """high - low, but 1 for a constant channel."""
     return torch.where(high > low, high - low, 1)
 
 
 def _read(path: Path, device: torch.device | str) -> Any:
-    """What `_write` wrote; None where the file is damaged."""
+    """Read what `_write` wrote; None if the file is damaged."""
     try:
         return torch.load(path, map_location=device, weights_only=True) if intact(path) else None
-    except Exception:  # damaged files make torch raise almost anything
+    except Exception:  # for a damaged file torch raises almost anything
         return None
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vis.errors import NotApplicable, UserError
 from vis.graph.modes import evaluating
-from vis.methods.base import Method
+from vis.methods.base import Method, Subject
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.forward import Forward, Preprocessing, output_targets
 from vis.methods.target import Target, Targets, score
@@ -223,9 +223,44 @@ class Learnt(_Windows):
         self.gaussian = gaussian
         self.seed = seed
         self.learnt: PatchGaussian | Marginal | None = None  # set by `fit`
+        self._prepared: tuple[Any, ...] | None = None  # the kind of network input that it was fitted to
+
+    def prepare(self, subject: Subject) -> None:
+        """Fit on the folder of images that `gaussian` names, on `subject.pictures()` by default, or load the file it names.
+
+        A fitted Gaussian is cached. Raises UserError if the file was fitted to images with another preprocessing.
+        """
+        kind = (subject.preprocess, subject.size, subject.channels)
+        if self._prepared != kind:
+            self._learn(subject)
+            self._prepared = kind
+
+    def _learn(self, subject: Subject) -> None:
+        source = None if self.gaussian is None else Path(self.gaussian).expanduser()
+        if source is not None and not source.is_dir() and self.conditional:
+            gaussian = PatchGaussian.load(source)
+            ours = getattr(subject.preprocess, "name", "")
+            theirs = gaussian.provenance.get("preprocess", ours)
+            if theirs != ours:
+                raise UserError(f"the Gaussian in {source} was fitted to {theirs} images, the network takes {ours}")
+            self.learnt = gaussian
+            return
+        images = subject.pictures(None if source is None else str(source))
+        facts = images.facts | {"size": list(subject.size)}
+        file = subject.cache("gaussians", (facts, subject.channels, self.patch, self.joint))
+        if self.conditional and file.is_file():
+            self.learnt = PatchGaussian.load(file)
+            return
+        log.info(
+            "fitting the patch model of %s to %s (%d images); for others give gaussian=FOLDER",
+            self.title, facts["data"], len(images),
+        )  # fmt: skip
+        self.fit(images, **facts)
+        if isinstance(self.learnt, PatchGaussian):
+            self.learnt.save(file)
 
     def fit(self, images: Images, **provenance: Any) -> None:
-        """Learn from images [N, C, H, W] as the network sees them, or a sequence of N; `provenance` goes into the file."""
+        """Fit to images [N, C, H, W] as the network sees them, or a sequence of N. provenance: saved with the Gaussian."""
         if self.conditional:
             self.learnt = PatchGaussian.fit(images, self.patch, joint=self.joint, provenance=provenance)
         else:

@@ -108,15 +108,46 @@ def imagenet_classes() -> list[str]:
 
 
 def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device | str = "cpu") -> Model:
-    """The model of a config node on a device, in eval mode.
+    """Build the model of a config node on a device, in eval mode.
 
-    Raises UserError where it has neither weights nor an initialisation, or its weights do not fit.
+    Raises UserError if it has neither weights nor an initialisation, or if its weights do not fit.
     """
     node, own = _split(config)
     name = own["name"] or str(node.get("_target_", "model")).rpartition(".")[2]
+    _check(name, own)
+    net: Any = _construct(node, own, seed, "meta" if own["init"] != "default" and _holds_only_weights(node) else "cpu")
+    weights, sha256 = _fill(net, name, node, own, seed)
+    if hasattr(net, "apply_wall"):  # a wall of its own
+        net.apply_wall()
+    input_size, channels = _input_size(net, own), _channels(net, node)
+    rows = _wall_rows(net, own)
+    dead = None if rows is None else build_wall(net, rows, channels, input_size)
+    # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
+    memory_format = torch.channels_last if _is_ours(node) else torch.contiguous_format
+    net = net.eval().to(device).to(memory_format=memory_format)
+    num_classes = _num_classes(net) if _is_ours(node) else _num_logits(net, channels, input_size, device)
+    return Model(
+        name=name,
+        net=net,
+        weights=weights,
+        sha256=sha256,
+        trained=own["weights"] is not None,
+        input_size=input_size,
+        channels=channels,
+        memory_format=memory_format,
+        preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
+        num_classes=num_classes,
+        classes=imagenet_classes() if num_classes == 1000 else None,
+        node=config,
+        dead_rows=dead,
+    )
+
+
+def _check(name: str, own: Mapping[str, Any]) -> None:
+    """Raise UserError for weights and initialisations that contradict each other."""
+    init, weights = own["init"], own["weights"]
     if (own["std"] or 0) < 0:
         raise UserError(f"model.std={own['std']} is below 0")
-    init, std, weights = own["init"], own["std"] if own["std"] is not None else 0.1, own["weights"]
     if init is None and weights is None:
         raise UserError(
             f"model {name} has no weights. Ways out: model.weights=FILE (a checkpoint), model.init=truncated_normal "
@@ -124,11 +155,13 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         )
     if init not in (None, "default", *INITIALISATIONS):
         raise UserError(f"unknown model.init={init}; there is default, {', '.join(INITIALISATIONS)}")
-    partly = own["trained_up_to"] is not None or own["trained_except"] is not None
-    if partly and weights is None:
+    if _partly(own) and weights is None:
         raise UserError("model.trained_up_to and model.trained_except need trained weights: use model.weights=")
 
-    net: Any = _construct(node, own, seed, "meta" if init != "default" and _holds_only_weights(node) else "cpu")
+
+def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], seed: int) -> tuple[str, str | None]:
+    """Initialise a network and load its weights: their description for captions, and the sha256 of their file."""
+    init, weights = own["init"], own["weights"]
     for module in net.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:  # not with to_empty, which imports sympy first: half a second
@@ -142,8 +175,8 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
                 "model.init, or a smaller network"
             )
     words, sha256 = [], None
-    if weights is None or partly:
-        init = init or "truncated_normal"
+    if weights is None or _partly(own):
+        init, std = init or "truncated_normal", 0.1 if own["std"] is None else own["std"]
         if init != "default":
             initialise(net, init, std, seed, only=lambda module: weights is None or not trained(module))
         detail = f", std {std}" if init in ("truncated_normal", "normal") else ""
@@ -157,34 +190,15 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
         state, sha256 = read_checkpoint(path)
         load_state(net, state, str(path), only=trained)
         part = ""
-        if partly:
+        if _partly(own):
             part = f" up to {own['trained_up_to']}" if own["trained_up_to"] else f" except {own['trained_except']}"
         words.insert(0, f"weights {path.name}{part}")
-    if hasattr(net, "apply_wall"):  # a wall of its own
-        net.apply_wall()
-    input_size, channels = _input_size(net, own), _channels(net, node)
-    rows = _wall_rows(net, own)
-    dead = None if rows is None else build_wall(net, rows, channels, input_size)
-    net = net.eval().to(device)
-    # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
-    memory_format = torch.channels_last if _is_ours(node) else torch.contiguous_format
-    net = net.to(memory_format=memory_format)
-    num_classes = _num_classes(net) if _is_ours(node) else _num_logits(net, channels, input_size, device)
-    return Model(
-        name=name,
-        net=net,
-        weights=", ".join(words),
-        sha256=sha256,
-        trained=weights is not None,
-        input_size=input_size,
-        channels=channels,
-        memory_format=memory_format,
-        preprocess=own["preprocess"] or getattr(net, "preprocess", "imagenet"),
-        num_classes=num_classes,
-        classes=imagenet_classes() if num_classes == 1000 else None,
-        node=config,
-        dead_rows=dead,
-    )
+    return ", ".join(words), sha256
+
+
+def _partly(own: Mapping[str, Any]) -> bool:
+    """Whether only some layers keep the loaded weights."""
+    return own["trained_up_to"] is not None or own["trained_except"] is not None
 
 
 def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]]:

@@ -1,1 +1,1 @@
-"""One run: what an experiment is, and how it is executed."""
+"""Experiments, and how one run of an experiment is executed."""

@@ -1,7 +1,7 @@
-"""`--dry-run`: what a run would compute, and about what it would cost on this machine.
+"""`--dry-run`: list what a run would compute and estimate its cost on this machine, to about a factor of two.
 
-Operations are counted on a network without weights (torch's meta device); how fast this machine does them, and draws
-random weights, is measured in a fraction of a second. An estimate, good to about a factor of two.
+Operations are counted on a network without weights (torch's meta device). The speed of this machine, for operations and
+for random weights, is measured in a fraction of a second.
 """
 
 import os
@@ -27,8 +27,11 @@ BASE_GB = 0.7  # Python with torch, before any network
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network and one image: operations of a forward pass, bytes of weights and activations, and the numbers that
-    streamed layers generate in the forward pass and in each backward pass."""
+    """The cost of one network and one image.
+
+    flops: operations of a forward pass. weight_bytes, activation_bytes, image_bytes: memory. streamed_forward,
+    streamed_backward: random numbers that streamed layers generate in the forward pass and in each backward pass.
+    """
 
     name: str
     flops: float
@@ -40,7 +43,7 @@ class Cost:
 
 
 def dry_run(config: DictConfig) -> str:
-    """The plan and its estimated cost as text. Raises UserError as the run itself would, where that shows without it."""
+    """The plan and its estimated cost as text. Raises UserError for mistakes that show without running."""
     prepare(config)
     experiment, run = build_experiment(config), Run(config)
     units = units_of(experiment, run)
@@ -66,7 +69,7 @@ def count(load: Load) -> Cost:
     net, channels, (height, width) = skeleton(load.model)
     streamed = [m for m in net.modules() if isinstance(m, StreamedLinear)]
     forward = sum(m.in_features * m.out_features for m in streamed)
-    # The gradient of one logit needs one row of the last layer, but all rows of an earlier one.
+    # The gradient of one logit needs one row of the last layer, but all rows of earlier layers.
     backward = sum(
         m.in_features * m.out_features for m in streamed[: -1 if streamed and _is_last(net, streamed[-1]) else None]
     )
@@ -95,7 +98,7 @@ def _is_last(net: nn.Module, layer: nn.Module) -> bool:
 
 
 def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -> tuple[float, float, float]:
-    """(seconds, GB of memory, bytes on disk) of all units."""
+    """Estimate (seconds, GB of memory, bytes on disk) of all units."""
     rate, draw = _flops_per_second(device), _seconds_per_random_number()
     seconds, memory, disk = 3.0, 0.0, 1e6
     built = None
@@ -129,7 +132,7 @@ def _seconds_per_random_number() -> float:
 
 
 def _fastest(work: Callable[[], Any]) -> float:
-    """Seconds of the work, the best of a few tries."""
+    """Time the work: seconds of the fastest of four tries."""
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Run an experiment under a config in a folder: compute what is missing, journal it, merge, judge, draw, report."""
+"""Run an experiment under a config in a folder: compute and journal missing units, merge, judge claims, draw, report."""
 
 import contextlib
 import logging
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 
 
 def execute(config: DictConfig, path: Path, command: str) -> None:
-    """Run, or go on with, the run of a config in its folder.
+    """Run a config in its folder, or resume it there.
 
-    A mistake that is found before anything was computed removes the folder. Raises UserError for mistakes of the user,
-    anything else for failures; status.json then says `failed`, and `vis-run --resume` goes on from the last unit.
+    An error before the first result removes the folder. Raises UserError for mistakes of the user; after any other
+    exception status.json says `failed`, and `vis-run --resume` continues after the last finished unit.
     """
     folder = RunFolder(path)
     started = time.perf_counter()
@@ -63,7 +63,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             _provenance(folder, run, command)
             claims = conclude(folder, experiment, results)
             seconds = time.perf_counter() - started
-            shown = {"metrics": list(experiment.metrics), "series": experiment.series}  # by the figure of a sweep
+            shown = {"metrics": list(experiment.metrics), "series": experiment.series}  # in the figure of a sweep
             folder.set_status(state="done", seconds=seconds, peak_memory_gb=peak_memory_gb(run.device), **shown)
             run_page(folder)
             folder.clear_parts()
@@ -80,7 +80,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
 
 
 def execute_shard() -> None:
-    """Compute this process's units of the run that rank 0 has begun; its config stands in the folder."""
+    """Compute this process's share of the units of the run that rank 0 has begun, with the config in its folder."""
     path = shards.folder()
     if path is None:
         return
@@ -92,11 +92,11 @@ def execute_shard() -> None:
     shards.report()
 
 
-_NOT_ITS_OWN = ("name", "small", "claims")  # keys under `experiment` that are not for its constructor
+_NOT_ITS_OWN = ("name", "small", "claims")  # keys under `experiment` that its constructor does not take
 
 
 def build_experiment(config: DictConfig) -> Experiment:
-    """The experiment of a config. Raises UserError where it cannot be built."""
+    """Build the experiment of a config. Raises UserError if that fails."""
     provide_experiments()
     values = OmegaConf.to_container(config.experiment, resolve=True)
     assert isinstance(values, dict)
@@ -109,14 +109,15 @@ def build_experiment(config: DictConfig) -> Experiment:
 
 
 def units_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+    """The units of work of an experiment; an exception names it."""
     with named(f"{run.config.experiment.name}, units"):
         return [dict(unit) for unit in experiment.units(run)]
 
 
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
-    """Write tables, claims and figures from the stored results; `vis-run --redraw` does just this.
+    """Write tables, claims and figures from the stored results, as `vis-run --redraw` does.
 
-    `experiment.claims`, where a config has it, says by patterns of their names which claims are kept.
+    If the config has `experiment.claims`, a list of patterns, only claims whose names match one are kept.
     """
     own = results.config.experiment.name
     with named(f"{own}, summaries"):
@@ -137,31 +138,33 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
 
 
 def redraw(path: Path) -> None:
-    """Draw a run's figures again from its arrays, or while it is not done, from those of its units so far.
+    """Draw a run's figures again from its stored results, or from its finished units if it is not done.
 
-    Raises UserError where it has none, or too few.
+    Raises UserError if the finished units do not suffice.
     """
     folder = RunFolder(path)
-    folder.config()  # raises where this is no run
+    folder.config()  # raises if this is no run
     so_far = folder.done() if folder.status.get("state") != "done" else ()
     if not so_far and (maps := path / "maps.npz").is_file() and not intact(maps):
         raise UserError(f"{maps} is damaged: start the run again")
     results = folder.merge() if so_far else folder.results()
     try:
         conclude(folder, build_experiment(results.config), results)
-    except Exception as error:  # claims and figures expect all units, and may raise anything without them
+    except Exception as error:  # claims and figures expect all units and may raise anything without them
         if so_far and not isinstance(error, UserError):
-            raise UserError(f"{path} cannot be drawn from its {len(so_far)} finished units: it needs more") from error
+            raise UserError(
+                f"{path} cannot be drawn from its {len(so_far)} finished units: finish it with vis-run --resume {path}"
+            ) from error
         raise
     run_page(folder)
 
 
 def prepare(config: DictConfig) -> None:
-    """The same state for every job, also for the third of a sweep in one process."""
+    """Set the global state of random numbers and torch, the same for every job of a sweep in one process."""
     keep_freed_memory()
     say_once.cache_clear()  # each job's log says what is computed whole
     random.seed(config.seed)
-    np.random.seed(config.seed)  # noqa: NPY002  # for users' own code: ours takes generators
+    np.random.seed(config.seed)  # noqa: NPY002  # for code of users; the project's uses generators
     torch.manual_seed(config.seed)
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -172,16 +175,16 @@ def prepare(config: DictConfig) -> None:
 
 
 def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
-    """Compute and journal the units that are missing: of several processes, each its share, or all together one by one.
+    """Compute and journal the missing units. With several processes, each computes its share, or all compute each together.
 
-    While one is computed, threads write the one before it and read the images of the two behind it.
+    While a unit is computed, threads write the previous one and read the images of the next two.
     """
     done = folder.done()
     world = shards.world() if experiment.shared_out else 1
     journals = experiment.shared_out or shards.rank() == 0
     todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank() % world]
     if done:
-        log.info("%d of %d units are there already", len(done), len(units))
+        log.info("%d of %d units are already computed", len(done), len(units))
     written: Future[None] | None = None
     own = f"{run.config.experiment.name}, compute"
 
@@ -192,10 +195,10 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
             folder.add(number, part)
 
     bar = progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
-    with bar, ThreadPoolExecutor(1) as writer:  # what is said of a failure stands below the bar, not behind it
+    with bar, ThreadPoolExecutor(1) as writer:  # so that an error message appears below the progress bar
         for place, (number, unit) in enumerate(bar):
             began = time.perf_counter()
-            run.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
+            run.reader.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
             with named(own):
                 part = experiment.compute(run, unit)
             if not journals:
@@ -210,10 +213,10 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[di
 
 
 def _provenance(folder: RunFolder, run: Run, command: str) -> None:
-    """What is needed to know later what was run, where and on what."""
+    """Record what was run, with which versions, on which machine and on which data."""
     packages = {}
     for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib", "scikit-image", "scipy"):
-        with contextlib.suppress(PackageNotFoundError):  # an installation from source may lack the record
+        with contextlib.suppress(PackageNotFoundError):  # an installation from source may have no metadata
             packages[name] = version(name)
     device: dict[str, Any] = {
         "device": str(run.device),
@@ -240,7 +243,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
             **device,
             "precision": run.config.precision,
             "seeds": run.seeds,
-            "models": run.weights_used,
+            "models": run.models.used,
             "datasets": datasets,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
@@ -248,14 +251,14 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this checkout; None outside one."""
+    """The output of a git command in this checkout; None outside a checkout."""
     if not (HOME / ".git").exists():
         return None
     try:
         done = subprocess.run(
             ["git", "-C", str(HOME), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
-    except (OSError, subprocess.SubprocessError):  # no git, no commit yet: provenance says null
+    except (OSError, subprocess.SubprocessError):  # no git, or no commit yet: null in the provenance
         return None
     return done.stdout.strip() or None
 

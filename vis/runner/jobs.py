@@ -1,4 +1,7 @@
-"""One job: what Hydra calls for each run, alone or in a sweep, in this process or (pickled) in another."""
+"""Run one job, or resume a run or a sweep.
+
+Hydra calls a `Job` for each run, alone or in a sweep, in this process or (pickled) in another.
+"""
 
 import logging
 import math
@@ -20,14 +23,14 @@ from vis.system.files import intact
 
 log = logging.getLogger(__name__)
 
-_PAGE_SECONDS = 30.0  # from one page of a collection that is still working to the next
+_PAGE_SECONDS = 30.0  # between updates of the page of a collection that is still running
 
 
 class Job:
-    """Runs a composed config in the folder that Hydra made for it.
+    """Runs a composed config in the folder that Hydra created for it.
 
-    It keeps what went wrong in `error` instead of raising it: Hydra would print it in its own way, and one failed job
-    must not end a sweep. (A job of a sweep may run in another process; its folder's status.json says how it ended.)
+    An exception is stored in `error`, not raised: Hydra would print it in its own format, and one failed job must not end
+    a sweep. (If a job of a sweep runs in another process, status.json in its folder says how it ended.)
     """
 
     def __init__(self, command: str) -> None:
@@ -47,7 +50,7 @@ class Job:
             forget_unchosen(config, HydraConfig.get().overrides.task)
             check(config)
             execute(config, folder, self.command)
-        except Exception as error:  # kept for the caller, see above
+        except Exception as error:  # the caller reads `error`
             self.error = error
             RunFolder(folder).set_status(state="failed", error=said(error))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -55,7 +58,7 @@ class Job:
 
 
 def resume(folder: Path, command: str) -> None:
-    """Go on with a run or a sweep that was stopped, in the folder where it was started. Raises UserError."""
+    """Resume an interrupted run or sweep in its folder. Raises UserError if that is impossible."""
     from vis.config.compose import register
     from vis.system.console import start_logging
 
@@ -74,12 +77,12 @@ def resume(folder: Path, command: str) -> None:
             except Exception as error:  # one failed job must not end a sweep
                 log.error("job %d: %s", number, failure(error, sweep_plan.job_folder(folder, number) or folder))
             if plan.get("collection") and time.monotonic() - shown > _PAGE_SECONDS:
-                aggregate(folder)  # its page shows what is there so far
+                aggregate(folder)  # its page shows the results so far
                 shown = time.monotonic()
 
 
 def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
-    """Run a job of a sweep or go on with it; one of a collection whose weights lack runs at preset=small."""
+    """Run or resume one job of a sweep. An item of a collection with missing weights or data runs at preset=small."""
     path = sweep_plan.job_folder(folder, number)
     if path is not None and RunFolder(path).status.get("state") == "done":
         return
@@ -90,17 +93,19 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
     from vis.config.compose import compose_config
     from vis.runner.execute import execute
 
-    path = path or folder / sweep_plan.job_name((sweep_plan.plan(folder) or {})["jobs"], number)
+    plan = sweep_plan.plan(folder) or {}
+    path = path or folder / sweep_plan.job_name(plan["jobs"], number)
     path.mkdir(exist_ok=True)
     try:
+        config = compose_config(overrides, config_dirs)
         try:
-            execute(compose_config(overrides, config_dirs), path, command)
+            execute(config, path, command)
         except Lacking as error:
-            if "preset=small" not in str(error) or not (sweep_plan.plan(folder) or {}).get("collection"):
+            if not plan.get("collection") or config.preset == "small" or "small" not in config.experiment:
                 raise
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
-    except Exception as error:  # noted in the folder and raised again
+    except Exception as error:  # recorded in the folder and raised again
         RunFolder(path).set_status(state="failed", error=said(error))
         raise
 
@@ -114,26 +119,28 @@ def _resume_run(folder: Path, command: str) -> None:
     if status.get("state") == "done":
         if not intact(maps := folder / "maps.npz"):
             raise UserError(f"{maps} is damaged: start the run again")
-        log.info("this run is complete; --redraw draws its figures again")
+        log.info("this run is complete; to draw its figures again, use --redraw")
         return
     _enter(status.get("cwd"))
     try:
         execute(config, folder, status.get("command", command))
-    except Exception as error:  # noted in the folder and raised again
+    except Exception as error:  # recorded in the folder and raised again
         run.set_status(state="failed", error=said(error))
         raise
 
 
 def _enter(cwd: str | None) -> None:
-    """Stand where the run was started: relative paths in its config were meant from there."""
+    """Change to the directory the run was started from, which relative paths in its config refer to."""
     if cwd and not Path(cwd).is_dir():
-        raise UserError(f"the folder {cwd}, from which this run was started, is gone")
+        raise UserError(
+            f"the folder {cwd}, from which this run was started, no longer exists: create it, or start a new run"
+        )
     os.chdir(cwd or ".")
 
 
 @contextmanager
 def finish_sweep(folder: Path) -> Iterator[None]:
-    """Aggregate a sweep whatever happens to its jobs; Incomplete where not all are done."""
+    """Aggregate a sweep after its jobs, whatever happened to them. Raises Incomplete if some are not done."""
     try:
         yield
     finally:

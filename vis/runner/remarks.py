@@ -1,4 +1,4 @@
-"""What must be said of maps that show nothing, or nothing new: a column of tables, sentences of captions."""
+"""Remark on maps that show nothing, or nothing new, in a column of tables and in captions."""
 
 from collections.abc import Mapping
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.layers import OnFeatureMaps, holds_class_maps
-from vis.runner.experiment import method_title
+from vis.runner.explainer import method_title
 from vis.store.tables import Rows
 
-SHOWN = 3  # images that a caption names
+SHOWN = 3  # images named in a caption; more are counted
 
 
 def remarks(
     methods: Mapping[str, Method], maps: Mapping[str, Tensor], model: nn.Module, images: Tensor, config: DictConfig
 ) -> dict[str, list[str]]:
-    """A remark for each of a method's maps [B, ...], "" for most: all zero, constant, not finite, the same as another's.
+    """For each method a remark on each of its maps [B, ...]: all zero, constant, not finite, the same as another's, or "".
 
-    The same means up to a positive factor and rounding, as another method's before it in `maps`.
+    A map is the same as that of an earlier method in `maps` if they are equal up to a positive factor and rounding.
     """
     found: dict[str, list[str]] = {}
     directions: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ def remarks(
 
 
 def sentences(rows: Rows, config: DictConfig) -> list[str]:
-    """For a caption, the remarks of a table's rows with `method`, `image` and `note`, each once."""
+    """Sentences for a caption from the rows of a table with `method`, `image` and `note`; each remark appears once."""
     images: dict[tuple[str, str], list[str]] = {}
     total: dict[str, set[str]] = {}
     for row in rows:

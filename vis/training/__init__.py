@@ -1,1 +1,1 @@
-"""What learns: trainings, stand-ins, and methods that are fitted."""
+"""Train networks and stand-ins, and give methods the images that they learn from."""

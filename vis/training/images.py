@@ -1,6 +1,6 @@
-"""The images that a training sees: from memory or read while they are used, in the order, crops and flips of an epoch.
+"""Serve the images of a training, from memory or from files, in the order of an epoch and with its crops and flips.
 
-All that is random about them is drawn from (seed, epoch) and (seed, epoch, image): see `vis.training.loop`.
+All random numbers are drawn from (seed, epoch) and (seed, epoch, image), see `vis.training.loop`.
 """
 
 import math
@@ -25,7 +25,7 @@ from vis.system import shards
 from vis.system.console import progress
 from vis.training.recipe import Recipe
 
-_AHEAD = 4  # batches of images that are decoded while a step is computed
+_AHEAD = 4  # batches that are decoded ahead
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Images:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels [B, C, H, W] (uint8) and labels [B] of each batch of indices, on the device.
 
-        recipe: crops and flips of this epoch; without one, the images as they are.
+        recipe: gives the crops and flips of this epoch; without it the images are unchanged.
         """
         u = torch.empty(0)
         if recipe is not None:
@@ -62,9 +62,9 @@ class Images:
 
 
 class Files:
-    """A labelled dataset that is read while it is used: threads decode, crop and resize the images of the next batches.
+    """A labelled dataset that is read during the training: threads decode, crop and resize the images of the next batches.
 
-    Pillow decodes and resizes outside Python's lock, so threads do what processes would, without copies between them.
+    Pillow releases Python's lock while it decodes and resizes, so threads are as fast as processes and copy nothing.
     """
 
     def __init__(self, data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> None:
@@ -81,7 +81,7 @@ class Files:
     def batches(
         self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As those of `Images`, with the crops of `recipe.area`. An image that cannot be read is a UserError that names it."""
+        """As `Images.batches`, with the crops of `recipe.area`. Raises UserError for an image that cannot be read."""
         device = self.labels.device
 
         def read(i: int) -> Tensor:
@@ -119,10 +119,10 @@ Source = Images | Files
 def random_box(
     size: tuple[int, int], area: Sequence[float], aspect: Sequence[float], draws: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A crop (left, top, right, bottom) of a picture of (width, height), as torchvision's RandomResizedCrop draws it.
+    """Draw a crop (left, top, right, bottom) of a picture of (width, height), as torchvision's RandomResizedCrop does.
 
-    Its share of the picture is uniform within `area`, the logarithm of its width / height within `aspect`, its place among
-    all that there are; where ten such do not fit, it is the largest in the middle with an aspect within the bounds.
+    Its share of the picture is uniform within `area`, the logarithm of width / height within that of `aspect`, and its
+    position among all that fit. If ten draws do not fit, it is the largest centred crop with an aspect within the bounds.
     """
     width, height = size
     for _ in range(10):
@@ -138,15 +138,15 @@ def random_box(
 
 
 def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> Images:
-    """A dataset read, resized and cut to (height, width). Raises UserError where labels or memory are lacking."""
+    """Read a dataset into memory, resized and cropped to (height, width). Raises UserError without labels or memory."""
     labels = _labels(data)
     pixels = torch.empty(0, dtype=torch.uint8)
     try:
         pixels = torch.empty(len(data), channels, *size, dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(
-            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; with a recipe whose crops "
-            "have an area (experiment.recipe.area=[0.1,1]) they are read while they are used"
+            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; to read them during the "
+            "training, give random crops by area: experiment.recipe.area=[0.1,1]"
         ) from error
     for i in progress(range(len(data)), len(data), "images", desc=f"reading {data.origin}", leave=False):
         pixels[i] = _bytes(to_pixels(data.read(i), size, channels, resize))
@@ -155,7 +155,7 @@ def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int
 
 def _labels(data: Dataset) -> Tensor:
     if any(label is None for label in data.labels):
-        raise UserError(f"{data.origin} has no labels: training needs a class for every image")
+        raise UserError(f"{data.origin} has no labels: give a dataset with a class for every image")
     return torch.tensor([int(label or 0) for label in data.labels])
 
 
@@ -164,10 +164,10 @@ def _bytes(pixels: Tensor) -> Tensor:
 
 
 def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
-    """The images of a dataset's config node to train on, and those to validate on, `limit` of each where it has one.
+    """The training and the validation images of a dataset's config node, at most `limit` of each.
 
-    These are spread evenly, since a folder is sorted by classes: its first images are all of one.
-    A dataset without a split of its own gives every fifth image to validation.
+    A limited part is spread evenly, since the first images of a folder are all of one class. Of a dataset without a split
+    of its own, every fifth image is for validation.
     """
     own = {key: value for key, value in node.items() if key not in ("preprocess", "resize", "limit")}
     parameters = parameters_of(locate(str(own.get("_target_")), "dataset._target_"))
@@ -189,7 +189,7 @@ def _thinned(data: Dataset, limit: int | None) -> Dataset:
 
 
 def draws_of(seed: int, *place: int) -> np.random.Generator:
-    """The random numbers that belong to one place of a training."""
+    """A random generator for one place of a training, such as (epoch, image)."""
     return np.random.default_rng([seed % 2**64, *place])
 
 
@@ -199,9 +199,9 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def augment(pixels: Tensor, u: Tensor, crop: int, flip: bool) -> Tensor:
-    """Random crops of padded images, mirrored or not: [B, C, H, W] -> the same.
+    """Crop padded images at random and mirror half of them: [B, C, H, W] -> the same shape.
 
-    u [B, 3]: uniform in [0, 1), an image's own numbers for its vertical and horizontal place and its mirroring.
+    u [B, 3]: uniform numbers in [0, 1) of each image, for the vertical and horizontal offset and the mirroring.
     """
     if not crop and not flip:
         return pixels

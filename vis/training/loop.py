@@ -1,16 +1,16 @@
-"""Training a classifier: resumable at any kill, with the losses and weights of a training that nobody stopped.
+"""Train a classifier. A training that was killed resumes and ends with the same losses and weights.
 
-Nothing random has a state that could be lost: the order of an epoch, the crops and flips of an image and the dropout of
-a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step, process). The learning rate is a function
-of the step. So a checkpoint holds the network, the optimiser, the scaler of float16 gradients, the place in the epoch and
-the sums so far; on the CPU a resumed training ends with the same bits, on a GPU as near as its kernels repeat themselves.
+No random generator has a state that could be lost: the order of an epoch, the crops and flips of an image and the dropout
+of a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step, process). The learning rate is a
+function of the step. A checkpoint holds the network, the optimiser, the scaler of float16 gradients, the step in the epoch
+and the sums so far. On a CPU a resumed training ends with the same bits; on a GPU up to nondeterministic kernels.
 
     training = Training(net, train, val, Recipe(epochs=10), preprocess, seed=0, device="cpu", folder=Path("here"))
-    for row in training: ...        # an epoch each; run it again after a kill, and it goes on
+    for row in training: ...        # one for each epoch; after a kill, run it again to resume
 
 Processes that torchrun started train together: each takes its share of every batch, and the gradients are those of the
-whole batch. So a step is that of a single process up to the order of sums, but for dropout, which each process draws for
-its own images, and batch norm, which sees a process's share. A training may go on with another number of processes.
+whole batch. A step equals that of a single process up to the order of sums, except for dropout, which each process draws
+for its own images, and batch norm, which sees a process's share. A training may resume with another number of processes.
 """
 
 import hashlib
@@ -39,17 +39,17 @@ from vis.training.recipe import AMP, Recipe
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_SHARE_OF_SAVING = 0.02  # of the time at most goes into checkpoints: that of the masked VGG has 2 GB
+_SHARE_OF_SAVING = 0.02  # largest share of the time spent on checkpoints (2 GB for the masked VGG)
 
 
 class Training:
-    """The training of `net`, in place, with its state in `folder`; an iterator over the rows of its epochs.
+    """Trains `net` in place, with checkpoints in `folder`; iterating over it trains and yields a row for each epoch.
 
-    If the folder holds a checkpoint, the training goes on there: made by another training, it is a UserError; damaged,
-    the one before it serves, or the beginning. A network with a wall (`apply_wall`) gets it back after each step.
-    save_seconds: between checkpoints, more where writing takes long, 0 for one after each step; there is one at the end of
-    each epoch besides.
-    tensorboard: a folder for its scalars, one for each epoch; UserError where the package is not installed.
+    The training resumes from a checkpoint in the folder, from the previous one if that is damaged, or from the beginning
+    if both are. Raises UserError for the checkpoint of another training. The wall of a network (`apply_wall`) is applied
+    after each step.
+    save_seconds: between checkpoints, longer if writing is slow, 0 for one after each step. Each epoch ends with one.
+    tensorboard: a folder for the scalars of each epoch. Raises UserError if the package is not installed.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Training:
         if recipe.amp == "fp16" and self.device.type != "cuda":
             raise UserError(f"amp=fp16 needs an NVIDIA GPU, not {self.device}: use bf16 or null")
         if isinstance(train, Files) != (recipe.area is not None):
-            raise ValueError("crops of an area are cut out of Files, not of Images in memory; all others of Images")
+            raise ValueError("a recipe with `area` trains on Files, any other on Images in memory")
         self.net: Any = net.to(self.device).requires_grad_(True)
         last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
-        self._format = torch.channels_last if last else torch.contiguous_format  # the network's, so the images' too
+        self._format = torch.channels_last if last else torch.contiguous_format  # of the network, and so of the images
         self.dtype = next(net.parameters()).dtype
         self.train, self.val = train.to(self.device), val.to(self.device)
         self.recipe, self.preprocess, self.seed = recipe, preprocess, seed
@@ -98,12 +98,12 @@ class Training:
             self._one, self._all = torch.compile(self._one), torch.compile(self._all)
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows of all epochs: those that are done at once, the others as they are trained."""
+        """The rows of all epochs, trained as they are asked for."""
         for epoch in range(self.recipe.epochs):
             yield self.row(epoch)
 
     def row(self, epoch: int) -> Row:
-        """What an epoch (0, 1, ...) gave, trained up to there if it is not yet: losses, top-1 and top-5, seconds."""
+        """The row of an epoch (0, 1, ...), trained up to there if necessary: losses, top-1 and top-5, seconds."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             while len(self.rows) <= epoch:
                 self._epoch()
@@ -126,7 +126,7 @@ class Training:
         loss, *train = (self._sums / count).tolist()
         if not math.isfinite(loss):
             raise UserError(
-                f"the training diverged in epoch {epoch + 1} (loss {loss}): use a smaller lr than {self.recipe.lr}"
+                f"the training diverged in epoch {epoch + 1} (loss {loss}): give a smaller lr than {self.recipe.lr}"
             )
         val = self.evaluate()
         seconds = time.perf_counter() - began
@@ -136,7 +136,7 @@ class Training:
         )
         self.rows.append({**row, "seconds": seconds, "images_per_second": count / seconds})
         self._step, self._seconds, self._sums = 0, 0.0, self._zeros()
-        if self._tensorboard:  # before the checkpoint: what is written twice counts once
+        if self._tensorboard:  # before the checkpoint: TensorBoard counts a scalar once if it is written twice
             for name, value in self.rows[-1].items():
                 self._tensorboard.add_scalar(name, value, epoch + 1)
             self._tensorboard.flush()
@@ -194,7 +194,7 @@ class Training:
         return torch.zeros(3, dtype=kind, device=self.device)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all; the one before it stays beside it. Of several processes, one writes it."""
+        """Write a checkpoint atomically and keep the previous one. Of several processes, only the first writes."""
         if shards.rank() > 0:
             return
         began = time.perf_counter()
@@ -227,7 +227,7 @@ class Training:
         for path in filter(Path.is_file, self._files()):
             data = path.read_bytes()
             if hashlib.sha256(data[32:]).digest() != data[:32]:
-                log.warning("%s is damaged: going back to the checkpoint before it, or to the beginning", path)
+                log.warning("%s is damaged: resuming from the previous checkpoint, or from the beginning", path)
                 continue
             state = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
             if state["identity"] != self._identity:
@@ -237,12 +237,12 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
             self.rows, self._step, self._seconds = state["rows"], state["step"], state["seconds"]
             self._sums = state["sums"].to(self.device)
-            log.info("going on in epoch %d at batch %d", len(self.rows) + 1, self._step)
+            log.info("resuming in epoch %d at batch %d", len(self.rows) + 1, self._step)
             return
 
 
 def _measure(logits: Tensor, loss: Tensor, labels: Tensor, kind: torch.dtype) -> Tensor:
-    """[3]: sums over a batch of loss, top-1 and top-5 hits. They stay on the device: nothing waits for them."""
+    """Sums over a batch of the loss, top-1 and top-5 hits: [3], on the device, so that nothing waits for them."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([loss.to(kind), best[:, 0].sum(), best.sum()])
 
@@ -252,7 +252,7 @@ def _bar(count: int, title: str, done: int = 0) -> Any:
 
 
 def _writer(folder: Path, done: int) -> Any:
-    """TensorBoard's, for a training of which so many epochs are done; what it wrote of later ones no longer counts."""
+    """A TensorBoard writer that discards scalars of epochs after the first `done`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -261,7 +261,7 @@ def _writer(folder: Path, done: int) -> Any:
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
-    """The state dict of a network as a file for `model.weights=`, whole or not at all."""
+    """Write the state dict of a network atomically, as a file for `model.weights=`."""
     data = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
     write_bytes(path, data.getvalue())

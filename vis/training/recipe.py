@@ -1,4 +1,4 @@
-"""How a network is trained."""
+"""The hyperparameters of a training."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, with cross entropy. Raises ValueError for what is no recipe.
+    """The hyperparameters of a training with cross entropy. Raises ValueError for values that are out of range.
 
     optimiser: sgd (with momentum) or adamw. schedule: of the learning rate, after a linear warm-up over `warmup` epochs:
     cosine (to 0 at the end) or step (times `gamma` every `step_epochs`).
-    crop: images are padded by so many black pixels and cut at random. flip: half of them are mirrored.
-    area: smallest and largest share of a picture that a random crop takes, of a width / height within `aspect`; it is then
-    resized to the network's input. The crops are of the pictures themselves, which are read anew in each epoch.
-    amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs). compile: the network with torch.compile.
+    crop: pad images by this many black pixels and crop them at random. flip: mirror half of them.
+    area: smallest and largest share of a picture that a random crop covers, with a width / height within `aspect`; the crop
+    is resized to the network's input. These crops are taken from the files, which are read again in each epoch.
+    amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs). compile: use torch.compile.
     """
 
     epochs: int = 10
@@ -46,20 +46,24 @@ class Recipe:
         }
         for key, known in choices.items():
             if getattr(self, key) not in known:
-                raise ValueError(f"{key}={getattr(self, key)} is one of {', '.join(str(k or 'null') for k in known)}")
+                raise ValueError(
+                    f"{key}={getattr(self, key)}: give one of {', '.join(str(k or 'null') for k in known)}"
+                )
         if min(self.epochs, self.batch_size, self.step_epochs) < 1 or self.lr <= 0 or min(self.crop, self.warmup) < 0:
             raise ValueError(
-                "epochs, batch_size and step_epochs are 1 or more, lr is above 0, crop and warmup 0 or more"
+                "epochs, batch_size and step_epochs must be 1 or more, lr above 0, crop and warmup 0 or more"
             )
         if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
-            raise ValueError(f"area={list(self.area)} is a smallest and a largest share, above 0 and up to 1, or null")
+            raise ValueError(
+                f"area={list(self.area)}: give a smallest and a largest share, above 0 and up to 1, or null"
+            )
         if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
-            raise ValueError(f"aspect={list(self.aspect)} is a smallest and a largest width / height")
+            raise ValueError(f"aspect={list(self.aspect)}: give a smallest and a largest width / height, above 0")
         if self.area is not None and self.crop:
-            raise ValueError("crop and area are two ways of cropping: one of them is 0 or null")
+            raise ValueError("crop and area are two ways of cropping: give crop=0 or area=null")
 
     def rate(self, epoch: float) -> float:
-        """The learning rate of the step that ends after so many epochs, a fraction of one counted too."""
+        """The learning rate of the step that ends after `epoch` epochs, which may be a fraction."""
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         if self.schedule == "step":

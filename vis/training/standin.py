@@ -1,4 +1,4 @@
-"""Stand-ins: small networks that the project trains once and keeps, where published weights cannot be had."""
+"""Train small networks, once, as stand-ins for published weights that are not available."""
 
 import fcntl
 import hashlib
@@ -31,23 +31,23 @@ STANDIN_RECIPES = {
     "stacked_mnist": Recipe(epochs=2, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2),
     "cifar10": Recipe(epochs=8, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=4, flip=True),
 }
-_SEED = 0  # a stand-in takes the place of published weights: one network, whatever the seed of the run
+_SEED = 0  # as with published weights, there is one network whatever the seed of the run
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """Weights that the project trained itself: the file, and what they are in words."""
+    """Weights that the project trained: their file, and a description for captions."""
 
     path: Path
     words: str
 
 
 def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, data: str = "data") -> StandIn:
-    """The stand-in for a model's config node with `trained_on`, trained now if `root` does not hold it yet.
+    """The stand-in for a model's config node with `trained_on`, from the folder `root` or trained now.
 
-    trained_on: cifar10, mnist or stacked_mnist in the folder `data`, or `cifar10:FOLDER`; where that has none, or for
-    digits and stacked_digits, scikit-learn's digits, which need no download. A training that was stopped goes on; two
-    processes train once.
+    trained_on: cifar10, mnist or stacked_mnist, in the folder `data` or as `cifar10:FOLDER`; digits or stacked_digits
+    (scikit-learn's, no download), which also replace a dataset that is missing in `data`. An interrupted training resumes;
+    of two processes one trains and the other waits.
     """
     name, path = _trained_on(str(node.get("trained_on") or "digits"), data)
     recipe = STANDIN_RECIPES[name]
@@ -85,38 +85,40 @@ def _splits_of(name: str, path: str) -> tuple[Dataset, Dataset]:
 
 @cache
 def _fingerprint(name: str, path: str) -> str:
-    """Of a stand-in's data, read once in a process: a figure of partly trained networks asks for each of them."""
+    """The fingerprint of a stand-in's data, computed once in a process: many networks of a figure ask for it."""
     return " ".join(part.fingerprint() for part in _splits_of(name, path))
 
 
 def architecture(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's config node a stand-in depends on; the rest says which of its weights are used, and how."""
+    """The part of a model's config node that a stand-in depends on; the rest says which of its weights are used, and how."""
     other = ("name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except")
     return {key: value for key, value in node.items() if key not in other}
 
 
 def _trained_on(text: str, data: str) -> tuple[str, str]:
-    """(dataset, its folder) that a stand-in trains on. UserError for a name without a recipe, a folder that is missing."""
+    """(dataset, folder) that a stand-in trains on. Raises UserError for an unknown dataset or a missing FOLDER."""
     name, _, given = text.partition(":")
     if name not in STANDIN_RECIPES:
-        raise UserError(f"model.trained_on={text}: no stand-in is trained on it.{did_you_mean(name, STANDIN_RECIPES)}")
+        raise UserError(f"model.trained_on={text}: there is no recipe for it.{did_you_mean(name, STANDIN_RECIPES)}")
     offline = "stacked_digits" if name.startswith("stacked_") else "digits"
     if name == offline:
         return name, ""
     path = Path(given or data).expanduser()
-    # Of MNIST a file: torchvision makes the folder before it finds that it cannot download.
+    # A file of MNIST, not the folder: torchvision creates the folder before a download that fails.
     places = ("train", "cifar-10-batches-py") if name == "cifar10" else ("MNIST/raw/train-images-idx3-ubyte",)
     if any((path / place).exists() for place in places):
         return name, str(path)
     if given:
         raise UserError(f"model.trained_on={text}: {path} does not hold {' or '.join(places)}")
-    log.info("there is no %s in %s (model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name)
+    log.info(
+        "there is no %s in %s (give model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name
+    )
     return offline, ""
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process works in the folder."""
+    """Hold a lock on the folder, after waiting for any other process that does."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

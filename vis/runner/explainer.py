@@ -1,0 +1,180 @@
+"""The methods of a run, and how they explain images."""
+
+import contextlib
+import logging
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from vis.config.compose import load_option, options
+from vis.config.instantiate import construct, locate
+from vis.data import Dataset
+from vis.errors import UserError, did_you_mean, named
+from vis.methods import Method, NotApplicable, explain_all
+from vis.methods.target import NoSuchUnit, Targets
+from vis.models import Model, skeleton
+from vis.runner.reader import Batch, Reader
+from vis.system.device import out_of_memory
+from vis.training.fit import ModelOfRun
+
+log = logging.getLogger(__name__)
+
+
+class Explained(NamedTuple):
+    """maps: {method: maps} for each target. logits [B, K]. All on the CPU, or with `keep` on the device."""
+
+    maps: list[dict[str, Tensor]]
+    logits: Tensor
+
+
+class Explainer:
+    """Builds the methods of a run, prepares them for a model and explains images with them."""
+
+    def __init__(self, config: DictConfig, reader: Reader) -> None:
+        self.config, self.reader = config, reader
+        self._prepared: dict[str, weakref.ref[nn.Module]] = {}  # the network that each method is prepared for
+        self._not_finite: set[str] = set()  # methods that a warning has named
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """The chosen methods, by their config names."""
+        methods = {str(name): build_method(self.config, str(name)) for name in self.config.get("methods") or {}}
+        if not methods:
+            raise UserError("no method: method=gbp, method=[saliency,gbp], ...")
+        return methods
+
+    @cached_property
+    def passes_of(self) -> dict[str, float]:
+        """By method, about how many passes a map takes beyond the shared forward pass; only for methods that apply."""
+        net, channels, size = skeleton(self.config.model)
+        image = torch.empty(1, channels, *size, device="meta")
+        found = {}
+        for name, method in self.methods.items():
+            with contextlib.suppress(NotApplicable):  # the run itself reports it
+                found[name] = method.passes(net, image)
+        return found
+
+    def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
+        """The maps of the run's methods for each of `targets`, from one forward pass of images x [B, C, H, W].
+
+        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the two halves of
+        the images are explained one after the other. Raises UserError for targets and models that a method cannot explain.
+        """
+        try:
+            for name in self.methods:
+                self.prepare(name, model, x, targets)
+            maps, logits = explain_all(self.methods, model.net, x, targets, self.reader.preprocess(model))
+            self._warn_of_not_finite(maps)
+            if keep:
+                return Explained(maps, logits)
+            return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
+        except (NotApplicable, NoSuchUnit) as error:
+            raise UserError(f"{model.name}: {error}") from error
+        except RuntimeError as error:
+            if len(x) == 1 or not out_of_memory(error):
+                raise
+        log.warning("out of memory with batches of %d images: continuing with %d", len(x), (len(x) + 1) // 2)
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(x) + 1) // 2
+        pieces = [slice(0, half), slice(half, None)]
+        parts = [self.explain(model, x[p], [t[p] if isinstance(t, list) else t for t in targets], keep) for p in pieces]
+        whole = [{m: torch.cat([part.maps[i][m] for part in parts]) for m in self.methods} for i in range(len(targets))]
+        return Explained(whole, torch.cat([part.logits for part in parts]))
+
+    def prepare(
+        self, name: str, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
+    ) -> None:
+        """Call the `prepare` of a method, once for a model.
+
+        x [B, C, H, W], targets: the first that it will explain. default: what `Subject.pictures` returns by default, in
+        place of the bundled photographs.
+        """
+        if self._prepared.get(name) != weakref.ref(model.net):
+            with named(f"methods.{name}"):
+                self.methods[name].prepare(self.subject(model, x, targets, default))
+            self._prepared[name] = weakref.ref(model.net)
+
+    def subject(
+        self, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
+    ) -> ModelOfRun:
+        """The argument of `Method.prepare`, for the arguments of `prepare`."""
+        outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
+        return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, default)
+
+    def _warn_of_not_finite(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
+        """Warn, once for each method, of maps that hold NaN or infinite values."""
+        for name in self.methods:
+            if name not in self._not_finite and not all(each[name].isfinite().all() for each in maps):
+                self._not_finite.add(name)
+                log.warning("methods.%s: a map holds NaN or infinite values", name)
+
+    def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
+        """Warn of maps that carry no information, with the names of their images."""
+        for name, method in self.methods.items():
+            silent = method.silent(model.net, batch.x).tolist()
+            if any(silent):
+                images = ", ".join(image for image, none in zip(batch.names, silent, strict=True) if none)
+                log.warning("methods.%s: the map says nothing about %s: %s", name, images, method.why_silent)
+
+    def units_of(self, model: Model, target: int | str, images: Sequence[str]) -> list[int] | None:
+        """Translate a target (`max`, `random`, a number or a class name) into a logit for each image; None for `max`.
+
+        images: their names; `random` depends only on the seed and the name. Raises UserError for an unknown class.
+        """
+        if target == "max":
+            return None
+        names, count = model.classes or [], model.num_classes
+        if target == "random":
+            if count is None:
+                raise UserError(f"target=random: the number of classes of {model.name} is unknown: give an index")
+            return [
+                int(np.random.default_rng([self.config.seed, zlib.crc32(i.encode())]).integers(count)) for i in images
+            ]
+        if isinstance(target, int) or str(target).isdecimal():
+            if count is not None and not 0 <= int(target) < count:
+                raise UserError(f"target={target}: {model.name} has the classes 0 to {count - 1}")
+            return [int(target)] * len(images)
+        matches = [i for i, name in enumerate(names) if name.lower() == str(target).lower()]
+        if not matches:
+            extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
+            raise UserError(f"there is no class {str(target)!r}.{extra}")
+        return matches[:1] * len(images)
+
+
+def build_method(config: DictConfig, name: str) -> Method:
+    """Build one of a config's methods. Raises UserError if that fails, or if the result is no `Method`."""
+    values = OmegaConf.to_container(config.methods[name], resolve=True)
+    assert isinstance(values, dict)
+    method = construct({str(k): v for k, v in values.items()}, f"methods.{name}")
+    if not isinstance(method, Method):
+        raise UserError(f"methods.{name}._target_ made a {type(method).__name__}, not a vis.methods.Method")
+    return method
+
+
+def method_words(config: DictConfig) -> list[str]:
+    """Sentences for a caption on the settings of a config's methods, such as "Integrated gradients from black pixels"."""
+    words = {name: build_method(config, name).words for name in map(str, config.methods)}
+    return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
+
+
+def method_class(config: DictConfig, name: str) -> Any:
+    """The class of a method of the run, or of another method that has a config."""
+    node = config.methods.get(name) or load_option(options("method")[name])
+    return locate(str(node._target_), f"methods.{name}._target_")
+
+
+def method_title(config: DictConfig, name: str) -> str:
+    """The name of a method in figures; a part of its config name is added if several methods are of one class."""
+    own = method_class(config, name)
+    first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
+    title = str(getattr(own, "title", "") or first)
+    return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
