@@ -89,9 +89,28 @@ class Randomisation(Experiment):
                 PASSES.format(method_title(results.config, method)),
                 "correlation of the map with the trained network's, all random",
             )
-            found.append(Claim(method, sentence, self.source, metric, below(0.5), values, reason=reason))
+            found.append(
+                Claim(
+                    method,
+                    sentence,
+                    source=self.source,
+                    metric=metric,
+                    criterion=below(0.5),
+                    values=values,
+                    reason=reason,
+                )
+            )
             if reason:
-                found.append(Claim(f"here_{method}", f"Here: {sentence}", self.source, metric, below(0.5), values))
+                found.append(
+                    Claim(
+                        f"here_{method}",
+                        f"Here: {sentence}",
+                        source=self.source,
+                        metric=metric,
+                        criterion=below(0.5),
+                        values=values,
+                    )
+                )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

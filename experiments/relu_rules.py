@@ -56,11 +56,12 @@ class ReluRules(Experiment):
         y, R = results.arrays["y"], results.arrays["R"]
         rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
         metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
-        return [
-            Claim(m, *self.sentences[m], metric, exact, [float(np.abs(results.arrays[m] - rule[m]).max())])
-            for m in results.config.methods
-            if m in rule
-        ]
+        found = []
+        for method in (m for m in results.config.methods if m in rule):
+            sentence, source = self.sentences[method]
+            largest = float(np.abs(results.arrays[method] - rule[method]).max())
+            found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
+        return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         caption = [

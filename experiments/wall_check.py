@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Rule, mean, spread
+from vis.claims import Claim, Criterion, mean, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
@@ -33,7 +33,7 @@ from vis.system.device import local_convolutions
 UNSEEN = "no logit depends on the rows {}..{} of the image"
 BLIND = "{}: the map is 0 where the network cannot see"
 WALL = "The wall"
-NOTHING = Rule("each exactly 0", lambda values: all(v == 0 for v in values))
+NOTHING = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
 BATCH = 4
 
 
@@ -155,8 +155,22 @@ class WallCheck(Experiment):
         sentence, wall = UNSEEN.format(first, last), results.rows("wall")
         gradient, blanked = [row["dead_gradient"] for row in wall], [row["blank_dead"] for row in wall]
         return [
-            Claim("wall_gradient", sentence, WALL, "largest |gradient| in these rows", NOTHING, gradient),
-            Claim("wall_blank", sentence, WALL, "change of the logits when they are blanked", NOTHING, blanked),
+            Claim(
+                "wall_gradient",
+                sentence,
+                source=WALL,
+                metric="largest |gradient| in these rows",
+                criterion=NOTHING,
+                values=gradient,
+            ),
+            Claim(
+                "wall_blank",
+                sentence,
+                source=WALL,
+                metric="change of the logits when they are blanked",
+                criterion=NOTHING,
+                values=blanked,
+            ),
         ]
 
     def claims(self, results: Results) -> list[Claim]:
@@ -165,7 +179,17 @@ class WallCheck(Experiment):
             mu, zeros = activity(results, method)
             sentence = BLIND.format(method_title(results.config, method))
             reason = "" if mu else f"all {zeros} maps are 0"
-            found.append(Claim(f"{method}_blind", sentence, "Eq. 7", "mu", NOTHING, mu, reason=reason))
+            found.append(
+                Claim(
+                    f"{method}_blind",
+                    sentence,
+                    source="Eq. 7",
+                    metric="mu",
+                    criterion=NOTHING,
+                    values=mu,
+                    reason=reason,
+                )
+            )
         return found
 
     def summaries(self, results: Results) -> dict[str, Rows]:

@@ -66,8 +66,9 @@ class Accuracy(Train):
             both = [torch.tensor(list(each.values()), dtype=torch.float64).unbind(-1) for each in paths.values()]
             values = [metrics.spearman(*each).mean().item() for each in both]
             metric = f"rank correlation of accuracy and AUC over the epochs, mean over images, one value a training, {method}"
-            measured.append((method, INTUITIVE, metric, POSITIVE, values))
-        return paper_and_here("Section 7", measured, "a small network on digits, and ink in place of people")
+            claim = Claim(method, INTUITIVE, source="Section 7", metric=metric, criterion=POSITIVE, values=values)
+            measured.append(claim)
+        return paper_and_here(measured, "a small network on digits, and ink in place of people")
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, rows = results.config, results.rows("training")

@@ -8,13 +8,14 @@ Charachon et al.'s X-rays? Their classifier and images are not public: here it i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import numbers_of
-from vis.claims import POSITIVE, Claim, Rule, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -40,7 +41,7 @@ def share_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[f
     return float(found.low), float(found.high)
 
 
-MOSTLY = Rule("95% interval of the share above 0.9", lambda values: share_interval(values)[0] > 0.9)
+MOSTLY = Criterion("95% interval of the share above 0.9", lambda values: share_interval(values)[0] > 0.9)
 
 
 class AdversarialPair(Experiment):
@@ -103,19 +104,38 @@ class AdversarialPair(Experiment):
         def less(key: str) -> list[float]:
             return [b[key] - a[key] for a, b in zip(pair, single, strict=True)]
 
+        claim = partial(Claim, source=SOURCE)
         measured = [
-            ("similar_stays", SAME, "share of images whose class stays on g_s(x)", MOSTLY, [r["stays"] for r in pair]),
-            (
+            claim(
+                "similar_stays",
+                SAME,
+                metric="share of images whose class stays on g_s(x)",
+                criterion=MOSTLY,
+                values=[r["stays"] for r in pair],
+            ),
+            claim(
                 "adversarial_flips",
                 OPPOSITE,
-                "share of images whose class flips on g_a(x)",
-                MOSTLY,
-                [r["flips"] for r in pair],
+                metric="share of images whose class flips on g_a(x)",
+                criterion=MOSTLY,
+                values=[r["flips"] for r in pair],
             ),
-            ("less_noisy", NOISY, "total variation, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("variation")),
-            ("fewer_pixels", NOISY, "participation ratio, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("spread")),
+            claim(
+                "less_noisy",
+                NOISY,
+                metric="total variation, |x - x_a| - |g_s(x) - g_a(x)|",
+                criterion=POSITIVE,
+                values=less("variation"),
+            ),
+            claim(
+                "fewer_pixels",
+                NOISY,
+                metric="participation ratio, |x - x_a| - |g_s(x) - g_a(x)|",
+                criterion=POSITIVE,
+                values=less("spread"),
+            ),
         ]
-        return paper_and_here(SOURCE, measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
+        return paper_and_here(measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Shares with their intervals and means, for the pair and for the single generator."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Rule
+from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
@@ -25,7 +25,7 @@ SERIES = (
     "the convolution (conv) block"
 )
 RELU = "ReLU(t) = max(0, t)"
-ZERO = Rule("each exactly 0", lambda values: not any(values))
+ZERO = Criterion("each exactly 0", lambda values: not any(values))
 
 
 class Architecture(Experiment):
@@ -83,12 +83,26 @@ class Architecture(Experiment):
         kinds = [row["kind"] for row in rows]
         if self.show == "block":
             metric = "largest |output of the ReLU - max(0, t)|"
-            return [Claim("relu", RELU, "Eq. 2", metric, ZERO, [fact["relu"]])]
+            return [Claim("relu", RELU, source="Eq. 2", metric=metric, criterion=ZERO, values=[fact["relu"]])]
         strange = [kinds[i - 2 : i] != ["conv", "ReLU"] for i, kind in enumerate(kinds) if kind == "max pool"]
         classes = rows[-1]["shape"][0] - int(results.config.model.num_classes)
         return [
-            Claim("classes", CLASSES, "Section 3.1", "outputs of the last layer - classes", ZERO, [classes]),
-            Claim("series", SERIES, "Section 3.1", "poolings not behind conv and ReLU", ZERO, [sum(strange)]),
+            Claim(
+                "classes",
+                CLASSES,
+                source="Section 3.1",
+                metric="outputs of the last layer - classes",
+                criterion=ZERO,
+                values=[classes],
+            ),
+            Claim(
+                "series",
+                SERIES,
+                source="Section 3.1",
+                metric="poolings not behind conv and ReLU",
+                criterion=ZERO,
+                values=[sum(strange)],
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -108,7 +122,7 @@ class Architecture(Experiment):
             grid.append(PanelRow(panels))
         caption = [
             f"The first conv block of {results.config.model.name}, {fact['weights']}: what it makes of an image, {self.maps} of "
-            f"{steps[0]['shape'][0]} channels; red is positive, blue negative, each map to its own maximum",
+            f"{steps[0]['shape'][0]} channels; red is positive, blue negative, each map to its own maximum"
         ]
         return panel_grid(grid, caption, panel=1.3)
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured, strength
+from experiments.ayyar2021.gallery import strength
 from vis import metrics
-from vis.claims import POSITIVE, Claim, interval_above, interval_below
+from vis.claims import Claim, interval_above, interval_below
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
@@ -104,7 +104,7 @@ class Attacks(ByMethod):
                     part.arrays[f"{batch.names[i]}/{attack}/pixels"] = x[i].cpu().numpy()
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def fall(method: str) -> Tensor:
             """How much more FGSM and DeepFool change a map than their noise does, mean of the two."""
             return torch.stack([values[f"{a}_noise"][method] - values[a][method] for a in CLAIMED]).mean(0)
@@ -116,18 +116,39 @@ class Attacks(ByMethod):
             return values["one_pixel_noise"]["guided_gradcam"] - values["one_pixel"]["guided_gradcam"]
 
         metric = "Dice after noise - Dice after FGSM and DeepFool"
-        found: list[Measured] = [
-            ("changed", CHANGED, f"{metric}, Guided Grad-CAM", STRONGLY, partial(fall, "guided_gradcam")),
-            ("changed_one_pixel", PIXEL,
-             "Dice after noise - Dice after the one pixel, Guided Grad-CAM", POSITIVE, pixel),
-        ]  # fmt: skip
+        found = [
+            self.claim(
+                "changed",
+                CHANGED,
+                metric=f"{metric}, Guided Grad-CAM",
+                values=partial(fall, "guided_gradcam"),
+                criterion=STRONGLY,
+            ),
+            self.claim(
+                "changed_one_pixel",
+                PIXEL,
+                metric="Dice after noise - Dice after the one pixel, Guided Grad-CAM",
+                values=pixel,
+                origin="project",
+            ),
+        ]
         for method in ("lrp", "deeplift", "fem"):
             title = {"lrp": "LRP", "deeplift": "DeepLIFT", "fem": "FEM"}[method]
             found += [
-                (f"insensitive_{method}", INSENSITIVE, f"{metric}, {title}", NOT_SENSITIVE, partial(fall, method)),
-                (f"less_{method}", INSENSITIVE, f"({metric}), Guided Grad-CAM - {title}", POSITIVE,
-                 partial(less, method)),
-            ]  # fmt: skip
+                self.claim(
+                    f"insensitive_{method}",
+                    INSENSITIVE,
+                    metric=f"{metric}, {title}",
+                    values=partial(fall, method),
+                    criterion=NOT_SENSITIVE,
+                ),
+                self.claim(
+                    f"less_{method}",
+                    INSENSITIVE,
+                    metric=f"({metric}), Guided Grad-CAM - {title}",
+                    values=partial(less, method),
+                ),
+            ]
         return found
 
     def flipped(self, results: Results, attack: str) -> str:

@@ -96,7 +96,8 @@ class Cost(Experiment):
         lead = [math.log2(seconds / fem[number]) for number, seconds in others[fastest].items()]
         metric = f"log2 of the seconds of the fastest gradient-based method, {fastest}, over FEM's, in each round"
         reason = departures(results.config.model, {"input_size": 224})
-        return paper_and_here("Section 7", [("fem", FASTER, metric, POSITIVE, lead)], reason)
+        claim = Claim("fem", FASTER, source="Section 7", metric=metric, criterion=POSITIVE, values=lead)
+        return paper_and_here([claim], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """A row for each method, the fastest first."""

@@ -69,8 +69,8 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
         metric = "mean loss of the score, inside - outside the object's box"
-        measured = [("object", OBJECT, metric, POSITIVE, gains)]
-        return paper_and_here("Section 2.1", measured, other_network(results.config.model, NETWORK))
+        claim = Claim("object", OBJECT, source="Section 2.1", metric=metric, criterion=POSITIVE, values=gains)
+        return paper_and_here([claim], other_network(results.config.model, NETWORK))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

@@ -116,7 +116,14 @@ class Figure10(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         return [
-            Claim(name, sentence, source, f"largest |{what}|", EXACT, [row[name] for row in results.rows()])
+            Claim(
+                name,
+                sentence,
+                source=source,
+                metric=f"largest |{what}|",
+                criterion=EXACT,
+                values=[row[name] for row in results.rows()],
+            )
             for name, (sentence, source, what) in EQUATIONS.items()
         ]
 

@@ -80,8 +80,22 @@ class Figure7(Experiment):
             error = {n: [r["error"] for r in rows if r["rule"] == rule and r["steps"] == n] for n in (first, last)}
             settings = {f"{last} steps": error[last], f"{first} steps": error[first]}
             found += [
-                Claim(f"{rule}_converges", SUM, "Eq. 7", f"{metric}, {title}", increasing(), settings),
-                Claim(f"{rule}_complete", SUM, "Eq. 7", f"{metric}, {last} steps, {title}", below(0.05), error[last]),
+                Claim(
+                    f"{rule}_converges",
+                    SUM,
+                    source="Eq. 7",
+                    metric=f"{metric}, {title}",
+                    criterion=increasing(),
+                    values=settings,
+                ),
+                Claim(
+                    f"{rule}_complete",
+                    SUM,
+                    source="Eq. 7",
+                    metric=f"{metric}, {last} steps, {title}",
+                    criterion=below(0.05),
+                    values=error[last],
+                ),
             ]
         return found
 

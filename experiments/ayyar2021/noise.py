@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured
 from vis import metrics
-from vis.claims import POSITIVE, Claim, mean
+from vis.claims import Claim, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Load, Run, Unit, method_words
@@ -83,20 +82,27 @@ class Noise(ByMethod):
                 part.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}
-        found: list[Measured] = []
 
         def gain(name: str, of: str = "saliency") -> Tensor:
             return values[name][of] - values[name]["integrated_gradients"]
 
-        for name, metric in words.items():
-            found.append((name, LESS, f"{metric}, gradient - integrated gradients", POSITIVE, partial(gain, name)))
+        found = [
+            self.claim(name, LESS, metric=f"{metric}, gradient - integrated gradients", values=partial(gain, name))
+            for name, metric in words.items()
+        ]
         sentence = "Beyond the paper: it is the averaging, not the image that integrated gradients have as a factor"
         metric = f"{words['decorrelation']}, gradient times image - integrated gradients"
         return [
             *found,
-            ("averaging", sentence, metric, POSITIVE, partial(gain, "decorrelation", "gradient_times_image")),
+            self.claim(
+                "averaging",
+                sentence,
+                metric=metric,
+                values=partial(gain, "decorrelation", "gradient_times_image"),
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -73,13 +73,7 @@ class People(ByMethod):
     given. Images without any are left out.
     """
 
-    axes: ClassVar = {
-        "AUC": {"": "auc"},
-        "NSS": {"": "nss"},
-        "KL": {"": "kl"},
-        "IoU": {"": "iou"},
-        "hit": {"": "hit"},
-    }
+    axes: ClassVar = {"AUC": {"": "auc"}, "NSS": {"": "nss"}, "KL": {"": "kl"}, "IoU": {"": "iou"}, "hit": {"": "hit"}}
     ranges: ClassVar = {"AUC": (0, 1), "KL": (0, math.inf), "IoU": (0, 1), "hit": (0, 1)}
 
     def __init__(
@@ -168,7 +162,12 @@ class People(ByMethod):
         for method in results.config.methods:
             gain = [row["auc"] - row["centre"] for row in results.rows(method=method)]
             claim = Claim(
-                method, ALIGNS, self.source, f"AUC of {method} - AUC of nearness to the centre", POSITIVE, gain
+                method,
+                ALIGNS,
+                source=self.source,
+                metric=f"AUC of {method} - AUC of nearness to the centre",
+                criterion=POSITIVE,
+                values=gain,
             )
             found.append(replace(claim, reason=reason))
         ours = [replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="") for claim in found if reason]

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vis.claims import POSITIVE, Claim, Rule, departures, interval, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
@@ -28,7 +28,7 @@ NOISE = "the depth of the layers increased the gradients [...] progressively res
 RESIDUAL = "the gradients in architectures with skip-connections are far more resistant to shattering"
 PAPER = {"depths": [2, 4, 10, 24, 50], "width": 200, "beta": 0.1, "points": 256, "lags": 15}
 
-WHITE = Rule(
+WHITE = Criterion(
     "95% interval of the mean within 0.05 of 0", lambda values: max(map(abs, interval(values))) < 0.05, least=2
 )
 
@@ -104,12 +104,31 @@ class Shattering(Experiment):
         )
         metric = f"autocorrelation of df/dx, mean of the lags 1 to {self.lags}"
         reason = departures(results.config.experiment, PAPER)
-        noise = [
-            ("falls", NOISE, f"{metric}, plain, {first} layers - {last} layers", POSITIVE, _less(plain, deep)),
-            ("white", NOISE, f"{metric}, plain, {last} layers; white noise has 0", WHITE, deep),
-        ]
-        skip = [("residual", RESIDUAL, f"{metric}, {last} layers, residual - plain", POSITIVE, _less(residual, deep))]
-        return paper_and_here("Section 7", noise, reason) + paper_and_here("Balduzzi et al. 2017", skip, reason)
+        falls = Claim(
+            "falls",
+            NOISE,
+            source="Section 7",
+            metric=f"{metric}, plain, {first} layers - {last} layers",
+            criterion=POSITIVE,
+            values=_less(plain, deep),
+        )
+        white = Claim(
+            "white",
+            NOISE,
+            source="Section 7",
+            metric=f"{metric}, plain, {last} layers; white noise has 0",
+            criterion=WHITE,
+            values=deep,
+        )
+        skip = Claim(
+            "residual",
+            RESIDUAL,
+            source="Balduzzi et al. 2017",
+            metric=f"{metric}, {last} layers, residual - plain",
+            criterion=POSITIVE,
+            values=_less(residual, deep),
+        )
+        return paper_and_here([falls, white], reason) + paper_and_here([skip], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []

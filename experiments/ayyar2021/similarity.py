@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured, NotAsked, strength
+from experiments.ayyar2021.gallery import NotAsked, strength
 from vis import metrics
-from vis.claims import POSITIVE
+from vis.claims import Claim
 from vis.errors import UserError
 from vis.methods import Forward
 from vis.runner.experiment import Run, Unit
@@ -65,7 +65,7 @@ class Similarity(ByMethod):
             ]
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def lead(column: str) -> Tensor:
             others = [values[column][m] for m in GRADIENTS if m in values[column]]
             if not others:
@@ -74,8 +74,18 @@ class Similarity(ByMethod):
 
         words = "FEM and Grad-CAM - FEM and the gradient-based method that is next in the mean"
         return [
-            ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lambda: lead("pearson")),
-            ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lambda: lead("sim")),
-            ("coarse", "Beyond the paper: also where all maps are as coarse",
-             f"CC of means over the feature map's cells, of {words}", POSITIVE, lambda: lead("coarse")),
-        ]  # fmt: skip
+            self.claim(
+                "pearson",
+                SIMILAR.format("Pearson Correlation Coefficient"),
+                metric=f"CC of {words}",
+                values=lambda: lead("pearson"),
+            ),
+            self.claim("sim", SIMILAR.format("L1-Similarity"), metric=f"SIM of {words}", values=lambda: lead("sim")),
+            self.claim(
+                "coarse",
+                "Beyond the paper: also where all maps are as coarse",
+                metric=f"CC of means over the feature map's cells, of {words}",
+                values=lambda: lead("coarse"),
+                origin="project",
+            ),
+        ]

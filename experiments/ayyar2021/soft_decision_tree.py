@@ -17,6 +17,7 @@ it looks for, and the path of an image says why.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -172,18 +173,34 @@ class Distillation(Experiment):
         rows = results.rows(depth=self.depths[-1])
         found: dict[str, Rows] = {labels: [r for r in rows if r["labels"] == labels] for labels in LABELS}
         soft, true = ([r["accuracy"] for r in found[labels]] for labels in LABELS)
+        claim = partial(Claim, source="Section 2.1, Frosst & Hinton 2017")
         measured = [
-            ("mimics", MIMIC, "share of test images that tree and network call the same", above(0.9),
-             [r["agreement"] for r in found["soft"]]),
-            ("soft_labels", BETTER, "test accuracy, tree trained with soft labels - with the true classes", POSITIVE,
-             [a - b for a, b in zip(soft, true, strict=True)]),
-            ("below_network", BELOW, "test accuracy, network - tree trained with soft labels", above(0, each=True),
-             [r["network"] - r["accuracy"] for r in found["soft"]]),
-        ]  # fmt: skip
+            claim(
+                "mimics",
+                MIMIC,
+                metric="share of test images that tree and network call the same",
+                criterion=above(0.9),
+                values=[r["agreement"] for r in found["soft"]],
+            ),
+            claim(
+                "soft_labels",
+                BETTER,
+                metric="test accuracy, tree trained with soft labels - with the true classes",
+                criterion=POSITIVE,
+                values=[a - b for a, b in zip(soft, true, strict=True)],
+            ),
+            claim(
+                "below_network",
+                BELOW,
+                metric="test accuracy, network - tree trained with soft labels",
+                criterion=above(0, each=True),
+                values=[r["network"] - r["accuracy"] for r in found["soft"]],
+            ),
+        ]
         reason = departures({"experiment.depths": self.depths[-1]}, {"experiment.depths": 8})
         if "MNIST" not in rows[0]["weights"] or "MNIST" not in rows[0]["data"]:
             reason = "neither network nor tree learnt from MNIST"
-        return paper_and_here("Section 2.1, Frosst & Hinton 2017", measured, reason)
+        return paper_and_here(measured, reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Accuracies by depth, mean and spread over the seeds."""

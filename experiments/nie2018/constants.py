@@ -81,12 +81,31 @@ class Constants(Experiment):
             sentence = f"Finding 5: {name} is {rows[0]['true']:.4g}, not {rows[0]['printed']:.4g}."
             paper = f"{rows[0]['printed']:.4g}"
             found.append(
-                Claim(f"finding5_{i + 1}", sentence, "Appendices B and C", "ratio", within(1, 0.05), ratio, paper)
+                Claim(
+                    f"finding5_{i + 1}",
+                    sentence,
+                    source="Appendices B and C",
+                    metric="ratio",
+                    criterion=within(1, 0.05),
+                    values=ratio,
+                    paper=paper,
+                )
             )
         normalised = [row["measured"] / row["printed"] for row in results.rows(constant=DEVIATION)]
         sentence = "setting Z_k = c^2 sqrt(N p), we have s_k ~ N(0, I)"
         metric = "standard deviation of the normalised saliency map"
-        return [*found, Claim("Z_k", sentence, "Appendix C", metric, within(1, 0.05), normalised, 1.0)]
+        return [
+            *found,
+            Claim(
+                "Z_k",
+                sentence,
+                source="Appendix C",
+                metric=metric,
+                criterion=within(1, 0.05),
+                values=normalised,
+                paper=1.0,
+            ),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names, node = _names(results), results.config.experiment.models.cnn

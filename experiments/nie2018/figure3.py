@@ -110,8 +110,16 @@ class Figure3(RandomAndTrained):
         ks = f"Kolmogorov-Smirnov distance of the weights into neurons {self.a} and {self.b}"
         points = {name: results.arrays[f"{next(iter(self._measured(results)))}/toy/{name}"] for name in ("w", "dead")}
         through = float((points["dead"] @ points["w"].T > 0).mean())
-        found.append(Claim("dead_zone", DEAD, "Figure 3 (a)", "share of (patch, weight) that pass, in the toy",
-                           near_zero(1e-12), [through]))  # fmt: skip
+        found.append(
+            Claim(
+                "dead_zone",
+                DEAD,
+                source="Figure 3 (a)",
+                metric="share of (patch, weight) that pass, in the toy",
+                criterion=near_zero(1e-12),
+                values=[through],
+            )
+        )
         for network in self.models:
             random = network == "random"
             reason = not_the_papers(results, network, random)
@@ -121,10 +129,10 @@ class Figure3(RandomAndTrained):
                 Claim(
                     f"{network}_alike",
                     here + ALIKE,
-                    "Figure 3 (b, c)",
-                    ks,
-                    below(0.05, each=True),
-                    alike,
+                    source="Figure 3 (b, c)",
+                    metric=ks,
+                    criterion=below(0.05, each=True),
+                    values=alike,
                     reason=reason,
                 )
             )
@@ -134,10 +142,10 @@ class Figure3(RandomAndTrained):
                     claim = Claim(
                         "finding10",
                         NOT_SAME,
-                        "Section 3.2.3, Eq. 9",
-                        metric,
-                        near_zero(0.04, each=True),
-                        values,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=near_zero(0.04, each=True),
+                        values=values,
                         reason=reason,
                     )
                 else:
@@ -145,10 +153,10 @@ class Figure3(RandomAndTrained):
                     claim = Claim(
                         f"{network}_{method}",
                         sentence,
-                        "Section 3.2.3, Eq. 9",
-                        metric,
-                        above(0.9),
-                        values,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=above(0.9),
+                        values=values,
                         reason=reason,
                     )
                 found.append(claim)
@@ -158,7 +166,16 @@ class Figure3(RandomAndTrained):
                     for m in ("saliency", "gbp")
                     if m in results.config.methods
                 }
-                found.append(Claim("standin_order", STAND_IN, "Section 3.2.3, Eq. 9", metric, increasing(), by_method))
+                found.append(
+                    Claim(
+                        "standin_order",
+                        STAND_IN,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=increasing(),
+                        values=by_method,
+                    )
+                )
         return found
 
     def _measured(self, results: Results) -> list[str]:

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
@@ -41,10 +41,12 @@ class Figure4(ThreeLayer):
         def of(name: str, network: str, method: str) -> list[float]:
             return column(results, name, network=network, method=method, target=targets(results)[0])
 
-        def claim(name: str, sentence: str, source: str, metric: str, rule: Rule, values: Any) -> Claim:
+        def claim(name: str, sentence: str, source: str, metric: str, criterion: Criterion, values: Any) -> Claim:
             network = "fcn" if "_fcn" in name else "cnn"
             reason = departures(results.config.experiment, {"models": {network: PAPER[network]}})
-            return Claim(name, sentence, source, metric, rule, values, reason=reason)
+            return Claim(
+                name, sentence, source=source, metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         pear, text = "pear: correlation of map and input", "Section 4.1"
         fine, channels = "HP: correlation of the high-passed map and input", "pearc: mean correlation of the channels"

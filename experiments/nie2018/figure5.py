@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, departures, increasing, mean, mean_and_spread, within
+from vis.claims import Claim, Criterion, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Run, Unit
@@ -93,8 +93,12 @@ class Figure5(ThreeLayer):
         few = "" if seeds >= 4 else f"it takes the mean of 4 seeds or more, not {seeds}"
         reason = departures(results.config.experiment, PAPER) or few
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Mapping[str, list[float]]) -> Claim:
-            return Claim(name, sentence, "Section 4.1", metric, rule, values, reason=reason)
+        def claim(
+            name: str, sentence: str, metric: str, criterion: Criterion, values: Mapping[str, list[float]]
+        ) -> Claim:
+            return Claim(
+                name, sentence, source="Section 4.1", metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         top = {f"N = {n}": f"cnn_{n}" for n in self.filters}
         bottom = {f"Nh = {n}": f"fcn_{n}" for n in self.hidden}

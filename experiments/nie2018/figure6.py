@@ -13,7 +13,7 @@ that of a random logit is 0. Figures: the paper's, and the same networks without
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
@@ -43,17 +43,21 @@ class Figure6(ThreeLayer):
         def of(name: str, network: str, method: str) -> list[float]:
             return column(results, name, network=network, method=method, target=target)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, *settings: tuple[str, str, str]) -> Claim:
+        def claim(
+            name: str, sentence: str, metric: str, criterion: Criterion, *settings: tuple[str, str, str]
+        ) -> Claim:
             """Over the values of one (column, network, method), or the means of several in the order given."""
             values = {f"{LABELS[m]}-{TITLES[n]}, {c}": of(c, n, m) for c, n, m in settings}
             paper = {"models": {n: PAPER[n] for _, n, _ in settings}}
             reason = departures(results.config.experiment, paper)
             chosen = values if len(settings) > 1 else of(*settings[0])
-            return Claim(name, sentence, "Section 4.2", metric, rule, chosen, reason=reason)
+            return Claim(
+                name, sentence, source="Section 4.2", metric=metric, criterion=criterion, values=chosen, reason=reason
+            )
 
         fine, whole = "HP: correlation of the high-passed map and input", "pear: correlation of map and input"
         tiny = near_zero(0.04, each=True)
-        same = Rule("pooling changes it by less than a tenth", lambda values: abs(values[1] / values[0] - 1) < 0.1)
+        same = Criterion("pooling changes it by less than a tenth", lambda values: abs(values[1] / values[0] - 1) < 0.1)
         return [
             claim("deconvnet_pool", READABLE, fine, above(0.4), ("HP", "pool", "deconvnet")),
             claim("deconvnet_no_pool", READABLE, fine, near_zero(0.05, each=True), ("HP", "cnn", "deconvnet")),

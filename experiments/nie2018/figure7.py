@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, interval, mean
+from vis.claims import Claim, Criterion, above, increasing, interval, mean
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Load, Run, Unit
@@ -93,12 +93,22 @@ class Figure7(RandomAndTrained):
     def claims(self, results: Results) -> list[Claim]:
         found: list[Claim] = []
         unit = "l2 distance of unit-l2 maps"
-        order = Rule("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
-        apart = Rule("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
+        order = Criterion("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
+        apart = Criterion("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any, reason: str = "") -> None:
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, reason: str = "") -> None:
             metric = f"{unit}, {metric}" if metric else unit
-            found.append(Claim(name, sentence, "Figure 7, section 4.3", metric, rule, values, reason=reason))
+            found.append(
+                Claim(
+                    name,
+                    sentence,
+                    source="Figure 7, section 4.3",
+                    metric=metric,
+                    criterion=criterion,
+                    values=values,
+                    reason=reason,
+                )
+            )
 
         for network in ("random", "trained"):
             sal, dec, gbp = ([row["unit"] for row in results.rows(network=network, method=method)] for method in LABELS)

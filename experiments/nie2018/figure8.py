@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, mean_and_spread
+from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -136,13 +136,23 @@ class Figure8(Experiment):
         def of(method: str, version: str = "adversary") -> list[float]:
             return [row[version] for row in results.rows(method=method)]
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any, why: str = reason) -> None:
-            found.append(Claim(name, sentence, "Figure 8, section 4.4", metric, rule, values, reason=why))
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, why: str = reason) -> None:
+            found.append(
+                Claim(
+                    name,
+                    sentence,
+                    source="Figure 8, section 4.4",
+                    metric=metric,
+                    criterion=criterion,
+                    values=values,
+                    reason=why,
+                )
+            )
 
         attacks = results.rows("attacks", version="adversary")
         metric = "correlation of the maps of image and adversary"
         bound = results.config.experiment.eps
-        size = Rule(f"each <= {bound:g}", lambda values: all(v <= bound * (1 + 1e-5) for v in values))
+        size = Criterion(f"each <= {bound:g}", lambda values: all(v <= bound * (1 + 1e-5) for v in values))
         claim(
             "linf", TINY, "largest change of a pixel in gray levels", size, [a["linf_gray_levels"] for a in attacks], ""
         )

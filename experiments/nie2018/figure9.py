@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.nie2018.trained import images_of, not_the_papers, wanted
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, mean_and_spread
+from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -117,7 +117,9 @@ class Figure9(Experiment):
         reason = not_the_papers(results)
         up_to, without = self.settings["up_to"], self.settings["except"]
         last = [layer for layer in up_to if not layer.startswith("fc")][-1:]  # "up to Conv5-1" and the like
-        falling = Rule("each below the one before", lambda values: increasing().holds([-v for v in values]), least=2)
+        falling = Criterion(
+            "each below the one before", lambda values: increasing().holds([-v for v in values]), least=2
+        )
         found: list[Claim] = []
 
         def over(name: str, kind: str, layers: Sequence[str]) -> dict[str, list[float]]:
@@ -125,11 +127,17 @@ class Figure9(Experiment):
                 f"{layer}{SIGNS[kind]}": [r[name] for r in results.rows(kind=kind, layer=layer)] for layer in layers
             }
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> None:
-            found.append(Claim(name, sentence, self.source, metric, rule, values, reason=reason))
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> None:
+            found.append(
+                Claim(
+                    name, sentence, source=self.source, metric=metric, criterion=criterion, values=values, reason=reason
+                )
+            )
             if reason:
                 here = f"Of this network: {sentence}"
-                found.append(Claim(f"here_{name}", here, self.source, metric, rule, values))
+                found.append(
+                    Claim(f"here_{name}", here, source=self.source, metric=metric, criterion=criterion, values=values)
+                )
 
         convolutions = [layer for layer in up_to if not layer.startswith("fc")]
         if len(convolutions) > 1:
@@ -150,7 +158,7 @@ class Figure9(Experiment):
             layers = [layer for layer in without if not layer.startswith("fc")]
             claim("except_distance", EARLIER, apart, falling, over("distance", "except", layers))
             sharp = over("sharpness", "except", layers)
-            rest = Rule("the first below all others", lambda values: values[0] < min(values[1:]))
+            rest = Criterion("the first below all others", lambda values: values[0] < min(values[1:]))
             claim("except_blurry", BLURRY, "share of fine detail", rest, sharp)
             claim("except_background", BLURRY, "share of the map's energy in the background", falling,
                   over("background", "except", layers[1:]))  # fmt: skip

@@ -84,11 +84,30 @@ class Gallery(Experiment):
         margin = [min(d, g) - s for s, d, g in zip(sal, dec, gbp, strict=True)]
         metric = "correlation of the maps of two logits"
         less = f"{metric}: the smaller of GBP's and DeconvNet's minus saliency's"
-        found = [Claim("class_sensitive", SENSITIVE, self.source, less, above(0.5), margin, reason=reason)]
+        found = [
+            Claim(
+                "class_sensitive",
+                SENSITIVE,
+                source=self.source,
+                metric=less,
+                criterion=above(0.5),
+                values=margin,
+                reason=reason,
+            )
+        ]
         if reason:
             for method in ("deconvnet", "gbp"):
                 values = {"saliency": sal, LABELS[method]: by_method[method]}
-                found.append(Claim(f"here_{method}", STAND_IN, self.source, metric, increasing(), values))
+                found.append(
+                    Claim(
+                        f"here_{method}",
+                        STAND_IN,
+                        source=self.source,
+                        metric=metric,
+                        criterion=increasing(),
+                        values=values,
+                    )
+                )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

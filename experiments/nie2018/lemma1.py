@@ -129,10 +129,10 @@ class Lemma1(Experiment):
             Claim(
                 f"{equation.replace('. ', '').lower()}_{method}",
                 f"{sentence} ({LABELS[method]})",
-                equation,
-                metric,
-                below(1e-12, each=True),
-                [row["error"] for row in results.rows(equation=equation, method=method)],
+                source=equation,
+                metric=metric,
+                criterion=below(1e-12, each=True),
+                values=[row["error"] for row in results.rows(equation=equation, method=method)],
                 reason="" if results.config.precision == "float64" else "it takes precision=float64",
             )
             for equation, sentence in sentences.items()

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Rule, above, departures, mean, mean_and_spread
+from vis.claims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Run, Unit
@@ -88,8 +88,10 @@ class Pooling(ThreeLayer):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> Claim:
-            return Claim(name, sentence, "Section 3.2.1", metric, rule, values, reason=reason)
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> Claim:
+            return Claim(
+                name, sentence, source="Section 3.2.1", metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         def agreement(window: str) -> list[float]:
             return [row["agreement"] for row in results.rows("choices", setting=f"window_{window}")]
@@ -103,7 +105,7 @@ class Pooling(ThreeLayer):
         fine = {w: column(results, "HP", setting=f"window_{w}", method="deconvnet") for w in pooled}
         rate = "P(chosen <=> w^T y > 0)"
         some = above(0.01, each=True)
-        falls = Rule("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
+        falls = Criterion("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
         return [
             *(claim(f"chosen_{w}", CHOSEN, f"{rate}, {w} windows", above(0.9), agreement(w)) for w in pooled),
             *(claim(f"like_gbp_{w}", LIKE_GBP, f"HP of DeconvNet, {w} windows", above(0.4), fine[w]) for w in pooled),

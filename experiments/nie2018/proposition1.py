@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean, near_zero
+from vis.claims import Claim, Criterion, above, below, departures, increasing, mean, near_zero
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -81,11 +81,15 @@ class Proposition1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, method: str, column: str, each: bool) -> Claim:
+        def claim(
+            name: str, sentence: str, metric: str, criterion: Criterion, method: str, column: str, each: bool
+        ) -> Claim:
             """Over all values, or over the means at each depth."""
             values: Any = {f"{n} more": self.of(results, column, method, n) for n in self.depths}
             values = [v for depth in values.values() for v in depth] if each else values
-            return Claim(name, sentence, "Proposition 1", metric, rule, values, reason=reason)
+            return Claim(
+                name, sentence, source="Proposition 1", metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         means, ks = "mean over standard deviation", "KS distance D to N(0, 1), standardised"
         rho, paper, found = "mean correlation of two entries of one channel", [], []
@@ -101,7 +105,7 @@ class Proposition1(Experiment):
                     claim(f"finding6_{method}", FINDING, rho, above(0.1, each=True), method, "rho", False),
                     claim(f"finding6_{method}_deeper", FINDING, rho, increasing(), method, "rho", False),
                 ]
-        size = Rule("each |mean| > 0.1", lambda values: min(map(abs, values)) > 0.1)
+        size = Criterion("each |mean| > 0.1", lambda values: min(map(abs, values)) > 0.1)
         return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", False)]
 
     def of(self, results: Results, column: str, method: str, depth: int) -> list[float]:
@@ -114,7 +118,7 @@ class Proposition1(Experiment):
             f"Gradients that arrive at the first ReLU of a random CNN (N = {node.num_filters}, stride {node.stride}) with more "
             f"3x3 convolutions above it, input {image}. Left: the entries for {self.depths[-1]} more (seed "
             f"{results.config.seed}), standardised, and N(0, 1). Right: mean correlation of two entries of one channel, "
-            f"one point for each of {results.config.seeds} seeds, and their means",
+            f"one point for each of {results.config.seeds} seeds, and their means"
         ]
         figure, (left, right) = plot(6.4, 2.3, caption, columns=2)
         with styled():

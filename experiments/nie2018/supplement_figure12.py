@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import torchvision_classifier
@@ -77,8 +77,10 @@ class ResNetGrid(ThreeLayer):
         def of(name: str, network: str, method: str = "gbp", target: str = target) -> list[float]:
             return column(results, name, network=network, method=method, target=target)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> Claim:
-            return Claim(name, sentence, "Supplement H", metric, rule, values, reason=reason)
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> Claim:
+            return Claim(
+                name, sentence, source="Supplement H", metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         fine, grid = "HP: correlation of the high-passed map and input", "g4: strength of a period of 4 pixels, GBP"
         two = {TITLES[n]: of("g4", n) for n in ("average", "stem", "resnet")}
@@ -96,7 +98,7 @@ class ResNetGrid(ThreeLayer):
             ),
             claim("grid", GRID, grid, above(10), of("g4", "resnet")),
             claim("grid_vgg", GRID, f"{grid}, in VGG-16", below(3), of("g4", "vgg")),
-            claim("skips", SKIPS, grid, Rule("without skips less than half", lambda v: v[0] < v[1] / 2), skips),
+            claim("skips", SKIPS, grid, Criterion("without skips less than half", lambda v: v[0] < v[1] / 2), skips),
             claim("finding9_no_skips", STEM, f"{grid}, without skips", above(10), of("g4", "no_skips")),
             claim("finding9_stem", STEM, grid, increasing(), two),
         ]

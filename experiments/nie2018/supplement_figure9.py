@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, pad
 from experiments.nie2018.figure9 import BOX, background
 from experiments.nie2018.trained import batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Rule, mean_and_spread
+from vis.claims import Claim, Criterion, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -75,11 +75,20 @@ class SupplementFigure9(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)
-        less = Rule("below 0 for each image", lambda values: max(values) < 0)
+        less = Criterion("below 0 for each image", lambda values: max(values) < 0)
         values = [row["gbp"] - row["edge"] for row in results.rows()]
         metric = "share of the energy in the textured background, GBP's minus the edge detector's"
-        found = [Claim("filters", FILTER, SOURCE, metric, less, values, reason=reason)]
-        return [*found, Claim("here", f"Of this network: {FILTER}", SOURCE, metric, less, values)] if reason else found
+        found = [Claim("filters", FILTER, source=SOURCE, metric=metric, criterion=less, values=values, reason=reason)]
+        return (
+            [
+                *found,
+                Claim(
+                    "here", f"Of this network: {FILTER}", source=SOURCE, metric=metric, criterion=less, values=values
+                ),
+            ]
+            if reason
+            else found
+        )
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

@@ -19,7 +19,7 @@ from torch import Tensor
 from experiments.nie2018.figure5 import LAW, over_law
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, below, departures, increasing, mean, mean_and_spread, within
+from vis.claims import Claim, Criterion, below, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Run, Unit
@@ -62,8 +62,10 @@ class Theorem1(ThreeLayer):
         few = "" if config.seeds >= 4 else f"it takes the mean of 4 seeds or more, not {config.seeds}"
         reason = departures(config.experiment, PAPER) or few
 
-        def grow(name: str, sentence: str, metric: str, rule: Rule, values: dict[str, list[float]]) -> Claim:
-            return Claim(name, sentence, "Theorem 1", metric, rule, values, reason=reason)
+        def grow(name: str, sentence: str, metric: str, criterion: Criterion, values: dict[str, list[float]]) -> Claim:
+            return Claim(
+                name, sentence, source="Theorem 1", metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         def of(name: str) -> dict[str, list[float]]:
             return {f"N = {n}": column(results, name, setting=f"cnn_{n}") for n in self.filters}
@@ -78,7 +80,7 @@ class Theorem1(ThreeLayer):
         )  # the same for all seeds
         errors = {n: [row["error"] for row in results.rows("filters", N=n)] for n in SIZES}
         ratios = {f"N = {n}": [e / math.sqrt(P / 2 / n) for e in errors[n]] for n in SIZES}
-        order = Rule("10^2.5 < mean < 10^3.5", lambda values: 10**2.5 < mean(values) < 10**3.5)
+        order = Criterion("10^2.5 < mean < 10^3.5", lambda values: 10**2.5 < mean(values) < 10**3.5)
         needed = [row["N"] for row in results.rows("needed")]
         error, source = "error of the mean of N filters, p = 27", "Section 3.1.1"
         return [
@@ -86,9 +88,22 @@ class Theorem1(ThreeLayer):
             grow("pear_grows", THEOREM, "pear: correlation of map and input", increasing(), of("pear")),
             grow("noise_law", THEOREM, "tan2 of the mean cosL over .943 pi^2 3 s^2 / N", within(1, 0.25), law),
             Claim(
-                "filters_needed", NEEDED, source, f"N at which the {error}, falls below .1", order, needed, "O(10^3)"
+                "filters_needed",
+                NEEDED,
+                source=source,
+                metric=f"N at which the {error}, falls below .1",
+                criterion=order,
+                values=needed,
+                paper="O(10^3)",
             ),
-            Claim("error_law", NEEDED, source, f"{error}, over sqrt(p / 2N)", within(1, 0.05), ratios),
+            Claim(
+                "error_law",
+                NEEDED,
+                source=source,
+                metric=f"{error}, over sqrt(p / 2N)",
+                criterion=within(1, 0.05),
+                values=ratios,
+            ),
             grow("finding3_limit", LIMIT, f"cosine, {last}", increasing(), limit),
             grow("finding3_cap", LIMIT, "cosine of A x and x: the cap at any N", below(0.95), {"": cap}),
         ]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images, random_networks
 from vis import metrics
-from vis.claims import Claim, Rule, below, departures, mean, near_zero, within
+from vis.claims import Claim, Criterion, below, departures, mean, near_zero, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -105,12 +105,14 @@ class Theorem2(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, method: str, column: str) -> Claim:
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, method: str, column: str) -> Claim:
             values: Any = [row[column] for row in results.rows(method=method)]
             source = "Theorem 2"
             if name.startswith("finding"):  # of the ensemble: the pattern of one network is made of 3 s^2 numbers
                 values = {f"mean over {len(values)} networks": values}
-            return Claim(name, sentence, source, metric, rule, values, reason=reason)
+            return Claim(
+                name, sentence, source=source, metric=metric, criterion=criterion, values=values, reason=reason
+            )
 
         ks, white = (
             "KS distance D to N(0, 1), each phase normalised",
@@ -143,7 +145,7 @@ class Theorem2(Experiment):
         caption = [
             f"Maps of {network}, stride {stride}, input {image}. Left: their values, each phase normalised (seed "
             f"{results.config.seed}), and N(0, 1). Right: autocorrelation (mean over {results.config.seeds} seeds); 1/π is "
-            "what DeconvNet's periodic pattern explains",
+            "what DeconvNet's periodic pattern explains"
         ]
         figure, (left, right) = plot(6.4, 2.3, caption, columns=2)
         with styled():

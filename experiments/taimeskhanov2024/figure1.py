@@ -55,8 +55,21 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         (row,) = results.rows()
         reason = "not the paper's weights" if row["own"] else ""
-        here = Claim("here", f"Here: {SENTENCE}", "Figure 1", "mu", above(0.1), [row["mu"]])
-        return [Claim("unseen", SENTENCE, "Figure 1", "mu", above(0.1), [row["mu"]], reason=reason), here]
+        here = Claim(
+            "here", f"Here: {SENTENCE}", source="Figure 1", metric="mu", criterion=above(0.1), values=[row["mu"]]
+        )
+        return [
+            Claim(
+                "unseen",
+                SENTENCE,
+                source="Figure 1",
+                metric="mu",
+                criterion=above(0.1),
+                values=[row["mu"]],
+                reason=reason,
+            ),
+            here,
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         (row,) = results.rows()

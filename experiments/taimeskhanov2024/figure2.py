@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Rule
+from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled, typeset
 from vis.methods.forward import Forward
@@ -50,8 +50,17 @@ class Figure2(Experiment):
         (_, H, _), (_, h, _), _, (_, pooled, _) = (row["shape"] for row in results.rows()[:4])
         (sizes,) = results.rows("sizes")
         wrong = [h - (H - sizes["k"] + 1), pooled - h / sizes["pool"]]
-        exact = Rule("both 0", lambda values: not any(values))
-        return [Claim("sizes", SENTENCE, "Section 2.1", "h and h' less what the formulas say", exact, wrong)]
+        exact = Criterion("both 0", lambda values: not any(values))
+        return [
+            Claim(
+                "sizes",
+                SENTENCE,
+                source="Section 2.1",
+                metric="h and h' less what the formulas say",
+                criterion=exact,
+                values=wrong,
+            )
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows, (sizes,) = results.rows(), results.rows("sizes")

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.taimeskhanov2024.theorem1 import digit
-from vis.claims import Claim, Rule, above, mean
+from vis.claims import Claim, Criterion, above, mean
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -70,13 +70,29 @@ class Figure3(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows()
         positive = [mean([float(r["unseen"] > 0) for r in rows if r["seed"] == s]) for s in _seeds(results)]
-        zero, source = Rule("each is 0", lambda values: not any(values)), "Figure 3"
+        zero, source = Criterion("each is 0", lambda values: not any(values)), "Figure 3"
         blank, slope = "largest change of a logit, unseen rows blanked", "largest gradient of the logits there"
         share = "share of the maps that are positive somewhere in the unseen rows, for each network"
         return [
-            Claim("blind_logits", BLIND, source, blank, zero, [r["logits"] for r in rows], 0.0),
-            Claim("blind_gradient", BLIND, source, slope, zero, [r["gradient"] for r in rows], 0.0),
-            Claim("gradcam_unseen", HIGHLIGHTS, source, share, above(0.5), positive),
+            Claim(
+                "blind_logits",
+                BLIND,
+                source=source,
+                metric=blank,
+                criterion=zero,
+                values=[r["logits"] for r in rows],
+                paper=0.0,
+            ),
+            Claim(
+                "blind_gradient",
+                BLIND,
+                source=source,
+                metric=slope,
+                criterion=zero,
+                values=[r["gradient"] for r in rows],
+                paper=0.0,
+            ),
+            Claim("gradcam_unseen", HIGHLIGHTS, source=source, metric=share, criterion=above(0.5), values=positive),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

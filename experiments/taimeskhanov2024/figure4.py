@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Rule, departures
+from vis.claims import Claim, Criterion, departures
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods import HiResCAM
@@ -74,15 +74,37 @@ class Figure4(Experiment):
         reason = departures(results.config.model, PAPER)
         if results.config.model.wall.rows not in (None, 5):
             reason = reason or f"wall.rows is {results.config.model.wall.rows} (paper: 5)"
-        derived = Rule("equal to the receptive field's", lambda v: v[0] == network["derived"][0])
+        derived = Criterion("equal to the receptive field's", lambda v: v[0] == network["derived"][0])
         return [
-            Claim("dead_zone", DEAD, "Figure 4, section 3.1", "first row of the image with a gradient of exactly 0",
-                  Rule("170", lambda v: v == [170]), [image["seen"]], 170, reason),
-            Claim("derived", "The receptive field gives the same dead zone as the gradient", "Figure 4",
-                  "first row of the image with a gradient of exactly 0", derived, [image["seen"]]),
-            Claim("hirescam", HIRES, "Section 3.3", "first row from which the map is exactly 0",
-                  Rule("88", lambda v: v == [88]), [network["hirescam"]], "88 (89 counted from 1)", reason),
-        ]  # fmt: skip
+            Claim(
+                "dead_zone",
+                DEAD,
+                source="Figure 4, section 3.1",
+                metric="first row of the image with a gradient of exactly 0",
+                criterion=Criterion("170", lambda v: v == [170]),
+                values=[image["seen"]],
+                paper=170,
+                reason=reason,
+            ),
+            Claim(
+                "derived",
+                "The receptive field gives the same dead zone as the gradient",
+                source="Figure 4",
+                metric="first row of the image with a gradient of exactly 0",
+                criterion=derived,
+                values=[image["seen"]],
+            ),
+            Claim(
+                "hirescam",
+                HIRES,
+                source="Section 3.3",
+                metric="first row from which the map is exactly 0",
+                criterion=Criterion("88", lambda v: v == [88]),
+                values=[network["hirescam"]],
+                paper="88 (89 counted from 1)",
+                reason=reason,
+            ),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows, (network,) = results.rows(), results.rows("network")

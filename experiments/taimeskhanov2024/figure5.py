@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.train import Train
-from vis.claims import Claim, Rule, below, departures, increasing, within
+from vis.claims import Claim, Criterion, below, departures, increasing, within
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.runner.experiment import Run
 from vis.store.run_folder import Results
@@ -95,22 +95,50 @@ class Figure5(Train):
             rule = within(value, 0.02)
             found.append(
                 Claim(
-                    f"{network}_{key}", SENTENCE, "Section 4, Figure 5", metric, rule, last(network, key), value, reason
+                    f"{network}_{key}",
+                    SENTENCE,
+                    source="Section 4, Figure 5",
+                    metric=metric,
+                    criterion=rule,
+                    values=last(network, key),
+                    paper=value,
+                    reason=reason,
                 )
             )
         for key in ("top1", "top5"):
             metric = f"validation {key.replace('top', 'top-')}"
             values = {name: last(name, key) for name in ("masked", "unmasked")}
-            found.append(Claim(f"drop_{key}", DROP, "Section 4", metric, increasing(), values, reason=reason))
+            found.append(
+                Claim(
+                    f"drop_{key}",
+                    DROP,
+                    source="Section 4",
+                    metric=metric,
+                    criterion=increasing(),
+                    values=values,
+                    reason=reason,
+                )
+            )
             if reason:
                 lost = [b - a for a, b in zip(*values.values(), strict=False)]
                 here = f"Of these networks: {DROP}"
                 metric = f"{metric} of unmasked less that of masked"
-                found.append(Claim(f"here_drop_{key}", here, "Section 4", metric, below(0.1), lost))
-        zero = Rule("each exactly 0", lambda values: all(value == 0 for value in values))
+                found.append(
+                    Claim(
+                        f"here_drop_{key}", here, source="Section 4", metric=metric, criterion=below(0.1), values=lost
+                    )
+                )
+        zero = Criterion("each exactly 0", lambda values: all(value == 0 for value in values))
         walls = [row["wall"] for row in networks if row["network"] == "masked" and row["wall"] is not None]
         found.append(
-            Claim("wall", WALL, "Section 3.1", "masked: largest |weight| behind the wall after training", zero, walls)
+            Claim(
+                "wall",
+                WALL,
+                source="Section 3.1",
+                metric="masked: largest |weight| behind the wall after training",
+                criterion=zero,
+                values=walls,
+            )
         )
         return found
 

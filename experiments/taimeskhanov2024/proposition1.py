@@ -124,10 +124,10 @@ class Proposition1(Experiment):
             Claim(
                 f"prop1_{method}",
                 SENTENCES[method],
-                "Proposition 1" if method == "gradcam" else "Appendix A",
-                f"{LABELS[method]}'s coefficients: largest absolute difference over the largest absolute value",
-                below(1e-12, each=True),
-                [r["error"] / (r["largest"] or 1) for r in results.rows(method=method)],
+                source="Proposition 1" if method == "gradcam" else "Appendix A",
+                metric=f"{LABELS[method]}'s coefficients: largest absolute difference over the largest absolute value",
+                criterion=below(1e-12, each=True),
+                values=[r["error"] / (r["largest"] or 1) for r in results.rows(method=method)],
             )
             for method in LABELS
         ]

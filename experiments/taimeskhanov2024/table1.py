@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
-from vis.claims import Claim, Rule, above, mean, spread
+from vis.claims import Claim, Criterion, above, mean, spread
 from vis.runner.experiment import Run, Unit, method_title
 from vis.store.run_folder import Results
 
@@ -34,7 +34,7 @@ SEES = "every CAM-based methods, except HiResCAM, highlights unseen parts of an 
 AVOIDS = "HiResCAM avoids this problem"
 VALUE = "{}: mu x 100 = {} ± {} on {}"
 NAMES = {"mix": "STACK-MIX", "gen": "STACK-GEN"}
-ZERO = Rule("each exactly 0", lambda values: all(v == 0 for v in values))
+ZERO = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
 LAYER = "Beyond the paper: LayerCAM, whose weights are of each position as HiResCAM's are, avoids it too."
 WORSE = "Beyond the paper: EigenCAM's maps are no better than a constant one."
 
@@ -58,12 +58,24 @@ class Table1(WallCheck):
         found = self.wall_claims(results)
         constant = math.sqrt((network["rows"][1] - network["rows"][0] + 1) / network["height"])
 
-        def claim(name: str, sentence: str, rule: Rule, method: str, of_paper: bool, column: str = "mu_minmax") -> None:
+        def claim(
+            name: str, sentence: str, criterion: Criterion, method: str, of_paper: bool, column: str = "mu_minmax"
+        ) -> None:
             mu, zeros = activity(results, method, column)
             why = (reason if of_paper else "") or ("" if mu else f"all {zeros} maps are 0")
             why = why if method in results.config.methods else f"{method} is not among this run's methods"
             metric = "mu of min-max scaled maps" if column == "mu_minmax" else "mu"
-            found.append(Claim(name, sentence, "Table 1, section 3.3", metric, rule, mu, reason=why))
+            found.append(
+                Claim(
+                    name,
+                    sentence,
+                    source="Table 1, section 3.3",
+                    metric=metric,
+                    criterion=criterion,
+                    values=mu,
+                    reason=why,
+                )
+            )
 
         for prefix, of_paper in (("", True), ("here_", False)):
             if not of_paper and not reason:
@@ -96,9 +108,16 @@ class Table1(WallCheck):
 
         reason = reason if method in results.config.methods else f"{method} is not among this run's methods"
         sentence = VALUE.format(method_title(results.config, method), value, deviation, NAMES[dataset])
-        rule = Rule("within 3 standard errors of the paper's mean", agrees)
+        criterion = Criterion("within 3 standard errors of the paper's mean", agrees)
         return Claim(
-            f"{method}_{dataset}", sentence, "Table 1", "mu x 100, min-max", rule, mu, f"{value} ± {deviation}", reason
+            f"{method}_{dataset}",
+            sentence,
+            source="Table 1",
+            metric="mu x 100, min-max",
+            criterion=criterion,
+            values=mu,
+            paper=f"{value} ± {deviation}",
+            reason=reason,
         )
 
 

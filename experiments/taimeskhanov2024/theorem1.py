@@ -158,23 +158,28 @@ class Theorem1(Experiment):
         ratio = "Monte Carlo mean less 4 standard errors, over the bound"
         found = [
             Claim(
-                "bound", SENTENCE, "Theorem 1", ratio, above(1, each=True), [v for each in lower.values() for v in each]
+                "bound",
+                SENTENCE,
+                source="Theorem 1",
+                metric=ratio,
+                criterion=above(1, each=True),
+                values=[v for each in lower.values() for v in each],
             ),
             Claim(
                 "positive",
                 "[GC] is positive in expectation if some pixels are activated in the receptive field",
-                "Section 2.3",
-                "Monte Carlo mean in the unseen half, in standard errors",
-                above(4, each=True),
-                [r["measured"] / r["error"] for r in rows],
+                source="Section 2.3",
+                metric="Monte Carlo mean in the unseen half, in standard errors",
+                criterion=above(4, each=True),
+                values=[r["measured"] / r["error"] for r in rows],
             ),
             Claim(
                 "exact",
                 EXACT,
-                "Appendix D",
-                SCORE,
-                near_zero(4.5, each=True),
-                [(r["measured"] - r["exact"]) / r["error"] for r in rows],
+                source="Appendix D",
+                metric=SCORE,
+                criterion=near_zero(4.5, each=True),
+                values=[(r["measured"] - r["exact"]) / r["error"] for r in rows],
             ),
         ]
         for name in dict.fromkeys(r["equation"].split(",")[0] for r in equations):
@@ -187,15 +192,24 @@ class Theorem1(Experiment):
                     Claim(
                         short,
                         "P(Y >= E[Y]/2) >= 1 - 20/V",
-                        source,
-                        "frequency minus 1 - 20/V",
-                        above(0, each=True),
-                        slack,
+                        source=source,
+                        metric="frequency minus 1 - 20/V",
+                        criterion=above(0, each=True),
+                        values=slack,
                     )
                 )
                 continue
             deviations = [(r["measured"] - r["formula"]) / r["error"] for r in chosen]
-            found.append(Claim(short, f"{name} of the appendix", source, SCORE, near_zero(4.5, each=True), deviations))
+            found.append(
+                Claim(
+                    short,
+                    f"{name} of the appendix",
+                    source=source,
+                    metric=SCORE,
+                    criterion=near_zero(4.5, each=True),
+                    values=deviations,
+                )
+            )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -16,6 +16,7 @@ generator's trained weights.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -166,21 +167,32 @@ class ActivationMaximisation(Experiment):
         def less(a: str, b: str) -> list[float]:
             return [p - q for p, q in zip(high[a], high[b], strict=True)]
 
-        measured = []
+        claim = partial(Claim, source="Introduction, Eqs. 1 to 3", criterion=POSITIVE)
+        measured: list[Claim] = []
         if "L2" in high:
-            measured.append(("l2", INTERPRETABLE, f"{METRIC}, {first} - L2", POSITIVE, less(first, "L2")))
+            measured.append(claim("l2", INTERPRETABLE, metric=f"{METRIC}, {first} - L2", values=less(first, "L2")))
         if "all" in high:
             best = [min(each) for each in zip(*(high[name] for name in high if name != "all"), strict=True)]
             measured += [
-                ("combination", NATURAL, f"{METRIC}, the smallest of the other columns - all", POSITIVE,
-                 [a - b for a, b in zip(best, high["all"], strict=True)]),
-                ("regularised", "Beyond the paper: all regularisers together leave less noise than none",
-                 f"{METRIC}, {first} - all", POSITIVE, less(first, "all")),
-            ]  # fmt: skip
+                claim(
+                    "combination",
+                    NATURAL,
+                    metric=f"{METRIC}, the smallest of the other columns - all",
+                    values=[a - b for a, b in zip(best, high["all"], strict=True)],
+                ),
+                claim(
+                    "regularised",
+                    "Beyond the paper: all regularisers together leave less noise than none",
+                    metric=f"{METRIC}, {first} - all",
+                    values=less(first, "all"),
+                    origin="project",
+                ),
+            ]
         for name in self.columns:
             p = [r["p"] for r in results.rows(column=name)]
-            measured.append((f"maximised_{name}", MAXIMISED, f"the class's probability, {name}", above(0.9), p))
-        return paper_and_here("Introduction, Eqs. 1 to 3", measured, other_network(results.config.model, PAPER))
+            metric = f"the class's probability, {name}"
+            measured.append(claim(f"maximised_{name}", MAXIMISED, metric=metric, criterion=above(0.9), values=p))
+        return paper_and_here(measured, other_network(results.config.model, PAPER))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, seed = results.config, results.config.seed

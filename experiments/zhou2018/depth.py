@@ -60,7 +60,8 @@ class Depth(Experiment):
         more = [b - a for a, b in zip(self.errors(results, first), self.errors(results, last), strict=True)]
         metric = f"error of {last} - error of {first}, in probability, of each image"
         reason = f"networks trained here on {results.rows()[0]['data']}, not ImageNet's VGG-16"
-        return paper_and_here("Section 3", [("deeper", DEEPER, metric, POSITIVE, more)], reason)
+        claim = Claim("deeper", DEEPER, source="Section 3", metric=metric, criterion=POSITIVE, values=more)
+        return paper_and_here([claim], reason)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names = list(self.models)

@@ -11,6 +11,7 @@ their own (`here_...`) say what is seen there.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, other_network, paper_and_here
+from vis.claims import Claim, above, below, departures, increasing, other_network, paper_and_here
 from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.errors import UserError
@@ -142,11 +143,7 @@ class EvidenceMaps(Experiment):
     """
 
     def __init__(
-        self,
-        source: str,
-        own_images: bool = False,
-        windows: int = 4096,
-        object: Mapping[str, Sequence[float]] = {},
+        self, source: str, own_images: bool = False, windows: int = 4096, object: Mapping[str, Sequence[float]] = {}
     ) -> None:
         self.source, self.own_images, self.windows, self.object = source, own_images, windows, object
         self._shares: dict[str, float] = {}  # of a full pass that a window of a method takes
@@ -225,14 +222,14 @@ class EvidenceMaps(Experiment):
     # --- from what is stored ------------------------------------------------------------------------------------------
 
     def claims(self, results: Results) -> list[Claim]:
-        return paper_and_here(self.source, self.measured(results), self.not_the_papers(results))
+        return paper_and_here(self.measured(results), self.not_the_papers(results))
 
     def not_the_papers(self, results: Results) -> str:
         """Why the paper's claims are not measured."""
         return not_the_papers(results)
 
-    def measured(self, results: Results) -> list[tuple[str, str, str, Rule, Any, str]]:
-        """(name, sentence, metric, rule, values, why there are none) of the claims on the methods that there are."""
+    def measured(self, results: Results) -> list[Claim]:
+        """Return the claims about the methods that the run has computed."""
         images = images_of(results)
         maps = {m: [torch.from_numpy(map_of(results, i, m))[None] for i in images] for m in results.config.methods}
         rough = {m: [float(metrics.total_variation(a)) for a in each] for m, each in maps.items()}
@@ -244,34 +241,42 @@ class EvidenceMaps(Experiment):
         def ratio(of: Mapping[str, list[float]], a: str, b: str) -> list[float]:
             return [p / q if q else math.nan for p, q in zip(of[a], of[b], strict=True)]
 
-        found: list[tuple[str, str, str, Rule, Any, str]] = []
+        claim = partial(Claim, source=self.source)
+        found: list[Claim] = []
         if {"pda", "pda_fast"} <= maps.keys():
             gain = {
                 i: in_box(maps["pda_fast"][k], self.object[i]) - in_box(maps["pda"][k], self.object[i])
                 for k, i in enumerate(images)
                 if i in self.object
             }
-            lacks = "" if gain else "no image has a box in experiment.object"
+            missing = "" if gain else "no image has a box in experiment.object"
             variation = "total variation of the efficient map over PDA's"
             found += [
-                ("less_noisy", NOISE, variation, below(1), ratio(rough, "pda_fast", "pda"), ""),
-                (
+                claim(
+                    "less_noisy", NOISE, metric=variation, criterion=below(1), values=ratio(rough, "pda_fast", "pda")
+                ),
+                claim(
                     "on_object",
                     OBJECT,
-                    "energy in the object's box, efficient - PDA",
-                    above(0),
-                    list(gain.values()),
-                    lacks,
+                    metric="energy in the object's box, efficient - PDA",
+                    criterion=above(0),
+                    values=list(gain.values()),
+                    reason=missing,
                 ),
-                (
+                claim(
                     "agree",
                     AGREE,
-                    "correlation of the two maps",
-                    above(0.5),
-                    both(metrics.pearson, "pda", "pda_fast"),
-                    "",
+                    metric="correlation of the two maps",
+                    criterion=above(0.5),
+                    values=both(metrics.pearson, "pda", "pda_fast"),
                 ),
-                ("sim", AGREE, "SIM of the two maps", above(0.5), both(metrics.sim, "pda", "pda_fast"), ""),
+                claim(
+                    "sim",
+                    AGREE,
+                    metric="SIM of the two maps",
+                    criterion=above(0.5),
+                    values=both(metrics.sim, "pda", "pda_fast"),
+                ),
             ]
         if {"pda", "pda_fast", "pda_fast_sampled"} <= maps.keys():
             shape = {
@@ -283,15 +288,39 @@ class EvidenceMaps(Experiment):
                 "PDA / mean of draws": octaves(ratio(norms, "pda", "pda_fast_sampled")),
             }
             found += [
-                ("shape", SHAPE, "correlation of the efficient map with PDA's", increasing(), shape, ""),
-                ("intensity", INTENSITY, "|log2| of the ratio of the maps' norms", increasing(), size, ""),
+                claim(
+                    "shape",
+                    SHAPE,
+                    metric="correlation of the efficient map with PDA's",
+                    criterion=increasing(),
+                    values=shape,
+                ),
+                claim(
+                    "intensity",
+                    INTENSITY,
+                    metric="|log2| of the ratio of the maps' norms",
+                    criterion=increasing(),
+                    values=size,
+                ),
             ]
         if {"pda_fast", "pda_gradient"} <= maps.keys():
             noise = "total variation of the simplified map over the efficient one's"
             alike = "correlation of the simplified and the efficient map"
             found += [
-                ("captures", CAPTURES, alike, above(0), both(metrics.pearson, "pda_gradient", "pda_fast"), ""),
-                ("simplified_noisy", TOO_NOISY, noise, above(1), ratio(rough, "pda_gradient", "pda_fast"), ""),
+                claim(
+                    "captures",
+                    CAPTURES,
+                    metric=alike,
+                    criterion=above(0),
+                    values=both(metrics.pearson, "pda_gradient", "pda_fast"),
+                ),
+                claim(
+                    "simplified_noisy",
+                    TOO_NOISY,
+                    metric=noise,
+                    criterion=above(1),
+                    values=ratio(rough, "pda_gradient", "pda_fast"),
+                ),
             ]
         return found
 

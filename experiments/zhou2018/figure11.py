@@ -9,6 +9,7 @@ window's content is pushed.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
-from vis.claims import Claim, Rule, above, departures, paper_and_here
+from vis.claims import Claim, Criterion, above, departures, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
@@ -76,16 +77,25 @@ class Figure11(OnePicture):
         reason = ", ".join(filter(None, reasons if model.weights != "standin" else reasons[:1]))
         errors = np.array([r["arithmetic"] - r["efficient"] for r in rows])
         counts = [float(n) for n in np.histogram(np.abs(errors), bins=BINS)[0]]
-        fewer = Rule("each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)), least=2)
-        both = Rule("both signs", lambda values: min(values) > 0)
+        fewer = Criterion(
+            "each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)), least=2
+        )
+        both = Criterion("both signs", lambda values: min(values) > 0)
         shares = [float(np.mean(errors > 0)), float(np.mean(errors < 0))]
         close = [float(np.mean(np.abs(errors) < CLOSE))]
-        measured: list[tuple[str, str, str, Rule, list[float]]] = [
-            ("half", HALF, f"share of images with |difference of P| < {CLOSE:g}", above(0.5), close),
-            ("fewer", FEWER, f"images in {BINS} intervals of |difference|", fewer, counts),
-            ("under", UNDER, "shares of images where it is below and above", both, shares),
+        claim = partial(Claim, source="Figure 11")
+        measured = [
+            claim(
+                "half",
+                HALF,
+                metric=f"share of images with |difference of P| < {CLOSE:g}",
+                criterion=above(0.5),
+                values=close,
+            ),
+            claim("fewer", FEWER, metric=f"images in {BINS} intervals of |difference|", criterion=fewer, values=counts),
+            claim("under", UNDER, metric="shares of images where it is below and above", criterion=both, values=shares),
         ]
-        return paper_and_here("Figure 11", measured, reason)
+        return paper_and_here(measured, reason)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()

@@ -5,6 +5,7 @@ efficient one's is that of the conditional mean. Several seeds draw; their sprea
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, increasing, paper_and_here
+from vis.claims import Claim, Criterion, increasing, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.runner.experiment import Run, Unit
@@ -66,11 +67,15 @@ class Figure16(OnePicture):
             slope(counts, [spreads[f"S = {s}"][i] for s in counts]) if spreads["S = 1"][i] else float("nan")
             for i in range(len(results.rows()))
         ]
-        half = Rule("mean within 0.15 of -1/2", lambda values: abs(float(np.mean(values)) + 0.5) < 0.15)
+        half = Criterion("mean within 0.15 of -1/2", lambda values: abs(float(np.mean(values)) + 0.5) < 0.15)
         metric = "standard deviation of PDA's P over repetitions"
         few = dict(reversed([item for item in spreads.items() if item[0] in ("S = 1", "S = 10", "S = 100")]))
-        found = paper_and_here("Figure 16", [("fluctuates", FLUCTUATES, metric, increasing(), few)], reason)
-        return [*found, Claim("root", ROOT, "Figure 16", "power of S in it", half, order)]
+        claim = partial(Claim, source="Figure 16")
+        found = paper_and_here(
+            [claim("fluctuates", FLUCTUATES, metric=metric, criterion=increasing(), values=few)], reason
+        )
+        root = claim("root", ROOT, metric="power of S in it", criterion=half, values=order, origin="project")
+        return [*found, root]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         row = max(results.rows(), key=lambda r: results.arrays[f"{r['image']}/p"].std())

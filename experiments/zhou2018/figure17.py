@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
-from vis.claims import above
+from vis.claims import Claim, above
 from vis.store.run_folder import Results
 
 EYE = "the strongest evidence speaking for its class is the husky's eye"
@@ -22,7 +22,7 @@ class Figure17(EvidenceMaps):
         super().__init__(**maps)
         self.part = part
 
-    def measured(self, results: Results) -> list[Any]:
+    def measured(self, results: Results) -> list[Claim]:
         method, hits = next(iter(results.config.methods)), []
         for image in images_of(results):
             if image in self.part:
@@ -31,6 +31,7 @@ class Figure17(EvidenceMaps):
                 y, x = ((i + 0.5) / n for i, n in zip(place, map_.shape, strict=True))
                 top, left, bottom, right = self.part[image]
                 hits.append(float(top <= y < bottom and left <= x < right))
-        lacks = "" if hits else "no image has a box in experiment.part"
+        missing = "" if hits else "no image has a box in experiment.part"
         metric = "1 where the largest evidence lies in the part's box"
-        return [("eye", EYE, metric, above(0.5), hits, lacks), *super().measured(results)]
+        eye = Claim("eye", EYE, source=self.source, metric=metric, criterion=above(0.5), values=hits, reason=missing)
+        return [eye, *super().measured(results)]

@@ -7,6 +7,7 @@ last picture, a rotation, an ear is cut off. It does not give the angles and the
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
 from vis import metrics
-from vis.claims import Claim, Rule, above, paper_and_here
+from vis.claims import Claim, Criterion, above, paper_and_here
 from vis.store.run_folder import Results
 
 SAME = "all heatmaps except the last one mark the husky's ears and nose as strong positive evidence"
@@ -51,13 +52,14 @@ class Figure18(EvidenceMaps):
         agreement = {view: [self._agreement(results, i, view, method) for i in originals] for view in self.affine}
         *same, last = self.affine
         metric = f"correlation of the {method} map, put back, with the original's"
-        lower = Rule("below each of the others", lambda values: values[-1] < min(values[:-1]))
+        lower = Criterion("below each of the others", lambda values: values[-1] < min(values[:-1]))
         kept = {view: agreement[view] for view in same}
-        measured: list[tuple[str, str, str, Rule, dict[str, list[float]]]] = [
-            ("invariant", SAME, metric, above(0.5, each=True), kept),
-            ("last", LAST, metric, lower, kept | {last: agreement[last]}),
+        claim = partial(Claim, source=self.source, metric=metric)
+        measured = [
+            claim("invariant", SAME, criterion=above(0.5, each=True), values=kept),
+            claim("last", LAST, criterion=lower, values=kept | {last: agreement[last]}),
         ]
-        return paper_and_here(self.source, measured, reason)
+        return paper_and_here(measured, reason)
 
     def _agreement(self, results: Results, image: str, view: str, method: str) -> float:
         """Correlation of the map of a view, put back, with the image's, where the view has it."""

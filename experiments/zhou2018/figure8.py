@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, below
+from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -62,13 +62,32 @@ class Figure8(Experiment):
         quadratic = results.rows(function="quadratic")
         ratios = [r["error"] / (1 / (r["pieces"] - 1) ** 2) for r in quadratic]
         power = [slope([r["pieces"] - 1 for r in quadratic], [r["error"] for r in quadratic])]
-        two = Rule("within 0.1 of -2", lambda values: abs(values[0] + 2) < 0.1)
+        two = Criterion("within 0.1 of -2", lambda values: abs(values[0] + 2) < 0.1)
         metric = "largest difference on [-1, 1]"
         return [
-            Claim("exact", LEARNS, "Figure 8", f"{metric}, ReLU and absolute value", below(1e-15, each=True), exact),
-            Claim("quadratic", LEARNS, "Figure 8", f"{metric}, x^2, over d^2/4", below(1 + 1e-9, each=True), ratios),
             Claim(
-                "convex", CONVEX, "Section 2.1", "power of the number of steps in the difference from x^2", two, power
+                "exact",
+                LEARNS,
+                source="Figure 8",
+                metric=f"{metric}, ReLU and absolute value",
+                criterion=below(1e-15, each=True),
+                values=exact,
+            ),
+            Claim(
+                "quadratic",
+                LEARNS,
+                source="Figure 8",
+                metric=f"{metric}, x^2, over d^2/4",
+                criterion=below(1 + 1e-9, each=True),
+                values=ratios,
+            ),
+            Claim(
+                "convex",
+                CONVEX,
+                source="Section 2.1",
+                metric="power of the number of steps in the difference from x^2",
+                criterion=two,
+                values=power,
             ),
         ]
 

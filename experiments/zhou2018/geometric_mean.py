@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Rule, below
+from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -73,12 +73,19 @@ class GeometricMean(Experiment):
             for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows())
         ]
         sentence = "Beyond the paper: the two means differ by the square of the logits' spread (Eq. 15)."
-        second = Rule("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
+        second = Criterion("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
         errors = [r["exact"] for r in results.rows()]
         metric = "largest difference of a probability"
         return [
-            Claim("eq14", EXACT, "Eqs. 11-14", metric, below(1e-12, each=True), errors),
-            Claim("eq15_order", sentence, "Eq. 15", "power of the spread in the difference", second, order),
+            Claim("eq14", EXACT, source="Eqs. 11-14", metric=metric, criterion=below(1e-12, each=True), values=errors),
+            Claim(
+                "eq15_order",
+                sentence,
+                source="Eq. 15",
+                metric="power of the spread in the difference",
+                criterion=second,
+                values=order,
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

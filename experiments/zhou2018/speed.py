@@ -122,7 +122,16 @@ class Speed(Experiment):
             n: [r["forward"] for r in results.rows(network=n)] for n in ("alexnet", "googlenet", "vgg16") if n in names
         }
         metric = "seconds of an image"
-        found = [Claim("expensive", EXPENSIVE, "Table 1", metric, increasing(), forward if len(forward) == 3 else {})]
+        found = [
+            Claim(
+                "expensive",
+                EXPENSIVE,
+                source="Table 1",
+                metric=metric,
+                criterion=increasing(),
+                values=forward if len(forward) == 3 else {},
+            )
+        ]
         if not self.windows:
             return found
         speed = [_image(results, n, "PDA") / _image(results, n, "efficient") for n in names]
@@ -134,19 +143,39 @@ class Speed(Experiment):
         both = f"seconds of PDA over those of the efficient algorithm with the engine, {derived}"
         return [
             *found,
-            Claim("ten", TEN, self.source, times, above(9, each=True), speed, 10),
-            Claim("at_least", AT_LEAST, "Section 2.1", times, above(least, each=True), speed, 10),
+            Claim("ten", TEN, source=self.source, metric=times, criterion=above(9, each=True), values=speed, paper=10),
             Claim(
-                "engine", ENGINE, self.source, "seconds of a full pass over the engine's", above(1, each=True), engine
+                "at_least",
+                AT_LEAST,
+                source="Section 2.1",
+                metric=times,
+                criterion=above(least, each=True),
+                values=speed,
+                paper=10,
             ),
-            Claim("both", "Beyond the paper: both together.", self.source, both, above(least, each=True), whole),
+            Claim(
+                "engine",
+                ENGINE,
+                source=self.source,
+                metric="seconds of a full pass over the engine's",
+                criterion=above(1, each=True),
+                values=engine,
+            ),
+            Claim(
+                "both",
+                "Beyond the paper: both together.",
+                source=self.source,
+                metric=both,
+                criterion=above(least, each=True),
+                values=whole,
+            ),
             Claim(
                 "exact",
                 EXACT,
-                self.source,
-                "largest difference over the largest logit",
-                below(1e-4, each=True),
-                [r["error"] for r in results.rows()],
+                source=self.source,
+                metric="largest difference over the largest logit",
+                criterion=below(1e-4, each=True),
+                values=[r["error"] for r in results.rows()],
             ),
         ]
 

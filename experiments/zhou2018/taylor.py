@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
 from vis import metrics
-from vis.claims import Claim, Rule, above
+from vis.claims import Claim, Criterion, above
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
@@ -86,14 +86,21 @@ class Taylor(Experiment):
             whole = results.rows(image=image, noise=self.noise[0], step=1.0)
             pair = [torch.tensor([r[name] for r in whole], dtype=torch.float64)[None] for name in ("true", "linear")]
             correlations.append(float(metrics.pearson(*pair)))
-        second = Rule("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
-        first = Rule("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
+        second = Criterion("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
+        first = Criterion("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
         metric = "power of the step in the remainder, median over windows, noise of {:g}"
         noisy = max(self.noise)
         return [
-            Claim("eq37", EQ37, "Eq. 37", metric.format(noisy), second, powers[noisy]),
-            Claim("flat", FLAT, "Eq. 37", metric.format(0), first, powers.get(0, [])),
-            Claim("eq38", EQ38, "Eq. 38", "correlation of the two over the windows", above(0.5), correlations),
+            Claim("eq37", EQ37, source="Eq. 37", metric=metric.format(noisy), criterion=second, values=powers[noisy]),
+            Claim("flat", FLAT, source="Eq. 37", metric=metric.format(0), criterion=first, values=powers.get(0, [])),
+            Claim(
+                "eq38",
+                EQ38,
+                source="Eq. 38",
+                metric="correlation of the two over the windows",
+                criterion=above(0.5),
+                values=correlations,
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

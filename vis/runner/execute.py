@@ -262,5 +262,5 @@ def _summary(claims: list[Claim], seconds: float) -> None:
     if claims:
         width = max(len(claim.name) for claim in claims)
         for claim in claims:
-            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.rule.text)
+            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.criterion.text)
     log.info("done in %.1f s", seconds)
