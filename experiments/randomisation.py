@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from vis import metrics
-from vis.claims import Claim, below, mean, spread
+from vis.claims import Claim, below, mean, paper_and_here, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
@@ -82,35 +82,15 @@ class Randomisation(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = "stand-in weights" if results.rows("network")[0]["standin"] else ""
         last = results.rows(kind="cascading")[-1]["variant"]
-        found = []
+        found: list[Claim] = []
         for method in results.config.methods:
             values = [row["pearson"] for row in results.rows(variant=last, method=method)]
             sentence, metric = (
                 PASSES.format(method_title(results.config, method)),
                 "correlation of the map with the trained network's, all random",
             )
-            found.append(
-                Claim(
-                    method,
-                    sentence,
-                    source=self.source,
-                    metric=metric,
-                    criterion=below(0.5),
-                    values=values,
-                    reason=reason,
-                )
-            )
-            if reason:
-                found.append(
-                    Claim(
-                        f"here_{method}",
-                        f"Here: {sentence}",
-                        source=self.source,
-                        metric=metric,
-                        criterion=below(0.5),
-                        values=values,
-                    )
-                )
+            claim = Claim(method, sentence, source=self.source, metric=metric, criterion=below(0.5), values=values)
+            found += paper_and_here([claim], reason)
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -153,7 +153,7 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     [
         ({}, ""),
         ({"preset": "small"}, "reduced sizes"),
-        ({"weights": "a stand-in trained by the project on digits"}, "on a stand-in"),
+        ({"weights": "model.pt", "standin": True}, "on a stand-in"),
     ],
 )
 def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, mark):

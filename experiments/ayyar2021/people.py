@@ -170,7 +170,11 @@ class People(ByMethod):
                 values=gain,
             )
             found.append(replace(claim, reason=reason))
-        ours = [replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="") for claim in found if reason]
+        ours = [
+            replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="", origin="project")
+            for claim in found
+            if reason
+        ]
         return found + ours
 
     def remarks(self, results: Results) -> list[str]:

@@ -89,6 +89,7 @@ class Constants(Experiment):
                     criterion=within(1, 0.05),
                     values=ratio,
                     paper=paper,
+                    origin="project",
                 )
             )
         normalised = [row["measured"] / row["printed"] for row in results.rows(constant=DEVIATION)]

@@ -60,7 +60,7 @@ class Figure3(RandomAndTrained):
     def units(self, run: Run) -> Sequence[Unit]:
         return [
             {"network": network, "seed": seed, "images": images}
-            for network in self.networks(run)
+            for network in self.networks()
             for seed in self.seeds(run, network)
             for images in run.batches(len(run.dataset), 4)
         ]
@@ -134,6 +134,7 @@ class Figure3(RandomAndTrained):
                     criterion=below(0.05, each=True),
                     values=alike,
                     reason=reason,
+                    origin="project" if random else "paper",
                 )
             )
             for method in (m for m in LABELS if m in results.config.methods):
@@ -147,6 +148,7 @@ class Figure3(RandomAndTrained):
                         criterion=near_zero(0.04, each=True),
                         values=values,
                         reason=reason,
+                        origin="project",
                     )
                 else:
                     sentence = SAME.format(LABELS[method])
@@ -174,6 +176,7 @@ class Figure3(RandomAndTrained):
                         metric=metric,
                         criterion=increasing(),
                         values=by_method,
+                        origin="project",
                     )
                 )
         return found

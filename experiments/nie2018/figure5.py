@@ -13,6 +13,7 @@ units, so its maps have less noise, by 12 % at Nh = 5000 and falling as 1/sqrt(N
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Criterion, departures, increasing, mean, mean_and_spread, within
+from vis.claims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Run, Unit
@@ -93,19 +94,26 @@ class Figure5(ThreeLayer):
         few = "" if seeds >= 4 else f"it takes the mean of 4 seeds or more, not {seeds}"
         reason = departures(results.config.experiment, PAPER) or few
 
-        def claim(
-            name: str, sentence: str, metric: str, criterion: Criterion, values: Mapping[str, list[float]]
-        ) -> Claim:
-            return Claim(
-                name, sentence, source="Section 4.1", metric=metric, criterion=criterion, values=values, reason=reason
-            )
+        claim = partial(Claim, source="Section 4.1", reason=reason)
 
         top = {f"N = {n}": f"cnn_{n}" for n in self.filters}
         bottom = {f"Nh = {n}": f"fcn_{n}" for n in self.hidden}
         fcn, n, nh = f"fcn_{self.hidden[-1]}", self.filters[-1], self.hidden[-1]
         found = [
-            claim("cnn_grows", BETTER, "cosL, the CNN", increasing(), {k: of("cosL", v) for k, v in top.items()}),
-            claim("fcn_grows", BETTER, "cosine, the FCN", increasing(), {k: of("cosL", v) for k, v in bottom.items()}),
+            claim(
+                "cnn_grows",
+                BETTER,
+                metric="cosL, the CNN",
+                criterion=increasing(),
+                values={k: of("cosL", v) for k, v in top.items()},
+            ),
+            claim(
+                "fcn_grows",
+                BETTER,
+                metric="cosine, the FCN",
+                criterion=increasing(),
+                values={k: of("cosL", v) for k, v in bottom.items()},
+            ),
         ]
         for stride in self.strides:
             for suffix, name, how in (
@@ -114,7 +122,15 @@ class Figure5(ThreeLayer):
             ):
                 pair = {f"FCN, Nh = {nh}": of(name, fcn), f"CNN, N = {n}": of(name, self._largest(stride))}
                 metric = f"cosine of map and input, {how}, CNN with stride {stride}"
-                found.append(claim(f"fcn_below_cnn_stride{stride}{suffix}", COMPARABLE, metric, increasing(), pair))
+                found.append(
+                    claim(
+                        f"fcn_below_cnn_stride{stride}{suffix}",
+                        COMPARABLE,
+                        metric=metric,
+                        criterion=increasing(),
+                        values=pair,
+                    )
+                )
         for target in targets(results):
             ratio = {s: over_law(of("cosL", s, target), self._law(s)) for s in self.settings()}
             suffix = "" if target == targets(results)[0] else f"_{target}"
@@ -124,14 +140,32 @@ class Figure5(ThreeLayer):
             ):
                 metric = f"tan2 of the mean cosL over {law}, {target} logit"
                 values = {k: ratio[setting] for k, setting in sizes.items()}
-                found.append(claim(name + suffix, FALLS, metric, within(1, fraction), values))
+                found.append(
+                    claim(
+                        name + suffix,
+                        FALLS,
+                        metric=metric,
+                        criterion=within(1, fraction),
+                        values=values,
+                        origin="project",
+                    )
+                )
             match = {}
             for s in self.strides:
                 fcn_noise, cnn_noise = ratio[fcn], ratio[self._largest(s)]
                 size = n * self.view**2 / s**2
                 match[f"stride {s}, over {size:.0f}"] = [f / c for f, c in zip(fcn_noise, cnn_noise, strict=True)]
             metric = f"Nh of equal tan2 over N d / (3 s^2), {target} logit"
-            found.append(claim("finding1_matching_size" + suffix, MATCHES, metric, within(1, 0.25), match))
+            found.append(
+                claim(
+                    "finding1_matching_size" + suffix,
+                    MATCHES,
+                    metric=metric,
+                    criterion=within(1, 0.25),
+                    values=match,
+                    origin="project",
+                )
+            )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

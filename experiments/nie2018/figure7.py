@@ -53,7 +53,7 @@ class Figure7(RandomAndTrained):
     def units(self, run: Run) -> Sequence[Unit]:
         return [
             {"network": network, "seed": seed, "images": images}
-            for network in self.networks(run)
+            for network in self.networks()
             for seed in self.seeds(run, network)
             for images in run.batches(len(run.dataset), BATCH)
         ]
@@ -96,49 +96,27 @@ class Figure7(RandomAndTrained):
         order = Criterion("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
         apart = Criterion("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
 
-        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, reason: str = "") -> None:
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, **options: Any) -> None:
             metric = f"{unit}, {metric}" if metric else unit
-            found.append(
-                Claim(
-                    name,
-                    sentence,
-                    source="Figure 7, section 4.3",
-                    metric=metric,
-                    criterion=criterion,
-                    values=values,
-                    reason=reason,
-                )
-            )
+            options = {"source": "Figure 7, section 4.3", "reason": reason} | options
+            found.append(Claim(name, sentence, metric=metric, criterion=criterion, values=values, **options))
 
         for network in ("random", "trained"):
             sal, dec, gbp = ([row["unit"] for row in results.rows(network=network, method=method)] for method in LABELS)
             each = list(zip(sal, dec, gbp, strict=True))
             reason = not_the_papers(results, network, random=network == "random")
             much = [s / max(d, g) for s, d, g in each]
-            claim(
-                f"{network}_larger",
-                LARGER.format(network),
-                "saliency over the larger of the others",
-                above(2),
-                much,
-                reason,
-            )
+            claim(f"{network}_larger", LARGER.format(network), "saliency over the larger of the others", above(2), much)
             if network == "random":
                 smaller = "the smaller of saliency - DeconvNet and DeconvNet - GBP"
-                claim("random_order", ORDER, smaller, order, [min(s - d, d - g) for s, d, g in each], reason)
-                claim(
-                    "random_ratio",
-                    LARGER.format(network),
-                    "saliency over GBP",
-                    above(8),
-                    [s / g for s, _, g in each],
-                    reason,
-                )
+                least, ratio = [min(s - d, d - g) for s, d, g in each], [s / g for s, _, g in each]
+                claim("random_order", ORDER, smaller, order, least, origin="project")
+                claim("random_ratio", LARGER.format(network), "saliency over GBP", above(8), ratio)
             else:
-                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each], reason)
+                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each])
                 if reason and each:
                     here = {"GBP": gbp, "DeconvNet": dec, "saliency map": sal}
-                    claim("standin_order", STAND_IN, "", increasing(), here)
+                    claim("standin_order", STAND_IN, "", increasing(), here, reason="", origin="project")
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

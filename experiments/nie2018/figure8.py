@@ -136,29 +136,17 @@ class Figure8(Experiment):
         def of(method: str, version: str = "adversary") -> list[float]:
             return [row[version] for row in results.rows(method=method)]
 
-        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, why: str = reason) -> None:
-            found.append(
-                Claim(
-                    name,
-                    sentence,
-                    source="Figure 8, section 4.4",
-                    metric=metric,
-                    criterion=criterion,
-                    values=values,
-                    reason=why,
-                )
-            )
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, **options: Any) -> None:
+            options = {"source": "Figure 8, section 4.4", "reason": reason} | options
+            found.append(Claim(name, sentence, metric=metric, criterion=criterion, values=values, **options))
 
         attacks = results.rows("attacks", version="adversary")
         metric = "correlation of the maps of image and adversary"
         bound = results.config.experiment.eps
         size = Criterion(f"each <= {bound:g}", lambda values: all(v <= bound * (1 + 1e-5) for v in values))
-        claim(
-            "linf", TINY, "largest change of a pixel in gray levels", size, [a["linf_gray_levels"] for a in attacks], ""
-        )
-        claim(
-            "flips", FLIPPED, "share of images whose label changes", above(0.5), [float(a["flipped"]) for a in attacks]
-        )
+        largest, flipped = [a["linf_gray_levels"] for a in attacks], [float(a["flipped"]) for a in attacks]
+        claim("linf", TINY, "largest change of a pixel in gray levels", size, largest, reason="")
+        claim("flips", FLIPPED, "share of images whose label changes", above(0.5), flipped)
         states = [a["relu_states_flipped"] for a in attacks]
         claim("relu_states", FLIPPED, "share of ReLU states that change", above(0), states)
         for method in LABELS:
@@ -169,9 +157,10 @@ class Figure8(Experiment):
                 order = {"saliency": of("saliency"), LABELS[method]: of(method)}
                 claim(f"saliency_below_{method}", SIGNIFICANT, metric, increasing(), order)
                 if reason:
-                    claim(f"here_{method}", HERE, metric, increasing(), order, "")
+                    claim(f"here_{method}", HERE, metric, increasing(), order, reason="", origin="project")
             versions = {"adversary": of(method), "random signs": of(method, "control")}
-            claim(f"control_{method}", CONTROL, "correlation with the map of the image", increasing(), versions, "")
+            like = "correlation with the map of the image"
+            claim(f"control_{method}", CONTROL, like, increasing(), versions, reason="", origin="project")
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

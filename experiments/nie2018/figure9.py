@@ -15,6 +15,7 @@ In numbers of a map with energy E (its square, summed over the channels):
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,16 +129,11 @@ class Figure9(Experiment):
             }
 
         def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> None:
-            found.append(
-                Claim(
-                    name, sentence, source=self.source, metric=metric, criterion=criterion, values=values, reason=reason
-                )
-            )
+            paper = Claim(name, sentence, source=self.source, metric=metric, criterion=criterion, values=values)
+            found.append(replace(paper, reason=reason))
             if reason:
                 here = f"Of this network: {sentence}"
-                found.append(
-                    Claim(f"here_{name}", here, source=self.source, metric=metric, criterion=criterion, values=values)
-                )
+                found.append(replace(paper, name=f"here_{name}", sentence=here, origin="project"))
 
         convolutions = [layer for layer in up_to if not layer.startswith("fc")]
         if len(convolutions) > 1:

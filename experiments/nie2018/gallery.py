@@ -106,6 +106,7 @@ class Gallery(Experiment):
                         metric=metric,
                         criterion=increasing(),
                         values=values,
+                        origin="project",
                     )
                 )
         return found

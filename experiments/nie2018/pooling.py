@@ -11,6 +11,7 @@ for 2x2 with stride 2.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -88,10 +89,7 @@ class Pooling(ThreeLayer):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> Claim:
-            return Claim(
-                name, sentence, source="Section 3.2.1", metric=metric, criterion=criterion, values=values, reason=reason
-            )
+        claim = partial(Claim, source="Section 3.2.1", reason=reason)
 
         def agreement(window: str) -> list[float]:
             return [row["agreement"] for row in results.rows("choices", setting=f"window_{window}")]
@@ -107,14 +105,44 @@ class Pooling(ThreeLayer):
         some = above(0.01, each=True)
         falls = Criterion("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
         return [
-            *(claim(f"chosen_{w}", CHOSEN, f"{rate}, {w} windows", above(0.9), agreement(w)) for w in pooled),
-            *(claim(f"like_gbp_{w}", LIKE_GBP, f"HP of DeconvNet, {w} windows", above(0.4), fine[w]) for w in pooled),
             *(
-                claim(f"contradictory_{w}", CASES, f"1 - {rate}, {w} windows", some, [1 - v for v in agreement(w)])
+                claim(f"chosen_{w}", CHOSEN, metric=f"{rate}, {w} windows", criterion=above(0.9), values=agreement(w))
                 for w in pooled
             ),
-            claim("gbp_perfect", PERFECT, "1 - HP of GBP without pooling", falls, noise("_none", "gbp")),
-            claim("deconvnet_N", NEVER, f"1 - HP of DeconvNet, {self.among} windows", falls, noise("", "deconvnet")),
+            *(
+                claim(
+                    f"like_gbp_{w}",
+                    LIKE_GBP,
+                    metric=f"HP of DeconvNet, {w} windows",
+                    criterion=above(0.4),
+                    values=fine[w],
+                )
+                for w in pooled
+            ),
+            *(
+                claim(
+                    f"contradictory_{w}",
+                    CASES,
+                    metric=f"1 - {rate}, {w} windows",
+                    criterion=some,
+                    values=[1 - v for v in agreement(w)],
+                )
+                for w in pooled
+            ),
+            claim(
+                "gbp_perfect",
+                PERFECT,
+                metric="1 - HP of GBP without pooling",
+                criterion=falls,
+                values=noise("_none", "gbp"),
+            ),
+            claim(
+                "deconvnet_N",
+                NEVER,
+                metric=f"1 - HP of DeconvNet, {self.among} windows",
+                criterion=falls,
+                values=noise("", "deconvnet"),
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -12,6 +12,7 @@ which the shared filters turn into a pattern for each channel, so that two entri
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images
-from vis.claims import Claim, Criterion, above, below, departures, increasing, mean, near_zero
+from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean, near_zero
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -82,31 +83,36 @@ class Proposition1(Experiment):
         reason = departures(results.config.experiment, PAPER)
 
         def claim(
-            name: str, sentence: str, metric: str, criterion: Criterion, method: str, column: str, each: bool
+            name: str,
+            sentence: str,
+            metric: str,
+            criterion: Criterion,
+            method: str,
+            column: str,
+            origin: Origin = "paper",
         ) -> Claim:
-            """Over all values, or over the means at each depth."""
+            """Judge all values for a claim of the paper, the means at each depth for a finding."""
             values: Any = {f"{n} more": self.of(results, column, method, n) for n in self.depths}
-            values = [v for depth in values.values() for v in depth] if each else values
-            return Claim(
-                name, sentence, source="Proposition 1", metric=metric, criterion=criterion, values=values, reason=reason
-            )
+            values = [v for depth in values.values() for v in depth] if origin == "paper" else values
+            claim = Claim(name, sentence, source="Proposition 1", metric=metric, criterion=criterion, origin=origin)
+            return replace(claim, values=values, reason=reason)
 
         means, ks = "mean over standard deviation", "KS distance D to N(0, 1), standardised"
         rho, paper, found = "mean correlation of two entries of one channel", [], []
         for method in (m for m in LABELS if m in results.config.methods):
             sentence = f"{PROPOSITION} ({LABELS[method]})"
             paper += [
-                claim(f"{method}_mean", sentence, means, near_zero(0.02, each=True), method, "mean", True),
-                claim(f"{method}_gaussian", sentence, ks, below(0.02, each=True), method, "D", True),
-                claim(f"{method}_independent", sentence, rho, near_zero(0.01, each=True), method, "rho", True),
+                claim(f"{method}_mean", sentence, means, near_zero(0.02, each=True), method, "mean"),
+                claim(f"{method}_gaussian", sentence, ks, below(0.02, each=True), method, "D"),
+                claim(f"{method}_independent", sentence, rho, near_zero(0.01, each=True), method, "rho"),
             ]
             if method != "saliency":
                 found += [
-                    claim(f"finding6_{method}", FINDING, rho, above(0.1, each=True), method, "rho", False),
-                    claim(f"finding6_{method}_deeper", FINDING, rho, increasing(), method, "rho", False),
+                    claim(f"finding6_{method}", FINDING, rho, above(0.1, each=True), method, "rho", "project"),
+                    claim(f"finding6_{method}_deeper", FINDING, rho, increasing(), method, "rho", "project"),
                 ]
         size = Criterion("each |mean| > 0.1", lambda values: min(map(abs, values)) > 0.1)
-        return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", False)]
+        return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", "project")]
 
     def of(self, results: Results, column: str, method: str, depth: int) -> list[float]:
         """A column for one method and depth."""

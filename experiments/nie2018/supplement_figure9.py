@@ -6,6 +6,7 @@ the local energy of the gray high-passed image is above its median. In numbers: 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from matplotlib.figure import Figure
@@ -78,17 +79,9 @@ class SupplementFigure9(Experiment):
         less = Criterion("below 0 for each image", lambda values: max(values) < 0)
         values = [row["gbp"] - row["edge"] for row in results.rows()]
         metric = "share of the energy in the textured background, GBP's minus the edge detector's"
-        found = [Claim("filters", FILTER, source=SOURCE, metric=metric, criterion=less, values=values, reason=reason)]
-        return (
-            [
-                *found,
-                Claim(
-                    "here", f"Of this network: {FILTER}", source=SOURCE, metric=metric, criterion=less, values=values
-                ),
-            ]
-            if reason
-            else found
-        )
+        claim = Claim("filters", FILTER, source=SOURCE, metric=metric, criterion=less, values=values)
+        here = replace(claim, name="here", sentence=f"Of this network: {FILTER}", origin="project")
+        return [replace(claim, reason=reason), *[here] * bool(reason)]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

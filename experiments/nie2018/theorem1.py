@@ -10,6 +10,7 @@ weigh as much as others, A = sum_j 1/||y_j|| at each pixel. The error of the mea
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,10 +63,7 @@ class Theorem1(ThreeLayer):
         few = "" if config.seeds >= 4 else f"it takes the mean of 4 seeds or more, not {config.seeds}"
         reason = departures(config.experiment, PAPER) or few
 
-        def grow(name: str, sentence: str, metric: str, criterion: Criterion, values: dict[str, list[float]]) -> Claim:
-            return Claim(
-                name, sentence, source="Theorem 1", metric=metric, criterion=criterion, values=values, reason=reason
-            )
+        claim = partial(Claim, source="Theorem 1", reason=reason)
 
         def of(name: str) -> dict[str, list[float]]:
             return {f"N = {n}": column(results, name, setting=f"cnn_{n}") for n in self.filters}
@@ -84,9 +82,27 @@ class Theorem1(ThreeLayer):
         needed = [row["N"] for row in results.rows("needed")]
         error, source = "error of the mean of N filters, p = 27", "Section 3.1.1"
         return [
-            grow("cosL_grows", THEOREM, "cosL: cosine of A^-1 map and input", increasing(), of("cosL")),
-            grow("pear_grows", THEOREM, "pear: correlation of map and input", increasing(), of("pear")),
-            grow("noise_law", THEOREM, "tan2 of the mean cosL over .943 pi^2 3 s^2 / N", within(1, 0.25), law),
+            claim(
+                "cosL_grows",
+                THEOREM,
+                metric="cosL: cosine of A^-1 map and input",
+                criterion=increasing(),
+                values=of("cosL"),
+            ),
+            claim(
+                "pear_grows",
+                THEOREM,
+                metric="pear: correlation of map and input",
+                criterion=increasing(),
+                values=of("pear"),
+            ),
+            claim(
+                "noise_law",
+                THEOREM,
+                metric="tan2 of the mean cosL over .943 pi^2 3 s^2 / N",
+                criterion=within(1, 0.25),
+                values=law,
+            ),
             Claim(
                 "filters_needed",
                 NEEDED,
@@ -104,8 +120,22 @@ class Theorem1(ThreeLayer):
                 criterion=within(1, 0.05),
                 values=ratios,
             ),
-            grow("finding3_limit", LIMIT, f"cosine, {last}", increasing(), limit),
-            grow("finding3_cap", LIMIT, "cosine of A x and x: the cap at any N", below(0.95), {"": cap}),
+            claim(
+                "finding3_limit",
+                LIMIT,
+                metric=f"cosine, {last}",
+                criterion=increasing(),
+                values=limit,
+                origin="project",
+            ),
+            claim(
+                "finding3_cap",
+                LIMIT,
+                metric="cosine of A x and x: the cap at any N",
+                criterion=below(0.95),
+                values={"": cap},
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

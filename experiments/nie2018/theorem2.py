@@ -16,6 +16,7 @@ stride s and has a part E[sigma(V)]^2 / E[sigma(V)^2] = 1/pi of its energy. The 
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images, random_networks
 from vis import metrics
-from vis.claims import Claim, Criterion, below, departures, mean, near_zero, within
+from vis.claims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -105,14 +106,20 @@ class Theorem2(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, criterion: Criterion, method: str, column: str) -> Claim:
+        def claim(
+            name: str,
+            sentence: str,
+            metric: str,
+            criterion: Criterion,
+            method: str,
+            column: str,
+            origin: Origin = "paper",
+        ) -> Claim:
             values: Any = [row[column] for row in results.rows(method=method)]
-            source = "Theorem 2"
-            if name.startswith("finding"):  # of the ensemble: the pattern of one network is made of 3 s^2 numbers
+            if origin == "project":  # a finding about the ensemble: one network's pattern has only 3 s^2 numbers
                 values = {f"mean over {len(values)} networks": values}
-            return Claim(
-                name, sentence, source=source, metric=metric, criterion=criterion, values=values, reason=reason
-            )
+            claim = Claim(name, sentence, source="Theorem 2", metric=metric, criterion=criterion, origin=origin)
+            return replace(claim, values=values, reason=reason)
 
         ks, white = (
             "KS distance D to N(0, 1), each phase normalised",
@@ -126,9 +133,25 @@ class Theorem2(Experiment):
             claim("deconvnet_normal", THEOREM, ks, normal, "deconvnet", "D"),
             claim("deconvnet_white", THEOREM, white, none, "deconvnet", "rho"),
             claim("saliency_logits", WEIGHTS, pair, near_zero(0.03), "saliency", "logits"),
-            claim("finding4_pattern", PATTERN, "correlation of values of one phase", pi, "deconvnet", "pattern"),
-            claim("finding4_shift", PATTERN, f"autocorrelation at a shift of {stride}", pi, "deconvnet", "rho_s"),
-            claim("finding4_logits", SHARED, pair, pi, "deconvnet", "logits"),
+            claim(
+                "finding4_pattern",
+                PATTERN,
+                "correlation of values of one phase",
+                pi,
+                "deconvnet",
+                "pattern",
+                origin="project",
+            ),
+            claim(
+                "finding4_shift",
+                PATTERN,
+                f"autocorrelation at a shift of {stride}",
+                pi,
+                "deconvnet",
+                "rho_s",
+                origin="project",
+            ),
+            claim("finding4_logits", SHARED, pair, pi, "deconvnet", "logits", origin="project"),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -1,7 +1,7 @@
-"""What nie2018's figures on trained weights share: networks whose weights may be missing, and whose verdicts they are.
+"""Shared by nie2018's figures on trained weights: networks with optional weights, and their captions.
 
-The paper's weights are torchvision's (or those of a checkpoint of one's own). On a stand-in that the project trained itself,
-and where there are none, the paper's claims are not measured; claims of their own speak of the stand-in.
+The paper's weights are torchvision's, or those of a checkpoint that the user gives. Without them, and on a stand-in that the
+project trained itself, the paper's claims have no verdict; the project's own claims describe the stand-in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,25 +21,26 @@ LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 
 
 class RandomAndTrained(Experiment):
-    """models: the config nodes of its networks, by name, e.g. random and trained.
+    """An experiment on several networks, some of whose weights may be missing.
 
-    optional: those that are left out where their weights cannot be had. missing: {network: why}; a run fills it in before it
-    begins, so that it stands in its config and a resumed run is the same run.
+    models: {name: config node}, e.g. random and trained. optional: the networks that the run leaves out if their weights
+    are missing. missing: {network: reason}; `resolve` writes it to the config, so that a resumed run leaves out the same.
     """
 
     def __init__(
         self, models: Mapping[str, Mapping[str, Any]], optional: Sequence[str] = (), missing: Mapping[str, str] = {}
     ) -> None:
-        self.models, self.optional, self.missing = models, optional, missing
+        self.models, self.optional, self.missing = models, optional, dict(missing)
 
-    def networks(self, run: Run) -> list[str]:
-        """The networks whose weights can be had."""
-        missing = dict(self.missing)
-        for name in self.optional if run.folder else ():  # a dry run downloads nothing
-            if name in self.models and name not in missing and (why := run.lacks_weights(self.models[name])):
-                missing[name] = why = why.partition(". ")[0]
+    def resolve(self, run: Run) -> None:
+        for name in self.optional:
+            if name in self.models and name not in self.missing and (why := run.lacks_weights(self.models[name])):
+                self.missing[name] = why
                 OmegaConf.update(run.config, f"experiment.missing.{name}", why, force_add=True)
-        return [name for name in self.models if name not in missing]
+
+    def networks(self) -> list[str]:
+        """Return the names of the networks whose weights are available."""
+        return [name for name in self.models if name not in self.missing]
 
     def seeds(self, run: Run, network: str) -> list[int]:
         """The seeds of a network."""

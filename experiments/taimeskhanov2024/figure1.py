@@ -5,6 +5,7 @@ overlayed as a heatmap. Red shading: the lower part of the image is unseen by th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,21 +56,9 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         (row,) = results.rows()
         reason = "not the paper's weights" if row["own"] else ""
-        here = Claim(
-            "here", f"Here: {SENTENCE}", source="Figure 1", metric="mu", criterion=above(0.1), values=[row["mu"]]
-        )
-        return [
-            Claim(
-                "unseen",
-                SENTENCE,
-                source="Figure 1",
-                metric="mu",
-                criterion=above(0.1),
-                values=[row["mu"]],
-                reason=reason,
-            ),
-            here,
-        ]
+        claim = Claim("unseen", SENTENCE, source="Figure 1", metric="mu", criterion=above(0.1), values=[row["mu"]])
+        here = replace(claim, name="here", sentence=f"Here: {SENTENCE}", origin="project")
+        return [replace(claim, reason=reason), here]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         (row,) = results.rows()

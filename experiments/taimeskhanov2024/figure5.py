@@ -125,7 +125,13 @@ class Figure5(Train):
                 metric = f"{metric} of unmasked less that of masked"
                 found.append(
                     Claim(
-                        f"here_drop_{key}", here, source="Section 4", metric=metric, criterion=below(0.1), values=lost
+                        f"here_drop_{key}",
+                        here,
+                        source="Section 4",
+                        metric=metric,
+                        criterion=below(0.1),
+                        values=lost,
+                        origin="project",
                     )
                 )
         zero = Criterion("each exactly 0", lambda values: all(value == 0 for value in values))

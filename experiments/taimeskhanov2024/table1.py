@@ -10,12 +10,13 @@ trains itself on stacked digits takes their place, and the claims are its own.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
-from vis.claims import Claim, Criterion, above, mean, spread
+from vis.claims import Claim, Criterion, Origin, above, mean, spread
 from vis.runner.experiment import Run, Unit, method_title
 from vis.store.run_folder import Results
 
@@ -34,6 +35,7 @@ SEES = "every CAM-based methods, except HiResCAM, highlights unseen parts of an 
 AVOIDS = "HiResCAM avoids this problem"
 VALUE = "{}: mu x 100 = {} ± {} on {}"
 NAMES = {"mix": "STACK-MIX", "gen": "STACK-GEN"}
+SOURCE, METRIC = "Table 1, section 3.3", "mu of min-max scaled maps"
 ZERO = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
 LAYER = "Beyond the paper: LayerCAM, whose weights are of each position as HiResCAM's are, avoids it too."
 WORSE = "Beyond the paper: EigenCAM's maps are no better than a constant one."
@@ -58,42 +60,22 @@ class Table1(WallCheck):
         found = self.wall_claims(results)
         constant = math.sqrt((network["rows"][1] - network["rows"][0] + 1) / network["height"])
 
-        def claim(
-            name: str, sentence: str, criterion: Criterion, method: str, of_paper: bool, column: str = "mu_minmax"
-        ) -> None:
-            mu, zeros = activity(results, method, column)
-            why = (reason if of_paper else "") or ("" if mu else f"all {zeros} maps are 0")
+        def claim(name: str, sentence: str, criterion: Criterion, method: str, origin: Origin = "project") -> Claim:
+            mu, zeros = activity(results, method, "mu_minmax")
+            why = (reason if origin == "paper" else "") or ("" if mu else f"all {zeros} maps are 0")
             why = why if method in results.config.methods else f"{method} is not among this run's methods"
-            metric = "mu of min-max scaled maps" if column == "mu_minmax" else "mu"
-            found.append(
-                Claim(
-                    name,
-                    sentence,
-                    source="Table 1, section 3.3",
-                    metric=metric,
-                    criterion=criterion,
-                    values=mu,
-                    reason=why,
-                )
-            )
+            claim = Claim(name, sentence, source=SOURCE, metric=METRIC, criterion=criterion, origin=origin)
+            return replace(claim, values=mu, reason=why)
 
-        for prefix, of_paper in (("", True), ("here_", False)):
-            if not of_paper and not reason:
-                continue
-            here = "" if of_paper else "Here: "
-            for method in PAPER:
-                if method == "hirescam":
-                    claim(f"{prefix}{method}", here + AVOIDS, ZERO, method, of_paper)
-                else:
-                    claim(
-                        f"{prefix}{method}",
-                        here + SEES.format(method_title(results.config, method)),
-                        above(0.1),
-                        method,
-                        of_paper,
-                    )
-        claim("layercam", LAYER, ZERO, "layercam", of_paper=False)
-        claim("eigencam_constant", WORSE, above(constant), "eigencam", of_paper=False)
+        sees = {m: (SEES.format(method_title(results.config, m)), above(0.1)) for m in PAPER}
+        sees |= {"hirescam": (AVOIDS, ZERO)}
+        found += [claim(m, sentence, criterion, m, "paper") for m, (sentence, criterion) in sees.items()]
+        for method, (sentence, criterion) in sees.items() if reason else ():
+            found.append(claim(f"here_{method}", f"Here: {sentence}", criterion, method))
+        found += [
+            claim("layercam", LAYER, ZERO, "layercam"),
+            claim("eigencam_constant", WORSE, above(constant), "eigencam"),
+        ]
         found += [self._value(results, m, d, reason) for d in datasets(results) for m in PAPER if d in PAPER[m]]
         return found
 

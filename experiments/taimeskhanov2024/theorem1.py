@@ -180,6 +180,7 @@ class Theorem1(Experiment):
                 metric=SCORE,
                 criterion=near_zero(4.5, each=True),
                 values=[(r["measured"] - r["exact"]) / r["error"] for r in rows],
+                origin="project",
             ),
         ]
         for name in dict.fromkeys(r["equation"].split(",")[0] for r in equations):

@@ -145,6 +145,7 @@ class GaussianInputs(Experiment):
                 metric="error over the bound",
                 criterion=below(1, each=True),
                 values=[r["error"] / (math.sqrt(2 * math.log(r["k"])) * r["sigma"]) for r in maxout if r["k"] > 1],
+                origin="project",
             ),
             Claim(
                 "eq31_loose",
@@ -153,6 +154,7 @@ class GaussianInputs(Experiment):
                 metric=f"error over the bound at the smallest scale, {smallest:g}",
                 criterion=below(0.05, each=True),
                 values=[r["error"] / (math.log(r["k"]) + r["sigma"] ** 2 / 2) for r in least],
+                origin="project",
             ),
         ]
 

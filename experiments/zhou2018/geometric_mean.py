@@ -85,6 +85,7 @@ class GeometricMean(Experiment):
                 metric="power of the spread in the difference",
                 criterion=second,
                 values=order,
+                origin="project",
             ),
         ]
 

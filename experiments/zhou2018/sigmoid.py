@@ -127,6 +127,7 @@ class Sigmoid(Experiment):
                 metric=f"|GM - exp(AM - 1)| at a spread of {min(self.spreads):g}, x <= 0",
                 criterion=above(0.1, each=True),
                 values=[abs(r["GM"] - r["Eq35"]) for r in still],
+                origin="project",
             ),
         ]
 

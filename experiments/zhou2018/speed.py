@@ -160,6 +160,7 @@ class Speed(Experiment):
                 metric="seconds of a full pass over the engine's",
                 criterion=above(1, each=True),
                 values=engine,
+                origin="project",
             ),
             Claim(
                 "both",
@@ -168,6 +169,7 @@ class Speed(Experiment):
                 metric=both,
                 criterion=above(least, each=True),
                 values=whole,
+                origin="project",
             ),
             Claim(
                 "exact",
@@ -176,6 +178,7 @@ class Speed(Experiment):
                 metric="largest difference over the largest logit",
                 criterion=below(1e-4, each=True),
                 values=[r["error"] for r in results.rows()],
+                origin="project",
             ),
         ]
 

@@ -92,7 +92,15 @@ class Taylor(Experiment):
         noisy = max(self.noise)
         return [
             Claim("eq37", EQ37, source="Eq. 37", metric=metric.format(noisy), criterion=second, values=powers[noisy]),
-            Claim("flat", FLAT, source="Eq. 37", metric=metric.format(0), criterion=first, values=powers.get(0, [])),
+            Claim(
+                "flat",
+                FLAT,
+                source="Eq. 37",
+                metric=metric.format(0),
+                criterion=first,
+                values=powers.get(0, []),
+                origin="project",
+            ),
             Claim(
                 "eq38",
                 EQ38,

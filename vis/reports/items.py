@@ -82,7 +82,7 @@ class Item:
         """In what it falls short of the paper's setting: its sizes, its weights; nothing where it does not."""
         if self.state != "done":
             return ""
-        standin = any("stand-in" in str(model.get("weights")) for model in self.provenance.get("models", {}).values())
+        standin = any(model.get("standin") for model in self.provenance.get("models", {}).values())
         return ", ".join(["reduced sizes"] * (self.config.get("preset") == "small") + ["on a stand-in"] * standin)
 
     @cached_property

@@ -52,6 +52,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment = build_experiment(config)
             run = Run(config, path)
             reset_peak_memory(run.device)
+            experiment.resolve(run)
             units = units_of(experiment, run)
             folder.drop_damaged()
             folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))

@@ -128,7 +128,11 @@ class Run:
                 model.weights = model.weights.replace(f"weights {trained.path.name}", trained.words, 1)
             model.net.to(self.dtype)
             self._model = (key, model)
-            self.weights_used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
+            self.weights_used[model.name + f" seed {seed}"] = {
+                "weights": model.weights,
+                "sha256": model.sha256,
+                "standin": model.standin,
+            }
         return self._model[1]
 
     def require_model(self) -> None:
@@ -142,7 +146,7 @@ class Run:
             try:
                 torchvision_weights(str(node.get("arch") or node["name"]))
             except Lacking as error:
-                return str(error)
+                return error.reason
         return ""
 
     def _standin(self, node: Mapping[str, Any]) -> StandIn:
@@ -390,6 +394,9 @@ class Experiment:
     metrics: ClassVar[Sequence[str]] = ()  # columns of `table` that the figure of a sweep shows
     series: ClassVar[str] = ""  # the column that tells its lines apart
     shared_out: ClassVar[bool] = True  # torchrun's processes share its units; False: they compute each together
+
+    def resolve(self, run: Run) -> None:
+        """Write to the run's config, before the run begins, what it leaves open; a resumed run reads it from there."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         """The pieces of the work: small dictionaries that say what is computed."""

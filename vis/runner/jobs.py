@@ -96,7 +96,7 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
         try:
             execute(compose_config(overrides, config_dirs), path, command)
         except Lacking as error:
-            if "preset=small" not in str(error) or not (sweep_plan.plan(folder) or {}).get("collection"):
+            if not error.small_available or not (sweep_plan.plan(folder) or {}).get("collection"):
                 raise
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
