@@ -1,6 +1,7 @@
-"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292): weights become random, layer by
-layer from the logits down (cascading), or in one layer alone (independent), and the maps of the class that the trained
-network predicts are compared with those of the trained network.
+"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
+
+Weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent), and the maps of
+the class that the trained network predicts are compared with those of the trained network.
 
 taimeskhanov2024, section 1.1: "We note that Grad-CAM passes the sanity checks proposed by [12]".
 """
@@ -26,7 +27,10 @@ TRAINED = "trained"
 
 
 class Randomisation(Experiment):
-    """samples: images whose maps are kept; independent: also each layer alone; source: where the claim stands."""
+    """Compare maps of trained and randomised networks.
+
+    samples: images whose maps are kept; independent: randomise also each layer alone; source: where the claim stands.
+    """
 
     metrics = ("pearson", "ssim")
     series = "method"
@@ -41,7 +45,7 @@ class Randomisation(Experiment):
         return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * run.passes, 0)
 
     def _variants(self, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
-        """{label: (kind, what changes of the model's config)}, the trained network first."""
+        """Return {label: (kind, changes to the model's config)}, the trained network first."""
         net = skeleton(run.config.model)[0]
         names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
         layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]

@@ -1,4 +1,4 @@
-"""How a gradient passes a ReLU under the rules of backpropagation, as a numeric example: nie2018's and ayyar2021's.
+"""A numeric example of how a gradient passes a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
 
     T = h(R) * g'(y)      h = identity (saliency) or ReLU (DeconvNet, GBP)      g = identity (DeconvNet) or ReLU
 
@@ -23,7 +23,7 @@ from vis.store.run_folder import Part, Results
 
 
 class OneReLU(nn.Module):
-    """Its one logit is the sum of R times ReLU(y); y [B, C, H, W]."""
+    """A network with one logit, the sum of R times ReLU(y); y [B, C, H, W]."""
 
     def __init__(self, R: Tensor) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class OneReLU(nn.Module):
 
 
 class ReluRules(Experiment):
-    """y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
+    """Apply each method to one ReLU. y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
 
-    sentences: {method: (what the paper says of its T, where)}; titles: {array: title of its panel}, in their order.
+    sentences: {method: (sentence of the paper on its T, source)}; titles: {array: title of its panel}, in their order.
     """
 
     sentences: ClassVar[Mapping[str, tuple[str, str]]]

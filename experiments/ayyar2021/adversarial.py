@@ -3,8 +3,8 @@
     R(x) = |g_s(x) - g_a(x)|        a single generator:  |x - x_a|
 
 Both are trained on the training images of the two classes (`vis.methods.generators`, kept in `outputs/generators`) and judged
-on the test images of these: does the class stay, does it flip, and is the map of the pair less noisy, as the survey says of
-Charachon et al.'s X-rays? Their classifier and images are not public: here it is a claim of its own.
+on their test images: does g_s keep the class, does g_a flip it, and is the pair's map less noisy, as the survey reports for
+Charachon et al.'s X-rays? Their classifier and images are not public, so the verdicts here are on the project's own claims.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ PAIR, SINGLE = "adversarial_generators", "adversarial_single"
 
 
 def share_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """(lower, upper) end of the exact (Clopper-Pearson) confidence interval of the share of ones among zeros and ones."""
+    """Return the exact (Clopper-Pearson) confidence limits of the share of ones among zeros and ones."""
     from scipy.stats import binomtest
 
     found = binomtest(int(sum(values)), len(values)).proportion_ci(confidence)
@@ -45,7 +45,10 @@ MOSTLY = Criterion("95% interval of the share above 0.9", lambda values: share_i
 
 
 class AdversarialPair(Experiment):
-    """images: of the two classes at most; rows: of the figure."""
+    """Compare the generator pair with the single generator.
+
+    images: the most images of the two classes; rows: images in the figure.
+    """
 
     metrics = ("spread", "variation")
     series = "method"
@@ -138,7 +141,7 @@ class AdversarialPair(Experiment):
         return paper_and_here(measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Shares with their intervals and means, for the pair and for the single generator."""
+        """Return shares with confidence intervals, and means, for the pair and for the single generator."""
         rows = []
         for name in (PAIR, SINGLE):
             found = results.rows(method=name)

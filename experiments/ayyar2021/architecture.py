@@ -29,7 +29,7 @@ ZERO = Criterion("each exactly 0", lambda values: not any(values))
 
 
 class Architecture(Experiment):
-    """The layers of a model with their sizes, and what the first conv block makes of an image.
+    """Draw the layers of a model with their sizes, or the output of its first conv block for an image.
 
     show: network (Figure 2) or block (Figure 3). maps: channels of the block that are drawn.
     """
@@ -109,7 +109,7 @@ class Architecture(Experiment):
         return {"figure": self._block(results) if self.show == "block" else self._network(results)}
 
     def _block(self, results: Results) -> Figure:
-        """A column for each step of the block, a row for each channel."""
+        """Draw a column for each step of the block and a row for each channel."""
         (fact,), rows = results.rows("network"), results.rows()
         steps = [row for row in rows if row["layer"] in results.arrays]
         grid = []
@@ -127,7 +127,7 @@ class Architecture(Experiment):
         return panel_grid(grid, caption, panel=1.3)
 
     def _network(self, results: Results) -> Figure:
-        """Sheets for feature maps, bars for dense layers; a ReLU is named with the layer before it."""
+        """Draw feature maps as sheets and dense layers as bars; a ReLU is named with the layer before it."""
         drawn: Rows = []
         for row in results.rows():
             if row["kind"] == "ReLU":
@@ -154,5 +154,5 @@ class Architecture(Experiment):
 
 
 def size(row: dict[str, Any]) -> str:
-    """Channels x height x width, or the units of a dense layer."""
+    """Format a size as channels x height x width, or as the number of units of a dense layer."""
     return "x".join(map(str, row["shape"]))

@@ -1,8 +1,8 @@
 """ayyar2021, section 7: "gradient-based methods including Grad-CAM have longer computation times and FEM was faster".
 
-Seconds of one image, forward pass included, every method once in each round (a long one in the first), in an order that turns
-from round to round. The work of a method beside it: its convolutions and matrix products, counted by torch, in forward passes; a
-backward pass to the image is about one.
+Seconds per image, forward pass included. Each round measures every method once (a slow one only in the first round), in an order
+that rotates from round to round. Beside the seconds stands a method's work: its convolutions and matrix products, counted by
+torch, in units of a forward pass; a backward pass to the image is about one.
 """
 
 import math
@@ -30,7 +30,7 @@ LONG = 50  # passes: such a method needs no second round, and the counter no run
 
 
 class Cost(Experiment):
-    """rounds: times that each method is measured; each round takes the next image."""
+    """Measure the seconds and the work of each method. rounds: measurements of a method, each on the next image."""
 
     metrics = ("seconds",)
     series = "method"
@@ -84,7 +84,7 @@ class Cost(Experiment):
         return part
 
     def _seconds(self, results: Results, method: str) -> dict[int, float]:
-        """Of each round in which it was measured."""
+        """Return {round: seconds} for the rounds in which the method was measured."""
         return {row["round"]: row["seconds"] for row in results.rows(method=method)}
 
     def claims(self, results: Results) -> list[Claim]:
@@ -100,7 +100,7 @@ class Cost(Experiment):
         return paper_and_here([claim], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """A row for each method, the fastest first."""
+        """Return a row for each method, the fastest first."""
         rows: Rows = []
         for method in dict.fromkeys(row["method"] for row in results.rows()):
             seconds = [*self._seconds(results, method).values()]

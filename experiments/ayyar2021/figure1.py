@@ -1,4 +1,4 @@
-"""ayyar2021, Figure 1: the gray window that slides over an image, and the map of what the score loses under it.
+"""ayyar2021, Figure 1: occlusion, a gray window that slides over an image, and the map of the score that is lost.
 
 "the regions where the objects are present should have a higher contribution to the prediction."
 """
@@ -25,9 +25,10 @@ NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "
 
 
 class Figure1(Experiment):
-    """places: pictures of the window, spread evenly over its way; one more shows where the score loses most.
+    """Draw the sliding window and its map, and compare the loss inside and outside the object.
 
-    rows: images of the figure at most. object: {image: box of the object, as shares of the sides: top, left, bottom, right}.
+    places: pictures of the window, spread evenly over its path; one more shows where the score loses most. rows: the most
+    images in the figure. object: {image: box of the object (top, left, bottom, right), as shares of the sides}.
     """
 
     def __init__(self, places: int, rows: int, object: Mapping[str, Sequence[float]] = {}) -> None:

@@ -2,8 +2,8 @@
 
     R = (x - x0) * integral of dS_c/dx at x0 + alpha (x - x0), alpha from 0 to 1                     (7)
 
-The map sums to S_c(x) - S_c(x0) (completeness); what a sum of n gradients lacks of it is measured for growing n, by the
-paper's Riemann sum and by the nodes of Gauss and Legendre.
+The map sums to S_c(x) - S_c(x0) (completeness). The integration error that remains with n gradients is measured for growing n,
+with the paper's Riemann sum and with Gauss-Legendre quadrature.
 """
 
 import copy
@@ -27,7 +27,10 @@ RULES = {"riemann": "Riemann sum", "gauss_legendre": "Gauss-Legendre"}
 
 
 class Figure7(Experiment):
-    """alphas: how many images of the path are drawn; steps: numbers of gradients, rising; rows: images drawn, at most."""
+    """Draw the path and measure the completeness error.
+
+    alphas: images of the path in the figure; steps: numbers of gradients, rising; rows: the most images in the figure.
+    """
 
     def __init__(self, alphas: int, steps: Sequence[int], rows: int) -> None:
         if alphas < 2 or len(steps) < 2 or sorted(set(steps)) != list(steps):
@@ -117,7 +120,7 @@ class Figure7(Experiment):
         count = len({row["image"] for row in results.rows()})
         figure, (axes,) = plot(
             caption=[
-                "What the map of integrated gradients lacks of completeness, in parts of S(x) - S(x0): mean over "
+                "Completeness error of the map of integrated gradients, relative to S(x) - S(x0): mean over "
                 f"{count} images",
                 *method_words(config)[:1],
                 network,

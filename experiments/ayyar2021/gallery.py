@@ -1,14 +1,14 @@
 """ayyar2021, Figures 4, 6, 8 and 9: maps of one network, an image in a row and a method in a column.
 
-What the survey says of its pictures is measured over all images, by numbers of each map that do not depend on its scale:
+The survey's remarks on its pictures are measured over all images by numbers of each map that do not depend on its scale:
 
-    spread     participation ratio: on how many of its pixels its energy lies
+    spread     participation ratio: the share of pixels that hold the map's energy
     high       share of pixels whose largest absolute value over the channels (Eq. 6) is above half of the map's maximum
-    variation  total variation: how fine it is
+    variation  total variation, larger for finer maps
     edges      correlation of that largest absolute value with the image's gradient magnitude (Sobel)
 
-The survey's networks are trained on ImageNet (or MexCulture's buildings, whose weights are not public). On others its claims
-are not measured, and claims of their own (`here_...`) say what is seen there.
+The survey's networks are trained on ImageNet (or on MexCulture's buildings, whose weights are not public). On other networks its
+claims have no verdict; the project's own claims (`here_...`) judge what is measured there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ class NotAsked(Exception):
 
 
 class ByMethodName(dict[str, Tensor]):
-    """{method: numbers of its maps}. Raises NotAsked for a method that the run has not computed."""
+    """{method: numbers of its maps}, which raises NotAsked for a method that the run has not computed."""
 
     def __missing__(self, method: str) -> Tensor:
         raise NotAsked(f"needs the method {method}")
 
 
 def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """[1, H, W]: 1 in a box (top, left, bottom, right), as shares of the sides, else 0."""
+    """Return a mask [1, H, W]: 1 in a box (top, left, bottom, right, as shares of the sides), else 0."""
     height, width = size
     top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
     mask = torch.zeros(1, height, width)
@@ -49,19 +49,19 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
 
 
 def strength(maps: Tensor) -> Tensor:
-    """Eq. (6): the largest absolute value over the channels, [B, 1, H, W], in float64."""
+    """Return the largest absolute value over the channels (Eq. 6): [B, 1, H, W] in float64."""
     return maps.double().abs().amax(1, keepdim=True)
 
 
 def sobel(pixels: Tensor) -> Tensor:
-    """The gradient magnitude of images [B, C, H, W] in gray: [B, 1, H, W]."""
+    """Return the Sobel gradient magnitude [B, 1, H, W] of the gray versions of images [B, C, H, W]."""
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
     gray = pad(metrics.luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
     return conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
 
 
 def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """The four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
+    """Compute the four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
     v = strength(maps)
     top = v.amax((1, 2, 3), keepdim=True)
     return {
@@ -73,10 +73,10 @@ def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
 
 
 class Gallery(Experiment):
-    """source: the survey's figure. rows: images of the figure at most; the claims are of all.
+    """Draw maps of several methods and measure the survey's remarks on them.
 
-    network: what the survey's is. note: the number under each map. scalings: {method: how it is shown}, where that is not
-    its own way.
+    source: the survey's figure. rows: the most images in the figure; the claims use all. network: the config of the survey's
+    network. note: the number under each map. scalings: {method: scaling}, for a method that is not shown in its own way.
     """
 
     metrics: ClassVar[Sequence[str]] = ("spread", "high", "variation", "edges")
@@ -169,12 +169,12 @@ class Gallery(Experiment):
         return {"figure": panel_grid(rows, caption)}
 
     def title(self, config: Any, method: str) -> str:
-        """What the figure calls a method."""
+        """Return the title of a method in the figure."""
         return method_title(config, method)
 
 
 class Figure6(Gallery):
-    """Gradient against guided backpropagation."""
+    """Compare the gradient with guided backpropagation."""
 
     note = ("high", "high pixels")
 
@@ -191,7 +191,7 @@ class Figure6(Gallery):
 
 
 class Figure8(Gallery):
-    """Grad-CAM and Guided Grad-CAM."""
+    """Compare Grad-CAM with Guided Grad-CAM."""
 
     note = ("variation", "total variation")
 
@@ -209,7 +209,7 @@ class Figure8(Gallery):
 
 
 class Figure9(Gallery):
-    """LRP-epsilon with and without biases, LRP-alpha1beta0, FEM."""
+    """Compare LRP-epsilon with and without biases, LRP-alpha1beta0 and FEM."""
 
     network: ClassVar = {"num_classes": 1000, "pool": "max", "input_size": 224, "_target_": "vis.models.VGG16"}
     note = ("spread", "spread")

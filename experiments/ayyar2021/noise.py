@@ -1,9 +1,9 @@
-"""ayyar2021, sections 4.4 and 7: how much do maps change under a little noise, as the image changes too little to be seen?
+"""ayyar2021, sections 4.4 and 7: how much do maps change under noise that is too small to be seen?
 
-Noise of several deviations, in parts of the image's range, is added to the network's input; the map of the same class is compared
-with the clean image's by what lacks of their correlation, and by the norm of their difference in parts of the map's. Integrated
-gradients have the image as a factor, which noise hardly changes; so has gradient times image, which tells the factor from the
-averaging.
+Noise with several standard deviations, relative to the image's range, is added to the network's input. The map of the same class
+is compared with the clean image's by 1 - correlation and by the norm of their difference over the clean map's norm. Integrated
+gradients have the image as a factor, which noise hardly changes; gradient times image has it too, and so separates the effect
+of the factor from that of the averaging.
 """
 
 import math
@@ -32,7 +32,7 @@ LESS = (
 
 
 class Noise(ByMethod):
-    """levels: deviations of the noise, in parts of x_max - x_min."""
+    """Compare maps with and without noise. levels: standard deviations of the noise over x_max - x_min."""
 
     axes: ClassVar = {"1 - correlation": {"": "decorrelation"}, "|change| / |map|": {"": "change"}}
     ranges: ClassVar = {"1 - correlation": (0, 2), "|change| / |map|": (0, math.inf)}
@@ -68,10 +68,10 @@ class Noise(ByMethod):
         for level in self.levels:
             (noisy,), _ = run.explain(model, x + level * extent * noise, [targets])
             for method, map_ in clean.items():
-                lacks = 1 - metrics.pearson(map_, noisy[method])
+                decorrelation = 1 - metrics.pearson(map_, noisy[method])
                 change = metrics.distance(map_, noisy[method]) / map_.double().flatten(1).norm(dim=1)
                 part.tables["levels"] += [
-                    {"image": image, "method": method, "level": level, "decorrelation": lacks[i].item(),
+                    {"image": image, "method": method, "level": level, "decorrelation": decorrelation[i].item(),
                      "change": change[i].item()}
                     for i, image in enumerate(batch.names)
                 ]  # fmt: skip
@@ -108,7 +108,7 @@ class Noise(ByMethod):
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
         caption = [
-            "What lacks of the correlation of a noisy image's map with the clean image's: mean over "
+            "1 - correlation of a noisy image's map with the clean image's: mean over "
             f"{len({row['image'] for row in results.rows()})} images",
             *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",

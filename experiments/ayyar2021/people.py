@@ -1,7 +1,7 @@
 """ayyar2021, section 7: do maps agree with people? Against fixation maps (AUC, NSS, KL divergence) or boxes around the object.
 
-What people look at or mark is a density p over the pixels, and a mask. A fixation map is the density, and its pixels above half
-of its maximum are the mask; boxes are the mask, and the density is even in them. Maps are compared by Eq. (6):
+The reference is a density p over the pixels and a mask. A fixation map is the density, and its pixels above half of the maximum
+are the mask; boxes are the mask, and the density is uniform in them. Maps are reduced by Eq. (6) and compared by:
 
     AUC     area under the ROC curve of the map as a classifier of the mask (Judd et al. 2009), 1/2 by chance
     NSS     mean of the standardised map in the mask, 0 by chance
@@ -37,7 +37,10 @@ FINDS = "Here: the map shows what is marked better than nearness to the image's 
 
 
 def box_image(path: Path) -> Image.Image:
-    """The boxes in an XML file of ImageNet (Pascal VOC): white on black, of the image's size. UserError for another file."""
+    """Draw the boxes of an ImageNet XML file (Pascal VOC) in white on black, at the image's size.
+
+    Raises UserError for another kind of file.
+    """
     try:
         root = ElementTree.parse(path).getroot()
         size = [int(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
@@ -52,7 +55,10 @@ def box_image(path: Path) -> Image.Image:
 
 
 def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder and the folders in it, by their names without the suffix. UserError for none, or two of one name."""
+    """Map names without suffix to the files in a folder and its subfolders.
+
+    Raises UserError if there is no file, or if two have the same name.
+    """
     root, found = Path(folder).expanduser(), dict[str, Path]()
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
@@ -67,10 +73,10 @@ def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 class People(ByMethod):
-    """fixations: a folder of fixation maps (pictures; bright is much looked at). boxes: a folder of ImageNet's XML files.
+    """Compare maps with fixations or boxes. Images that have neither are left out.
 
-    Both have the images' names, and sizes of the same shape. object: {image: box, as shares of the sides}, where neither is
-    given. Images without any are left out.
+    fixations: a folder of fixation maps (pictures, bright where people look). boxes: a folder of ImageNet's XML files. Both use
+    the images' names and aspect ratios. object: {image: box, as shares of the sides}, used if neither folder is given.
     """
 
     axes: ClassVar = {"AUC": {"": "auc"}, "NSS": {"": "nss"}, "KL": {"": "kl"}, "IoU": {"": "iou"}, "hit": {"": "hit"}}
@@ -105,7 +111,7 @@ class People(ByMethod):
         return super().units(run)
 
     def density(self, run: Run, model: Model, image: str) -> Tensor | None:
-        """What people look at or mark [1, H, W], cut as the image is; None where nothing is known or to be seen."""
+        """Return the density [1, H, W], cropped like the image; None if it is unknown or lies outside the crop."""
         if not self.files:
             return box_mask(self.object[image], model.input_size) if image in self.object else None
         path = self.files.get(Path(image).stem)

@@ -6,8 +6,8 @@ networks with one input and one output, at evenly spaced x, and its autocorrelat
     plain      x_l = W_l ReLU(x_{l-1} - mean)                                    mean-centred
     residual   x_l = x_{l-1} + beta W_l ReLU(BN(x_{l-1}))                        their Eq. (2), alpha = 1
 
-W is He's normal. Means and deviations are those of each neuron over all x, and constants for the gradient, so that f is a
-function of one x. White noise and brown noise (its running sum) are the two ends.
+W is drawn by He's normal initialisation. Means and deviations are taken of each neuron over all x and are constants for the
+gradient, so that f is a function of one x. White noise and brown noise (its running sum) are the two extremes.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ WHITE = Criterion(
 
 
 def gradient(depth: int, residual: bool, width: int, beta: float, x: Tensor, generator: torch.Generator) -> Tensor:
-    """df/dx [n] at x [n] of a random network of `depth` hidden layers of `width` ReLUs."""
+    """Return df/dx [n] at x [n] for a random network with `depth` hidden layers of `width` ReLUs."""
 
     def normal(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, dtype=x.dtype, generator=generator) * (2 / columns) ** 0.5
@@ -51,7 +51,7 @@ def gradient(depth: int, residual: bool, width: int, beta: float, x: Tensor, gen
 
 
 def autocorrelation(g: Tensor, lags: int) -> Tensor:
-    """sum_i (g_i - m) (g_{i+k} - m) / sum_i (g_i - m)^2 for k = 0 ... lags of a signal [n]: [lags + 1]."""
+    """Return sum_i (g_i - m) (g_{i+k} - m) / sum_i (g_i - m)^2 of a signal [n] for k = 0 ... lags: [lags + 1]."""
     g = g - g.mean()
     return torch.stack([(g[: len(g) - k] * g[k:]).sum() for k in range(lags + 1)]) / g.square().sum()
 
@@ -61,7 +61,11 @@ def _less(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 class Shattering(Experiment):
-    """depths: hidden layers, rising; networks: of each kind and depth; points: x in [-2, 2]; lags: of the autocorrelation."""
+    """Measure the autocorrelation of gradients of random networks.
+
+    depths: numbers of hidden layers, rising; networks: number of each kind and depth; points: number of x in [-2, 2];
+    lags: number of lags of the autocorrelation.
+    """
 
     metrics = ("correlation",)
     series = "kind"

@@ -1,8 +1,8 @@
-"""ayyar2021, section 7: which gradient-based method gives the maps that are most like FEM's (Fuad et al. 2020)?
+"""ayyar2021, section 7: which gradient-based method gives the maps most similar to FEM's (Fuad et al. 2020)?
 
-Maps are compared by Eq. (6), the largest absolute value over the channels: Pearson's correlation and SIM. FEM and the CAMs are
-coarse, and the others are not, which alone makes FEM more like a CAM; so maps are also compared as means over the cells of the
-feature map.
+Maps are reduced to the largest absolute value over the channels (Eq. 6) and compared by Pearson's correlation and SIM. FEM and
+the CAMs are coarse and the other maps are not, which alone makes FEM more similar to a CAM; so maps are also compared as means
+over the cells of the feature map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad
 
 
 class Similarity(ByMethod):
-    """Maps of all methods against FEM's."""
+    """Compare the maps of all methods with FEM's."""
 
     axes: ClassVar = {
         "Pearson CC with FEM": {"": "pearson"},

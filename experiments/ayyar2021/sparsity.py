@@ -1,6 +1,6 @@
 """ayyar2021, sections 4.5, 5.1 and 7: SmoothGrad is smoother and sharper, a larger epsilon leaves fewer pixels, LRP is sparse.
 
-By the numbers of the galleries: on how many of its pixels a map lies (participation ratio), and its total variation.
+Measured by the galleries' numbers: participation ratio (the share of pixels that hold a map's energy) and total variation.
 """
 
 import math
@@ -23,7 +23,7 @@ SPARSE = "LRP heat maps are sparse"
 
 
 class Sparsity(ByMethod):
-    """Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
+    """Compare the sparsity of maps. Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
 
     axes: ClassVar = {
         "participation ratio": {"": "spread"},

@@ -4,10 +4,10 @@ For V and the entries of w from N(0, c^2), and w~ = w 1[w^T y > 0]:
 
     E[sigma(V)] = c / sqrt(2 pi)    E[sigma(V)^2] = c^2 / 2    E[w~] = c / sqrt(2 pi) y / ||y||    E[w~ w~^T] = c^2 I / 2
 
-The appendices give E[.] of the half-normal variables instead, i.e. under the condition that V (w^T y) is positive: the
-probability 1/2 of that is missing. And a pixel lies in k^2 / s^2 patches, not in as many as a patch has values.
-Normalising a map for display hides all of it. The weights are Gaussian here, as in the appendices: for those of Figure 4,
-which are cut at 2 standard deviations, E[sigma(V)] is 3 % larger for the same variance.
+The appendices give the expectations of half-normal variables instead, conditional on V (w^T y) being positive, without the
+factor 1/2, the probability of that. Also, a pixel lies in k^2 / s^2 patches, not in as many as a patch has values.
+Normalising a map for display hides both. The weights are Gaussian here, as in the appendices; for those of Figure 4,
+which are truncated at 2 standard deviations, E[sigma(V)] is 3 % larger for the same variance.
 """
 
 import math
@@ -27,7 +27,10 @@ DEVIATION = "std of saliency map / (c² √N)"
 
 
 class Constants(Experiment):
-    """models.cnn: the CNN whose maps are scaled by the printed Z_k; samples: Monte Carlo draws for each seed."""
+    """Compare the printed constants with Monte Carlo estimates.
+
+    models.cnn: the CNN whose maps are scaled by the printed Z_k; samples: Monte Carlo draws for each seed.
+    """
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], samples: int) -> None:
         self.cnn, self.samples = models["cnn"], samples

@@ -19,7 +19,7 @@ CHANGE = 0.15  # of HP, which goes from 0 (noise) to 1 (the input): more than th
 
 
 class Depth(ThreeLayer):
-    """depths: numbers of extra convolutions."""
+    """Measure maps at several depths. depths: numbers of extra convolutions."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], depths: Sequence[int]) -> None:
         super().__init__(models)

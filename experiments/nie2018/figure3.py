@@ -34,7 +34,7 @@ CONE = np.deg2rad(25)  # half the angle of the toy's two cones
 
 
 def toy(seed: int, count: int = 40) -> dict[str, np.ndarray]:
-    """Weights w in a cone, patches y in the one opposite and patches y of any direction: points [count, 2]."""
+    """Draw weights w in a cone, patches y in the opposite cone and patches y in any direction: points [count, 2]."""
     random = np.random.default_rng([seed, 3])
 
     def points(direction: float, spread: float) -> np.ndarray:
@@ -46,7 +46,7 @@ def toy(seed: int, count: int = 40) -> dict[str, np.ndarray]:
 
 
 class Figure3(RandomAndTrained):
-    """neurons: two of fc1; layer: another than fc1. models, optional, missing: see RandomAndTrained."""
+    """Compare weights and maps of two neurons. neurons: two of fc1; layer: another layer; the rest: see RandomAndTrained."""
 
     metrics = ("correlation",)
     series = "method"

@@ -7,7 +7,7 @@ achieve a comparable performance to the CNN with N = 64."
 The noise in a map falls as 1/N: tan2 = .943 pi^2 D/N, with D = d inputs in the FCN, and D = 3 s^2 in the CNN with stride
 s, whose patches overlap. (pi^2 is for Gaussian weights, .943 for cutting them at two standard deviations.) So the FCN
 equals the CNN, pixel by pixel, at Nh = N d / (3 s^2). The second figure shows both, at two strides and two sizes.
-The law is one of logits chosen without a look at their values: the weights of the maximum logit point towards the active
+The law holds for logits that are chosen regardless of their values: the weights of the maximum logit point towards the active
 units, so its maps have less noise, by 12 % at Nh = 5000 and falling as 1/sqrt(Nh). Both are measured.
 """
 
@@ -45,7 +45,10 @@ MATCHES = "Finding 1: FCN and CNN are equal, pixel by pixel, at Nh = N d / (3 s^
 
 
 class Figure5(ThreeLayer):
-    """filters: N; hidden: Nh; other_stride: a second stride at which the CNN with most filters is computed, or null."""
+    """Measure GBP for growing networks.
+
+    filters: numbers N; hidden: numbers Nh; other_stride: a second stride for the CNN with most filters, or null.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Figure5(ThreeLayer):
         return found | {f"fcn_{n}": ("fcn", {"hidden": n}) for n in self.hidden}
 
     def _largest(self, stride: int) -> str:
-        """The setting of the CNN with most filters at a stride."""
+        """Return the setting of the CNN with most filters at a stride."""
         return f"cnn_{self.filters[-1]}" + (f"_stride_{stride}" if stride != self.strides[0] else "")
 
     def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -80,7 +83,7 @@ class Figure5(ThreeLayer):
         return part
 
     def _law(self, setting: str) -> float:
-        """tan2 as the law above has it."""
+        """Return tan2 by the law above."""
         network, changes = self.settings()[setting]
         if network == "fcn":
             return LAW * 3 * self.view**2 / changes["hidden"]
@@ -211,13 +214,13 @@ class Figure5(ThreeLayer):
 
 
 def over_law(cosL: Sequence[float], law: float) -> list[float]:
-    """tan2 of the mean cosine over what the law says: [one number], none without values.
+    """Return tan2 of the mean cosine over the law's prediction, as a list of one number, or of none without values.
 
-    Not the mean of tan2: over 64 seeds that is 1.23 of the law for N = 8, since a few small cosines make most of it.
+    The mean of tan2 would mislead: over 64 seeds it is 1.23 of the law for N = 8, dominated by a few small cosines.
     """
     return [(1 / mean(cosL) ** 2 - 1) / law] if cosL else []
 
 
 def _viewed(images: Tensor, side: int) -> Tensor:
-    """Images [B, C, H, W] as they look side by side: resized with antialiasing."""
+    """Resize images [B, C, H, W] with antialiasing to the size at which they are compared."""
     return interpolate(images, size=(side, side), mode="bilinear", antialias=True)

@@ -4,10 +4,10 @@
 interpretable instead of being the random noise as before." And in VGG "both GBP and DeconvNet reconstruct every
 fine-grained detail of the input image".
 
-DeconvNet owes it to the pooling: with average pooling in VGG-16 it shows nothing of the input. GBP is impacted as well (finding
-7): with overlapping windows an edge wins many times, so the map turns edge-like. DeconvNet recovers details in part only
-(finding 8). Saliency maps of the maximum logit keep an HP of .017 in both, since its weights point towards the active units;
-that of a random logit is 0. Figures: the paper's, and the same networks without max-pooling.
+DeconvNet owes this to max-pooling: with average pooling in VGG-16 its map shows nothing of the input. GBP is impacted as well
+(finding 7): with overlapping windows an edge wins many times, so the map turns edge-like. DeconvNet recovers only part of the
+details (finding 8). Saliency maps of the maximum logit keep an HP of .017 in both, since its weights point towards the active
+units; that of a random logit is 0. Figures: the paper's, and the same networks without max-pooling.
 """
 
 from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larg
 
 The paper does not say how its maps are scaled before the distance is taken. Maps of different methods differ by orders of
 magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table.
-An image's two logits depend on the seed and its name alone. From a pass over a batch come the maps of all methods and both
-logits; numbers are kept of each image, maps of the first few.
+An image's two logits depend only on the seed and its name. One pass over a batch yields the maps of all methods and both
+logits; the run keeps the numbers of each image and the maps of the first few.
 """
 
 import zlib
@@ -35,13 +35,13 @@ STAND_IN = "Of the stand-in network: the saliency map depends most on the logit,
 
 
 def two_logits(seed: int, image: str, count: int) -> tuple[int, int]:
-    """Two different logits of `count`, drawn for the image of this name."""
+    """Draw two different logits of `count` for the image of this name."""
     first, second = np.random.default_rng([seed, zlib.crc32(image.encode())]).choice(count, 2, replace=False)
     return int(first), int(second)
 
 
 class Figure7(RandomAndTrained):
-    """samples: images whose maps are kept. models, optional, missing: see RandomAndTrained."""
+    """Measure the distance of two logits' maps. samples: images whose maps are kept; the rest: see RandomAndTrained."""
 
     metrics = ("unit", "minmax", "raw")
     series = "method"
@@ -59,7 +59,7 @@ class Figure7(RandomAndTrained):
         ]
 
     def _kept(self, run: Run, unit: Unit) -> int:
-        """How many of a unit's images are among the samples."""
+        """Return the number of a unit's images that are among the samples."""
         return sum(i < self.samples for i in unit["images"]) if unit["seed"] == run.seeds[0] else 0
 
     def load(self, run: Run, unit: Unit) -> Load:
@@ -154,7 +154,7 @@ class Figure7(RandomAndTrained):
 
 
 def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:
-    """{method: one number for each image, its mean over seeds}."""
+    """Return {method: one number for each image, its mean over the seeds}."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in results.rows(network=network):
         values.setdefault(row["method"], {}).setdefault(row["image"], []).append(row[distance])
@@ -162,7 +162,7 @@ def _by_image(results: Results, network: str, distance: str) -> dict[str, list[f
 
 
 def _bars(results: Results, networks: list[str], distance: str, caption: Sequence[str]) -> Figure:
-    """The paper's bar chart: a group for each network, a bar for each method."""
+    """Draw the paper's bar chart: a group for each network, a bar for each method."""
     figure, (axes,) = plot(4.2, 2.4, caption)
     with styled():
         methods = list(results.config.methods)

@@ -5,7 +5,7 @@ after replacing "panda" by its adversary "busby"."
 
 The adversary is x + eps sign(dJ/dx), clipped to the range of pixels; the paper gives no eps. J is the cross entropy of the
 predicted class or, where the softmax of a random network saturates (its gradient is 0), minus the margin of the two largest
-logits. Beside it stands a control: random signs of the same size. What they change as well is no effect of the attack.
+logits. The control is a perturbation by random signs of the same size: a change that it also causes is no effect of the attack.
 """
 
 import zlib
@@ -37,7 +37,7 @@ CONTROL = "Finding: random signs of the same size change a map less than the adv
 
 
 def ascent(net: nn.Module, x: Tensor, loss: str) -> Tensor:
-    """A positive multiple of dJ/dx [B, C, H, W] for each image."""
+    """Return a positive multiple of dJ/dx [B, C, H, W] for each image."""
     with Forward(net, x) as forward:
         first, second = forward.logits.topk(2, dim=1).indices.T.tolist()
         if loss == "margin":
@@ -46,7 +46,7 @@ def ascent(net: nn.Module, x: Tensor, loss: str) -> Tensor:
 
 
 def relu_states(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of each ReLU module in the order of the forward pass: where it is active."""
+    """Return where each ReLU module, in the order of the forward pass, is active."""
     states: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, output: states.append(output > 0))
@@ -63,7 +63,10 @@ def relu_states(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 class Figure8(Experiment):
-    """eps: in gray levels (of 255); loss: cross_entropy or margin; paper: the image that the paper shows."""
+    """Compare maps of images and adversaries.
+
+    eps: in gray levels (of 255); loss: cross_entropy or margin; paper: the image that the paper shows.
+    """
 
     metrics = ("adversary", "control")
     series = "method"
@@ -195,6 +198,6 @@ class Figure8(Experiment):
 
 
 def _signs(seed: int, image: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random signs that belong to an image."""
+    """Draw the random signs of an image."""
     random = np.random.default_rng([seed, zlib.crc32(image.encode()), 8])
     return random.choice(np.array([-1, 1], dtype=np.float32), shape)

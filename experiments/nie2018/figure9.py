@@ -5,7 +5,7 @@ Weights are trained up to a layer and random behind it (a star), or trained exce
 However, from "Conv5-1*" to "FC3*" (i.e., the fully-trained case) GBP behaves almost the same". Without a layer: "blurry for
 "Conv1-1", clean with much background information for "Conv3-1" and clean without background information for "Conv5-1"".
 
-In numbers of a map with energy E (its square, summed over the channels):
+Numbers of a map with energy E (its square, summed over the channels):
 
     background   share of E outside the ellipse in the box `object`, which is said to hold the image's object
     patches      (sum e)^2 / (n sum e^2) of the energies e of n = 16x16 patches: the share of patches that survive
@@ -43,7 +43,7 @@ BLURRY = 'GBP visualization is blurry for "Conv1-1", clean with much background 
 
 
 def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
-    """[H, W]: 1 outside the ellipse that fills a box (top, left, bottom, right, as shares of the sides), else 0."""
+    """Return a mask [H, W]: 1 outside the ellipse that fills a box (top, left, bottom, right, as shares of the sides), else 0."""
     top, left, bottom, right = box
     y, x = (torch.arange(n, dtype=torch.float64).add(0.5).div(n) for n in shape)
     radius2 = ((2 * y - top - bottom) / (bottom - top))[:, None] ** 2 + ((2 * x - left - right) / (right - left)) ** 2
@@ -51,13 +51,16 @@ def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
 
 
 def surviving_patches(energy: Tensor) -> Tensor:
-    """Share of 16x16 patches that hold the energy [B, 1, H, W]: 1 where all have the same, 1/256 where one has it all."""
+    """Return the share of 16x16 patches that hold the energy [B, 1, H, W]: 1 if all hold the same, 1/256 if one holds all."""
     patches = adaptive_avg_pool2d(energy, 16).flatten(1)
     return patches.sum(1) ** 2 / (patches.shape[1] * patches.square().sum(1))
 
 
 class Figure9(Experiment):
-    """up_to, except_layers: layers, by the network's or the paper's names; object: {image: box}; paper: its images."""
+    """Measure GBP in partly trained networks.
+
+    up_to, except_layers: layers, by the network's or the paper's names; object: {image: box}; paper: the paper's images.
+    """
 
     metrics = ("background", "patches", "distance")
     series = "layer"
@@ -193,7 +196,7 @@ class Figure9(Experiment):
 
 
 def _curves(results: Results, layers: Sequence[str], caption: Sequence[str]) -> Figure:
-    """How the numbers change as layers become trained one by one."""
+    """Plot how the numbers change as layers become trained one by one."""
     titles = {"background": "energy in the background", "patches": "patches that survive", "same": "correlation"}
     figure, axes = plot(6.9, 2.2, caption[:2], columns=3)
     with styled():

@@ -6,7 +6,7 @@ at least one of the following two contradictory cases", chosen though not positi
 "DeconvNet (with max-pooling), in theory, never recover[s] input perfectly".
 
 Over positions and filters P(chosen <=> w^T y > 0) is about 1/2 for any window, no more than without pooling: few of the
-positive responses are chosen, and where a whole window is 0 so is one that is not positive. Windows have stride 1, but
+positive responses are chosen, and where a whole window is 0, one that is not positive is chosen. Windows have stride 1, except
 for 2x2 with stride 2.
 """
 
@@ -43,7 +43,7 @@ PERFECT = "For GBP, the approximate gap can be made arbitrarily small by increas
 
 
 def choices(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each response is positive, and how many windows of the max-pooling choose it: [B, N, H, W] twice."""
+    """Return whether each response is positive, and how many windows of the max-pooling choose it, each [B, N, H, W]."""
     with torch.no_grad():
         y = net.conv1(x)
     if isinstance(net.pool, nn.Identity):
@@ -55,7 +55,7 @@ def choices(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Pooling(ThreeLayer):
-    """windows: of the max-pooling, names of WINDOWS; filters: numbers N of filters at the window `among`."""
+    """Measure DeconvNet under max-pooling. windows: names in WINDOWS; filters: numbers N of filters at the window `among`."""
 
     def __init__(
         self, models: Mapping[str, Mapping[str, Any]], windows: Sequence[str], filters: Sequence[int], among: str
@@ -95,7 +95,7 @@ class Pooling(ThreeLayer):
             return [row["agreement"] for row in results.rows("choices", setting=f"window_{window}")]
 
         def noise(suffix: str, method: str) -> dict[str, list[float]]:
-            """1 - HP, for growing N."""
+            """Return 1 - HP for growing N."""
             values = {n: column(results, "HP", setting=f"filters_{n}{suffix}", method=method) for n in self.filters}
             return {f"N = {n}": [1 - v for v in each] for n, each in values.items()}
 

@@ -1,7 +1,7 @@
 """nie2018, Proposition 1: the gradients that arrive at the first ReLU of a random deep CNN.
 
 "For a random deep CNN where weights are i.i.d. Gaussians with zero mean, we can also approximate every entry of V^(1)_.,k as
-i.i.d. Gaussian with zero mean." V^(1) stands in Eq. (8) where Eq. (4) has the weights of the dense layer.
+i.i.d. Gaussian with zero mean." In Eq. (8), V^(1) takes the place of the dense layer's weights in Eq. (4).
 
 It holds for the saliency map. For GBP and DeconvNet it does not (finding 6): the rectified gradients from above have a mean,
 which the shared filters turn into a pattern for each channel, so that two entries of a channel are correlated.
@@ -35,7 +35,7 @@ MEAN = "Finding 6: Proposition 1 fails for GBP, whose entries have a mean."
 
 
 def within_channels(V: Tensor) -> float:
-    """Mean correlation of two entries of one channel of V [N, H, W], over all pairs; means and variance over all of V."""
+    """Return the mean correlation over all pairs of entries of one channel of V [N, H, W]; mean and variance are of all V."""
     V = (V.double() - V.double().mean()).flatten(1)
     n = V.shape[1]
     pairs = (V.sum(1).square() - V.square().sum(1)).mean() / (n * (n - 1))
@@ -43,7 +43,7 @@ def within_channels(V: Tensor) -> float:
 
 
 class Proposition1(Experiment):
-    """models.cnn: a DeepCNN; depths: its numbers of extra convolutions."""
+    """Test the entries of V^(1) for normality and independence. models.cnn: a DeepCNN; depths: its extra convolutions."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], depths: Sequence[int]) -> None:
         self.cnn, self.depths = models["cnn"], list(depths)
@@ -115,7 +115,7 @@ class Proposition1(Experiment):
         return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", "project")]
 
     def of(self, results: Results, column: str, method: str, depth: int) -> list[float]:
-        """A column for one method and depth."""
+        """Return a column for one method and depth."""
         return [row[column] for row in results.rows(method=method, depth=depth)]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -56,7 +56,7 @@ def resnet(arch: str = "resnet50", num_classes: int = 1000, skips: bool = True, 
 
 
 class NoSkip(nn.Module):
-    """A bottleneck block of ResNet-50 without what it adds to its result."""
+    """A bottleneck block of ResNet-50 without its skip connection."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

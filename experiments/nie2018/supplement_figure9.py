@@ -1,8 +1,8 @@
 """nie2018, supplement, Figure 9: GBP beside a linear edge detector, each pixel minus its left neighbour.
 
 "the linear vertical edge detector will highlight all the horizontal intensity changes, while GBP has the additional ability to
-filter out some background image patches." A difference is 0 in a flat background, so what counts is the textured one: where
-the local energy of the gray high-passed image is above its median. In numbers: the share of a map's energy there.
+filter out some background image patches." In a flat background a difference is 0, so only the textured background counts, where
+the local energy of the gray high-passed image is above its median. The number measured is the share of a map's energy there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +27,18 @@ SOURCE = "Supplement, section F"
 
 
 def left_difference(images: Tensor) -> Tensor:
-    """Each pixel minus its left neighbour; 0 in the first column."""
+    """Subtract from each pixel its left neighbour; the first column is 0."""
     return images - pad(images, (1, 0, 0, 0), mode="replicate")[..., :-1]
 
 
 def textured(x: Tensor, window: int) -> Tensor:
-    """[B, 1, H, W]: 1 where the mean energy of the gray high-passed image in a window is above its median."""
+    """Return a mask [B, 1, H, W]: 1 where the mean energy of the gray high-passed image in a window is above its median."""
     energy = avg_pool2d(metrics.high_pass(x).square(), window, stride=1, padding=window // 2, count_include_pad=False)
     return (energy > energy.flatten(1).median(1).values.view(-1, 1, 1, 1)).double()
 
 
 class SupplementFigure9(Experiment):
-    """object: {image: box}, see Figure9; paper: its images."""
+    """Compare GBP with the edge detector. object: {image: box}, see Figure9; paper: the paper's images."""
 
     metrics = ("gbp", "edge")
 

@@ -34,7 +34,7 @@ LIMIT = "Finding 3: the limit of GBP is A x, not x, where A weighs a pixel by 1/
 
 
 class Theorem1(ThreeLayer):
-    """filters: the numbers N of filters."""
+    """Measure GBP and the error of the mean for growing N. filters: the numbers N."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], filters: Sequence[int]) -> None:
         super().__init__(models)
@@ -180,7 +180,7 @@ class Theorem1(ThreeLayer):
 
 
 def mean_errors(seed: int) -> list[float]:
-    """|| 1/N sum_i w~(i) - E[w~] || for N = 1, 2, ..., the mean over some draws of the filters; entries from N(0, 1)."""
+    """Return || 1/N sum_i w~(i) - E[w~] || for N = 1, 2, ..., the mean over draws of the filters from N(0, 1)."""
     random = torch.Generator().manual_seed(seed)
     w = torch.randn(DRAWS, SIZES[-1], P, generator=random, dtype=torch.float64)
     w = w * (w[..., :1] > 0)  # y is the first unit vector

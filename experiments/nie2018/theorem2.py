@@ -45,21 +45,21 @@ SHARED = "Finding 4: DeconvNet's pattern is the same for all logits, whose maps 
 
 
 def phases(map_: Tensor, stride: int) -> Tensor:
-    """The values [C s s, n] of a map [C, H, W], those of one channel and phase in one row; an odd last one is cut."""
+    """Arrange the values of a map [C, H, W] by channel and phase: [C s s, n]. Incomplete periods are cut."""
     height, width = (n // stride * stride for n in map_.shape[1:])
     starts = [(r, c) for r in range(stride) for c in range(stride)]
     return torch.cat([map_[:, r:height:stride, c:width:stride].flatten(1) for r, c in starts])
 
 
 def autocorrelation(map_: Tensor, shift: int) -> tuple[float, float]:
-    """Of a map [C, H, W] whose mean is 0: along rows and along columns."""
+    """Return the autocorrelation along rows and along columns of a map [C, H, W] whose mean is 0."""
     energy = map_.square().mean()
     down, right = map_[:, shift:] * map_[:, :-shift], map_[..., shift:] * map_[..., :-shift]
     return (right.mean() / energy).item(), (down.mean() / energy).item()
 
 
 class Theorem2(Experiment):
-    """models.cnn: the network. Two targets are explained: the second only for the correlation of logits."""
+    """Test maps for normality and correlation. models.cnn: the network. The second target is for the correlation of logits."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]

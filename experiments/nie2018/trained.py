@@ -48,13 +48,13 @@ class RandomAndTrained(Experiment):
 
 
 def seeds_of(run: Run, node: Mapping[str, Any]) -> list[int]:
-    """A network whose weights all come from a file is one network; random ones, in part or all, differ by seed."""
+    """Return the seeds that give different networks: only the first if all weights come from a file."""
     whole = node.get("weights") and not node.get("trained_up_to") and not node.get("trained_except")
     return run.seeds[:1] if whole else run.seeds
 
 
 def batches_of_the_model(run: Run) -> list[Unit]:
-    """The units of a figure of the run's own model: its seeds, and the images in batches."""
+    """Return the units of a figure of the run's own model: a seed and a batch of images each."""
     return [
         {"seed": seed, "images": images}
         for seed in seeds_of(run, run.config.model)
@@ -63,7 +63,7 @@ def batches_of_the_model(run: Run) -> list[Unit]:
 
 
 def not_the_papers(results: Results, network: str | None = None, random: bool = False) -> str:
-    """Why a network (None: the run's model) says nothing about what the paper says of its trained (or random) ones."""
+    """Say how a network (None: the run's model) differs from the paper's trained (or random) one; "" if it does not."""
     node = results.config.experiment.models[network] if network else results.config.model
     missing = results.config.experiment.get("missing") or {}
     if network in missing:
@@ -78,7 +78,7 @@ def _kind(node: Mapping[str, Any]) -> str:
 
 
 def network_label(results: Results, network: str) -> str:
-    """What a figure calls one of several networks: random VGG, trained VGG or stand-in."""
+    """Return a network's title in a figure: random VGG, trained VGG or stand-in."""
     return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
 
 
@@ -88,11 +88,11 @@ def images_of(results: Results) -> list[str]:
 
 
 def weights_words(results: Results) -> str:
-    """The sentence of a caption on the network."""
+    """Return the caption's sentence on the network."""
     return f"{results.config.model.name}, {results.rows()[0]['weights']}"
 
 
 def wanted(results: Results, paper: Sequence[str]) -> str:
-    """The sentence of a caption on images that are not the paper's."""
-    lacking = [name for name in paper if name not in images_of(results)]
-    return f"The paper's image: {', '.join(lacking)}; yours with image=FILE" if lacking else ""
+    """Return the caption's sentence that names the paper's images if the run does not have them."""
+    absent = [name for name in paper if name not in images_of(results)]
+    return f"The paper's image: {', '.join(absent)}; yours with image=FILE" if absent else ""

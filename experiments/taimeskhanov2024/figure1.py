@@ -25,7 +25,7 @@ SENTENCE = "GradCAM highlights a part of the image that the network does not see
 
 
 class Figure1(Experiment):
-    """One image, one CAM."""
+    """Draw one CAM of one image."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"images": [0]}]

@@ -18,7 +18,7 @@ SENTENCE = "(h, w) = (H - k + 1, W - k + 1) and (h', w') = (h, w) / k'"
 
 
 class Figure2(Experiment):
-    """One convolution, ReLU, max-pooling and dense layers; sizes as the network computes them."""
+    """Draw one convolution, ReLU, max-pooling and dense layers, with the sizes that the network computes."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"images": [0]}]

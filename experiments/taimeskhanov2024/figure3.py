@@ -29,7 +29,7 @@ SHOWN = 6  # networks in the figure
 
 
 class Figure3(Experiment):
-    """models.cnn: the network's config node. Units are images; each is given to the networks of all seeds."""
+    """Measure GradCAM in the unseen half. models.cnn: the network's config node. A unit is an image, for all seeds."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]

@@ -1,8 +1,8 @@
 """taimeskhanov2024, Figure 4: the masked VGG, and which rows of each layer no logit can see.
 
-"We can trace back the zeroed activations in B to the input": 9 of 14 rows of the last feature map are cut off; at each
-layer before it the receptive field leaves fewer, and 54 rows of the image (24 %), the dead zone. Nothing is typed in: a row
-is unseen where the gradient of all logits is exactly 0, and that of the image is what the receptive field says.
+"We can trace back the zeroed activations in B to the input": 9 of 14 rows of the last feature map are cut off; each layer
+before it has fewer unseen rows, by its receptive field, and the image has 54 (24 %), the dead zone. All numbers are measured: a
+row is unseen if the gradient of all logits is exactly 0. For the image, the receptive field predicts the same.
 
 Section 3.3: "the upscaled HiResCAM's saliency map will be zero out in a larger area than the deadzone": from row 88 on
 (the paper counts from 1: 89:224), 61 % of the image.
@@ -32,7 +32,7 @@ HIRES = "HiResCAM's upscaled map is zero from row 88 on, 61 % of the image"
 
 
 class Figure4(Experiment):
-    """The first image only: what is unseen does not depend on it."""
+    """Find the unseen rows of each layer, on the first image only: they do not depend on the image."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"images": [0]}]
@@ -140,5 +140,5 @@ class Figure4(Experiment):
 
 
 def _seen(values: torch.Tensor) -> int:
-    """One more than the last row of [1, C, H, W] with a value other than 0."""
+    """Return one more than the last row of [1, C, H, W] with a nonzero value."""
     return int(values.abs().amax((0, 1, 3)).nonzero().max()) + 1

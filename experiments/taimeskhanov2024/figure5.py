@@ -1,4 +1,4 @@
-"""taimeskhanov2024, Figure 5: training loss and top-5 validation accuracy of a VGG with a wall and of the same without.
+"""taimeskhanov2024, Figure 5: training loss and top-5 validation accuracy of a VGG with and without a wall.
 
 The first dense layer of the masked network does not read the lower rows of the last feature map: those weights are 0 at
 initialisation and again after each step. "The unmasked [VGG] (baseline) and our masked [VGG] yield 87.0%, resp. 90.4% top-5
@@ -60,7 +60,7 @@ IMAGES = {"train_images": 1_281_167, "val_images": 50_000}
 
 
 class Figure5(Train):
-    """models: the config nodes of its two networks, masked and unmasked; the rest as `Train`."""
+    """Train both networks. models: their config nodes, masked and unmasked; the other parameters are those of `Train`."""
 
     series = "network"
 
@@ -181,7 +181,7 @@ class Figure5(Train):
 
 
 def behind_wall(net: torch.nn.Module) -> float | None:
-    """The largest |weight| that the wall of a network forbids, where it has one in a dense layer; it must be 0."""
+    """Return the largest |weight| behind a network's wall, which must be 0; None without a wall in a dense layer."""
     wall: Any = getattr(net, "apply_wall", None)
     if not hasattr(wall, "linear"):
         return None

@@ -1,7 +1,7 @@
 """taimeskhanov2024, Table 1 and Figures 7 to 9: the activity of CAMs where the masked VGG provably cannot see.
 
 "We observe that every CAM-based methods, except HiResCAM, highlights unseen parts of an image to some extent. Moreover,
-the observation are consistent over both datasets." A constant map has mu x 100 = 49: EigenCAM's 51.7 says less than nothing.
+the observation are consistent over both datasets." A constant map has mu x 100 = 49, less than EigenCAM's 51.7.
 
 The paper's numbers come from its published weights and images (`model.weights=params_vgg16_masked.pt
 experiment.datasets.mix.path=... experiment.datasets.gen.path=...`). With `preset=small` the masked CNN that the project
@@ -42,7 +42,7 @@ WORSE = "Beyond the paper: EigenCAM's maps are no better than a constant one."
 
 
 class Table1(WallCheck):
-    """samples: images of each dataset whose maps are kept; datasets: config nodes by name, mix and gen in the paper."""
+    """Measure mu of CAMs. samples: images of each dataset whose maps are kept; datasets: {name: config node}, mix and gen."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         run.require_model()
@@ -80,7 +80,7 @@ class Table1(WallCheck):
         return found
 
     def _value(self, results: Results, method: str, dataset: str, reason: str) -> Claim:
-        """The paper's mean, against ours with the standard errors of both."""
+        """Compare the paper's mean with the measured one, by the standard errors of both."""
         value, deviation = PAPER[method][dataset]
         mu = [100 * v for v in activity(results, method, "mu_minmax", dataset)[0]]
 
@@ -104,10 +104,10 @@ class Table1(WallCheck):
 
 
 class Gallery(Table1):
-    """Figures 7 to 9: the maps of a few images side by side, the dead zone hatched."""
+    """Draw Figures 7 to 9: the maps of a few images side by side, with the dead zone hatched."""
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """Of each dataset, the images that are drawn."""
+        """Return only the images of each dataset that the figure shows."""
         found = []
         for unit in super().units(run):
             kept = [i for i in unit["images"] if i < self.samples]

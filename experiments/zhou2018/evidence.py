@@ -1,12 +1,12 @@
-"""zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and what the paper says of them.
+"""zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and the paper's remarks on them.
 
-An image's windows are cut into units, so that a map of hours can be killed and resumed; what is stored is the evidence of
-each window, and maps are its mean over the windows that hold a pixel.
+A unit is a range of an image's windows, so that a map that takes hours can be killed and resumed. The run stores the evidence
+of each window; a map's pixel is the mean over the windows that contain it.
 
-"The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is the total
-variation of a map; being on the object is the share of its energy in the object's box. Two algorithms agree by the
-correlation of their maps and by SIM. The paper's weights are VGG-16's; on others its claims are not measured, and claims of
-their own (`here_...`) say what is seen there.
+"The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is measured by the
+total variation of a map, focus on the object by the share of its energy in the object's box, agreement of two algorithms by
+the correlation of their maps and by SIM. The paper's weights are VGG-16's. On others its claims have no verdict; the project's
+own claims (`here_...`) judge what is measured there.
 """
 
 import math
@@ -50,7 +50,7 @@ TOO_NOISY = "but the results are too noisy and lack interpretability"
 
 
 def training_images(run: Run) -> Dataset:
-    """The images that the run's dataset has for training, all of them; of a dataset without such, all that it has."""
+    """Return all training images of the run's dataset, or all its images if it has no training part."""
     node = OmegaConf.to_container(run.config.dataset, resolve=True)
     assert isinstance(node, dict)
     own = {str(k): v for k, v in node.items() if k not in ("preprocess", "resize", "limit")}
@@ -59,9 +59,9 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """The run's methods learn what windows hold, once, from the images that `gaussian=` names, bundled photographs by default.
+    """Fit the run's methods to patches once, of the images that `gaussian=` names, by default bundled photographs.
 
-    own_images: from the training images of the run's dataset, where `gaussian` names none.
+    own_images: the default is the training images of the run's dataset.
     """
     known: dict[Any, Any] = {}
     for method in run.methods.values():
@@ -76,7 +76,7 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
 
 
 def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
-    """One method learns what windows of a model's inputs hold; see `learn`."""
+    """Fit one method to patches of a model's inputs; see `learn`."""
     if own_images and method.gaussian is None:
         data = training_images(run)
         method.fit(Seen(data, run.preprocess(model), model.input_size, model.channels), data=data.origin)
@@ -91,7 +91,7 @@ def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> N
 
 
 def learnt_from(run: Run, own_images: bool) -> str:
-    """In words."""
+    """Name the images from which the methods learnt."""
     method = next((m for m in run.methods.values() if isinstance(m, Learnt)), None)
     if method is None:
         return "no images"
@@ -101,7 +101,7 @@ def learnt_from(run: Run, own_images: bool) -> str:
 
 
 def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
-    """The class of the only image of a batch whose evidence is asked for, and its logits [K] in float64."""
+    """Return the class to explain for the only image of a batch, and its logits [K] in float64."""
     with torch.no_grad():
         logits = model.net(batch.x)[0].cpu().double()
     units = run.units_of(model, run.targets[0], batch.names)
@@ -109,7 +109,7 @@ def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
 
 
 def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
-    """Why a run says nothing about what the paper says of its network."""
+    """Say how a run's network and windows differ from the paper's; "" if they do not."""
     node = results.config.model
     reason = other_network(node, network)
     if not node.weights or node.weights == "standin":
@@ -119,7 +119,7 @@ def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
 
 
 class OnePicture(Experiment):
-    """A unit is a picture, looked at with the run's only method, or its first. own_images: see EvidenceMaps."""
+    """An experiment whose unit is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
 
     own_images: bool
 
@@ -128,7 +128,7 @@ class OnePicture(Experiment):
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def begin(self, run: Run, unit: Unit) -> tuple[Model, Batch, Any]:
-        """The model, the picture, and the method, which has learnt what windows hold."""
+        """Return the model, the picture, and the fitted method."""
         model = run.model()
         batch = run.batch(model, unit["images"])
         learn(run, model, self.own_images)
@@ -136,10 +136,10 @@ class OnePicture(Experiment):
 
 
 class EvidenceMaps(Experiment):
-    """own_images: windows are learnt from the training images of the run's dataset, not from photographs.
+    """Compute and compare maps of evidence.
 
-    windows: how many a unit of work has. object: {image: box of the object, as shares of the sides: top, left, bottom,
-    right}. source: the paper's figure.
+    own_images: learn patches from the training images of the run's dataset, not from photographs. windows: windows of a unit.
+    object: {image: box of the object (top, left, bottom, right), as shares of the sides}. source: the paper's figure.
     """
 
     def __init__(
@@ -149,15 +149,15 @@ class EvidenceMaps(Experiment):
         self._shares: dict[str, float] = {}  # of a full pass that a window of a method takes
 
     def views(self) -> list[str]:
-        """Names of the pictures that are made of each image; "" for the image itself."""
+        """Return the names of the views that are explained of each image; "" is the image itself."""
         return [""]
 
     def view(self, pixels: Tensor, name: str) -> Tensor:
-        """One of them: [1, C, H, W] in [0, 1]."""
+        """Return a view of an image: [1, C, H, W] in [0, 1]."""
         return pixels
 
     def pictures(self, run: Run) -> list[int]:
-        """The indices of the images."""
+        """Return the indices of the images."""
         return list(range(len(run.dataset)))
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -225,7 +225,7 @@ class EvidenceMaps(Experiment):
         return paper_and_here(self.measured(results), self.not_the_papers(results))
 
     def not_the_papers(self, results: Results) -> str:
-        """Why the paper's claims are not measured."""
+        """Return the reason for withholding the paper's verdicts, or ""."""
         return not_the_papers(results)
 
     def measured(self, results: Results) -> list[Claim]:
@@ -325,7 +325,7 @@ class EvidenceMaps(Experiment):
         return found
 
     def summaries(self, results: Results) -> dict[str, Any]:
-        """Agreement of each pair of methods, by image."""
+        """Return the agreement of each pair of methods, by image."""
         rows, methods = [], list(results.config.methods)
         for image in images_of(results):
             maps = {m: torch.from_numpy(map_of(results, image, m))[None] for m in methods}
@@ -340,7 +340,7 @@ class EvidenceMaps(Experiment):
         return {"summary": rows}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        """A row for each image: the image, and for each method its map and the map over the image."""
+        """Draw a row for each image: the image, and for each method its map and the map over the image."""
         rows: list[PanelRow] = []
         for fact in results.rows("images"):
             pixels = results.arrays[f"{fact['image']}/pixels"]
@@ -370,12 +370,12 @@ class EvidenceMaps(Experiment):
 
 
 def images_of(results: Results) -> list[str]:
-    """The names of the images (and their views)."""
+    """Return the names of the images (and their views)."""
     return [row["image"] for row in results.rows("images")]
 
 
 def map_of(results: Results, image: str, method: str) -> np.ndarray:
-    """The map [1, H, W] from the stored evidence of an image's windows."""
+    """Return the map [1, H, W] from the stored evidence of an image's windows."""
     if f"{image}/{method}" in results.arrays:
         map_: np.ndarray = results.arrays[f"{image}/{method}"]
         return map_
@@ -387,7 +387,7 @@ def map_of(results: Results, image: str, method: str) -> np.ndarray:
 
 
 def in_box(map_: Tensor, box: Sequence[float]) -> float:
-    """The share of a map's energy [1, C, H, W] in a box (top, left, bottom, right), as shares of the sides."""
+    """Return the share of a map's energy [1, C, H, W] in a box (top, left, bottom, right), as shares of the sides."""
     height, width = map_.shape[2:]
     top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
     energy = map_.double().square()
@@ -395,5 +395,5 @@ def in_box(map_: Tensor, box: Sequence[float]) -> float:
 
 
 def octaves(ratios: Sequence[float]) -> list[float]:
-    """|log2| of ratios."""
+    """Return |log2| of ratios."""
     return [abs(math.log2(r)) if r > 0 else math.nan for r in ratios]

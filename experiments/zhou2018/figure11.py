@@ -1,7 +1,7 @@
 """zhou2018, Figure 11: the approximation's error at one window, over 200 images.
 
-The arithmetic mean of the probability over 500 draws of the window, against the probability for its conditional mean. The
-standard error of the first is stored beside the difference: what is smaller than that says nothing.
+The arithmetic mean of the probability over 500 draws of the window is compared with the probability for its conditional mean.
+The standard error of the first is stored beside the difference; a smaller difference is not significant.
 
 An ablation parts the error's two sources: the draws averaged at the logits, which is the normalised geometric mean of their
 probabilities (Eq. 14), differ from the first by Eq. (15) alone, and from the second by the layers through which the mean of the
@@ -40,7 +40,7 @@ IMAGES = 200
 def approximation(
     run: Run, model: Model, batch: Batch, method: Any, samples: int, window: Sequence[int] | None
 ) -> dict[str, Any]:
-    """P(c|x without the window) of the only image of a batch, by draws of the window and by its conditional mean, as a row.
+    """Compute P(c|x without the window) for the only image of a batch, by draws of the window and by its conditional mean.
 
     arithmetic, geometric: mean of the draws' probabilities, softmax of the mean of their logits; efficient: of the mean
     content; standard_error: of the first.
@@ -60,7 +60,7 @@ def approximation(
 
 
 class Figure11(OnePicture):
-    """samples: of the window; at: its (top, left). own_images: see EvidenceMaps."""
+    """Measure the error at one window. samples: draws of the window; at: its (top, left). own_images: see EvidenceMaps."""
 
     def __init__(self, samples: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.at, self.own_images = samples, at, own_images

@@ -20,7 +20,7 @@ ACCURACY = "this model achieves an accuracy of 99.2% on the MNIST test set"
 
 
 class Figure13(EvidenceMaps):
-    """See EvidenceMaps. Its images are the first of each class."""
+    """EvidenceMaps of the first image of each class."""
 
     def pictures(self, run: Run) -> list[int]:
         labels = list(run.dataset.labels)

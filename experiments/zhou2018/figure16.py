@@ -1,7 +1,7 @@
 """zhou2018, Figure 16: how the two algorithms' P(c|x without w) differ, by the number of samples drawn at one window.
 
 "The prediction difference fluctuates intensely when only a few samples are drawn." PDA's P is the mean over S draws, the
-efficient one's is that of the conditional mean. Several seeds draw; their spread at S falls as 1 / sqrt(S).
+efficient algorithm's P that of the conditional mean. Over repetitions, PDA's P spreads as 1 / sqrt(S).
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,15 @@ ROOT = "Beyond the paper: PDA's P at a window spreads over repetitions as 1 / sq
 
 
 def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> torch.Tensor:
-    """The window (top, left) [1, 2] that is looked at: `at`, or the one in the middle of an image."""
+    """Return the window's (top, left) [1, 2]: `at`, or the middle of the image."""
     return torch.tensor([list(at) if at else [(n - k) // 2 for n in size]])
 
 
 class Figure16(OnePicture):
-    """samples: the most that are drawn; draws: repetitions; at: (top, left) of the window. own_images: see EvidenceMaps."""
+    """Measure the spread of PDA's P.
+
+    samples: the most samples; draws: repetitions; at: (top, left) of the window. own_images: see EvidenceMaps.
+    """
 
     def __init__(self, samples: int, draws: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.draws, self.at, self.own_images = samples, draws, at, own_images
@@ -94,6 +97,6 @@ class Figure16(OnePicture):
 
 
 def means(results: Results, image: str) -> np.ndarray:
-    """PDA's P after 1, 2, ... draws: [repetitions, samples]."""
+    """Return PDA's P after 1, 2, ... draws: [repetitions, samples]."""
     p = results.arrays[f"{image}/p"]
     return p.cumsum(1) / np.arange(1, p.shape[1] + 1)

@@ -1,6 +1,6 @@
 """zhou2018, Figure 17: a second husky. "It is obvious that the strongest evidence speaking for its class is the husky's eye."
 
-Whether it is so is measured where the eye's place is given, `experiment.part.<image>=[top,left,bottom,right]`.
+The claim is judged for images with `experiment.part.<image>=[top,left,bottom,right]`, the place of the eye.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ EYE = "the strongest evidence speaking for its class is the husky's eye"
 
 
 class Figure17(EvidenceMaps):
-    """part: {image: box of the part that is said to be the strongest evidence}, as shares of the sides."""
+    """Locate the strongest evidence. part: {image: box in which the paper claims it, as shares of the sides}."""
 
     def __init__(self, part: Mapping[str, Sequence[float]], **maps: Any) -> None:
         super().__init__(**maps)

@@ -24,7 +24,10 @@ LAST = "as for the last case, when one ear is occluded, VGG16 marks its eye as p
 
 
 class Figure18(EvidenceMaps):
-    """rotate: two angles in degrees, anticlockwise; crop: top, left, bottom, right as shares of the sides."""
+    """Compare maps of transformed photographs.
+
+    rotate: two angles in degrees, anticlockwise; crop: top, left, bottom, right as shares of the sides.
+    """
 
     def __init__(self, rotate: Sequence[float], crop: Sequence[float], **maps: Any) -> None:
         super().__init__(**maps)
@@ -62,7 +65,7 @@ class Figure18(EvidenceMaps):
         return paper_and_here(measured, reason)
 
     def _agreement(self, results: Results, image: str, view: str, method: str) -> float:
-        """Correlation of the map of a view, put back, with the image's, where the view has it."""
+        """Return the correlation of a view's map, transformed back, with the image's map, where the view shows the image."""
         original = torch.from_numpy(map_of(results, image, method))[None].double()
         map_ = torch.from_numpy(map_of(results, f"{image} {view}", method))[None].double()
         inverse = torch.linalg.inv(self.affine[view])
@@ -76,6 +79,6 @@ def _rotation(angle: float) -> Tensor:
 
 
 def moved(images: Tensor, affine: Tensor) -> Tensor:
-    """Images [B, C, H, W] resampled (bilinear): a place takes what `affine` [3, 3] makes of it; black outside."""
+    """Resample images [B, C, H, W] bilinearly at the places to which `affine` [3, 3] maps each pixel; black outside."""
     grid = F.affine_grid(affine[None, :2].to(images), list(images[:1].shape), align_corners=False)
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=False)

@@ -1,4 +1,4 @@
-"""zhou2018, Figure 8 (after Goodfellow et al. 2013): what a maxout unit of one input is, with the right pieces.
+"""zhou2018, Figure 8 (after Goodfellow et al. 2013): functions that a maxout unit of one input can represent.
 
     h(x) = max_i (w_i x + b_i)        ReLU: 0, x     absolute value: -x, x     x^2: tangents 2 a x - a^2 at points a
 
@@ -23,7 +23,7 @@ LEARNS = "a maxout unit learns ReLU, absolute value function and approximates qu
 
 
 def pieces(function: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(w, b) [k] of a maxout unit on [-1, 1]; k is that of the quadratic."""
+    """Return (w, b) [k] of a maxout unit on [-1, 1]; k is the number of pieces of the quadratic."""
     if function == "quadratic":
         a = np.linspace(-1, 1, k)
         return 2 * a, -(a**2)
@@ -31,7 +31,7 @@ def pieces(function: str, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def maxout(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Eq. (20) of one input: [n] of x [n]."""
+    """Evaluate Eq. (20) for one input at x [n]: [n]."""
     return (x[:, None] * w + b).max(1)
 
 
@@ -43,7 +43,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Figure8(Experiment):
-    """pieces: the numbers of tangents to the quadratic."""
+    """Measure the approximation errors. pieces: numbers of tangents to the quadratic."""
 
     def __init__(self, pieces: Sequence[int]) -> None:
         self.pieces = pieces

@@ -26,7 +26,10 @@ ALEXNET = {"arch": "alexnet", "num_classes": 1000}
 
 
 class Figure9(OnePicture):
-    """source: the paper's figure; samples: of the window at (0, 0). own_images: see EvidenceMaps."""
+    """Measure the inputs of the ReLUs.
+
+    source: the paper's figure; samples: draws of the window at (0, 0). own_images: see EvidenceMaps.
+    """
 
     def __init__(self, source: str, samples: int, own_images: bool) -> None:
         self.source, self.samples, self.own_images = source, samples, own_images
@@ -105,6 +108,6 @@ class Figure9(OnePicture):
 
 
 def statistics(results: Results, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations of a layer's neurons."""
+    """Return the means and standard deviations of a layer's neurons."""
     key = f"{row['image']}/{row['layer']}"
     return results.arrays[f"{key}/mean"], results.arrays[f"{key}/std"]

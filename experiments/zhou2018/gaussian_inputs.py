@@ -1,4 +1,4 @@
-"""zhou2018, Eqs. (18), (19), (22) to (31): what a ReLU or a maxout unit makes of a Gaussian input, and of its mean.
+"""zhou2018, Eqs. (18), (19), (22) to (31): the output of a ReLU or a maxout unit for a Gaussian input, and for its mean.
 
 For x from N(mu, sigma^2), with phi and Phi the standard normal's density and distribution function and r = |mu| / sigma:
 
@@ -32,13 +32,13 @@ LOOSE = "Beyond the paper: with t = 1 the bound does not go to 0 with the varian
 
 
 def relu_error(mu: float, sigma: float) -> float:
-    """|E[ReLU(x)] - ReLU(mu)| in closed form."""
+    """Return |E[ReLU(x)] - ReLU(mu)| in closed form."""
     r = abs(mu) / sigma
     return sigma * (math.exp(-r * r / 2) / math.sqrt(2 * math.pi) - r * math.erfc(r / math.sqrt(2)) / 2)
 
 
 def relu_error_by_quadrature(mu: float, sigma: float) -> float:
-    """The same by Gauss-Legendre quadrature on both sides of the kink, 12 standard deviations far."""
+    """Return the same by Gauss-Legendre quadrature on both sides of the kink, up to 12 standard deviations."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
 
     def integral(low: float, high: float) -> float:
@@ -54,7 +54,10 @@ def relu_error_by_quadrature(mu: float, sigma: float) -> float:
 
 
 class GaussianInputs(Experiment):
-    """ratios: of |mu| to sigma; pieces: the k; scales: of a maxout's input; dimension, samples: of the maxout's input."""
+    """Measure the errors of both units.
+
+    ratios: |mu| / sigma; pieces: the k; scales: standard deviations of a maxout's input; dimension, samples: its size and draws.
+    """
 
     def __init__(
         self, ratios: Sequence[float], pieces: Sequence[int], scales: Sequence[float], dimension: int, samples: int

@@ -3,8 +3,8 @@
     NGM_c = prod_w p_c(w)^P(w) / sum_j prod_w p_j(w)^P(w) = softmax(sum_w P(w) z(w))_c         (11) = (14), exact
     AM_c  = sum_w P(w) p_c(w)                                                                  (10)
 
-Eq. (15) puts the first in the place of the second. How far apart they are depends on how much the logits vary over the
-contents w of a window: with a standard deviation s, by O(s^2).
+Eq. (15) replaces the second by the first. Their difference depends on how much the logits vary over the contents w of a
+window: it is O(s^2) for a standard deviation s.
 """
 
 from collections.abc import Sequence
@@ -24,24 +24,27 @@ EXACT += "substituted by the normalised geometric mean"
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """Return the softmax over the last axis."""
     e = np.exp(z - z.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
 def geometric_mean(p: np.ndarray, P: np.ndarray) -> np.ndarray:
-    """Eq. (11), normalised: [K] of probabilities p [S, K] with weights P [S]. As it is printed, a product of powers."""
+    """Compute Eq. (11) as printed, a product of powers: [K] of probabilities p [S, K] with weights P [S], normalised."""
     products = np.prod(p ** P[:, None], axis=0)
     return products / products.sum()
 
 
 def slope(spreads: Sequence[float], errors: Sequence[float]) -> float:
-    """The power of the spread with which an error grows: of a line through their logarithms."""
+    """Return the power of the spread with which an error grows, the slope of a line through their logarithms."""
     return float(np.polyfit(np.log(spreads), np.log(errors), 1)[0])
 
 
 class GeometricMean(Experiment):
-    """classes: K; states: contents w of a window; spreads: standard deviations of the logits; draws: of each."""
+    """Compare the means on random logits.
+
+    classes: K; states: contents w of a window; spreads: standard deviations of the logits; draws: repetitions of each.
+    """
 
     def __init__(self, classes: int, states: int, spreads: Sequence[float], draws: int) -> None:
         self.classes, self.states, self.spreads, self.draws = classes, states, spreads, draws

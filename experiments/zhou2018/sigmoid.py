@@ -32,7 +32,10 @@ def sigma(x: np.ndarray) -> np.ndarray:
 
 
 class Sigmoid(Experiment):
-    """means: of the inputs; spreads: their standard deviations; states: values x_i; draws: of each."""
+    """Compare the means on random inputs.
+
+    means: means of the inputs; spreads: their standard deviations; states: number of values x_i; draws: repetitions of each.
+    """
 
     def __init__(self, means: Sequence[float], spreads: Sequence[float], states: int, draws: int) -> None:
         self.means, self.spreads, self.states, self.draws = means, spreads, states, draws

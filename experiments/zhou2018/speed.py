@@ -1,6 +1,6 @@
 """zhou2018, Table 1 and Figure 12: the time of a forward pass, and of an image's evidence by each algorithm.
 
-A round measures each network once, so that what else the machine does hits all alike; the figures are medians over rounds.
+A round measures each network once, so that other load on the machine affects all alike; figures show medians over rounds.
 An image's time is derived, for all n = (H - k + 1)(W - k + 1) windows: 46,225 at 224x224 and k = 10. (The paper counts
 224 x 224 = 50,176, its own loop 46,225.) With t for one pass, and t_draw and t_mean for one window's draws and its mean:
 
@@ -46,8 +46,10 @@ ALGORITHMS = {
 
 
 class Speed(Experiment):
-    """models: config nodes by name. batch: images of a forward pass; rounds: of measurements; windows: measured in each,
-    0 measures the forward pass alone. source: the paper's item.
+    """Measure seconds of passes and windows.
+
+    models: {name: config node}. batch: images of a forward pass. rounds: measurements of each. windows: windows in a round; 0
+    measures the forward pass alone. source: the paper's item.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Speed(Experiment):
         return Part(tables={"table": rows})
 
     def _measure(self, run: Run, model: Model) -> dict[str, Any]:
-        """Seconds: `forward` of an image in a batch, `engine`, `draw` and `mean` of a window, `base` of the engine's start."""
+        """Measure seconds: `forward` of an image in a batch, `engine`, `draw` and `mean` of a window, `base` of the engine."""
         x = run.batch(model, [0]).x
         size = self.batch if run.config.batch_size == "auto" else min(self.batch, run.config.batch_size)
         images = x.repeat(size, 1, 1, 1).contiguous(memory_format=model.memory_format)
@@ -107,7 +109,7 @@ class Speed(Experiment):
     def _error(
         self, model: Model, x: torch.Tensor, at: torch.Tensor, contents: torch.Tensor, logits: torch.Tensor
     ) -> float:
-        """Largest difference of the engine's logits from full passes, over the largest logit."""
+        """Return the largest difference of the engine's logits from full passes, over the largest logit."""
         worst = 0.0
         for (top, left), content, found in zip(at.tolist(), contents, logits, strict=True):
             image, (h, w) = x.clone(), content.shape[1:]
@@ -183,7 +185,7 @@ class Speed(Experiment):
         ]
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Table 1 in the paper's layout, and what follows from it for an image."""
+        """Return Table 1 in the paper's layout, and the derived seconds of an image."""
         rows: Rows = []
         for name in dict.fromkeys(r["network"] for r in results.rows()):
             first = results.rows(network=name)[0]
@@ -250,7 +252,7 @@ def _median(results: Results, network: str, column: str) -> float:
 
 
 def _image(results: Results, network: str, algorithm: str) -> float:
-    """Seconds of an image: the algorithm's formula on the medians of its parts."""
+    """Return the seconds of an image by the algorithm's formula, from the medians of its parts."""
     rows = results.rows(network=network)
     parts = {
         c: _median(results, network, c) for c in ("forward", "base", "mean", "draw", "engine", "windows", "samples")

@@ -32,7 +32,7 @@ FORMULAS = {"saliency": "|∂f/∂x|", "deep_taylor": "∂f/∂x̃ (x − x̃)",
 
 
 class Table2(OnePicture):
-    """own_images: see EvidenceMaps. Its methods are the three techniques."""
+    """Draw the three techniques, the run's methods. own_images: see EvidenceMaps."""
 
     def __init__(self, own_images: bool) -> None:
         self.own_images = own_images

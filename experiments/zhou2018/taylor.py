@@ -3,9 +3,9 @@
     P(c|x) - P(c|x')  =  g^T (x - x')  +  second order,      g = dP(c|x)/dx                        (38)
 
 x' is the image with a window replaced by its conditional mean. Along the way x + s (x' - x) the remainder falls with the
-square of s, in float64, where P is differentiable. On a digit as it is P is not: in the flat background a max-pooling has
-many equal inputs, of which autograd takes one, so the remainder is of first order. A little noise parts them. At s = 1, where
-Algorithm 3 uses the expansion, how well it holds is measured: over the windows of an image.
+square of s, in float64, where P is differentiable. On a clean digit P is not: in the flat background a max-pooling has many
+equal inputs, of which autograd takes one, so the remainder is of first order. A little noise breaks the ties. At s = 1, where
+Algorithm 3 uses the expansion, its accuracy is measured over the windows of an image.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,9 @@ FLAT = "Beyond the paper: P has no gradient at a digit with a flat background; m
 
 
 class Taylor(Experiment):
-    """steps: the s; windows: of an image, evenly spread over all; noise: standard deviations that are added to an image.
+    """Measure the remainder.
+
+    steps: the s; windows: windows of an image, evenly spread; noise: standard deviations of the noise added to an image.
 
     own_images: see EvidenceMaps.
     """
@@ -140,19 +142,19 @@ class Taylor(Experiment):
 
 
 def remainder(results: Results, image: str, noise: float, step: float) -> float:
-    """What the expansion leaves, median over an image's windows."""
+    """Return the remainder of the expansion, the median over an image's windows."""
     return float(np.median(remainders(results, image, noise, step)))
 
 
 def remainders(results: Results, image: str, noise: float, step: float) -> np.ndarray:
-    """The same of each window."""
+    """Return the remainder of each window."""
     return np.array([abs(r["true"] - r["linear"]) for r in results.rows(image=image, noise=noise, step=step)])
 
 
 def power(results: Results, image: str, noise: float, small: float, large: float) -> float:
-    """With what power of the step the remainder grows from one step to another: the median over windows.
+    """Return the power of the step with which the remainder grows between two steps, the median over windows.
 
-    Windows whose remainder is below ROUNDING are left out. One that crosses a kink on its way grows faster: not the median.
+    Windows whose remainder is below ROUNDING are left out. The median ignores windows that cross a kink and grow faster.
     """
     p, q = (remainders(results, image, noise, step) for step in (small, large))
     above_rounding = p > ROUNDING
