@@ -45,7 +45,7 @@ class ReluRules(Experiment):
     def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
         self.y, self.R = (torch.tensor(rows, dtype=torch.float64) for rows in (y, R))
         if self.y.shape != self.R.shape or self.y.ndim != 2:
-            raise UserError("experiment.y and experiment.R are lists of rows, equally many and equally long")
+            raise UserError("experiment.y and experiment.R must be lists of rows, equally many and equally long")
 
     def compute(self, run: Run, unit: Unit) -> Part:
         (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])

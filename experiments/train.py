@@ -98,7 +98,7 @@ class Train(Experiment):
             changes: dict[str, Any] = {"weights": None, "init": self.init} if own else {}
             model = run.model(node, seed, trained_up_to=None, trained_except=None, **changes)
             if self._sources is None:
-                run.dataset, val = self._splits(run)  # the one for the record of what was used
+                run.dataset, val = self._splits(run)  # the training part, for the provenance
                 how: Any = model.input_size, model.channels, run.config.dataset.get("resize")
                 read = Files if recipe.area is not None else load_images
                 self._sources = read(run.dataset, *how), read(val, *how)

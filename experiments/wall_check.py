@@ -70,8 +70,8 @@ class WallCheck(Experiment):
         model = run.model(seed=seed)
         if model.dead_rows is None:
             raise UserError(
-                f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (how many rows of the last "
-                "feature map it reads), or take model=vgg16_masked or cnn_masked"
+                f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (the rows of the last feature "
+                "map that it reads), or take model=vgg16_masked or cnn_masked"
             )
         on = self._runs(run)[name]
         batch = on.batch(model, unit["images"])

@@ -70,7 +70,7 @@ class AdversarialPair(Experiment):
         return [{"images": chosen[i : i + 100], "drawn": 0 if i else self.rows} for i in range(0, len(chosen), 100)]
 
     def load(self, run: Run, unit: Unit) -> Load | None:
-        return None  # the training counts, and it is done once
+        return None  # the training dominates, and it is done once
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()

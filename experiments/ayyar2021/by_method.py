@@ -18,8 +18,8 @@ class ByMethod(Gallery):
     """A Gallery that draws a chart instead of maps. axes: {axis label: {legend entry: column of the table}}."""
 
     axes: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of an axis: what its numbers can be
-    sentence: str = ""  # of the caption: what the chart shows
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # {axis: range of its numbers}
+    sentence: str = ""  # first sentence of the caption
 
     def __init_subclass__(cls) -> None:
         cls.metrics = [column for columns in cls.axes.values() for column in columns.values()]

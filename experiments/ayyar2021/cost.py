@@ -26,7 +26,7 @@ from vis.store.tables import Rows
 from vis.system.device import hardware, synchronise
 
 FASTER = "gradient-based methods including Grad-CAM have longer computation times and FEM was faster in comparison"
-LONG = 50  # passes: such a method needs no second round, and the counter no run of its own
+LONG = 50  # passes: a slower method is measured in one round only, without a separate run for the counter
 
 
 class Cost(Experiment):
@@ -37,7 +37,7 @@ class Cost(Experiment):
 
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
-        self._passes: dict[str, float] = {}  # of what this process called before: a first call loads and prepares
+        self._passes: dict[str, float] = {}  # of the methods this process has called; a first call includes setup
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
@@ -68,8 +68,8 @@ class Cost(Experiment):
                 continue
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
-                run.fit(name, model, batch.x, [targets])  # no part of the time of an image
-                if name not in self._passes:  # the short ones warm up with it
+                run.fit(name, model, batch.x, [targets])  # not part of an image's time
+                if name not in self._passes:  # counts the passes; warms up fast methods
                     with FlopCounterMode(display=False) as counter:
                         row["seconds"] = timed(method)
                     self._passes[name] = counter.get_total_flops() / one_pass.get_total_flops()

@@ -40,7 +40,7 @@ class Figure1(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, method = run.model(), next(iter(run.methods.values()))
         if not isinstance(method, Occlusion):
-            raise UserError("Figure 1 is of the sliding gray window: method=occlusion")
+            raise UserError("Figure 1 needs the method with a sliding gray window: method=occlusion")
         batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x, k = batch.names, batch.x[0], method.window
         with torch.no_grad():

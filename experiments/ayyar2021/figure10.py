@@ -99,7 +99,7 @@ class Figure10(Experiment):
         expected = [y - f + 1 for y, f in zip(self.Y.shape, self.F.shape, strict=False)]
         if {self.Y.ndim, self.F.ndim, self.G.ndim} != {2} or min(expected) < 1 or list(self.G.shape) != expected:
             raise UserError(
-                "experiment.Y, F and G (dL/dO) are lists of rows, and G has as many as the output of Y * F: "
+                "experiment.Y, F and G (dL/dO) must be lists of rows, and G must have the size of Y * F, "
                 f"{'x'.join(map(str, expected))}"
             )
 

@@ -34,7 +34,7 @@ class Figure7(Experiment):
 
     def __init__(self, alphas: int, steps: Sequence[int], rows: int) -> None:
         if alphas < 2 or len(steps) < 2 or sorted(set(steps)) != list(steps):
-            raise UserError("experiment.alphas is 2 or more, experiment.steps are two or more rising numbers")
+            raise UserError("experiment.alphas must be 2 or more, and experiment.steps two or more rising numbers")
         self.alphas, self.steps, self.rows = np.linspace(0, 1, alphas), list(steps), rows
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -46,9 +46,7 @@ class Figure7(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, own = run.model(), next(iter(run.methods.values()))
         if not isinstance(own, IntegratedGradients) or len(several(own.baseline)) > 1:
-            raise UserError(
-                "Figure 7 is of the path of integrated gradients from one baseline: method=integrated_gradients"
-            )
+            raise UserError("Figure 7 needs integrated gradients from one baseline: method=integrated_gradients")
         batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x = batch.names, batch.x
         (x0,) = baseline_images(x, own.baseline, preprocess, own.seed)

@@ -40,7 +40,7 @@ class Noise(ByMethod):
 
     def __init__(self, source: str, levels: Sequence[float]) -> None:
         if not levels or min(levels) <= 0:
-            raise UserError("experiment.levels are deviations above 0")
+            raise UserError("experiment.levels must be standard deviations above 0")
         super().__init__(source)
         self.levels = list(levels)
         self.sentence = (

@@ -50,7 +50,7 @@ def box_image(path: Path) -> Image.Image:
             left, top, right, bottom = (int(float(box.findtext(k, ""))) for k in ("xmin", "ymin", "xmax", "ymax"))
             ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=255)
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is no annotation with size and bndbox, as ImageNet has: {error}") from error
+        raise UserError(f"{path} is not an ImageNet annotation with size and bndbox: {error}") from error
     return image
 
 
@@ -63,11 +63,11 @@ def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
             raise UserError(
-                f"experiment.{key}: {found[path.stem]} and {path} are of one name; give one file for each image"
+                f"experiment.{key}: {found[path.stem]} and {path} have the same name; give one file for each image"
             )
     if not found:
         raise UserError(
-            f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: one for each image, of its name"
+            f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: it needs one for each image, with the image's name"
         )
     return found
 
@@ -90,7 +90,7 @@ class People(ByMethod):
         fixations: str | None = None,
     ) -> None:
         if boxes and fixations:
-            raise UserError("experiment.boxes and experiment.fixations: give one of them")
+            raise UserError("experiment.boxes and experiment.fixations exclude each other: give one of them")
         super().__init__(source)
         self.object = object
         self.files = by_stem(fixations, "fixations", SUFFIXES) if fixations else {}
@@ -106,7 +106,8 @@ class People(ByMethod):
         names, known = run.dataset.names, [path.name for path in self.files.values()] or list(self.object)
         if not any((Path(name).stem in self.files) if self.files else name in self.object for name in names):
             raise UserError(
-                f"experiment.{self.given} has none of the images: an image is {names[0]}, there is {(known or ['nothing'])[0]}"
+                f"experiment.{self.given} has no file for any image: the first image is {names[0]}, "
+                f"the first file {(known or ['missing'])[0]}"
             )
         return super().units(run)
 
@@ -160,7 +161,9 @@ class People(ByMethod):
 
     def claims(self, results: Results) -> list[Claim]:
         if not results.rows():
-            raise UserError(f"experiment.{self.given} marks nothing in the part of the images that the network sees")
+            raise UserError(
+                f"experiment.{self.given} marks nothing inside the crop that the network sees: give other images or files"
+            )
         reason = other_network(results.config.model, self.network)
         if self.given != "fixations":
             reason = "boxes around objects, not where experts look: experiment.fixations=FOLDER"

@@ -72,9 +72,9 @@ class Shattering(Experiment):
 
     def __init__(self, depths: Sequence[int], networks: int, width: int, beta: float, points: int, lags: int) -> None:
         if len(depths) < 2 or sorted(set(depths)) != list(depths) or depths[0] < 1:
-            raise UserError("experiment.depths are two or more rising numbers, from 1")
+            raise UserError("experiment.depths must be two or more rising numbers, from 1")
         if not 0 < lags < points:
-            raise UserError("experiment.lags is between 1 and experiment.points - 1")
+            raise UserError("experiment.lags must lie between 1 and experiment.points - 1")
         self.depths, self.networks, self.width, self.beta = list(depths), networks, width, beta
         self.points, self.lags = points, lags
 

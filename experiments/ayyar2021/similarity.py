@@ -38,7 +38,7 @@ class Similarity(ByMethod):
     def units(self, run: Run) -> Sequence[Unit]:
         run.require_methods("fem")
         if len(run.methods) == 1:
-            raise UserError("what is compared with FEM's maps? method=[fem,gradcam,saliency]")
+            raise UserError("no method to compare with FEM: method=[fem,gradcam,saliency]")
         return super().units(run)
 
     def compute(self, run: Run, unit: Unit) -> Part:

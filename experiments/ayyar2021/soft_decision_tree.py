@@ -128,7 +128,7 @@ class Distillation(Experiment):
 
     def __init__(self, depths: Sequence[int], recipe: Mapping[str, Any]) -> None:
         if not depths or min(depths) < 1 or max(depths) > 12:
-            raise UserError(f"experiment.depths={list(depths)} are from 1 to 12")
+            raise UserError(f"experiment.depths={list(depths)}: depths must be from 1 to 12")
         self.depths, self.recipe = sorted(set(depths)), dict(recipe)
         self._taught: tuple[Model, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
@@ -150,7 +150,7 @@ class Distillation(Experiment):
             part.arrays = {
                 "filters": tree.filters.weight.view(-1, *val_x.shape[1:]).cpu().numpy(),
                 "Q": tree.log_q().exp().cpu().numpy(),
-                "use": P.mean(0).cpu().numpy(),  # how many of the test images come to each node
+                "use": P.mean(0).cpu().numpy(),  # share of the test images that reach each node
                 "example": pixels.numpy(),
                 "path": P[0].cpu().numpy(),
             }
@@ -162,7 +162,7 @@ class Distillation(Experiment):
             model, node = run.model(), OmegaConf.to_container(run.config.dataset, resolve=True)
             assert isinstance(node, dict)
             parts = splits({str(key): value for key, value in node.items()})
-            run.dataset = parts[0]  # for the record of what was used
+            run.dataset = parts[0]  # for the provenance
             parts_of = [load_images(part, model.input_size, model.channels) for part in parts]
             self._taught = model, [answers(run, model, images) for images in parts_of]
         return self._taught
@@ -275,7 +275,7 @@ def share(a: Tensor, b: Tensor) -> float:
 
 def ends(Q: np.ndarray, use: np.ndarray, shown: int) -> np.ndarray:
     """Return the class probabilities at the nodes of level `shown`: the mean Q [leaves, K] below, weighted by `use` [nodes]."""
-    weight = use[len(Q) - 1 :, None] + 1e-12  # a leaf that no image comes to
+    weight = use[len(Q) - 1 :, None] + 1e-12  # avoids 0 / 0 at leaves that no image reaches
     grouped = (weight * Q).reshape(2**shown, -1, Q.shape[1]).sum(1)
     return grouped / grouped.sum(1, keepdims=True)
 

@@ -15,7 +15,7 @@ from vis.store.run_folder import Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256, "pool": "9x9"}}}
 BARELY = "the behaviors of these visualizations will barely change when increasing the depth of neural networks"
-CHANGE = 0.15  # of HP, which goes from 0 (noise) to 1 (the input): more than this is seen in a map
+CHANGE = 0.15  # of HP, from 0 (noise) to 1 (the input); a larger change is visible in a map
 
 
 class Depth(ThreeLayer):

@@ -20,7 +20,7 @@ from vis.models import Model
 from vis.runner.experiment import Experiment, Load, Run, Unit
 from vis.store.run_folder import Part, Results
 
-LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's, in its order
+LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's labels, in its order
 BATCH = 4  # images at a time where batch_size is auto
 WEIGHTS = {"init": "truncated_normal", "std": 0.1}
 CNN = {"kernel_size": 7, "stride": 2, "pool": None, "input_size": 224, **WEIGHTS}

@@ -39,7 +39,7 @@ class Figure1(Experiment):
             raise UserError(f"{model.name} has no wall: take model=vgg16_masked, or add model.wall.rows=...")
         ((name, method), *_) = run.methods.items()
         if not isinstance(method, ActivationMap):
-            raise UserError(f"{name} is no class activation map: method=gradcam, ...")
+            raise UserError(f"{name} is not a class activation map: method=gradcam, ...")
         batch = run.batch(model, unit["images"])
         layers = method.layers(model.net, batch.x)
         with Forward(model.net, batch.x, layers, run.preprocess(model)) as forward, torch.no_grad():

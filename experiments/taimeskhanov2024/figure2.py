@@ -31,7 +31,7 @@ class Figure2(Experiment):
         }
         if len(names[nn.Conv2d]) != 1 or len(names[nn.MaxPool2d]) != 1 or not names[nn.Linear]:
             raise UserError(
-                f"{model.name} is no [CNN] of one convolution, one max-pooling and dense layers: model=cnn_masked"
+                f"{model.name} is not a CNN of one convolution, one max-pooling and dense layers: model=cnn_masked"
             )
         layers = [names[nn.Conv2d][0], names[nn.ReLU][0], names[nn.MaxPool2d][0], *names[nn.Linear]]
         batch = run.batch(model, unit["images"])

@@ -45,7 +45,7 @@ class Figure3(Experiment):
         seed = unit["seed"]
         model = run.model(self.cnn, seed)
         if model.dead_rows is None:
-            raise UserError(f"{model.name} has no wall, and so no unseen rows")
+            raise UserError(f"{model.name} has no wall and so no unseen rows: give a model with wall.rows")
         first, last = model.dead_rows
         names = list(run.dataset.names)
         pixels = torch.stack([digit(run, i) for i in range(len(names))])

@@ -126,7 +126,7 @@ class ActivationMaximisation(Experiment):
 
     def __init__(self, columns: Mapping[str, Mapping[str, float]], steps: int, eta: float, rows: int) -> None:
         if len(columns) < 2 or eta <= 0:
-            raise UserError("experiment.columns are two or more, experiment.eta is above 0")
+            raise UserError("experiment.columns must be two or more, and experiment.eta above 0")
         self.columns: dict[str, Regulariser] = {
             name: construct({"_target_": f"{__name__}.Regulariser", **each}, f"experiment.columns.{name}")
             for name, each in columns.items()
@@ -137,7 +137,7 @@ class ActivationMaximisation(Experiment):
         run.require_model()
         if {"max", "random"} & set(map(str, run.targets)):
             raise UserError(
-                "activation maximisation has no image that target=max could be of: target=[0,1,2], or class names"
+                "activation maximisation starts from no image, so target=max has no meaning: target=[0,1,2], or class names"
             )
         return [{"target": t, "column": c, "seed": s} for t in run.targets for s in run.seeds for c in self.columns]
 

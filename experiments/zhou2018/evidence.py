@@ -146,7 +146,7 @@ class EvidenceMaps(Experiment):
         self, source: str, own_images: bool = False, windows: int = 4096, object: Mapping[str, Sequence[float]] = {}
     ) -> None:
         self.source, self.own_images, self.windows, self.object = source, own_images, windows, object
-        self._shares: dict[str, float] = {}  # of a full pass that a window of a method takes
+        self._shares: dict[str, float] = {}  # {method: cost of a window as a share of a full pass}
 
     def views(self) -> list[str]:
         """Return the names of the views that are explained of each image; "" is the image itself."""
@@ -170,7 +170,7 @@ class EvidenceMaps(Experiment):
                     each: Any = method
                     if not hasattr(each, "windows"):
                         raise UserError(
-                            f"{self.source} is of evidence of windows: method={name} has none, pda_fast has"
+                            f"{self.source} needs a method that explains by windows, which {name} does not: method=pda_fast"
                         )
                     count = len(windows_of(size, each.window, each.stride))
                     step = count if isinstance(each, PDAGradient) else self.windows
@@ -194,7 +194,7 @@ class EvidenceMaps(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]
         batch = run.batch(model, unit["images"])
-        c, logits = chosen_class(run, model, batch)  # of the image itself, for all of its views
+        c, logits = chosen_class(run, model, batch)  # the class of the image itself, for all its views
         if unit["view"]:
             batch.pixels = self.view(batch.pixels, unit["view"])
             batch.x = run.preprocess(model)(batch.pixels.to(run.dtype)).to(batch.x)

@@ -54,7 +54,7 @@ class Taylor(Experiment):
         batch.x = batch.x + unit["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
         learn(run, model, self.own_images)
         method: Any
-        (method,) = run.methods.values()  # one of windows
+        (method,) = run.methods.values()  # a method that explains by windows
         c, logits = chosen_class(run, model, batch)
         with Forward(model.net, batch.x) as forward:
             g = forward.gradient(Target(c, output="prob"))[0].cpu()
