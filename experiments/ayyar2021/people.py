@@ -106,8 +106,8 @@ class People(ByMethod):
         names, known = run.dataset.names, [path.name for path in self.files.values()] or list(self.object)
         if not any((Path(name).stem in self.files) if self.files else name in self.object for name in names):
             raise UserError(
-                f"experiment.{self.given} has no file for any image: the first image is {names[0]}, "
-                f"the first file {(known or ['missing'])[0]}"
+                f"experiment.{self.given} has no entry for any image: the first image is {names[0]}, "
+                f"the first entry {(known or ['missing'])[0]}"
             )
         return super().units(run)
 
