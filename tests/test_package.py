@@ -83,17 +83,5 @@ def test_the_methods_are_a_plain_library():
     code = "import torch, numpy, sys; before = set(sys.modules); import vis.methods; print(*sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     packages = {name.partition(".")[0] for name in loaded}
-    assert not packages & {
-        "hydra",
-        "omegaconf",
-        "yaml",
-        "matplotlib",
-        "PIL",
-        "scipy",
-        "skimage",
-        "sklearn",
-        "torchvision",
-    }
-    assert not {
-        name for name in loaded if name.startswith(("vis.config", "vis.store", "vis.models", "vis.data", "vis.runner"))
-    }
+    assert not packages & {"hydra", "omegaconf", "yaml", "matplotlib", "PIL", "scipy", "skimage", "sklearn", "torchvision"}
+    assert not {name for name in loaded if name.startswith(("vis.config", "vis.store", "vis.models", "vis.data", "vis.runner"))}
