@@ -1,1 +1,1 @@
-"""Experiments: one module for each figure, table or theorem; `visualize` for pictures of one's own."""
+"""Experiments: a module for each figure, table or theorem, and `visualize` for a user's own pictures."""

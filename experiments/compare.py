@@ -1,9 +1,9 @@
-"""Methods side by side in numbers: do they agree, does the network use what they mark, what do they cost?
+"""Compare methods by numbers: do they agree, does the network use the pixels they mark, how much do they cost?
 
-For each image and method: deletion and insertion (Petsiuk et al. 2018; pixels go to, or come from, a blurred copy), on how
-many pixels the map lies (participation ratio), how uneven it is (total variation), its correlation with the input, seconds and
-memory. For each pair of methods: rank correlation, Pearson correlation, SIM and the Dice coefficient of the largest tenth. Maps
-of different kinds are compared as importance: the absolute value, summed over channels.
+For each image and method: deletion and insertion (Petsiuk et al. 2018; pixels are replaced by, or replace, those of a blurred
+copy), participation ratio, total variation, correlation with the input, seconds and memory. For each pair of methods: rank
+correlation, Pearson correlation, SIM and the Dice coefficient of the largest tenth. Maps of different kinds are compared as
+importance: the absolute value, summed over channels.
 """
 
 import time
@@ -47,7 +47,7 @@ COLUMNS = {
 
 
 class Compare(Experiment):
-    """samples: images whose maps are kept; steps: of the deletion and insertion curves."""
+    """Measure and compare methods. samples: images whose maps are kept; steps: steps of the deletion and insertion curves."""
 
     metrics = ("deletion", "insertion", "seconds")
     series = "method"
@@ -118,11 +118,11 @@ class Compare(Experiment):
         return part
 
     def methods(self, results: Results) -> list[str]:
-        """Those that apply to the network."""
+        """Return the methods that apply to the network."""
         return list(dict.fromkeys(row["method"] for row in results.rows()))
 
     def matrix(self, results: Results, metric: str) -> np.ndarray:
-        """Mean agreement of each pair of methods over the images, 1 on the diagonal."""
+        """Return the mean agreement of each pair of methods over the images, with 1 on the diagonal."""
         names = self.methods(results)
         values = np.eye(len(names))
         for i, j in combinations(range(len(names)), 2):

@@ -1,6 +1,7 @@
-"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292): weights become random, layer by
-layer from the logits down (cascading), or in one layer alone (independent), and the maps of the class that the trained
-network predicts are compared with those of the trained network.
+"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
+
+Weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent), and the maps of
+the class that the trained network predicts are compared with those of the trained network.
 
 taimeskhanov2024, section 1.1: "We note that Grad-CAM passes the sanity checks proposed by [12]".
 """
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from vis import metrics
-from vis.claims import Claim, below, mean, spread
+from vis.claims import Claim, below, mean, paper_and_here, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
@@ -26,7 +27,10 @@ TRAINED = "trained"
 
 
 class Randomisation(Experiment):
-    """samples: images whose maps are kept; independent: also each layer alone; source: where the claim stands."""
+    """Compare maps of trained and randomised networks.
+
+    samples: images whose maps are kept; independent: randomise also each layer alone; source: where the claim stands.
+    """
 
     metrics = ("pearson", "ssim")
     series = "method"
@@ -41,7 +45,7 @@ class Randomisation(Experiment):
         return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * run.passes, 0)
 
     def _variants(self, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
-        """{label: (kind, what changes of the model's config)}, the trained network first."""
+        """Return {label: (kind, changes to the model's config)}, the trained network first."""
         net = skeleton(run.config.model)[0]
         names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
         layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -82,16 +86,15 @@ class Randomisation(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = "stand-in weights" if results.rows("network")[0]["standin"] else ""
         last = results.rows(kind="cascading")[-1]["variant"]
-        found = []
+        found: list[Claim] = []
         for method in results.config.methods:
             values = [row["pearson"] for row in results.rows(variant=last, method=method)]
             sentence, metric = (
                 PASSES.format(method_title(results.config, method)),
                 "correlation of the map with the trained network's, all random",
             )
-            found.append(Claim(method, sentence, self.source, metric, below(0.5), values, reason=reason))
-            if reason:
-                found.append(Claim(f"here_{method}", f"Here: {sentence}", self.source, metric, below(0.5), values))
+            claim = Claim(method, sentence, source=self.source, metric=metric, criterion=below(0.5), values=values)
+            found += paper_and_here([claim], reason)
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""How a gradient passes a ReLU under the rules of backpropagation, as a numeric example: nie2018's and ayyar2021's.
+"""A numeric example of how a gradient passes a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
 
     T = h(R) * g'(y)      h = identity (saliency) or ReLU (DeconvNet, GBP)      g = identity (DeconvNet) or ReLU
 
@@ -23,7 +23,7 @@ from vis.store.run_folder import Part, Results
 
 
 class OneReLU(nn.Module):
-    """Its one logit is the sum of R times ReLU(y); y [B, C, H, W]."""
+    """A network with one logit, the sum of R times ReLU(y); y [B, C, H, W]."""
 
     def __init__(self, R: Tensor) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class OneReLU(nn.Module):
 
 
 class ReluRules(Experiment):
-    """y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
+    """Apply each method to one ReLU. y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
 
-    sentences: {method: (what the paper says of its T, where)}; titles: {array: title of its panel}, in their order.
+    sentences: {method: (sentence of the paper on its T, source)}; titles: {array: title of its panel}, in their order.
     """
 
     sentences: ClassVar[Mapping[str, tuple[str, str]]]
@@ -45,7 +45,7 @@ class ReluRules(Experiment):
     def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
         self.y, self.R = (torch.tensor(rows, dtype=torch.float64) for rows in (y, R))
         if self.y.shape != self.R.shape or self.y.ndim != 2:
-            raise UserError("experiment.y and experiment.R are lists of rows, equally many and equally long")
+            raise UserError("experiment.y and experiment.R must be lists of rows, equally many and equally long")
 
     def compute(self, run: Run, unit: Unit) -> Part:
         (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])
@@ -56,11 +56,12 @@ class ReluRules(Experiment):
         y, R = results.arrays["y"], results.arrays["R"]
         rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
         metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
-        return [
-            Claim(m, *self.sentences[m], metric, exact, [float(np.abs(results.arrays[m] - rule[m]).max())])
-            for m in results.config.methods
-            if m in rule
-        ]
+        found = []
+        for method in (m for m in results.config.methods if m in rule):
+            sentence, source = self.sentences[method]
+            largest = float(np.abs(results.arrays[method] - rule[method]).max())
+            found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
+        return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         caption = [

@@ -1,7 +1,7 @@
-"""Train a classifier: the weights of a stand-in, or a network of one's own. A unit is an epoch.
+"""Train a classifier, a stand-in or a user's own network. A unit is an epoch.
 
-The state of the training lies in the journal of the run (`parts/training_<seed>/`), so that `--resume` goes on within
-the epoch in which a run was killed. Processes that torchrun started train together.
+The state of the training lies in the journal of the run (`parts/training_<seed>/`), so that `--resume` continues within
+the epoch in which a run was killed. Processes started by torchrun train together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,10 @@ from vis.training.recipe import Recipe
 
 
 class Train(Experiment):
-    """recipe: a vis.training.recipe.Recipe; init: the weights at the start, where no file has them; tensorboard: write for it."""
+    """Train a network by a recipe.
+
+    recipe: parameters of vis.training.recipe.Recipe; init: initial weights if no file gives them; tensorboard: write its logs.
+    """
 
     metrics: ClassVar[Sequence[str]] = ("val_top1", "val_loss")
     shared_out = False
@@ -36,7 +39,7 @@ class Train(Experiment):
         self._training: tuple[Unit, Training] | None = None
 
     def networks(self, run: Run) -> Mapping[str, Mapping[str, Any]]:
-        """The config nodes of the networks that are trained one after the other, by name; "" for the run's own."""
+        """Return {name: config node} of the networks to train, in their order; the name "" is the run's own."""
         return {"": run.config.model}
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -67,7 +70,7 @@ class Train(Experiment):
         return Part(tables=tables)
 
     def result(self, training: Training) -> dict[str, Any]:
-        """What is known of a trained network, besides its rows."""
+        """Return facts about a trained network beside its rows."""
         return {
             "parameters": sum(p.numel() for p in training.net.parameters()),
             "train_images": len(training.train),
@@ -86,7 +89,7 @@ class Train(Experiment):
         return self._split
 
     def _trained(self, run: Run, place: Unit) -> Training:
-        """The training of a network with a seed, at its last checkpoint where it has one."""
+        """Return the training of a network with a seed, restored from its last checkpoint if it has one."""
         if self._training is None or self._training[0] != place:
             self._training = None
             seed, recipe = place["seed"], self._recipe(run)
@@ -95,7 +98,7 @@ class Train(Experiment):
             changes: dict[str, Any] = {"weights": None, "init": self.init} if own else {}
             model = run.model(node, seed, trained_up_to=None, trained_except=None, **changes)
             if self._sources is None:
-                run.reader.dataset, val = self._splits(run)  # the one for the record of what was used
+                run.reader.dataset, val = self._splits(run)  # the training part, for the provenance
                 how: Any = model.input_size, model.channels, run.config.dataset.get("resize")
                 read = Files if recipe.area is not None else load_images
                 self._sources = read(run.dataset, *how), read(val, *how)
@@ -134,6 +137,6 @@ class Train(Experiment):
 
 
 def _suffix(run: Run, place: Unit) -> str:
-    """Of the files of a network and seed: "" for a single network and the run's first seed."""
+    """Return the suffix of the files of a network and seed; "" for a single network and the run's first seed."""
     name = f"_{place['network']}" if "network" in place else ""
     return name + (f"_seed{place['seed']}" if place["seed"] != run.config.seed else "")

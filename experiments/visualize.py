@@ -1,4 +1,4 @@
-"""The default experiment: methods x targets x images of one model, as a labelled grid with a table of metrics."""
+"""The default experiment: draw methods x targets x images of one model as a labelled grid, with a table of metrics."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ BATCH = 4  # images at a time where batch_size is auto
 
 
 class Visualize(Experiment):
-    """How the figure shows maps.
+    """Explain images by one model and draw the maps.
 
     scaling: a name in vis.figures.display.SCALINGS, or "method" for each method's own.
     clip: the percentile of a map's magnitudes at which its colours end; 100 shows the full range.
@@ -133,7 +133,7 @@ class Visualize(Experiment):
         return {"figure": panel_grid(wrapped(rows), caption)}
 
     def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
-        """How the maps are shown, and what methods learnt from."""
+        """Return the caption's sentences on the scalings and on the images from which methods learnt."""
         learnt = [m for m in config.methods if "gaussian" in config.methods[m]]
         sources = {m: config.methods[m].gaussian or "photographs bundled with scikit-image" for m in learnt}
         return [
@@ -148,5 +148,5 @@ class Visualize(Experiment):
 
 
 def _targets(rows: Rows) -> list[tuple[str, str]]:
-    """(target as given, class it meant) of an image's rows, each once."""
+    """Return the distinct pairs (target as given, class it meant) of an image's rows."""
     return list(dict.fromkeys((row["target"], row["class"]) for row in rows))

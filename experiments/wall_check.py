@@ -1,10 +1,10 @@
-"""Do methods see through a wall? The activity mu of maps in the rows of an image that the network provably cannot see.
+"""Do methods see through a wall? Measure the activity mu of maps in rows of an image that the network provably cannot see.
 
     mu = ||map[dead rows]||_2 / ||map||_2          taimeskhanov2024, Eq. (7)
 
 For any network with a wall (`model=vgg16_masked`, or `model.wall.rows=` on another), any methods, a user's own too
-(`+methods.mine._target_=my.module.MyMethod`), and any images. A row for each method; that the wall is one is proven on each
-image: the gradient of the logits is exactly 0 in the dead rows, and blanking them changes no logit.
+(`+methods.mine._target_=my.module.MyMethod`), and any images. Each image proves that the wall is one:
+the gradient of the logits is exactly 0 in the dead rows, and blanking them changes no logit.
 mu ignores the scale of a map but not a shift, so it is given twice: of the map as it is, and with its minimum shifted to 0
 (min-max), which is how taimeskhanov2024's numbers were made. A map with a sign is not shifted. A map of zeros has no mu.
 """
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Rule, mean, spread
+from vis.claims import Claim, Criterion, mean, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
@@ -33,12 +33,12 @@ from vis.system.device import local_convolutions
 UNSEEN = "no logit depends on the rows {}..{} of the image"
 BLIND = "{}: the map is 0 where the network cannot see"
 WALL = "The wall"
-NOTHING = Rule("each exactly 0", lambda values: all(v == 0 for v in values))
+NOTHING = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
 BATCH = 4
 
 
 class WallCheck(Experiment):
-    """samples: images of each dataset whose maps are kept. datasets: config nodes by name; none: the run's own."""
+    """Measure mu of any method. samples: images of each dataset whose maps are kept; datasets: {name: config node} or none."""
 
     metrics = ("mu", "mu_minmax")
     series = "method"
@@ -70,8 +70,8 @@ class WallCheck(Experiment):
         model = run.model(seed=seed)
         if model.dead_rows is None:
             raise UserError(
-                f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (how many rows of the last "
-                "feature map it reads), or take model=vgg16_masked or cnn_masked"
+                f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (the rows of the last feature "
+                "map that it reads), or take model=vgg16_masked or cnn_masked"
             )
         on = self._runs(run)[name]
         batch = on.batch(model, unit["images"])
@@ -116,7 +116,7 @@ class WallCheck(Experiment):
         return part
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
-        """For each image: the largest gradient in and just above the dead rows, and what blanking does to the logits."""
+        """Return for each image the largest gradient in and just above the dead rows, and how blanking changes the logits."""
         assert model.dead_rows is not None
         first, last = model.dead_rows
         by_row = torch.stack([gradient_by_row(model.net, x[None]) for x in batch.x]).cpu()
@@ -135,7 +135,7 @@ class WallCheck(Experiment):
     def _drop(
         self, run: Run, model: Model, batch: Batch, maps: Tensor, logits: Tensor, classes: list[int]
     ) -> list[float | None]:
-        """The average drop of each image, masked in [0, 1] by its min-max scaled map; None for maps with a sign."""
+        """Return the average drop of each image, masked by its min-max scaled map; None for signed maps."""
         if maps.shape[1] != 1 or maps.amin() < 0:
             return [None] * len(maps)
         low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
@@ -150,13 +150,27 @@ class WallCheck(Experiment):
     # --- from what is stored ------------------------------------------------------------------------------------------
 
     def wall_claims(self, results: Results) -> list[Claim]:
-        """That the wall is one."""
+        """Return the claims that the network cannot see the dead rows."""
         first, last = results.rows("network")[0]["rows"]
         sentence, wall = UNSEEN.format(first, last), results.rows("wall")
         gradient, blanked = [row["dead_gradient"] for row in wall], [row["blank_dead"] for row in wall]
         return [
-            Claim("wall_gradient", sentence, WALL, "largest |gradient| in these rows", NOTHING, gradient),
-            Claim("wall_blank", sentence, WALL, "change of the logits when they are blanked", NOTHING, blanked),
+            Claim(
+                "wall_gradient",
+                sentence,
+                source=WALL,
+                metric="largest |gradient| in these rows",
+                criterion=NOTHING,
+                values=gradient,
+            ),
+            Claim(
+                "wall_blank",
+                sentence,
+                source=WALL,
+                metric="change of the logits when they are blanked",
+                criterion=NOTHING,
+                values=blanked,
+            ),
         ]
 
     def claims(self, results: Results) -> list[Claim]:
@@ -165,7 +179,17 @@ class WallCheck(Experiment):
             mu, zeros = activity(results, method)
             sentence = BLIND.format(method_title(results.config, method))
             reason = "" if mu else f"all {zeros} maps are 0"
-            found.append(Claim(f"{method}_blind", sentence, "Eq. 7", "mu", NOTHING, mu, reason=reason))
+            found.append(
+                Claim(
+                    f"{method}_blind",
+                    sentence,
+                    source="Eq. 7",
+                    metric="mu",
+                    criterion=NOTHING,
+                    values=mu,
+                    reason=reason,
+                )
+            )
         return found
 
     def summaries(self, results: Results) -> dict[str, Rows]:
@@ -187,7 +211,7 @@ class WallCheck(Experiment):
         return {"summary": rows}
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:
-        """The paper's mu x 100 and its standard deviation, for the figure."""
+        """Return the paper's mu x 100 and its standard deviation, for the figure."""
         return None
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -196,7 +220,7 @@ class WallCheck(Experiment):
         }
 
     def _bars(self, results: Results) -> Figure:
-        """mu x 100 of each method, a bar for each dataset, the paper's value as a ring."""
+        """Draw mu x 100 of each method as a bar for each dataset, and the paper's value as a ring."""
         names, methods = datasets(results), list(results.config.methods)
         network = results.rows("network")[0]
         first, last = network["rows"]
@@ -239,7 +263,7 @@ class WallCheck(Experiment):
         return figure
 
     def gallery(self, results: Results, dataset: str) -> Figure:
-        """An image in a row: the image, and each method's map over it, with the dead zone hatched."""
+        """Draw a row for each image: the image, and each method's map over it, with the dead zone hatched."""
         config, network = results.config, results.rows("network")[0]
         dead = tuple(network["rows"])
         named = dict.fromkeys(row["image"] for row in results.rows(dataset=dataset))
@@ -267,12 +291,12 @@ class WallCheck(Experiment):
 
 
 def datasets(results: Results) -> list[str]:
-    """The names of the datasets, in their order."""
+    """Return the names of the datasets, in their order."""
     return list(dict.fromkeys(row["dataset"] for row in results.rows()))
 
 
 def activity(results: Results, method: str, column: str = "mu", dataset: str | None = None) -> tuple[list[float], int]:
-    """The mu of a method's maps, and how many maps of zeros have none."""
+    """Return mu of a method's maps, and the number of maps of zeros, which have none."""
     rows = results.rows(method=method) if dataset is None else results.rows(method=method, dataset=dataset)
     values = numbers(rows, column)
     return values, len(rows) - len(values)

@@ -1,7 +1,8 @@
-"""Rules, verdicts, and how a claim shows its numbers."""
+"""Criteria, verdicts, and how a claim shows its numbers."""
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,12 +25,12 @@ from vis.claims import (
 )
 
 
-def claim(rule, values, reason=""):
-    return Claim("name", "sentence", "source", "metric", rule, values, reason=reason)
+def claim(criterion, values, **options):
+    return Claim("name", "sentence", source="source", metric="metric", criterion=criterion, values=values, **options)
 
 
 @pytest.mark.parametrize(
-    ("rule", "holds", "fails"),
+    ("criterion", "holds", "fails"),
     [
         (above(0.5), [0.4, 0.7], [0.4, 0.6]),  # exactly 0.5 is not above
         (above(0.5, each=True), [0.51, 0.7], [0.4, 0.9]),
@@ -42,9 +43,9 @@ def claim(rule, values, reason=""):
         (increasing(), [1, 2, 3], [1, 2, 2]),
     ],
 )
-def test_rules(rule, holds, fails):
-    assert claim(rule, holds).verdict == "holds"
-    assert claim(rule, fails).verdict == "fails"
+def test_criteria(criterion, holds, fails):
+    assert claim(criterion, holds).verdict == "holds"
+    assert claim(criterion, fails).verdict == "fails"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -65,7 +66,7 @@ def test_over_settings_the_means_are_judged_in_their_order():
     assert record["mean"]["N = 32"] == pytest.approx(0.4)
 
 
-def test_a_rule_with_an_interval_takes_two_values():
+def test_a_criterion_with_an_interval_takes_two_values():
     alone = claim(POSITIVE, [1.0])
     assert (alone.verdict, alone.measured) == ("not measured", "the rule takes 2 values or more; here 1.00")
     assert claim(above(0.9), [1.0]).verdict == "holds"
@@ -77,27 +78,29 @@ def test_a_rule_with_an_interval_takes_two_values():
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
 def test_no_numbers_are_both_above_and_below_a_bound(values):
-    verdicts = [claim(rule(0.05), values).verdict for rule in (interval_above, interval_below)]
+    verdicts = [claim(criterion(0.05), values).verdict for criterion in (interval_above, interval_below)]
     assert verdicts.count("holds") < 2
 
 
-def test_what_is_beyond_the_paper_is_there_once_and_judged():
-    measured = [("a", "as they say", "m", above(0), [1.0]), ("b", "Beyond the paper: more", "m", above(0), [1.0])]
-    here = {c.name: (c.sentence, c.verdict) for c in paper_and_here("s", measured, "other weights")}
-    assert here == {
-        "a": ("as they say", "not measured"),
-        "here_a": ("Here: as they say", "holds"),
-        "b": ("Beyond the paper: more", "holds"),
-    }
-    assert [c.verdict for c in paper_and_here("s", measured, "")] == ["holds"] * 2
+def test_a_claim_of_the_project_is_there_once_and_judged():
+    """Whatever its sentence and its name say: `origin` decides."""
+    theirs = replace(claim(above(0), [1.0]), name="a", sentence="Beyond the paper: as they say")
+    ours = replace(theirs, name="here_b", sentence="more", origin="project")
+    assert [(c.name, c.sentence, c.origin, c.verdict) for c in paper_and_here([theirs, ours], "other weights")] == [
+        ("a", "Beyond the paper: as they say", "paper", "not measured"),
+        ("here_a", "Here: Beyond the paper: as they say", "project", "holds"),
+        ("here_b", "more", "project", "holds"),
+    ]
+    assert paper_and_here([theirs, ours], "") == [theirs, ours]
+    assert [theirs.record()["origin"], ours.record()["origin"]] == ["paper", "project"]
 
 
 def test_without_values_or_with_a_reason_there_is_no_verdict():
     assert claim(above(0), []).verdict == "not measured"
     assert claim(above(0), {}).verdict == "not measured"
     assert claim(above(0), {"a": [1.0], "b": []}).verdict == "not measured"
-    assert claim(above(0), [], "no weights").measured == "no weights"
-    shown = claim(above(0), [1.0, 2.0], "stride is 1")
+    assert claim(above(0), [], reason="no weights").measured == "no weights"
+    shown = claim(above(0), [1.0, 2.0], reason="stride is 1")
     assert (shown.verdict, shown.measured) == ("not measured", "stride is 1; here 1.50 ± 0.71 (n = 2)")
 
 

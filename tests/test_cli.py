@@ -250,7 +250,8 @@ def test_nan_is_not_an_empty_cell_and_fails_its_claim(tmp_path):
     assert math.isnan(rows[0]["mu"])
     assert rows[0]["label"] is None
     assert numbers(rows, "mu") == [0.5]
-    assert Claim("mu", "", "", "", above(0), [row["mu"] for row in rows]).verdict == "fails"
+    claim = Claim("mu", "", source="", metric="", criterion=above(0), values=[row["mu"] for row in rows])
+    assert claim.verdict == "fails"
 
 
 def test_the_dry_run_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):

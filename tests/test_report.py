@@ -43,7 +43,7 @@ def made(
     write_json(folder / "status.json", status | changes.pop("status", {}))
     if state == "done":
         weights = changes.pop("weights", "random weights (normal, std 1.0, seed 0)")
-        models = {"cnn seed 0": {"weights": weights, "sha256": None}}
+        models = {"cnn seed 0": {"weights": weights, "sha256": None, "standin": changes.pop("standin", False)}}
         finished = f"2026-11-{day}T12:00:00+0000"
         write_json(folder / "provenance.json", {"version": "0.1.0", "models": models, "finished": finished})
         write_json(folder / "claims.json", list(claims or [claim()]))
@@ -154,7 +154,7 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     [
         ({}, ""),
         ({"preset": "small"}, "reduced sizes"),
-        ({"weights": "a stand-in trained by the project on digits"}, "on a stand-in"),
+        ({"standin": True}, "on a stand-in"),
     ],
 )
 def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, mark):

@@ -1,22 +1,24 @@
-"""A claim of a paper, what was measured, and the verdict.
+"""Claims, the values measured for them, and verdicts.
 
-A claim that fails is a result, not a crash; its rule is fixed before it is measured. On stand-in weights or data, and
-where something is missing, it is not measured, with the reason.
+A claim that fails is a result, not a crash; its criterion is fixed before the measurement. With stand-in weights or data, or
+when something is missing, the verdict is `not measured`, with the reason.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
+
+Origin = Literal["paper", "project"]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """When a claim holds: a sentence for people, a predicate for the numbers (one for each seed, image or setting).
+class Criterion:
+    """Decides from the measured values (one per seed, image or setting) whether a claim holds; `text` says it in words.
 
-    least: how many numbers it takes; two for an interval or an order.
+    least: the smallest number of values it accepts; 2 for an interval or an order.
     """
 
     text: str
@@ -25,17 +27,17 @@ class Rule:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean; NaN where a value is not finite."""
+    """Return the mean, or NaN if a value is not finite."""
     return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def spread(values: Sequence[float]) -> float:
-    """The sample's standard deviation; NaN where a value is not finite."""
+    """Return the sample standard deviation, or NaN if a value is not finite."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """(lower, upper) end of the confidence interval of the mean, by Student's t; infinite for a single value."""
+    """Return the (lower, upper) confidence limits of the mean by Student's t; infinite for a single value."""
     from scipy.stats import t
 
     if len(values) < 2:
@@ -45,7 +47,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """`0.763 ± 0.016`: mean and standard deviation to the decimal place where the larger has `digits` digits."""
+    """Format mean and standard deviation as `0.763 ± 0.016`, rounded so that the larger shows `digits` digits."""
     average = mean(values)
     deviation = spread(values) if len(values) > 1 else 0.0
     size = max(abs(average), deviation)
@@ -59,72 +61,76 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     return " ± ".join(texts) if len(values) > 1 else texts[0]
 
 
-def above(bound: float, each: bool = False) -> Rule:
-    """The mean (or each value) is greater than the bound."""
+def above(bound: float, each: bool = False) -> Criterion:
+    """Require the mean (or each value) to exceed the bound."""
     if each:
-        return Rule(f"each > {bound:g}", lambda values: min(values) > bound)
-    return Rule(f"mean > {bound:g}", lambda values: mean(values) > bound)
+        return Criterion(f"each > {bound:g}", lambda values: min(values) > bound)
+    return Criterion(f"mean > {bound:g}", lambda values: mean(values) > bound)
 
 
-def below(bound: float, each: bool = False) -> Rule:
-    """The mean (or each value) is less than the bound."""
+def below(bound: float, each: bool = False) -> Criterion:
+    """Require the mean (or each value) to be less than the bound."""
     if each:
-        return Rule(f"each < {bound:g}", lambda values: max(values) < bound)
-    return Rule(f"mean < {bound:g}", lambda values: mean(values) < bound)
+        return Criterion(f"each < {bound:g}", lambda values: max(values) < bound)
+    return Criterion(f"mean < {bound:g}", lambda values: mean(values) < bound)
 
 
-def interval_above(bound: float) -> Rule:
-    """The 95 % interval of the mean lies above the bound."""
-    return Rule(f"95% interval of the mean above {bound:g}", lambda values: interval(values)[0] > bound, least=2)
+def interval_above(bound: float) -> Criterion:
+    """Require the 95 % confidence interval of the mean to lie above the bound."""
+    return Criterion(f"95% interval of the mean above {bound:g}", lambda values: interval(values)[0] > bound, least=2)
 
 
-def interval_below(bound: float) -> Rule:
-    """The 95 % interval of the mean lies below the bound."""
-    return Rule(f"95% interval of the mean below {bound:g}", lambda values: interval(values)[1] < bound, least=2)
+def interval_below(bound: float) -> Criterion:
+    """Require the 95 % confidence interval of the mean to lie below the bound."""
+    return Criterion(f"95% interval of the mean below {bound:g}", lambda values: interval(values)[1] < bound, least=2)
 
 
 POSITIVE = interval_above(0)
 
 
-def near_zero(bound: float, each: bool = False) -> Rule:
-    """The mean (or each value) lies within the bound of 0."""
+def near_zero(bound: float, each: bool = False) -> Criterion:
+    """Require the absolute value of the mean (or of each value) to be less than the bound."""
     if each:
-        return Rule(f"each |value| < {bound:g}", lambda values: max(map(abs, values)) < bound)
-    return Rule(f"|mean| < {bound:g}", lambda values: abs(mean(values)) < bound)
+        return Criterion(f"each |value| < {bound:g}", lambda values: max(map(abs, values)) < bound)
+    return Criterion(f"|mean| < {bound:g}", lambda values: abs(mean(values)) < bound)
 
 
-def within(target: float, fraction: float) -> Rule:
-    """Each value is within a fraction of the target."""
-    return Rule(
+def within(target: float, fraction: float) -> Criterion:
+    """Require each value to deviate from the target by at most this fraction of it."""
+    return Criterion(
         f"each within {fraction:.0%} of {target:g}",
         lambda values: all(abs(value - target) <= fraction * abs(target) for value in values),
     )
 
 
-def increasing() -> Rule:
-    """The values, in the order given, grow from each to the next."""
-    return Rule("each above the one before", lambda values: all(b > a for a, b in pairwise(values)), least=2)
+def increasing() -> Criterion:
+    """Require each value to exceed the one before."""
+    return Criterion("each above the one before", lambda values: all(b > a for a, b in pairwise(values)), least=2)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim.
+    """A claim, the values measured for it, and the criterion that judges them.
 
-    name: short and unique in the experiment; sentence: the paper's, or a finding's; source: where it stands;
-    metric: what the numbers are; paper: the paper's own value, if it gives one.
-    values: one for each seed or image; or, for a claim over settings, {setting: values}, where the rule judges the
-    settings' means in the order given.
-    reason: why there is no verdict. Values that are given all the same are shown beside it.
+    name: short and unique in the experiment.
+    source: the figure, section or equation that makes the claim.
+    metric: the quantity that the values measure.
+    values: one per seed or image; or {setting: values}, of which the criterion judges the means, in this order.
+    paper: the value that the paper reports, if it does.
+    reason: why there is no verdict; any values are shown beside it.
+    origin: who makes the claim. A claim of the project holds for any weights and data.
     """
 
     name: str
     sentence: str
+    _: KW_ONLY
     source: str
     metric: str
-    rule: Rule
-    values: Sequence[float] | Mapping[str, Sequence[float]] = field(default=())
+    criterion: Criterion
+    values: Sequence[float] | Mapping[str, Sequence[float]] = ()
     paper: float | str | None = None
     reason: str = ""
+    origin: Origin = "paper"
 
     @property
     def _settings(self) -> Mapping[str, Sequence[float]]:
@@ -140,24 +146,24 @@ class Claim:
 
     @property
     def _why_not(self) -> str:
-        """Why there is no verdict; nothing where there is one."""
+        """The reason for having no verdict, or "" if there is one."""
         if self.reason or not self._complete:
             return self.reason or "no values"
-        least = self.rule.least
+        least = self.criterion.least
         return "" if len(self._judged) >= least else f"the rule takes {least} values or more"
 
     @property
     def verdict(self) -> str:
-        """`holds`, `fails` or `not measured`. A value that is not finite fails."""
+        """`holds`, `fails` or `not measured`; a value that is not finite fails."""
         if self._why_not:
             return "not measured"
         if not all(math.isfinite(value) for values in self._settings.values() for value in values):
             return "fails"
-        return "holds" if self.rule.holds(self._judged) else "fails"
+        return "holds" if self.criterion.holds(self._judged) else "fails"
 
     @property
     def measured(self) -> str:
-        """mean ± standard deviation (n), for each setting; the reason where there is no verdict."""
+        """Mean ± standard deviation (n) for each setting, after the reason if there is no verdict."""
         why_not = self._why_not
         if not self._complete:
             return why_not
@@ -170,7 +176,7 @@ class Claim:
         return f"{why_not}; here {text}" if why_not else text
 
     def record(self) -> dict[str, Any]:
-        """What claims.json holds; `values`, `mean` and `std` by setting for a claim over settings."""
+        """Return the entry of claims.json; for a claim over settings, `values`, `mean` and `std` are by setting."""
         values = {name: [float(value) for value in each] for name, each in self._settings.items()}
         means = {name: mean(each) if each else None for name, each in values.items()}
         stds = {name: spread(each) if len(each) > 1 else None for name, each in values.items()}
@@ -178,10 +184,11 @@ class Claim:
         return {
             "name": self.name,
             "verdict": self.verdict,
+            "origin": self.origin,
             "sentence": self.sentence,
             "source": self.source,
             "metric": self.metric,
-            "rule": self.rule.text,
+            "rule": self.criterion.text,
             "paper": self.paper,
             "measured": self.measured,
             "values": values[""] if single else values,
@@ -191,9 +198,9 @@ class Claim:
 
 
 def departures(config: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
-    """Where a config leaves the paper's settings: `models.cnn.stride is 1 (paper: 2)`, or nothing.
+    """List the options that differ from the paper's, such as `models.cnn.stride is 1 (paper: 2)`; "" if none does.
 
-    A claim of the paper is judged at the paper's settings only: this is its reason not to be, elsewhere.
+    A paper's claim is judged at the paper's settings only; elsewhere, this is the reason for giving no verdict.
     """
     return ", ".join(_departures(config, paper, ""))
 
@@ -208,24 +215,23 @@ def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str
 
 
 def other_network(node: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
-    """Why a model's config node is not the trained network of which a paper speaks; nothing where it is."""
+    """Say how a model's config node differs from the paper's trained network; "" if it does not."""
     if node.get("weights") == "standin":
         return "stand-in weights, not ImageNet's"
     return departures(node, paper) if node.get("weights") else "random weights"
 
 
-def paper_and_here(source: str, measured: Sequence[tuple[Any, ...]], reason: str) -> list[Claim]:
-    """The paper's claims, not measured for a reason, and then the same of what is here; without a reason the first alone.
+def paper_and_here(claims: Sequence[Claim], reason: str) -> list[Claim]:
+    """Withhold the verdict of the paper's claims for a reason, and add to each a copy that judges what was measured here.
 
-    measured: (name, sentence, metric, rule, values), and why there are no values. A sentence that begins with "Beyond the
-    paper" is ours: it is there once, and no reason of the paper keeps it from a verdict.
+    The project's own claims stay as they are. Without a reason, so do all.
     """
-    found = []
-    for prefix, here, why in (("", "", reason), ("here_", "Here: ", "")) if reason else (("", "", ""),):
-        for name, sentence, metric, rule, values, *lacks in measured:
-            ours = sentence.startswith("Beyond the paper")
-            if ours and why:
-                continue
-            missing, mark = why or "".join(lacks), ("", "") if ours else (prefix, here)
-            found.append(Claim(mark[0] + name, mark[1] + sentence, source, metric, rule, values, reason=missing))
-    return found
+    if not reason:
+        return list(claims)
+    judged = [
+        replace(c, name=f"here_{c.name}", sentence=f"Here: {c.sentence}", origin="project")
+        if c.origin == "paper"
+        else c
+        for c in claims
+    ]
+    return [replace(c, reason=reason) for c in claims if c.origin == "paper"] + judged

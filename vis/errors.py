@@ -10,7 +10,15 @@ class UserError(Exception):
 
 
 class Lacking(UserError):
-    """Weights or data that a paper's setting needs, and that are not on this machine and cannot be downloaded."""
+    """A resource of a run, such as weights or data, is neither on this machine nor can it be downloaded.
+
+    reason: what is missing, a clause; ways_out: what to do instead; small_available: whether preset=small runs without it.
+    """
+
+    def __init__(self, reason: str, ways_out: str = "", small_available: bool = False) -> None:
+        self.reason, self.ways_out, self.small_available = reason, ways_out, small_available
+        small = "Or see it at a small size, on what the project makes itself: preset=small" if small_available else ""
+        super().__init__(". ".join(filter(None, (reason, ways_out, small))))
 
 
 class NotApplicable(ValueError):

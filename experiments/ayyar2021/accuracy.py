@@ -1,8 +1,9 @@
 """ayyar2021, section 7: "a network with a higher classification accuracy generally produces more intuitive maps".
 
-The network after each epoch of a training. Intuitive is, on digits, what lies on the ink, the pixels brighter than half of the
-brightest: the area under the ROC curve of the true class's map by Eq. (6). On each image it is correlated, by ranks over the
-epochs, with the network's accuracy. A training gives one number, the mean over its images: the claim is about networks.
+After each epoch of a training, each map of the true class (Eq. 6) is scored by the area under its ROC curve for the ink of the
+digit, the pixels brighter than half of the brightest: an intuitive map lies on the ink. For each image, this score is rank-
+correlated over the epochs with the network's accuracy. A training gives one number, the mean over its images, since the claim
+is about networks.
 """
 
 from typing import Any, ClassVar
@@ -24,7 +25,10 @@ INTUITIVE = "a network with a higher classification accuracy generally produces 
 
 
 class Accuracy(Train):
-    """images: of those to validate on, whose maps are looked at. The rest is a training's."""
+    """Train a network and score its maps after each epoch.
+
+    images: number of validation images whose maps are scored; the other parameters are those of Train.
+    """
 
     metrics = ("auc",)
     series: ClassVar[str] = "method"
@@ -66,8 +70,9 @@ class Accuracy(Train):
             both = [torch.tensor(list(each.values()), dtype=torch.float64).unbind(-1) for each in paths.values()]
             values = [metrics.spearman(*each).mean().item() for each in both]
             metric = f"rank correlation of accuracy and AUC over the epochs, mean over images, one value a training, {method}"
-            measured.append((method, INTUITIVE, metric, POSITIVE, values))
-        return paper_and_here("Section 7", measured, "a small network on digits, and ink in place of people")
+            claim = Claim(method, INTUITIVE, source="Section 7", metric=metric, criterion=POSITIVE, values=values)
+            measured.append(claim)
+        return paper_and_here(measured, "a small network on digits, and ink in place of people")
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, rows = results.config, results.rows("training")

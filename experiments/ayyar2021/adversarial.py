@@ -3,18 +3,19 @@
     R(x) = |g_s(x) - g_a(x)|        a single generator:  |x - x_a|
 
 Both are trained on the training images of the two classes (`vis.methods.generators`, kept in `outputs/generators`) and judged
-on the test images of these: does the class stay, does it flip, and is the map of the pair less noisy, as the survey says of
-Charachon et al.'s X-rays? Their classifier and images are not public: here it is a claim of its own.
+on their test images: does g_s keep the class, does g_a flip it, and is the pair's map less noisy, as the survey reports for
+Charachon et al.'s X-rays? Their classifier and images are not public, so the verdicts here are on the project's own claims.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import numbers_of
-from vis.claims import POSITIVE, Claim, Rule, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -33,18 +34,21 @@ PAIR, SINGLE = "adversarial_generators", "adversarial_single"
 
 
 def share_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """(lower, upper) end of the exact (Clopper-Pearson) confidence interval of the share of ones among zeros and ones."""
+    """Return the exact (Clopper-Pearson) confidence limits of the share of ones among zeros and ones."""
     from scipy.stats import binomtest
 
     found = binomtest(int(sum(values)), len(values)).proportion_ci(confidence)
     return float(found.low), float(found.high)
 
 
-MOSTLY = Rule("95% interval of the share above 0.9", lambda values: share_interval(values)[0] > 0.9)
+MOSTLY = Criterion("95% interval of the share above 0.9", lambda values: share_interval(values)[0] > 0.9)
 
 
 class AdversarialPair(Experiment):
-    """images: of the two classes at most; rows: of the figure."""
+    """Compare the generator pair with the single generator.
+
+    images: the most images of the two classes; rows: images in the figure.
+    """
 
     metrics = ("spread", "variation")
     series = "method"
@@ -66,7 +70,7 @@ class AdversarialPair(Experiment):
         return [{"images": chosen[i : i + 100], "drawn": 0 if i else self.rows} for i in range(0, len(chosen), 100)]
 
     def load(self, run: Run, unit: Unit) -> Load | None:
-        return None  # the training counts, and it is done once
+        return None  # the training dominates, and it is done once
 
     def compute(self, run: Run, unit: Unit) -> Part:
         model = run.model()
@@ -103,22 +107,41 @@ class AdversarialPair(Experiment):
         def less(key: str) -> list[float]:
             return [b[key] - a[key] for a, b in zip(pair, single, strict=True)]
 
+        claim = partial(Claim, source=SOURCE)
         measured = [
-            ("similar_stays", SAME, "share of images whose class stays on g_s(x)", MOSTLY, [r["stays"] for r in pair]),
-            (
+            claim(
+                "similar_stays",
+                SAME,
+                metric="share of images whose class stays on g_s(x)",
+                criterion=MOSTLY,
+                values=[r["stays"] for r in pair],
+            ),
+            claim(
                 "adversarial_flips",
                 OPPOSITE,
-                "share of images whose class flips on g_a(x)",
-                MOSTLY,
-                [r["flips"] for r in pair],
+                metric="share of images whose class flips on g_a(x)",
+                criterion=MOSTLY,
+                values=[r["flips"] for r in pair],
             ),
-            ("less_noisy", NOISY, "total variation, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("variation")),
-            ("fewer_pixels", NOISY, "participation ratio, |x - x_a| - |g_s(x) - g_a(x)|", POSITIVE, less("spread")),
+            claim(
+                "less_noisy",
+                NOISY,
+                metric="total variation, |x - x_a| - |g_s(x) - g_a(x)|",
+                criterion=POSITIVE,
+                values=less("variation"),
+            ),
+            claim(
+                "fewer_pixels",
+                NOISY,
+                metric="participation ratio, |x - x_a| - |g_s(x) - g_a(x)|",
+                criterion=POSITIVE,
+                values=less("spread"),
+            ),
         ]
-        return paper_and_here(SOURCE, measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
+        return paper_and_here(measured, f"{pair[0]['images']}, not Charachon et al.'s X-rays")
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Shares with their intervals and means, for the pair and for the single generator."""
+        """Return shares with confidence intervals, and means, for the pair and for the single generator."""
         rows = []
         for name in (PAIR, SINGLE):
             found = results.rows(method=name)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Rule
+from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
@@ -25,11 +25,11 @@ SERIES = (
     "the convolution (conv) block"
 )
 RELU = "ReLU(t) = max(0, t)"
-ZERO = Rule("each exactly 0", lambda values: not any(values))
+ZERO = Criterion("each exactly 0", lambda values: not any(values))
 
 
 class Architecture(Experiment):
-    """The layers of a model with their sizes, and what the first conv block makes of an image.
+    """Draw the layers of a model with their sizes, or the output of its first conv block for an image.
 
     show: network (Figure 2) or block (Figure 3). maps: channels of the block that are drawn.
     """
@@ -83,19 +83,33 @@ class Architecture(Experiment):
         kinds = [row["kind"] for row in rows]
         if self.show == "block":
             metric = "largest |output of the ReLU - max(0, t)|"
-            return [Claim("relu", RELU, "Eq. 2", metric, ZERO, [fact["relu"]])]
+            return [Claim("relu", RELU, source="Eq. 2", metric=metric, criterion=ZERO, values=[fact["relu"]])]
         strange = [kinds[i - 2 : i] != ["conv", "ReLU"] for i, kind in enumerate(kinds) if kind == "max pool"]
         classes = rows[-1]["shape"][0] - int(results.config.model.num_classes)
         return [
-            Claim("classes", CLASSES, "Section 3.1", "outputs of the last layer - classes", ZERO, [classes]),
-            Claim("series", SERIES, "Section 3.1", "poolings not behind conv and ReLU", ZERO, [sum(strange)]),
+            Claim(
+                "classes",
+                CLASSES,
+                source="Section 3.1",
+                metric="outputs of the last layer - classes",
+                criterion=ZERO,
+                values=[classes],
+            ),
+            Claim(
+                "series",
+                SERIES,
+                source="Section 3.1",
+                metric="poolings not behind conv and ReLU",
+                criterion=ZERO,
+                values=[sum(strange)],
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         return {"figure": self._block(results) if self.show == "block" else self._network(results)}
 
     def _block(self, results: Results) -> Figure:
-        """A column for each step of the block, a row for each channel."""
+        """Draw a column for each step of the block and a row for each channel."""
         (fact,), rows = results.rows("network"), results.rows()
         steps = [row for row in rows if row["layer"] in results.arrays]
         grid = []
@@ -108,12 +122,12 @@ class Architecture(Experiment):
             grid.append(PanelRow(panels))
         caption = [
             f"The first conv block of {results.config.model.name}, {fact['weights']}: what it makes of an image, {self.maps} of "
-            f"{steps[0]['shape'][0]} channels; red is positive, blue negative, each map to its own maximum",
+            f"{steps[0]['shape'][0]} channels; red is positive, blue negative, each map to its own maximum"
         ]
         return panel_grid(grid, caption, panel=1.3)
 
     def _network(self, results: Results) -> Figure:
-        """Sheets for feature maps, bars for dense layers; a ReLU is named with the layer before it."""
+        """Draw feature maps as sheets and dense layers as bars; a ReLU is named with the layer before it."""
         drawn: Rows = []
         for row in results.rows():
             if row["kind"] == "ReLU":
@@ -140,5 +154,5 @@ class Architecture(Experiment):
 
 
 def size(row: dict[str, Any]) -> str:
-    """Channels x height x width, or the units of a dense layer."""
+    """Format a size as channels x height x width, or as the number of units of a dense layer."""
     return "x".join(map(str, row["shape"]))

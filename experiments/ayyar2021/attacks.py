@@ -1,9 +1,9 @@
 """ayyar2021, section 7: do maps change under adversarial perturbations (Galli et al. 2021)?
 
-The map of the class that the clean image has, before and after FGSM, DeepFool and the one-pixel attack, compared by the Dice
-coefficient of their largest values by Eq. (6). Any change of an image changes maps: the control is random noise as long as the
-perturbation, in l2. Sensitive is what an attack changes more than its noise does. The claims are of the attacks that the
-survey names there, FGSM and DeepFool; the one pixel is shown beside them (its noise, spread over all pixels, is another thing).
+Maps of the clean image's class, before and after FGSM, DeepFool and the one-pixel attack, are compared by the Dice coefficient
+of their largest values (Eq. 6). Since any change of an image changes its maps, the control is random noise of the same l2 norm:
+a method is sensitive if an attack changes its maps more than this noise does. The claims cover the attacks that the survey
+names, FGSM and DeepFool; the one-pixel attack is shown beside them (its noise, spread over all pixels, is less comparable).
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured, strength
+from experiments.ayyar2021.gallery import strength
 from vis import metrics
-from vis.claims import POSITIVE, Claim, interval_above, interval_below
+from vis.claims import Claim, interval_above, interval_below
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
@@ -34,9 +34,10 @@ STRONGLY, NOT_SENSITIVE = interval_above(0.05), interval_below(0.05)  # of Dice:
 
 
 class Attacks(ByMethod):
-    """eps: of FGSM, pixels are in [0, 1]; share: of the pixels whose largest values are compared.
+    """Compare maps before and after attacks, and after noise of the same size.
 
-    population, generations: of the search for the one pixel.
+    eps: step of FGSM for pixels in [0, 1]; share: share of the pixels, those with the largest values, that is compared;
+    population, generations: size of the search for the one pixel.
     """
 
     axes: ClassVar = {f"Dice, {title}": {"attack": a, "noise": f"{a}_noise"} for a, title in ATTACKS.items()}
@@ -104,9 +105,9 @@ class Attacks(ByMethod):
                     part.arrays[f"{batch.names[i]}/{attack}/pixels"] = x[i].cpu().numpy()
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def fall(method: str) -> Tensor:
-            """How much more FGSM and DeepFool change a map than their noise does, mean of the two."""
+            """Return how much more FGSM and DeepFool change a map than their noise does, the mean of the two."""
             return torch.stack([values[f"{a}_noise"][method] - values[a][method] for a in CLAIMED]).mean(0)
 
         def less(method: str) -> Tensor:
@@ -116,22 +117,43 @@ class Attacks(ByMethod):
             return values["one_pixel_noise"]["guided_gradcam"] - values["one_pixel"]["guided_gradcam"]
 
         metric = "Dice after noise - Dice after FGSM and DeepFool"
-        found: list[Measured] = [
-            ("changed", CHANGED, f"{metric}, Guided Grad-CAM", STRONGLY, partial(fall, "guided_gradcam")),
-            ("changed_one_pixel", PIXEL,
-             "Dice after noise - Dice after the one pixel, Guided Grad-CAM", POSITIVE, pixel),
-        ]  # fmt: skip
+        found = [
+            self.claim(
+                "changed",
+                CHANGED,
+                metric=f"{metric}, Guided Grad-CAM",
+                values=partial(fall, "guided_gradcam"),
+                criterion=STRONGLY,
+            ),
+            self.claim(
+                "changed_one_pixel",
+                PIXEL,
+                metric="Dice after noise - Dice after the one pixel, Guided Grad-CAM",
+                values=pixel,
+                origin="project",
+            ),
+        ]
         for method in ("lrp", "deeplift", "fem"):
             title = {"lrp": "LRP", "deeplift": "DeepLIFT", "fem": "FEM"}[method]
             found += [
-                (f"insensitive_{method}", INSENSITIVE, f"{metric}, {title}", NOT_SENSITIVE, partial(fall, method)),
-                (f"less_{method}", INSENSITIVE, f"({metric}), Guided Grad-CAM - {title}", POSITIVE,
-                 partial(less, method)),
-            ]  # fmt: skip
+                self.claim(
+                    f"insensitive_{method}",
+                    INSENSITIVE,
+                    metric=f"{metric}, {title}",
+                    values=partial(fall, method),
+                    criterion=NOT_SENSITIVE,
+                ),
+                self.claim(
+                    f"less_{method}",
+                    INSENSITIVE,
+                    metric=f"({metric}), Guided Grad-CAM - {title}",
+                    values=partial(less, method),
+                ),
+            ]
         return found
 
     def flipped(self, results: Results, attack: str) -> str:
-        """Of an attack or its noise: how many images have another class."""
+        """Count the images whose class an attack, or its noise, changes: `3 of 8`."""
         rows = results.rows("attacks", attack=attack)
         return f"{sum(row['flipped'] for row in rows)} of {len(rows)}"
 

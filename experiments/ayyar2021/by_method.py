@@ -1,4 +1,4 @@
-"""What the claims of ayyar2021, section 7, share: numbers of many images, a method in a row, with mean and 95 % interval."""
+"""Chart numbers of many images by method, with mean and 95 % interval, for the claims of ayyar2021, section 7."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,21 +15,21 @@ from vis.store.tables import Rows, numbers
 
 
 class ByMethod(Gallery):
-    """A Gallery whose figure is a chart. axes: {label of an axis: {entry of its legend: column of the table}}."""
+    """A Gallery that draws a chart instead of maps. axes: {axis label: {legend entry: column of the table}}."""
 
     axes: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of an axis: what its numbers can be
-    sentence: str = ""  # of the caption: what the chart shows
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # {axis: range of its numbers}
+    sentence: str = ""  # first sentence of the caption
 
     def __init_subclass__(cls) -> None:
         cls.metrics = [column for columns in cls.axes.values() for column in columns.values()]
 
     def values(self, results: Results, method: str, column: str) -> list[float]:
-        """Of all images that have the number."""
+        """Return a column of the table for a method, without the images that have no value."""
         return numbers(results.rows(method=method), column)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """A row for each method: mean, 95 % interval and standard deviation over the images."""
+        """Return a row for each method: mean, 95 % interval and standard deviation over the images."""
         rows: Rows = []
         for method in results.config.methods:
             row: dict[str, Any] = {"method": self.title(results.config, method).replace("\n", ", ")}
@@ -78,5 +78,5 @@ class ByMethod(Gallery):
         return {"figure": figure}
 
     def remarks(self, results: Results) -> list[str]:
-        """Further sentences of the caption."""
+        """Return further sentences of the caption."""
         return []

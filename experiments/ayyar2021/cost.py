@@ -1,8 +1,8 @@
 """ayyar2021, section 7: "gradient-based methods including Grad-CAM have longer computation times and FEM was faster".
 
-Seconds of one image, forward pass included, every method once in each round (a long one in the first), in an order that turns
-from round to round. The work of a method beside it: its convolutions and matrix products, counted by torch, in forward passes; a
-backward pass to the image is about one.
+Seconds per image, forward pass included. Each round measures every method once (a slow one only in the first round), in an order
+that rotates from round to round. Beside the seconds stands a method's work: its convolutions and matrix products, counted by
+torch, in units of a forward pass; a backward pass to the image is about one.
 """
 
 import math
@@ -26,18 +26,18 @@ from vis.store.tables import Rows
 from vis.system.device import hardware, synchronise
 
 FASTER = "gradient-based methods including Grad-CAM have longer computation times and FEM was faster in comparison"
-LONG = 50  # passes: such a method needs no second round, and the counter no run of its own
+LONG = 50  # passes: a slower method is measured in one round only, without a separate run for the counter
 
 
 class Cost(Experiment):
-    """rounds: times that each method is measured; each round takes the next image."""
+    """Measure the seconds and the work of each method. rounds: measurements of a method, each on the next image."""
 
     metrics = ("seconds",)
     series = "method"
 
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
-        self._passes: dict[str, float] = {}  # of what this process called before: a first call loads and prepares
+        self._passes: dict[str, float] = {}  # of the methods this process has called; a first call includes setup
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
@@ -68,8 +68,8 @@ class Cost(Experiment):
                 continue
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
-                run.explainer.prepare(name, model, batch.x, [targets])  # no part of the time of an image
-                if name not in self._passes:  # the short ones warm up with it
+                run.explainer.prepare(name, model, batch.x, [targets])  # not part of an image's time
+                if name not in self._passes:  # counts the passes; warms up fast methods
                     with FlopCounterMode(display=False) as counter:
                         row["seconds"] = timed(method)
                     self._passes[name] = counter.get_total_flops() / one_pass.get_total_flops()
@@ -84,7 +84,7 @@ class Cost(Experiment):
         return part
 
     def _seconds(self, results: Results, method: str) -> dict[int, float]:
-        """Of each round in which it was measured."""
+        """Return {round: seconds} for the rounds in which the method was measured."""
         return {row["round"]: row["seconds"] for row in results.rows(method=method)}
 
     def claims(self, results: Results) -> list[Claim]:
@@ -96,10 +96,11 @@ class Cost(Experiment):
         lead = [math.log2(seconds / fem[number]) for number, seconds in others[fastest].items()]
         metric = f"log2 of the seconds of the fastest gradient-based method, {fastest}, over FEM's, in each round"
         reason = departures(results.config.model, {"input_size": 224})
-        return paper_and_here("Section 7", [("fem", FASTER, metric, POSITIVE, lead)], reason)
+        claim = Claim("fem", FASTER, source="Section 7", metric=metric, criterion=POSITIVE, values=lead)
+        return paper_and_here([claim], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """A row for each method, the fastest first."""
+        """Return a row for each method, the fastest first."""
         rows: Rows = []
         for method in dict.fromkeys(row["method"] for row in results.rows()):
             seconds = [*self._seconds(results, method).values()]

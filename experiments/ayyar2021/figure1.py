@@ -1,4 +1,4 @@
-"""ayyar2021, Figure 1: the gray window that slides over an image, and the map of what the score loses under it.
+"""ayyar2021, Figure 1: occlusion, a gray window that slides over an image, and the map of the score that is lost.
 
 "the regions where the objects are present should have a higher contribution to the prediction."
 """
@@ -25,9 +25,10 @@ NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "
 
 
 class Figure1(Experiment):
-    """places: pictures of the window, spread evenly over its way; one more shows where the score loses most.
+    """Draw the sliding window and its map, and compare the loss inside and outside the object.
 
-    rows: images of the figure at most. object: {image: box of the object, as shares of the sides: top, left, bottom, right}.
+    places: pictures of the window, spread evenly over its path; one more shows where the score loses most. rows: the most
+    images in the figure. object: {image: box of the object (top, left, bottom, right), as shares of the sides}.
     """
 
     def __init__(self, places: int, rows: int, object: Mapping[str, Sequence[float]] = {}) -> None:
@@ -39,7 +40,7 @@ class Figure1(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, method = run.model(), next(iter(run.methods.values()))
         if not isinstance(method, Occlusion):
-            raise UserError("Figure 1 is of the sliding gray window: method=occlusion")
+            raise UserError("Figure 1 needs the method with a sliding gray window: method=occlusion")
         batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x, k = batch.names, batch.x[0], method.window
         with torch.no_grad():
@@ -69,8 +70,8 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
         metric = "mean loss of the score, inside - outside the object's box"
-        measured = [("object", OBJECT, metric, POSITIVE, gains)]
-        return paper_and_here("Section 2.1", measured, other_network(results.config.model, NETWORK))
+        claim = Claim("object", OBJECT, source="Section 2.1", metric=metric, criterion=POSITIVE, values=gains)
+        return paper_and_here([claim], other_network(results.config.model, NETWORK))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

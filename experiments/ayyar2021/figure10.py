@@ -2,8 +2,8 @@
 
     Y * F = O      dL/dY = dL/dO dO/dY  (28)  =  dL/dO, padded with zeros, * F turned by 180 degrees  (33)
 
-Each equation is computed by another way: sums over loops (30), entries of the Jacobian (31), products with the Jacobian (28, 32),
-autograd, the full convolution (33), and the DeconvNet of this project on the network that is this convolution.
+Each equation is computed in its own way: sums in loops (30), entries of the Jacobian (31), products with the Jacobian (28, 32),
+autograd, the full convolution (33), and this project's DeconvNet on a network that consists of this convolution.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ EQUATIONS = {  # name -> sentence, source, what is compared
 
 
 class Convolution(nn.Module):
-    """Its one logit is the sum of R times ReLU(Y * F): R is the gradient behind the ReLU. Y [B, C, H, W]."""
+    """A network with one logit, the sum of R times ReLU(Y * F), so that R is the gradient behind the ReLU. Y [B, C, H, W]."""
 
     def __init__(self, F: Tensor, R: Tensor) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class Convolution(nn.Module):
 
 
 def full_convolution(G: Tensor, F: Tensor) -> Tensor:
-    """Eq. (33): G [B, K, h, w], zero-padded, with the flipped F [K, C, k, l]: [B, C, h + k - 1, w + l - 1]."""
+    """Convolve zero-padded G [B, K, h, w] with the flipped F [K, C, k, l] (Eq. 33): [B, C, h + k - 1, w + l - 1]."""
     k, length = F.shape[2:]
     return conv2d(pad(G, (length - 1, length - 1, k - 1, k - 1)), F.flip(2, 3).transpose(0, 1))
 
 
 def written_out(Y: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. (30) and (31) in loops: O [K, h, w] and dO/dY [K, h, w, C, H, W] for Y [C, H, W], F [K, C, k, l]."""
+    """Compute Eqs. (30) and (31) in loops: O [K, h, w] and dO/dY [K, h, w, C, H, W] for Y [C, H, W], F [K, C, k, l]."""
     (K, C, k, length), (_, H, W) = F.shape, Y.shape
     O = Y.new_zeros(K, H - k + 1, W - length + 1)  # noqa: E741  # the paper's name
     J = Y.new_zeros(*O.shape, *Y.shape)
@@ -70,7 +70,7 @@ def written_out(Y: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compared(Y: Tensor, F: Tensor, G: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
-    """The largest absolute error of each equation for Y [C, H, W], F [K, C, k, l], dL/dO = G [K, h, w]; O; dL/dY."""
+    """Return the largest absolute error of each equation for Y [C, H, W], F [K, C, k, l], dL/dO = G [K, h, w]; O; dL/dY."""
     Y = Y.clone().requires_grad_()
     O = conv2d(Y[None], F)[0]  # noqa: E741  # the paper's name
     (gradient,) = torch.autograd.grad(O, Y, G)
@@ -88,7 +88,10 @@ def compared(Y: Tensor, F: Tensor, G: Tensor) -> tuple[dict[str, float], Tensor,
 
 
 class Figure10(Experiment):
-    """Y, F, G (dL/dO): matrices as lists of rows; random: further cases of random sizes and channels, from the seed."""
+    """Check Eqs. (28) to (33) on an example and on random cases.
+
+    Y, F, G (dL/dO): matrices as lists of rows; random: number of further cases with random sizes and channels.
+    """
 
     def __init__(self, Y: Sequence[Any], F: Sequence[Any], G: Sequence[Any], random: int) -> None:
         self.Y, self.F, self.G = (torch.tensor(rows, dtype=torch.float64) for rows in (Y, F, G))
@@ -96,7 +99,7 @@ class Figure10(Experiment):
         expected = [y - f + 1 for y, f in zip(self.Y.shape, self.F.shape, strict=False)]
         if {self.Y.ndim, self.F.ndim, self.G.ndim} != {2} or min(expected) < 1 or list(self.G.shape) != expected:
             raise UserError(
-                "experiment.Y, F and G (dL/dO) are lists of rows, and G has as many as the output of Y * F: "
+                "experiment.Y, F and G (dL/dO) must be lists of rows, and G must have the size of Y * F, "
                 f"{'x'.join(map(str, expected))}"
             )
 
@@ -116,7 +119,14 @@ class Figure10(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         return [
-            Claim(name, sentence, source, f"largest |{what}|", EXACT, [row[name] for row in results.rows()])
+            Claim(
+                name,
+                sentence,
+                source=source,
+                metric=f"largest |{what}|",
+                criterion=EXACT,
+                values=[row[name] for row in results.rows()],
+            )
             for name, (sentence, source, what) in EQUATIONS.items()
         ]
 

@@ -2,8 +2,8 @@
 
     R = (x - x0) * integral of dS_c/dx at x0 + alpha (x - x0), alpha from 0 to 1                     (7)
 
-The map sums to S_c(x) - S_c(x0) (completeness); what a sum of n gradients lacks of it is measured for growing n, by the
-paper's Riemann sum and by the nodes of Gauss and Legendre.
+The map sums to S_c(x) - S_c(x0) (completeness). The integration error that remains with n gradients is measured for growing n,
+with the paper's Riemann sum and with Gauss-Legendre quadrature.
 """
 
 import copy
@@ -27,11 +27,14 @@ RULES = {"riemann": "Riemann sum", "gauss_legendre": "Gauss-Legendre"}
 
 
 class Figure7(Experiment):
-    """alphas: how many images of the path are drawn; steps: numbers of gradients, rising; rows: images drawn, at most."""
+    """Draw the path and measure the completeness error.
+
+    alphas: images of the path in the figure; steps: numbers of gradients, rising; rows: the most images in the figure.
+    """
 
     def __init__(self, alphas: int, steps: Sequence[int], rows: int) -> None:
         if alphas < 2 or len(steps) < 2 or sorted(set(steps)) != list(steps):
-            raise UserError("experiment.alphas is 2 or more, experiment.steps are two or more rising numbers")
+            raise UserError("experiment.alphas must be 2 or more, and experiment.steps two or more rising numbers")
         self.alphas, self.steps, self.rows = np.linspace(0, 1, alphas), list(steps), rows
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -43,9 +46,7 @@ class Figure7(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, own = run.model(), next(iter(run.methods.values()))
         if not isinstance(own, IntegratedGradients) or len(several(own.baseline)) > 1:
-            raise UserError(
-                "Figure 7 is of the path of integrated gradients from one baseline: method=integrated_gradients"
-            )
+            raise UserError("Figure 7 needs integrated gradients from one baseline: method=integrated_gradients")
         batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
         (image,), x = batch.names, batch.x
         (x0,) = baseline_images(x, own.baseline, preprocess, own.seed)
@@ -80,8 +81,22 @@ class Figure7(Experiment):
             error = {n: [r["error"] for r in rows if r["rule"] == rule and r["steps"] == n] for n in (first, last)}
             settings = {f"{last} steps": error[last], f"{first} steps": error[first]}
             found += [
-                Claim(f"{rule}_converges", SUM, "Eq. 7", f"{metric}, {title}", increasing(), settings),
-                Claim(f"{rule}_complete", SUM, "Eq. 7", f"{metric}, {last} steps, {title}", below(0.05), error[last]),
+                Claim(
+                    f"{rule}_converges",
+                    SUM,
+                    source="Eq. 7",
+                    metric=f"{metric}, {title}",
+                    criterion=increasing(),
+                    values=settings,
+                ),
+                Claim(
+                    f"{rule}_complete",
+                    SUM,
+                    source="Eq. 7",
+                    metric=f"{metric}, {last} steps, {title}",
+                    criterion=below(0.05),
+                    values=error[last],
+                ),
             ]
         return found
 
@@ -103,7 +118,7 @@ class Figure7(Experiment):
         count = len({row["image"] for row in results.rows()})
         figure, (axes,) = plot(
             caption=[
-                "What the map of integrated gradients lacks of completeness, in parts of S(x) - S(x0): mean over "
+                "Completeness error of the map of integrated gradients, relative to S(x) - S(x0): mean over "
                 f"{count} images",
                 *method_words(config)[:1],
                 network,

@@ -1,17 +1,18 @@
 """ayyar2021, Figures 4, 6, 8 and 9: maps of one network, an image in a row and a method in a column.
 
-What the survey says of its pictures is measured over all images, by numbers of each map that do not depend on its scale:
+The survey's remarks on its pictures are measured over all images by numbers of each map that do not depend on its scale:
 
-    spread     participation ratio: on how many of its pixels its energy lies
+    spread     participation ratio: the share of pixels that hold the map's energy
     high       share of pixels whose largest absolute value over the channels (Eq. 6) is above half of the map's maximum
-    variation  total variation: how fine it is
+    variation  total variation, larger for finer maps
     edges      correlation of that largest absolute value with the image's gradient magnitude (Sobel)
 
-The survey's networks are trained on ImageNet (or MexCulture's buildings, whose weights are not public). On others its claims
-are not measured, and claims of their own (`here_...`) say what is seen there.
+The survey's networks are trained on ImageNet (or on MexCulture's buildings, whose weights are not public). On other networks its
+claims have no verdict; the project's own claims (`here_...`) judge what is measured there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -20,28 +21,26 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from vis import metrics
-from vis.claims import POSITIVE, Claim, Rule, other_network, paper_and_here
+from vis.claims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
 from vis.store.run_folder import Part, Results
 
-Measured = tuple[str, str, str, Rule, Callable[[], Tensor]]  # name, sentence, metric, rule, values
-
 
 class NotAsked(Exception):
-    """A claim compares methods, and one of them was not asked for."""
+    """A claim compares methods, and the run has not computed one of them."""
 
 
 class ByMethodName(dict[str, Tensor]):
-    """{method: numbers of its maps}. Raises NotAsked with the method that lacks."""
+    """{method: numbers of its maps}, which raises NotAsked for a method that the run has not computed."""
 
     def __missing__(self, method: str) -> Tensor:
         raise NotAsked(f"needs the method {method}")
 
 
 def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """[1, H, W]: 1 in a box (top, left, bottom, right), as shares of the sides, else 0."""
+    """Return a mask [1, H, W]: 1 in a box (top, left, bottom, right, as shares of the sides), else 0."""
     height, width = size
     top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
     mask = torch.zeros(1, height, width)
@@ -50,19 +49,19 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
 
 
 def strength(maps: Tensor) -> Tensor:
-    """Eq. (6): the largest absolute value over the channels, [B, 1, H, W], in float64."""
+    """Return the largest absolute value over the channels (Eq. 6): [B, 1, H, W] in float64."""
     return maps.double().abs().amax(1, keepdim=True)
 
 
 def sobel(pixels: Tensor) -> Tensor:
-    """The gradient magnitude of images [B, C, H, W] in gray: [B, 1, H, W]."""
+    """Return the Sobel gradient magnitude [B, 1, H, W] of the gray versions of images [B, C, H, W]."""
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
     gray = pad(metrics.luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
     return conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
 
 
 def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """The four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
+    """Compute the four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
     v = strength(maps)
     top = v.amax((1, 2, 3), keepdim=True)
     return {
@@ -74,10 +73,10 @@ def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
 
 
 class Gallery(Experiment):
-    """source: the survey's figure. rows: images of the figure at most; the claims are of all.
+    """Draw maps of several methods and measure the survey's remarks on them.
 
-    network: what the survey's is. note: the number under each map. scalings: {method: how it is shown}, where that is not
-    its own way.
+    source: the survey's figure. rows: the most images in the figure; the claims use all. network: the config of the survey's
+    network. note: the number under each map. scalings: {method: scaling}, for a method that is not shown in its own way.
     """
 
     metrics: ClassVar[Sequence[str]] = ("spread", "high", "variation", "edges")
@@ -116,12 +115,26 @@ class Gallery(Experiment):
                 part.tables["table"].append(row)
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
-        """The claims that the figure shows, from values[number][method], a tensor over the images.
-
-        Each claim's own are looked up when it is judged, so that a method that lacks leaves out its claims alone.
-        """
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
+        """Return the figure's claims (see `claim`) from values[number][method], a tensor over the images."""
         return []
+
+    def claim(
+        self,
+        name: str,
+        sentence: str,
+        *,
+        metric: str,
+        values: Callable[[], Tensor],
+        criterion: Criterion = POSITIVE,
+        origin: Origin = "paper",
+    ) -> Claim:
+        """Make a claim of `values()`, without a verdict if they need a method that the run has not computed."""
+        claim = Claim(name, sentence, source=self.source, metric=metric, criterion=criterion, origin=origin)
+        try:
+            return replace(claim, values=values().tolist())
+        except NotAsked as error:
+            return replace(claim, reason=str(error))
 
     def claims(self, results: Results) -> list[Claim]:
         values = {
@@ -132,13 +145,7 @@ class Gallery(Experiment):
             )
             for name in self.metrics
         }
-        measured: list[tuple[Any, ...]] = []
-        for *claim, numbers in self.measured(values):
-            try:
-                measured.append((*claim, numbers().tolist()))
-            except NotAsked as lacks:  # this claim is not measured, and says which method it needs
-                measured.append((*claim, [], str(lacks)))
-        return paper_and_here(self.source, measured, other_network(results.config.model, self.network))
+        return paper_and_here(self.measured(values), other_network(results.config.model, self.network))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
@@ -162,49 +169,47 @@ class Gallery(Experiment):
         return {"figure": panel_grid(rows, caption)}
 
     def title(self, config: Any, method: str) -> str:
-        """What the figure calls a method."""
+        """Return the title of a method in the figure."""
         return method_title(config, method)
 
 
 class Figure6(Gallery):
-    """Gradient against guided backpropagation."""
+    """Compare the gradient with guided backpropagation."""
 
     note = ("high", "high pixels")
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         high = values["high"]
         return [
-            (
+            self.claim(
                 "fewer_high",
                 "the guidance steps result in reducing the number of pixels that have a higher importance score",
-                "share of pixels above half of the maximum, gradient - guided backpropagation",
-                POSITIVE,
-                lambda: high["saliency"] - high["gbp"],
+                metric="share of pixels above half of the maximum, gradient - guided backpropagation",
+                values=lambda: high["saliency"] - high["gbp"],
             )
         ]
 
 
 class Figure8(Gallery):
-    """Grad-CAM and Guided Grad-CAM."""
+    """Compare Grad-CAM with Guided Grad-CAM."""
 
     note = ("variation", "total variation")
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         fine = values["variation"]
         return [
-            (
+            self.claim(
                 "finer",
                 "The heat maps produced by Grad-CAM are coarse [...] The heat map that is obtained by [Guided Grad-CAM] "
                 "has been observed to have a higher resolution",
-                "total variation, Guided Grad-CAM - Grad-CAM",
-                POSITIVE,
-                lambda: fine["guided_gradcam"] - fine["gradcam"],
+                metric="total variation, Guided Grad-CAM - Grad-CAM",
+                values=lambda: fine["guided_gradcam"] - fine["gradcam"],
             )
         ]
 
 
 class Figure9(Gallery):
-    """LRP-epsilon with and without biases, LRP-alpha1beta0, FEM."""
+    """Compare LRP-epsilon with and without biases, LRP-alpha1beta0 and FEM."""
 
     network: ClassVar = {"num_classes": 1000, "pool": "max", "input_size": 224, "_target_": "vis.models.VGG16"}
     note = ("spread", "spread")
@@ -217,39 +222,35 @@ class Figure9(Gallery):
     def title(self, config: Any, method: str) -> str:
         return str(self.titles.get(method) or super().title(config, method))
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         spread, edges = values["spread"], values["edges"]
 
         def contours() -> Tensor:
             return edges["lrp_alpha1_beta0"] - torch.stack([edges[m] for m in ("lrp", "lrp_no_bias", "fem")]).amax(0)
 
         return [
-            (
+            self.claim(
                 "most_pixels",
                 "LRP-eps [...] most of the input pixels get assigned a higher relevance score",
-                "participation ratio of LRP-eps - 1/2",
-                POSITIVE,
-                lambda: spread["lrp"] - 0.5,
+                metric="participation ratio of LRP-eps - 1/2",
+                values=lambda: spread["lrp"] - 0.5,
             ),
-            (
+            self.claim(
                 "smaller_region",
                 "LRP-eps without bias results in a heat map that has the importance only in a smaller region",
-                "participation ratio, LRP-eps - LRP-eps without bias",
-                POSITIVE,
-                lambda: spread["lrp"] - spread["lrp_no_bias"],
+                metric="participation ratio, LRP-eps - LRP-eps without bias",
+                values=lambda: spread["lrp"] - spread["lrp_no_bias"],
             ),
-            (
+            self.claim(
                 "contours",
                 "[alpha = 1, beta = 0] only highlights the contours with higher contrast in the image",
-                "correlation with the image's edges, LRP-alpha1beta0 - the largest of the others",
-                POSITIVE,
-                contours,
+                metric="correlation with the image's edges, LRP-alpha1beta0 - the largest of the others",
+                values=contours,
             ),
-            (
+            self.claim(
                 "holistic",
                 "FEM [...] the heat map that is more holistic and highlights the important regions",
-                "participation ratio, FEM - LRP-alpha1beta0",
-                POSITIVE,
-                lambda: spread["fem"] - spread["lrp_alpha1_beta0"],
+                metric="participation ratio, FEM - LRP-alpha1beta0",
+                values=lambda: spread["fem"] - spread["lrp_alpha1_beta0"],
             ),
         ]

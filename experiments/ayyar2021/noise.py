@@ -1,9 +1,9 @@
-"""ayyar2021, sections 4.4 and 7: how much do maps change under a little noise, as the image changes too little to be seen?
+"""ayyar2021, sections 4.4 and 7: how much do maps change under noise that is too small to be seen?
 
-Noise of several deviations, in parts of the image's range, is added to the network's input; the map of the same class is compared
-with the clean image's by what lacks of their correlation, and by the norm of their difference in parts of the map's. Integrated
-gradients have the image as a factor, which noise hardly changes; so has gradient times image, which tells the factor from the
-averaging.
+Noise with several standard deviations, relative to the image's range, is added to the network's input. The map of the same class
+is compared with the clean image's by 1 - correlation and by the norm of their difference over the clean map's norm. Integrated
+gradients have the image as a factor, which noise hardly changes; gradient times image has it too, and so separates the effect
+of the factor from that of the averaging.
 """
 
 import math
@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured
 from vis import metrics
-from vis.claims import POSITIVE, Claim, mean
+from vis.claims import Claim, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Load, Run, Unit, method_words
@@ -33,7 +32,7 @@ LESS = (
 
 
 class Noise(ByMethod):
-    """levels: deviations of the noise, in parts of x_max - x_min."""
+    """Compare maps with and without noise. levels: standard deviations of the noise over x_max - x_min."""
 
     axes: ClassVar = {"1 - correlation": {"": "decorrelation"}, "|change| / |map|": {"": "change"}}
     ranges: ClassVar = {"1 - correlation": (0, 2), "|change| / |map|": (0, math.inf)}
@@ -41,7 +40,7 @@ class Noise(ByMethod):
 
     def __init__(self, source: str, levels: Sequence[float]) -> None:
         if not levels or min(levels) <= 0:
-            raise UserError("experiment.levels are deviations above 0")
+            raise UserError("experiment.levels must be standard deviations above 0")
         super().__init__(source)
         self.levels = list(levels)
         self.sentence = (
@@ -69,10 +68,10 @@ class Noise(ByMethod):
         for level in self.levels:
             (noisy,), _ = run.explain(model, x + level * extent * noise, [targets])
             for method, map_ in clean.items():
-                lacks = 1 - metrics.pearson(map_, noisy[method])
+                decorrelation = 1 - metrics.pearson(map_, noisy[method])
                 change = metrics.distance(map_, noisy[method]) / map_.double().flatten(1).norm(dim=1)
                 part.tables["levels"] += [
-                    {"image": image, "method": method, "level": level, "decorrelation": lacks[i].item(),
+                    {"image": image, "method": method, "level": level, "decorrelation": decorrelation[i].item(),
                      "change": change[i].item()}
                     for i, image in enumerate(batch.names)
                 ]  # fmt: skip
@@ -83,26 +82,33 @@ class Noise(ByMethod):
                 part.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}
-        found: list[Measured] = []
 
         def gain(name: str, of: str = "saliency") -> Tensor:
             return values[name][of] - values[name]["integrated_gradients"]
 
-        for name, metric in words.items():
-            found.append((name, LESS, f"{metric}, gradient - integrated gradients", POSITIVE, partial(gain, name)))
+        found = [
+            self.claim(name, LESS, metric=f"{metric}, gradient - integrated gradients", values=partial(gain, name))
+            for name, metric in words.items()
+        ]
         sentence = "Beyond the paper: it is the averaging, not the image that integrated gradients have as a factor"
         metric = f"{words['decorrelation']}, gradient times image - integrated gradients"
         return [
             *found,
-            ("averaging", sentence, metric, POSITIVE, partial(gain, "decorrelation", "gradient_times_image")),
+            self.claim(
+                "averaging",
+                sentence,
+                metric=metric,
+                values=partial(gain, "decorrelation", "gradient_times_image"),
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
         caption = [
-            "What lacks of the correlation of a noisy image's map with the clean image's: mean over "
+            "1 - correlation of a noisy image's map with the clean image's: mean over "
             f"{len({row['image'] for row in results.rows()})} images",
             *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",

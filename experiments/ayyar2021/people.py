@@ -1,7 +1,7 @@
 """ayyar2021, section 7: do maps agree with people? Against fixation maps (AUC, NSS, KL divergence) or boxes around the object.
 
-What people look at or mark is a density p over the pixels, and a mask. A fixation map is the density, and its pixels above half
-of its maximum are the mask; boxes are the mask, and the density is even in them. Maps are compared by Eq. (6):
+The reference is a density p over the pixels and a mask. A fixation map is the density, and its pixels above half of the maximum
+are the mask; boxes are the mask, and the density is uniform in them. Maps are reduced by Eq. (6) and compared by:
 
     AUC     area under the ROC curve of the map as a classifier of the mask (Judd et al. 2009), 1/2 by chance
     NSS     mean of the standardised map in the mask, 0 by chance
@@ -37,7 +37,10 @@ FINDS = "Here: the map shows what is marked better than nearness to the image's 
 
 
 def box_image(path: Path) -> Image.Image:
-    """The boxes in an XML file of ImageNet (Pascal VOC): white on black, of the image's size. UserError for another file."""
+    """Draw the boxes of an ImageNet XML file (Pascal VOC) in white on black, at the image's size.
+
+    Raises UserError for another kind of file.
+    """
     try:
         root = ElementTree.parse(path).getroot()
         size = [int(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
@@ -47,39 +50,36 @@ def box_image(path: Path) -> Image.Image:
             left, top, right, bottom = (int(float(box.findtext(k, ""))) for k in ("xmin", "ymin", "xmax", "ymax"))
             ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=255)
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is no annotation with size and bndbox, as ImageNet has: {error}") from error
+        raise UserError(f"{path} is not an ImageNet annotation with size and bndbox: {error}") from error
     return image
 
 
 def by_stem(folder: str, key: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder and the folders in it, by their names without the suffix. UserError for none, or two of one name."""
+    """Map names without suffix to the files in a folder and its subfolders.
+
+    Raises UserError if there is no file, or if two have the same name.
+    """
     root, found = Path(folder).expanduser(), dict[str, Path]()
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
             raise UserError(
-                f"experiment.{key}: {found[path.stem]} and {path} are of one name; give one file for each image"
+                f"experiment.{key}: {found[path.stem]} and {path} have the same name; give one file for each image"
             )
     if not found:
         raise UserError(
-            f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: one for each image, of its name"
+            f"experiment.{key}={folder} holds no {' or '.join(suffixes)} file: it needs one for each image, with the image's name"
         )
     return found
 
 
 class People(ByMethod):
-    """fixations: a folder of fixation maps (pictures; bright is much looked at). boxes: a folder of ImageNet's XML files.
+    """Compare maps with fixations or boxes. Images that have neither are left out.
 
-    Both have the images' names, and sizes of the same shape. object: {image: box, as shares of the sides}, where neither is
-    given. Images without any are left out.
+    fixations: a folder of fixation maps (pictures, bright where people look). boxes: a folder of ImageNet's XML files. Both use
+    the images' names and aspect ratios. object: {image: box, as shares of the sides}, used if neither folder is given.
     """
 
-    axes: ClassVar = {
-        "AUC": {"": "auc"},
-        "NSS": {"": "nss"},
-        "KL": {"": "kl"},
-        "IoU": {"": "iou"},
-        "hit": {"": "hit"},
-    }
+    axes: ClassVar = {"AUC": {"": "auc"}, "NSS": {"": "nss"}, "KL": {"": "kl"}, "IoU": {"": "iou"}, "hit": {"": "hit"}}
     ranges: ClassVar = {"AUC": (0, 1), "KL": (0, math.inf), "IoU": (0, 1), "hit": (0, 1)}
 
     def __init__(
@@ -90,7 +90,7 @@ class People(ByMethod):
         fixations: str | None = None,
     ) -> None:
         if boxes and fixations:
-            raise UserError("experiment.boxes and experiment.fixations: give one of them")
+            raise UserError("experiment.boxes and experiment.fixations exclude each other: give one of them")
         super().__init__(source)
         self.object = object
         self.files = by_stem(fixations, "fixations", SUFFIXES) if fixations else {}
@@ -106,12 +106,13 @@ class People(ByMethod):
         names, known = run.dataset.names, [path.name for path in self.files.values()] or list(self.object)
         if not any((Path(name).stem in self.files) if self.files else name in self.object for name in names):
             raise UserError(
-                f"experiment.{self.given} has none of the images: an image is {names[0]}, there is {(known or ['nothing'])[0]}"
+                f"experiment.{self.given} has no entry for any image: the first image is {names[0]}, "
+                f"the first entry {(known or ['missing'])[0]}"
             )
         return super().units(run)
 
     def density(self, run: Run, model: Model, image: str) -> Tensor | None:
-        """What people look at or mark [1, H, W], cut as the image is; None where nothing is known or to be seen."""
+        """Return the density [1, H, W], cropped like the image; None if it is unknown or lies outside the crop."""
         if not self.files:
             return box_mask(self.object[image], model.input_size) if image in self.object else None
         path = self.files.get(Path(image).stem)
@@ -160,7 +161,9 @@ class People(ByMethod):
 
     def claims(self, results: Results) -> list[Claim]:
         if not results.rows():
-            raise UserError(f"experiment.{self.given} marks nothing in the part of the images that the network sees")
+            raise UserError(
+                f"experiment.{self.given} marks nothing inside the crop that the network sees: give other images or files"
+            )
         reason = other_network(results.config.model, self.network)
         if self.given != "fixations":
             reason = "boxes around objects, not where experts look: experiment.fixations=FOLDER"
@@ -168,10 +171,19 @@ class People(ByMethod):
         for method in results.config.methods:
             gain = [row["auc"] - row["centre"] for row in results.rows(method=method)]
             claim = Claim(
-                method, ALIGNS, self.source, f"AUC of {method} - AUC of nearness to the centre", POSITIVE, gain
+                method,
+                ALIGNS,
+                source=self.source,
+                metric=f"AUC of {method} - AUC of nearness to the centre",
+                criterion=POSITIVE,
+                values=gain,
             )
             found.append(replace(claim, reason=reason))
-        ours = [replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="") for claim in found if reason]
+        ours = [
+            replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="", origin="project")
+            for claim in found
+            if reason
+        ]
         return found + ours
 
     def remarks(self, results: Results) -> list[str]:

@@ -6,8 +6,8 @@ networks with one input and one output, at evenly spaced x, and its autocorrelat
     plain      x_l = W_l ReLU(x_{l-1} - mean)                                    mean-centred
     residual   x_l = x_{l-1} + beta W_l ReLU(BN(x_{l-1}))                        their Eq. (2), alpha = 1
 
-W is He's normal. Means and deviations are those of each neuron over all x, and constants for the gradient, so that f is a
-function of one x. White noise and brown noise (its running sum) are the two ends.
+W is drawn by He's normal initialisation. Means and deviations are taken of each neuron over all x and are constants for the
+gradient, so that f is a function of one x. White noise and brown noise (its running sum) are the two extremes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vis.claims import POSITIVE, Claim, Rule, departures, interval, mean, paper_and_here
+from vis.claims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
@@ -28,13 +28,13 @@ NOISE = "the depth of the layers increased the gradients [...] progressively res
 RESIDUAL = "the gradients in architectures with skip-connections are far more resistant to shattering"
 PAPER = {"depths": [2, 4, 10, 24, 50], "width": 200, "beta": 0.1, "points": 256, "lags": 15}
 
-WHITE = Rule(
+WHITE = Criterion(
     "95% interval of the mean within 0.05 of 0", lambda values: max(map(abs, interval(values))) < 0.05, least=2
 )
 
 
 def gradient(depth: int, residual: bool, width: int, beta: float, x: Tensor, generator: torch.Generator) -> Tensor:
-    """df/dx [n] at x [n] of a random network of `depth` hidden layers of `width` ReLUs."""
+    """Return df/dx [n] at x [n] for a random network with `depth` hidden layers of `width` ReLUs."""
 
     def normal(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, dtype=x.dtype, generator=generator) * (2 / columns) ** 0.5
@@ -51,7 +51,7 @@ def gradient(depth: int, residual: bool, width: int, beta: float, x: Tensor, gen
 
 
 def autocorrelation(g: Tensor, lags: int) -> Tensor:
-    """sum_i (g_i - m) (g_{i+k} - m) / sum_i (g_i - m)^2 for k = 0 ... lags of a signal [n]: [lags + 1]."""
+    """Return sum_i (g_i - m) (g_{i+k} - m) / sum_i (g_i - m)^2 of a signal [n] for k = 0 ... lags: [lags + 1]."""
     g = g - g.mean()
     return torch.stack([(g[: len(g) - k] * g[k:]).sum() for k in range(lags + 1)]) / g.square().sum()
 
@@ -61,16 +61,20 @@ def _less(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 class Shattering(Experiment):
-    """depths: hidden layers, rising; networks: of each kind and depth; points: x in [-2, 2]; lags: of the autocorrelation."""
+    """Measure the autocorrelation of gradients of random networks.
+
+    depths: numbers of hidden layers, rising; networks: number of each kind and depth; points: number of x in [-2, 2];
+    lags: number of lags of the autocorrelation.
+    """
 
     metrics = ("correlation",)
     series = "kind"
 
     def __init__(self, depths: Sequence[int], networks: int, width: int, beta: float, points: int, lags: int) -> None:
         if len(depths) < 2 or sorted(set(depths)) != list(depths) or depths[0] < 1:
-            raise UserError("experiment.depths are two or more rising numbers, from 1")
+            raise UserError("experiment.depths must be two or more rising numbers, from 1")
         if not 0 < lags < points:
-            raise UserError("experiment.lags is between 1 and experiment.points - 1")
+            raise UserError("experiment.lags must lie between 1 and experiment.points - 1")
         self.depths, self.networks, self.width, self.beta = list(depths), networks, width, beta
         self.points, self.lags = points, lags
 
@@ -104,12 +108,31 @@ class Shattering(Experiment):
         )
         metric = f"autocorrelation of df/dx, mean of the lags 1 to {self.lags}"
         reason = departures(results.config.experiment, PAPER)
-        noise = [
-            ("falls", NOISE, f"{metric}, plain, {first} layers - {last} layers", POSITIVE, _less(plain, deep)),
-            ("white", NOISE, f"{metric}, plain, {last} layers; white noise has 0", WHITE, deep),
-        ]
-        skip = [("residual", RESIDUAL, f"{metric}, {last} layers, residual - plain", POSITIVE, _less(residual, deep))]
-        return paper_and_here("Section 7", noise, reason) + paper_and_here("Balduzzi et al. 2017", skip, reason)
+        falls = Claim(
+            "falls",
+            NOISE,
+            source="Section 7",
+            metric=f"{metric}, plain, {first} layers - {last} layers",
+            criterion=POSITIVE,
+            values=_less(plain, deep),
+        )
+        white = Claim(
+            "white",
+            NOISE,
+            source="Section 7",
+            metric=f"{metric}, plain, {last} layers; white noise has 0",
+            criterion=WHITE,
+            values=deep,
+        )
+        skip = Claim(
+            "residual",
+            RESIDUAL,
+            source="Balduzzi et al. 2017",
+            metric=f"{metric}, {last} layers, residual - plain",
+            criterion=POSITIVE,
+            values=_less(residual, deep),
+        )
+        return paper_and_here([falls, white], reason) + paper_and_here([skip], reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []

@@ -1,8 +1,8 @@
-"""ayyar2021, section 7: which gradient-based method gives the maps that are most like FEM's (Fuad et al. 2020)?
+"""ayyar2021, section 7: which gradient-based method gives the maps most similar to FEM's (Fuad et al. 2020)?
 
-Maps are compared by Eq. (6), the largest absolute value over the channels: Pearson's correlation and SIM. FEM and the CAMs are
-coarse, and the others are not, which alone makes FEM more like a CAM; so maps are also compared as means over the cells of the
-feature map.
+Maps are reduced to the largest absolute value over the channels (Eq. 6) and compared by Pearson's correlation and SIM. FEM and
+the CAMs are coarse and the other maps are not, which alone makes FEM more similar to a CAM; so maps are also compared as means
+over the cells of the feature map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Measured, NotAsked, strength
+from experiments.ayyar2021.gallery import NotAsked, strength
 from vis import metrics
-from vis.claims import POSITIVE
+from vis.claims import Claim
 from vis.errors import UserError
 from vis.methods import Forward
 from vis.runner.experiment import Run, Unit
@@ -25,7 +25,7 @@ GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad
 
 
 class Similarity(ByMethod):
-    """Maps of all methods against FEM's."""
+    """Compare the maps of all methods with FEM's."""
 
     axes: ClassVar = {
         "Pearson CC with FEM": {"": "pearson"},
@@ -38,7 +38,7 @@ class Similarity(ByMethod):
     def units(self, run: Run) -> Sequence[Unit]:
         run.require_methods("fem")
         if len(run.methods) == 1:
-            raise UserError("what is compared with FEM's maps? method=[fem,gradcam,saliency]")
+            raise UserError("no method to compare with FEM: method=[fem,gradcam,saliency]")
         return super().units(run)
 
     def compute(self, run: Run, unit: Unit) -> Part:
@@ -65,7 +65,7 @@ class Similarity(ByMethod):
             ]
         return part
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def lead(column: str) -> Tensor:
             others = [values[column][m] for m in GRADIENTS if m in values[column]]
             if not others:
@@ -74,8 +74,18 @@ class Similarity(ByMethod):
 
         words = "FEM and Grad-CAM - FEM and the gradient-based method that is next in the mean"
         return [
-            ("pearson", SIMILAR.format("Pearson Correlation Coefficient"), f"CC of {words}", POSITIVE, lambda: lead("pearson")),
-            ("sim", SIMILAR.format("L1-Similarity"), f"SIM of {words}", POSITIVE, lambda: lead("sim")),
-            ("coarse", "Beyond the paper: also where all maps are as coarse",
-             f"CC of means over the feature map's cells, of {words}", POSITIVE, lambda: lead("coarse")),
-        ]  # fmt: skip
+            self.claim(
+                "pearson",
+                SIMILAR.format("Pearson Correlation Coefficient"),
+                metric=f"CC of {words}",
+                values=lambda: lead("pearson"),
+            ),
+            self.claim("sim", SIMILAR.format("L1-Similarity"), metric=f"SIM of {words}", values=lambda: lead("sim")),
+            self.claim(
+                "coarse",
+                "Beyond the paper: also where all maps are as coarse",
+                metric=f"CC of means over the feature map's cells, of {words}",
+                values=lambda: lead("coarse"),
+                origin="project",
+            ),
+        ]

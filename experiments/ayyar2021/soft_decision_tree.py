@@ -12,11 +12,12 @@ penalty that keeps the inner nodes of depth d from sending all images one way,
     L = - sum_l P^l(x) sum_k T_k log Q_k^l  -  lambda sum_i 2^-d (log alpha_i + log(1 - alpha_i)) / 2
     alpha_i = sum_x P^i(x) p_i(x) / sum_x P^i(x)        averaged over the last batches, 2^d of them
 
-The tree's answer is the Q of the leaf with the most probable path. A tree is a dataset explanation: its filters w_i are what
-it looks for, and the path of an image says why.
+The tree's answer is the Q of the leaf with the most probable path. A tree explains a dataset: its filters w_i show what it
+looks for, and the path of an image shows why it is classified so.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,9 @@ _DRAWN = 4  # levels of a tree that fit on a page
 
 
 class SoftDecisionTree(nn.Module):
-    """Images [B, ...] of so many values -> log Q of each image's most probable leaf, [B, K].
+    """A soft decision tree: images [B, ...] -> log Q [B, K] of each image's most probable leaf.
 
-    Nodes are counted level by level, from left to right: the children of i are 2i + 1 (left) and 2i + 2 (right).
+    Nodes are numbered level by level, from left to right: the children of i are 2i + 1 (left) and 2i + 2 (right).
     """
 
     def __init__(self, values: int, classes: int, depth: int, beta: float = 1.0) -> None:
@@ -56,7 +57,7 @@ class SoftDecisionTree(nn.Module):
         self.leaves = nn.Parameter(0.01 * torch.randn(2**depth, classes))  # log Q up to a constant
 
     def paths(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """p_i(x) of the inner nodes [B, 2^depth - 1], and P^n(x) of all nodes [B, 2^(depth + 1) - 1]."""
+        """Return p_i(x) of the inner nodes [B, 2^depth - 1] and P^n(x) of all nodes [B, 2^(depth + 1) - 1]."""
         p = torch.sigmoid(self.beta * self.filters(x.flatten(1)))
         levels = [p.new_ones(len(p), 1)]
         for d in range(self.depth):
@@ -65,7 +66,7 @@ class SoftDecisionTree(nn.Module):
         return p, torch.cat(levels, 1)
 
     def log_q(self) -> Tensor:
-        """log Q_k^l of the leaves: [2^depth, K]."""
+        """Return log Q_k^l of the leaves: [2^depth, K]."""
         return self.leaves.log_softmax(1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class SoftDecisionTree(nn.Module):
 
 
 class Penalty:
-    """The penalty of L, without lambda, of a batch's `paths`; it keeps alpha's sums over the last batches."""
+    """Computes the penalty of L, without lambda, from a batch's `paths`; keeps running sums for alpha."""
 
     def __init__(self, depth: int) -> None:
         self.window = torch.cat([torch.full((2**d,), 2.0**d) for d in range(depth)])
@@ -88,14 +89,14 @@ class Penalty:
 
 
 def loss(tree: SoftDecisionTree, P: Tensor, T: Tensor) -> Tensor:
-    """The cross entropy of L, the mean over a batch of paths P [B, nodes] and targets T [B, K]."""
+    """Return the cross entropy of L, the mean over a batch of paths P [B, nodes] and targets T [B, K]."""
     return -(P[:, len(tree.leaves) - 1 :] * (T @ tree.log_q().T)).sum(1).mean()
 
 
 def grow(x: Tensor, T: Tensor, depth: int, recipe: Mapping[str, Any], seed: int) -> SoftDecisionTree:
-    """A tree trained by Adam on images x [N, ...] and targets T [N, K]; the same for the same seed.
+    """Train a tree by Adam on images x [N, ...] and targets T [N, K]; reproducible by seed.
 
-    recipe: steps, batch_size, lr (falls to 0 as a cosine), beta, penalty (lambda).
+    recipe: steps, batch_size, lr (decays to 0 as a cosine), beta, penalty (lambda).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,9 +118,9 @@ def grow(x: Tensor, T: Tensor, depth: int, recipe: Mapping[str, Any], seed: int)
 
 
 class Distillation(Experiment):
-    """depths: of the trees; the shallowest is drawn, the claims are of the deepest. recipe: see `grow`.
+    """Distill a network into trees of several depths. A unit is a tree; the network's answers stay in memory.
 
-    A unit is a tree, the network's answers are kept in memory.
+    depths: depths of the trees; the figure shows the shallowest, the claims judge the deepest. recipe: see `grow`.
     """
 
     metrics = ("accuracy", "agreement")
@@ -127,7 +128,7 @@ class Distillation(Experiment):
 
     def __init__(self, depths: Sequence[int], recipe: Mapping[str, Any]) -> None:
         if not depths or min(depths) < 1 or max(depths) > 12:
-            raise UserError(f"experiment.depths={list(depths)} are from 1 to 12")
+            raise UserError(f"experiment.depths={list(depths)}: depths must be from 1 to 12")
         self.depths, self.recipe = sorted(set(depths)), dict(recipe)
         self._taught: tuple[Model, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
@@ -149,19 +150,19 @@ class Distillation(Experiment):
             part.arrays = {
                 "filters": tree.filters.weight.view(-1, *val_x.shape[1:]).cpu().numpy(),
                 "Q": tree.log_q().exp().cpu().numpy(),
-                "use": P.mean(0).cpu().numpy(),  # how many of the test images come to each node
+                "use": P.mean(0).cpu().numpy(),  # share of the test images that reach each node
                 "example": pixels.numpy(),
                 "path": P[0].cpu().numpy(),
             }
         return part
 
     def _teach(self, run: Run) -> tuple[Model, list[tuple[Tensor, Tensor, Tensor]]]:
-        """The network; of its training and its test images x, its probabilities and the true classes."""
+        """Return the network, and for its training and its test images x, probabilities and true classes."""
         if self._taught is None:
             model, node = run.model(), OmegaConf.to_container(run.config.dataset, resolve=True)
             assert isinstance(node, dict)
             parts = splits({str(key): value for key, value in node.items()})
-            run.reader.dataset = parts[0]  # for the record of what was used
+            run.reader.dataset = parts[0]  # for the provenance
             parts_of = [load_images(part, model.input_size, model.channels) for part in parts]
             self._taught = model, [answers(run, model, images) for images in parts_of]
         return self._taught
@@ -172,21 +173,37 @@ class Distillation(Experiment):
         rows = results.rows(depth=self.depths[-1])
         found: dict[str, Rows] = {labels: [r for r in rows if r["labels"] == labels] for labels in LABELS}
         soft, true = ([r["accuracy"] for r in found[labels]] for labels in LABELS)
+        claim = partial(Claim, source="Section 2.1, Frosst & Hinton 2017")
         measured = [
-            ("mimics", MIMIC, "share of test images that tree and network call the same", above(0.9),
-             [r["agreement"] for r in found["soft"]]),
-            ("soft_labels", BETTER, "test accuracy, tree trained with soft labels - with the true classes", POSITIVE,
-             [a - b for a, b in zip(soft, true, strict=True)]),
-            ("below_network", BELOW, "test accuracy, network - tree trained with soft labels", above(0, each=True),
-             [r["network"] - r["accuracy"] for r in found["soft"]]),
-        ]  # fmt: skip
+            claim(
+                "mimics",
+                MIMIC,
+                metric="share of test images that tree and network call the same",
+                criterion=above(0.9),
+                values=[r["agreement"] for r in found["soft"]],
+            ),
+            claim(
+                "soft_labels",
+                BETTER,
+                metric="test accuracy, tree trained with soft labels - with the true classes",
+                criterion=POSITIVE,
+                values=[a - b for a, b in zip(soft, true, strict=True)],
+            ),
+            claim(
+                "below_network",
+                BELOW,
+                metric="test accuracy, network - tree trained with soft labels",
+                criterion=above(0, each=True),
+                values=[r["network"] - r["accuracy"] for r in found["soft"]],
+            ),
+        ]
         reason = departures({"experiment.depths": self.depths[-1]}, {"experiment.depths": 8})
         if "MNIST" not in rows[0]["weights"] or "MNIST" not in rows[0]["data"]:
             reason = "neither network nor tree learnt from MNIST"
-        return paper_and_here("Section 2.1, Frosst & Hinton 2017", measured, reason)
+        return paper_and_here(measured, reason)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Accuracies by depth, mean and spread over the seeds."""
+        """Return the accuracies by depth, mean and standard deviation over the seeds."""
         rows = []
         for depth in self.depths:
             row: dict[str, Any] = {"depth": depth, "network": results.rows()[0]["network"]}
@@ -237,7 +254,7 @@ class Distillation(Experiment):
 
 @torch.no_grad()
 def answers(run: Run, model: Model, images: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """Images as the network sees them [N, C, H, W], its probabilities [N, K] and the true classes [N], on the device."""
+    """Return preprocessed images [N, C, H, W], the network's probabilities [N, K] and the true classes [N], on the device."""
     preprocess, found = run.preprocess(model), []
     pixels = images.pixels.to(run.device)
     x = torch.cat([preprocess(part.to(run.dtype) / 255) for part in pixels.split(1000)])
@@ -252,19 +269,19 @@ def answers(run: Run, model: Model, images: Images) -> tuple[Tensor, Tensor, Ten
 
 
 def share(a: Tensor, b: Tensor) -> float:
-    """The share of equal entries."""
+    """Return the share of equal entries."""
     return (a == b).double().mean().item()
 
 
 def ends(Q: np.ndarray, use: np.ndarray, shown: int) -> np.ndarray:
-    """Probabilities of the classes at the nodes of level `shown`: the mean Q [leaves, K] below, weighted by `use` [nodes]."""
-    weight = use[len(Q) - 1 :, None] + 1e-12  # a leaf that no image comes to
+    """Return the class probabilities at the nodes of level `shown`: the mean Q [leaves, K] below, weighted by `use` [nodes]."""
+    weight = use[len(Q) - 1 :, None] + 1e-12  # avoids 0 / 0 at leaves that no image reaches
     grouped = (weight * Q).reshape(2**shown, -1, Q.shape[1]).sum(1)
     return grouped / grouped.sum(1, keepdims=True)
 
 
 def way_to_answer(P: np.ndarray) -> set[int]:
-    """The leaf with the largest of the path probabilities P [nodes], and the nodes above it."""
+    """Return the leaf with the largest path probability in P [nodes], and the nodes above it."""
     inner = len(P) // 2
     way = {inner + int(P[inner:].argmax())}
     while (node := min(way)) > 0:
@@ -273,7 +290,7 @@ def way_to_answer(P: np.ndarray) -> set[int]:
 
 
 def _draw_tree(axes: Any, filters: np.ndarray, Q: np.ndarray, P: np.ndarray, shown: int) -> None:
-    """Filters [inner, C, H, W] of the upper levels, Q [2^shown, K] under them, the way to the answer by P [nodes] in red."""
+    """Draw the filters [inner, C, H, W] of the upper levels, Q [2^shown, K] under them, and the answer's path by P in red."""
     way = way_to_answer(P)
     height = 1 / (shown + 1)
     axes.set(xlim=(0, 1), ylim=(0, 1))

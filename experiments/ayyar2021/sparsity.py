@@ -1,6 +1,6 @@
 """ayyar2021, sections 4.5, 5.1 and 7: SmoothGrad is smoother and sharper, a larger epsilon leaves fewer pixels, LRP is sparse.
 
-By the numbers of the galleries: on how many of its pixels a map lies (participation ratio), and its total variation.
+Measured by the galleries' numbers: participation ratio (the share of pixels that hold a map's energy) and total variation.
 """
 
 import math
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Gallery, Measured
-from vis.claims import POSITIVE, Claim
+from experiments.ayyar2021.gallery import Gallery
+from vis.claims import Claim
 from vis.store.run_folder import Results
 
 SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"
@@ -23,7 +23,7 @@ SPARSE = "LRP heat maps are sparse"
 
 
 class Sparsity(ByMethod):
-    """Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
+    """Compare the sparsity of maps. Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
 
     axes: ClassVar = {
         "participation ratio": {"": "spread"},
@@ -42,19 +42,32 @@ class Sparsity(ByMethod):
             return f"LRP\n$\\epsilon$ = {config.methods[method].epsilon:g}"
         return super().title(config, method)
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Measured]:
+    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         spread, variation = values["spread"], values["variation"]
         last = [method for method in spread if method.startswith("lrp_epsilon")][-1:] or ["lrp_epsilon"]
-        pairs = [
-            ("smoother", SMOOTHER, "total variation, gradient - SmoothGrad",
-             lambda: variation["saliency"] - variation["smoothgrad"]),
-            ("sharper", SMOOTHER, "participation ratio, gradient - SmoothGrad",
-             lambda: spread["saliency"] - spread["smoothgrad"]),
-            ("epsilon", EPSILON, "participation ratio, LRP with the smallest - with the largest epsilon",
-             lambda: spread["lrp"] - spread[last[0]]),
-            ("sparse", SPARSE, "participation ratio, FEM - LRP", lambda: spread["fem"] - spread["lrp"]),
-        ]  # fmt: skip
-        return [(name, sentence, metric, POSITIVE, values) for name, sentence, metric, values in pairs]
+        return [
+            self.claim(
+                "smoother",
+                SMOOTHER,
+                metric="total variation, gradient - SmoothGrad",
+                values=lambda: variation["saliency"] - variation["smoothgrad"],
+            ),
+            self.claim(
+                "sharper",
+                SMOOTHER,
+                metric="participation ratio, gradient - SmoothGrad",
+                values=lambda: spread["saliency"] - spread["smoothgrad"],
+            ),
+            self.claim(
+                "epsilon",
+                EPSILON,
+                metric="participation ratio, LRP with the smallest - with the largest epsilon",
+                values=lambda: spread["lrp"] - spread[last[0]],
+            ),
+            self.claim(
+                "sparse", SPARSE, metric="participation ratio, FEM - LRP", values=lambda: spread["fem"] - spread["lrp"]
+            ),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         return super().draw(results, claims) | {"maps": Gallery.draw(self, results, claims)["figure"]}

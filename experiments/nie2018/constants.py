@@ -4,10 +4,10 @@ For V and the entries of w from N(0, c^2), and w~ = w 1[w^T y > 0]:
 
     E[sigma(V)] = c / sqrt(2 pi)    E[sigma(V)^2] = c^2 / 2    E[w~] = c / sqrt(2 pi) y / ||y||    E[w~ w~^T] = c^2 I / 2
 
-The appendices give E[.] of the half-normal variables instead, i.e. under the condition that V (w^T y) is positive: the
-probability 1/2 of that is missing. And a pixel lies in k^2 / s^2 patches, not in as many as a patch has values.
-Normalising a map for display hides all of it. The weights are Gaussian here, as in the appendices: for those of Figure 4,
-which are cut at 2 standard deviations, E[sigma(V)] is 3 % larger for the same variance.
+The appendices give the expectations of half-normal variables instead, conditional on V (w^T y) being positive, without the
+factor 1/2, the probability of that. Also, a pixel lies in k^2 / s^2 patches, not in as many as a patch has values.
+Normalising a map for display hides both. The weights are Gaussian here, as in the appendices; for those of Figure 4,
+which are truncated at 2 standard deviations, E[sigma(V)] is 3 % larger for the same variance.
 """
 
 import math
@@ -27,7 +27,10 @@ DEVIATION = "std of saliency map / (c² √N)"
 
 
 class Constants(Experiment):
-    """models.cnn: the CNN whose maps are scaled by the printed Z_k; samples: Monte Carlo draws for each seed."""
+    """Compare the printed constants with Monte Carlo estimates.
+
+    models.cnn: the CNN whose maps are scaled by the printed Z_k; samples: Monte Carlo draws for each seed.
+    """
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], samples: int) -> None:
         self.cnn, self.samples = models["cnn"], samples
@@ -81,12 +84,32 @@ class Constants(Experiment):
             sentence = f"Finding 5: {name} is {rows[0]['true']:.4g}, not {rows[0]['printed']:.4g}."
             paper = f"{rows[0]['printed']:.4g}"
             found.append(
-                Claim(f"finding5_{i + 1}", sentence, "Appendices B and C", "ratio", within(1, 0.05), ratio, paper)
+                Claim(
+                    f"finding5_{i + 1}",
+                    sentence,
+                    source="Appendices B and C",
+                    metric="ratio",
+                    criterion=within(1, 0.05),
+                    values=ratio,
+                    paper=paper,
+                    origin="project",
+                )
             )
         normalised = [row["measured"] / row["printed"] for row in results.rows(constant=DEVIATION)]
         sentence = "setting Z_k = c^2 sqrt(N p), we have s_k ~ N(0, I)"
         metric = "standard deviation of the normalised saliency map"
-        return [*found, Claim("Z_k", sentence, "Appendix C", metric, within(1, 0.05), normalised, 1.0)]
+        return [
+            *found,
+            Claim(
+                "Z_k",
+                sentence,
+                source="Appendix C",
+                metric=metric,
+                criterion=within(1, 0.05),
+                values=normalised,
+                paper=1.0,
+            ),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names, node = _names(results), results.config.experiment.models.cnn

@@ -1,4 +1,4 @@
-"""The three-layer CNN with what section 3.2 adds: a max-pooling of any size, and more convolutions above it."""
+"""The three-layer CNN with the extensions of section 3.2: a max-pooling of any size, and more convolutions above it."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from vis.models import CNN3
 
 
 class DeepCNN(CNN3):
-    """window: side of a max-pooling with stride 1, None for none; extra: 3x3 convolutions, each with its ReLU, above."""
+    """A deep CNN. window: side of a max-pooling with stride 1, or None; extra: number of 3x3 convolutions, each with a ReLU."""
 
     def __init__(
         self,

@@ -8,18 +8,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Rule, departures, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, departures, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256, "pool": "9x9"}}}
 BARELY = "the behaviors of these visualizations will barely change when increasing the depth of neural networks"
-CHANGE = 0.15  # of HP, which goes from 0 (noise) to 1 (the input): more than this is seen in a map
+CHANGE = 0.15  # of HP, from 0 (noise) to 1 (the input); a larger change is visible in a map
 
 
 class Depth(ThreeLayer):
-    """depths: numbers of extra convolutions."""
+    """Measure maps at several depths. depths: numbers of extra convolutions."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], depths: Sequence[int]) -> None:
         super().__init__(models)
@@ -35,15 +35,21 @@ class Depth(ThreeLayer):
             where = {"method": method, "target": target}
             return {f"{n} more": column(results, "HP", setting=f"{network}_{n}", **where) for n in self.depths}
 
-        def claim(network: str, method: str, rule: Rule) -> Claim:
+        def claim(network: str, method: str, criterion: Criterion) -> Claim:
             metric = "HP, " + {"cnn": "without pooling", "pool": "with max-pooling"}[network]
             reason = departures(results.config.experiment, {"models": {network: PAPER["models"][network]}})
             sentence = f"{BARELY} ({LABELS[method]})"
             return Claim(
-                f"{method}_{network}", sentence, "Section 3.2.2", metric, rule, of(network, method), reason=reason
+                f"{method}_{network}",
+                sentence,
+                source="Section 3.2.2",
+                metric=metric,
+                criterion=criterion,
+                values=of(network, method),
+                reason=reason,
             )
 
-        same = Rule(f"largest - smallest < {CHANGE}", lambda values: max(values) - min(values) < CHANGE, least=2)
+        same = Criterion(f"largest - smallest < {CHANGE}", lambda values: max(values) - min(values) < CHANGE, least=2)
         noise = near_zero(0.05, each=True)
         return [
             claim("cnn", "gbp", same),

@@ -34,7 +34,7 @@ CONE = np.deg2rad(25)  # half the angle of the toy's two cones
 
 
 def toy(seed: int, count: int = 40) -> dict[str, np.ndarray]:
-    """Weights w in a cone, patches y in the one opposite and patches y of any direction: points [count, 2]."""
+    """Draw weights w in a cone, patches y in the opposite cone and patches y in any direction: points [count, 2]."""
     random = np.random.default_rng([seed, 3])
 
     def points(direction: float, spread: float) -> np.ndarray:
@@ -46,7 +46,7 @@ def toy(seed: int, count: int = 40) -> dict[str, np.ndarray]:
 
 
 class Figure3(RandomAndTrained):
-    """neurons: two of fc1; layer: another than fc1. models, optional, missing: see RandomAndTrained."""
+    """Compare weights and maps of two neurons. neurons: two of fc1; layer: another layer; the rest: see RandomAndTrained."""
 
     metrics = ("correlation",)
     series = "method"
@@ -60,7 +60,7 @@ class Figure3(RandomAndTrained):
     def units(self, run: Run) -> Sequence[Unit]:
         return [
             {"network": network, "seed": seed, "images": images}
-            for network in self.networks(run)
+            for network in self.networks()
             for seed in self.seeds(run, network)
             for images in run.batches(len(run.dataset), 4)
         ]
@@ -110,8 +110,16 @@ class Figure3(RandomAndTrained):
         ks = f"Kolmogorov-Smirnov distance of the weights into neurons {self.a} and {self.b}"
         points = {name: results.arrays[f"{next(iter(self._measured(results)))}/toy/{name}"] for name in ("w", "dead")}
         through = float((points["dead"] @ points["w"].T > 0).mean())
-        found.append(Claim("dead_zone", DEAD, "Figure 3 (a)", "share of (patch, weight) that pass, in the toy",
-                           near_zero(1e-12), [through]))  # fmt: skip
+        found.append(
+            Claim(
+                "dead_zone",
+                DEAD,
+                source="Figure 3 (a)",
+                metric="share of (patch, weight) that pass, in the toy",
+                criterion=near_zero(1e-12),
+                values=[through],
+            )
+        )
         for network in self.models:
             random = network == "random"
             reason = not_the_papers(results, network, random)
@@ -121,11 +129,12 @@ class Figure3(RandomAndTrained):
                 Claim(
                     f"{network}_alike",
                     here + ALIKE,
-                    "Figure 3 (b, c)",
-                    ks,
-                    below(0.05, each=True),
-                    alike,
+                    source="Figure 3 (b, c)",
+                    metric=ks,
+                    criterion=below(0.05, each=True),
+                    values=alike,
                     reason=reason,
+                    origin="project" if random else "paper",
                 )
             )
             for method in (m for m in LABELS if m in results.config.methods):
@@ -134,21 +143,22 @@ class Figure3(RandomAndTrained):
                     claim = Claim(
                         "finding10",
                         NOT_SAME,
-                        "Section 3.2.3, Eq. 9",
-                        metric,
-                        near_zero(0.04, each=True),
-                        values,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=near_zero(0.04, each=True),
+                        values=values,
                         reason=reason,
+                        origin="project",
                     )
                 else:
                     sentence = SAME.format(LABELS[method])
                     claim = Claim(
                         f"{network}_{method}",
                         sentence,
-                        "Section 3.2.3, Eq. 9",
-                        metric,
-                        above(0.9),
-                        values,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=above(0.9),
+                        values=values,
                         reason=reason,
                     )
                 found.append(claim)
@@ -158,7 +168,17 @@ class Figure3(RandomAndTrained):
                     for m in ("saliency", "gbp")
                     if m in results.config.methods
                 }
-                found.append(Claim("standin_order", STAND_IN, "Section 3.2.3, Eq. 9", metric, increasing(), by_method))
+                found.append(
+                    Claim(
+                        "standin_order",
+                        STAND_IN,
+                        source="Section 3.2.3, Eq. 9",
+                        metric=metric,
+                        criterion=increasing(),
+                        values=by_method,
+                        origin="project",
+                    )
+                )
         return found
 
     def _measured(self, results: Results) -> list[str]:

@@ -4,7 +4,7 @@
 CNN is human-interpretable."
 """
 
-from typing import Any
+from functools import partial
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
@@ -41,11 +41,10 @@ class Figure4(ThreeLayer):
         def of(name: str, network: str, method: str) -> list[float]:
             return column(results, name, network=network, method=method, target=targets(results)[0])
 
-        def claim(name: str, sentence: str, source: str, metric: str, rule: Rule, values: Any) -> Claim:
-            network = "fcn" if "_fcn" in name else "cnn"
-            reason = departures(results.config.experiment, {"models": {network: PAPER[network]}})
-            return Claim(name, sentence, source, metric, rule, values, reason=reason)
-
+        cnn, fcn = (
+            partial(Claim, reason=departures(results.config.experiment, {"models": {network: PAPER[network]}}))
+            for network in ("cnn", "fcn")
+        )
         pear, text = "pear: correlation of map and input", "Section 4.1"
         fine, channels = "HP: correlation of the high-passed map and input", "pearc: mean correlation of the channels"
         blocks = {"pixels": of("pear", "fcn", "gbp"), f"{BLOCK}x{BLOCK} blocks": of("pear_blocks", "fcn", "gbp")}
@@ -54,32 +53,82 @@ class Figure4(ThreeLayer):
         nulls = of("null_stds", "fcn", "gbp")
         none, weak, tiny = (near_zero(bound, each=True) for bound in (0.03, 0.10, 0.05))
         return [
-            claim("gbp_cnn", ONLY, "Figure 4", pear, above(0.65), of("pear", "cnn", "gbp")),
-            claim(
+            cnn(
+                "gbp_cnn", ONLY, source="Figure 4", metric=pear, criterion=above(0.65), values=of("pear", "cnn", "gbp")
+            ),
+            cnn(
                 "gbp_cnn_cosL",
                 THEOREM,
-                "Theorem 1",
-                "cosL: of A^-1 map and input",
-                above(0.77),
-                of("cosL", "cnn", "gbp"),
+                source="Theorem 1",
+                metric="cosL: of A^-1 map and input",
+                criterion=above(0.77),
+                values=of("cosL", "cnn", "gbp"),
             ),
-            claim("saliency_cnn", NOISE, text, pear, none, of("pear", "cnn", "saliency")),
-            claim("deconvnet_cnn_HP", NOISE, text, fine, tiny, of("HP", "cnn", "deconvnet")),
-            claim("deconvnet_cnn_pearc", NOISE, text, channels, tiny, of("pearc", "cnn", "deconvnet")),
-            claim("gbp_fcn", ALL_NOISE, text, pear, weak, of("pear", "fcn", "gbp")),
-            claim("deconvnet_fcn", ALL_NOISE, text, pear, none, of("pear", "fcn", "deconvnet")),
-            claim("saliency_fcn", ALL_NOISE, text, pear, none, of("pear", "fcn", "saliency")),
-            claim(
+            cnn("saliency_cnn", NOISE, source=text, metric=pear, criterion=none, values=of("pear", "cnn", "saliency")),
+            cnn(
+                "deconvnet_cnn_HP", NOISE, source=text, metric=fine, criterion=tiny, values=of("HP", "cnn", "deconvnet")
+            ),
+            cnn(
+                "deconvnet_cnn_pearc",
+                NOISE,
+                source=text,
+                metric=channels,
+                criterion=tiny,
+                values=of("pearc", "cnn", "deconvnet"),
+            ),
+            fcn("gbp_fcn", ALL_NOISE, source=text, metric=pear, criterion=weak, values=of("pear", "fcn", "gbp")),
+            fcn(
+                "deconvnet_fcn",
+                ALL_NOISE,
+                source=text,
+                metric=pear,
+                criterion=none,
+                values=of("pear", "fcn", "deconvnet"),
+            ),
+            fcn(
+                "saliency_fcn",
+                ALL_NOISE,
+                source=text,
+                metric=pear,
+                criterion=none,
+                values=of("pear", "fcn", "saliency"),
+            ),
+            fcn(
                 "finding2_fcn_null",
                 NOT_NOISE,
-                text,
-                "pear in stds of white noise's, 1/sqrt(d)",
-                above(5, each=True),
-                nulls,
+                source=text,
+                metric="pear in stds of white noise's, 1/sqrt(d)",
+                criterion=above(5, each=True),
+                values=nulls,
+                origin="project",
             ),
-            claim("finding2_fcn_blocks", NOT_NOISE, text, "pear, and that of block averages", increasing(), blocks),
-            claim("finding3_limit", LIMIT, "Theorem 1", "cosine", increasing(), cosines),
-            claim("finding3_cap", LIMIT, "Theorem 1", "cosine of A x and x: the cap at any N", below(0.95), limit),
+            fcn(
+                "finding2_fcn_blocks",
+                NOT_NOISE,
+                source=text,
+                metric="pear, and that of block averages",
+                criterion=increasing(),
+                values=blocks,
+                origin="project",
+            ),
+            cnn(
+                "finding3_limit",
+                LIMIT,
+                source="Theorem 1",
+                metric="cosine",
+                criterion=increasing(),
+                values=cosines,
+                origin="project",
+            ),
+            cnn(
+                "finding3_cap",
+                LIMIT,
+                source="Theorem 1",
+                metric="cosine of A x and x: the cap at any N",
+                criterion=below(0.95),
+                values=limit,
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -7,12 +7,13 @@ achieve a comparable performance to the CNN with N = 64."
 The noise in a map falls as 1/N: tan2 = .943 pi^2 D/N, with D = d inputs in the FCN, and D = 3 s^2 in the CNN with stride
 s, whose patches overlap. (pi^2 is for Gaussian weights, .943 for cutting them at two standard deviations.) So the FCN
 equals the CNN, pixel by pixel, at Nh = N d / (3 s^2). The second figure shows both, at two strides and two sizes.
-The law is one of logits chosen without a look at their values: the weights of the maximum logit point towards the active
+The law holds for logits that are chosen regardless of their values: the weights of the maximum logit point towards the active
 units, so its maps have less noise, by 12 % at Nh = 5000 and falling as 1/sqrt(Nh). Both are measured.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, departures, increasing, mean, mean_and_spread, within
+from vis.claims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Run, Unit
@@ -44,7 +45,10 @@ MATCHES = "Finding 1: FCN and CNN are equal, pixel by pixel, at Nh = N d / (3 s^
 
 
 class Figure5(ThreeLayer):
-    """filters: N; hidden: Nh; other_stride: a second stride at which the CNN with most filters is computed, or null."""
+    """Measure GBP for growing networks.
+
+    filters: numbers N; hidden: numbers Nh; other_stride: a second stride for the CNN with most filters, or null.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class Figure5(ThreeLayer):
         return found | {f"fcn_{n}": ("fcn", {"hidden": n}) for n in self.hidden}
 
     def _largest(self, stride: int) -> str:
-        """The setting of the CNN with most filters at a stride."""
+        """Return the setting of the CNN with most filters at a stride."""
         return f"cnn_{self.filters[-1]}" + (f"_stride_{stride}" if stride != self.strides[0] else "")
 
     def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -79,7 +83,7 @@ class Figure5(ThreeLayer):
         return part
 
     def _law(self, setting: str) -> float:
-        """tan2 as the law above has it."""
+        """Return tan2 by the law above."""
         network, changes = self.settings()[setting]
         if network == "fcn":
             return LAW * 3 * self.view**2 / changes["hidden"]
@@ -93,15 +97,26 @@ class Figure5(ThreeLayer):
         few = "" if seeds >= 4 else f"it takes the mean of 4 seeds or more, not {seeds}"
         reason = departures(results.config.experiment, PAPER) or few
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Mapping[str, list[float]]) -> Claim:
-            return Claim(name, sentence, "Section 4.1", metric, rule, values, reason=reason)
+        claim = partial(Claim, source="Section 4.1", reason=reason)
 
         top = {f"N = {n}": f"cnn_{n}" for n in self.filters}
         bottom = {f"Nh = {n}": f"fcn_{n}" for n in self.hidden}
         fcn, n, nh = f"fcn_{self.hidden[-1]}", self.filters[-1], self.hidden[-1]
         found = [
-            claim("cnn_grows", BETTER, "cosL, the CNN", increasing(), {k: of("cosL", v) for k, v in top.items()}),
-            claim("fcn_grows", BETTER, "cosine, the FCN", increasing(), {k: of("cosL", v) for k, v in bottom.items()}),
+            claim(
+                "cnn_grows",
+                BETTER,
+                metric="cosL, the CNN",
+                criterion=increasing(),
+                values={k: of("cosL", v) for k, v in top.items()},
+            ),
+            claim(
+                "fcn_grows",
+                BETTER,
+                metric="cosine, the FCN",
+                criterion=increasing(),
+                values={k: of("cosL", v) for k, v in bottom.items()},
+            ),
         ]
         for stride in self.strides:
             for suffix, name, how in (
@@ -110,7 +125,15 @@ class Figure5(ThreeLayer):
             ):
                 pair = {f"FCN, Nh = {nh}": of(name, fcn), f"CNN, N = {n}": of(name, self._largest(stride))}
                 metric = f"cosine of map and input, {how}, CNN with stride {stride}"
-                found.append(claim(f"fcn_below_cnn_stride{stride}{suffix}", COMPARABLE, metric, increasing(), pair))
+                found.append(
+                    claim(
+                        f"fcn_below_cnn_stride{stride}{suffix}",
+                        COMPARABLE,
+                        metric=metric,
+                        criterion=increasing(),
+                        values=pair,
+                    )
+                )
         for target in targets(results):
             ratio = {s: over_law(of("cosL", s, target), self._law(s)) for s in self.settings()}
             suffix = "" if target == targets(results)[0] else f"_{target}"
@@ -120,14 +143,32 @@ class Figure5(ThreeLayer):
             ):
                 metric = f"tan2 of the mean cosL over {law}, {target} logit"
                 values = {k: ratio[setting] for k, setting in sizes.items()}
-                found.append(claim(name + suffix, FALLS, metric, within(1, fraction), values))
+                found.append(
+                    claim(
+                        name + suffix,
+                        FALLS,
+                        metric=metric,
+                        criterion=within(1, fraction),
+                        values=values,
+                        origin="project",
+                    )
+                )
             match = {}
             for s in self.strides:
                 fcn_noise, cnn_noise = ratio[fcn], ratio[self._largest(s)]
                 size = n * self.view**2 / s**2
                 match[f"stride {s}, over {size:.0f}"] = [f / c for f, c in zip(fcn_noise, cnn_noise, strict=True)]
             metric = f"Nh of equal tan2 over N d / (3 s^2), {target} logit"
-            found.append(claim("finding1_matching_size" + suffix, MATCHES, metric, within(1, 0.25), match))
+            found.append(
+                claim(
+                    "finding1_matching_size" + suffix,
+                    MATCHES,
+                    metric=metric,
+                    criterion=within(1, 0.25),
+                    values=match,
+                    origin="project",
+                )
+            )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -173,13 +214,13 @@ class Figure5(ThreeLayer):
 
 
 def over_law(cosL: Sequence[float], law: float) -> list[float]:
-    """tan2 of the mean cosine over what the law says: [one number], none without values.
+    """Return tan2 of the mean cosine over the law's prediction, as a list of one number, or of none without values.
 
-    Not the mean of tan2: over 64 seeds that is 1.23 of the law for N = 8, since a few small cosines make most of it.
+    The mean of tan2 would mislead: over 64 seeds it is 1.23 of the law for N = 8, dominated by a few small cosines.
     """
     return [(1 / mean(cosL) ** 2 - 1) / law] if cosL else []
 
 
 def _viewed(images: Tensor, side: int) -> Tensor:
-    """Images [B, C, H, W] as they look side by side: resized with antialiasing."""
+    """Resize images [B, C, H, W] with antialiasing to the size at which they are compared."""
     return interpolate(images, size=(side, side), mode="bilinear", antialias=True)

@@ -4,16 +4,16 @@
 interpretable instead of being the random noise as before." And in VGG "both GBP and DeconvNet reconstruct every
 fine-grained detail of the input image".
 
-DeconvNet owes it to the pooling: with average pooling in VGG-16 it shows nothing of the input. GBP is impacted as well (finding
-7): with overlapping windows an edge wins many times, so the map turns edge-like. DeconvNet recovers details in part only
-(finding 8). Saliency maps of the maximum logit keep an HP of .017 in both, since its weights point towards the active units;
-that of a random logit is 0. Figures: the paper's, and the same networks without max-pooling.
+DeconvNet owes this to max-pooling: with average pooling in VGG-16 its map shows nothing of the input. GBP is impacted as well
+(finding 7): with overlapping windows an edge wins many times, so the map turns edge-like. DeconvNet recovers only part of the
+details (finding 8). Saliency maps of the maximum logit keep an HP of .017 in both, since its weights point towards the active
+units; that of a random logit is 0. Figures: the paper's, and the same networks without max-pooling.
 """
 
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
@@ -43,17 +43,33 @@ class Figure6(ThreeLayer):
         def of(name: str, network: str, method: str) -> list[float]:
             return column(results, name, network=network, method=method, target=target)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, *settings: tuple[str, str, str]) -> Claim:
-            """Over the values of one (column, network, method), or the means of several in the order given."""
+        def claim(
+            name: str,
+            sentence: str,
+            metric: str,
+            criterion: Criterion,
+            *settings: tuple[str, str, str],
+            origin: Origin = "paper",
+        ) -> Claim:
+            """Judge the values of one (column, network, method), or the means of several in the order given."""
             values = {f"{LABELS[m]}-{TITLES[n]}, {c}": of(c, n, m) for c, n, m in settings}
             paper = {"models": {n: PAPER[n] for _, n, _ in settings}}
             reason = departures(results.config.experiment, paper)
             chosen = values if len(settings) > 1 else of(*settings[0])
-            return Claim(name, sentence, "Section 4.2", metric, rule, chosen, reason=reason)
+            return Claim(
+                name,
+                sentence,
+                source="Section 4.2",
+                metric=metric,
+                criterion=criterion,
+                values=chosen,
+                reason=reason,
+                origin=origin,
+            )
 
         fine, whole = "HP: correlation of the high-passed map and input", "pear: correlation of map and input"
         tiny = near_zero(0.04, each=True)
-        same = Rule("pooling changes it by less than a tenth", lambda values: abs(values[1] / values[0] - 1) < 0.1)
+        same = Criterion("pooling changes it by less than a tenth", lambda values: abs(values[1] / values[0] - 1) < 0.1)
         return [
             claim("deconvnet_pool", READABLE, fine, above(0.4), ("HP", "pool", "deconvnet")),
             claim("deconvnet_no_pool", READABLE, fine, near_zero(0.05, each=True), ("HP", "cnn", "deconvnet")),
@@ -65,10 +81,36 @@ class Figure6(ThreeLayer):
             claim("saliency_vgg", VGG_NOISE, fine, tiny, ("HP", "vgg", "saliency")),
             claim("deconvnet_average", POOLING, fine, below(0.1), ("HP", "average", "deconvnet")),
             claim("gbp_average", POOLING, fine, above(0.5, each=True), ("HP", "average", "gbp")),
-            claim("finding7_pear", EDGES, whole, increasing(), ("pear", "pool", "gbp"), ("pear", "cnn", "gbp")),
-            claim("finding7_HP", EDGES, fine, increasing(), ("HP", "cnn", "gbp"), ("HP", "pool", "gbp")),
-            claim("finding8_HP", DETAIL, fine, increasing(), ("HP", "vgg", "deconvnet"), ("HP", "vgg", "gbp")),
-            claim("finding8_pear", DETAIL, whole, increasing(), ("pear", "vgg", "deconvnet"), ("pear", "vgg", "gbp")),
+            claim(
+                "finding7_pear",
+                EDGES,
+                whole,
+                increasing(),
+                ("pear", "pool", "gbp"),
+                ("pear", "cnn", "gbp"),
+                origin="project",
+            ),
+            claim(
+                "finding7_HP", EDGES, fine, increasing(), ("HP", "cnn", "gbp"), ("HP", "pool", "gbp"), origin="project"
+            ),
+            claim(
+                "finding8_HP",
+                DETAIL,
+                fine,
+                increasing(),
+                ("HP", "vgg", "deconvnet"),
+                ("HP", "vgg", "gbp"),
+                origin="project",
+            ),
+            claim(
+                "finding8_pear",
+                DETAIL,
+                whole,
+                increasing(),
+                ("pear", "vgg", "deconvnet"),
+                ("pear", "vgg", "gbp"),
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

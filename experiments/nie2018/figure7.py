@@ -6,8 +6,8 @@ in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larg
 
 The paper does not say how its maps are scaled before the distance is taken. Maps of different methods differ by orders of
 magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table.
-An image's two logits depend on the seed and its name alone. From a pass over a batch come the maps of all methods and both
-logits; numbers are kept of each image, maps of the first few.
+An image's two logits depend only on the seed and its name. One pass over a batch yields the maps of all methods and both
+logits; the run keeps the numbers of each image and the maps of the first few.
 """
 
 import zlib
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, interval, mean
+from vis.claims import Claim, Criterion, above, increasing, interval, mean
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Load, Run, Unit
@@ -35,13 +35,13 @@ STAND_IN = "Of the stand-in network: the saliency map depends most on the logit,
 
 
 def two_logits(seed: int, image: str, count: int) -> tuple[int, int]:
-    """Two different logits of `count`, drawn for the image of this name."""
+    """Draw two different logits of `count` for the image of this name."""
     first, second = np.random.default_rng([seed, zlib.crc32(image.encode())]).choice(count, 2, replace=False)
     return int(first), int(second)
 
 
 class Figure7(RandomAndTrained):
-    """samples: images whose maps are kept. models, optional, missing: see RandomAndTrained."""
+    """Measure the distance of two logits' maps. samples: images whose maps are kept; the rest: see RandomAndTrained."""
 
     metrics = ("unit", "minmax", "raw")
     series = "method"
@@ -53,13 +53,13 @@ class Figure7(RandomAndTrained):
     def units(self, run: Run) -> Sequence[Unit]:
         return [
             {"network": network, "seed": seed, "images": images}
-            for network in self.networks(run)
+            for network in self.networks()
             for seed in self.seeds(run, network)
             for images in run.batches(len(run.dataset), BATCH)
         ]
 
     def _kept(self, run: Run, unit: Unit) -> int:
-        """How many of a unit's images are among the samples."""
+        """Return the number of a unit's images that are among the samples."""
         return sum(i < self.samples for i in unit["images"]) if unit["seed"] == run.seeds[0] else 0
 
     def load(self, run: Run, unit: Unit) -> Load:
@@ -93,42 +93,30 @@ class Figure7(RandomAndTrained):
     def claims(self, results: Results) -> list[Claim]:
         found: list[Claim] = []
         unit = "l2 distance of unit-l2 maps"
-        order = Rule("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
-        apart = Rule("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
+        order = Criterion("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
+        apart = Criterion("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any, reason: str = "") -> None:
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, **options: Any) -> None:
             metric = f"{unit}, {metric}" if metric else unit
-            found.append(Claim(name, sentence, "Figure 7, section 4.3", metric, rule, values, reason=reason))
+            options = {"source": "Figure 7, section 4.3", "reason": reason} | options
+            found.append(Claim(name, sentence, metric=metric, criterion=criterion, values=values, **options))
 
         for network in ("random", "trained"):
             sal, dec, gbp = ([row["unit"] for row in results.rows(network=network, method=method)] for method in LABELS)
             each = list(zip(sal, dec, gbp, strict=True))
             reason = not_the_papers(results, network, random=network == "random")
             much = [s / max(d, g) for s, d, g in each]
-            claim(
-                f"{network}_larger",
-                LARGER.format(network),
-                "saliency over the larger of the others",
-                above(2),
-                much,
-                reason,
-            )
+            claim(f"{network}_larger", LARGER.format(network), "saliency over the larger of the others", above(2), much)
             if network == "random":
                 smaller = "the smaller of saliency - DeconvNet and DeconvNet - GBP"
-                claim("random_order", ORDER, smaller, order, [min(s - d, d - g) for s, d, g in each], reason)
-                claim(
-                    "random_ratio",
-                    LARGER.format(network),
-                    "saliency over GBP",
-                    above(8),
-                    [s / g for s, _, g in each],
-                    reason,
-                )
+                least, ratio = [min(s - d, d - g) for s, d, g in each], [s / g for s, _, g in each]
+                claim("random_order", ORDER, smaller, order, least, origin="project")
+                claim("random_ratio", LARGER.format(network), "saliency over GBP", above(8), ratio)
             else:
-                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each], reason)
+                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each])
                 if reason and each:
                     here = {"GBP": gbp, "DeconvNet": dec, "saliency map": sal}
-                    claim("standin_order", STAND_IN, "", increasing(), here)
+                    claim("standin_order", STAND_IN, "", increasing(), here, reason="", origin="project")
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -166,7 +154,7 @@ class Figure7(RandomAndTrained):
 
 
 def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:
-    """{method: one number for each image, its mean over seeds}."""
+    """Return {method: one number for each image, its mean over the seeds}."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in results.rows(network=network):
         values.setdefault(row["method"], {}).setdefault(row["image"], []).append(row[distance])
@@ -174,7 +162,7 @@ def _by_image(results: Results, network: str, distance: str) -> dict[str, list[f
 
 
 def _bars(results: Results, networks: list[str], distance: str, caption: Sequence[str]) -> Figure:
-    """The paper's bar chart: a group for each network, a bar for each method."""
+    """Draw the paper's bar chart: a group for each network, a bar for each method."""
     figure, (axes,) = plot(4.2, 2.4, caption)
     with styled():
         methods = list(results.config.methods)

@@ -5,7 +5,7 @@ after replacing "panda" by its adversary "busby"."
 
 The adversary is x + eps sign(dJ/dx), clipped to the range of pixels; the paper gives no eps. J is the cross entropy of the
 predicted class or, where the softmax of a random network saturates (its gradient is 0), minus the margin of the two largest
-logits. Beside it stands a control: random signs of the same size. What they change as well is no effect of the attack.
+logits. The control is a perturbation by random signs of the same size: a change that it also causes is no effect of the attack.
 """
 
 import zlib
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, mean_and_spread
+from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -37,7 +37,7 @@ CONTROL = "Finding: random signs of the same size change a map less than the adv
 
 
 def ascent(net: nn.Module, x: Tensor, loss: str) -> Tensor:
-    """A positive multiple of dJ/dx [B, C, H, W] for each image."""
+    """Return a positive multiple of dJ/dx [B, C, H, W] for each image."""
     with Forward(net, x) as forward:
         first, second = forward.logits.topk(2, dim=1).indices.T.tolist()
         if loss == "margin":
@@ -46,7 +46,7 @@ def ascent(net: nn.Module, x: Tensor, loss: str) -> Tensor:
 
 
 def relu_states(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of each ReLU module in the order of the forward pass: where it is active."""
+    """Return where each ReLU module, in the order of the forward pass, is active."""
     states: list[Tensor] = []
     handles = [
         module.register_forward_hook(lambda module, inputs, output: states.append(output > 0))
@@ -63,7 +63,10 @@ def relu_states(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 class Figure8(Experiment):
-    """eps: in gray levels (of 255); loss: cross_entropy or margin; paper: the image that the paper shows."""
+    """Compare maps of images and adversaries.
+
+    eps: in gray levels (of 255); loss: cross_entropy or margin; paper: the image that the paper shows.
+    """
 
     metrics = ("adversary", "control")
     series = "method"
@@ -136,19 +139,17 @@ class Figure8(Experiment):
         def of(method: str, version: str = "adversary") -> list[float]:
             return [row[version] for row in results.rows(method=method)]
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any, why: str = reason) -> None:
-            found.append(Claim(name, sentence, "Figure 8, section 4.4", metric, rule, values, reason=why))
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, **options: Any) -> None:
+            options = {"source": "Figure 8, section 4.4", "reason": reason} | options
+            found.append(Claim(name, sentence, metric=metric, criterion=criterion, values=values, **options))
 
         attacks = results.rows("attacks", version="adversary")
         metric = "correlation of the maps of image and adversary"
         bound = results.config.experiment.eps
-        size = Rule(f"each <= {bound:g}", lambda values: all(v <= bound * (1 + 1e-5) for v in values))
-        claim(
-            "linf", TINY, "largest change of a pixel in gray levels", size, [a["linf_gray_levels"] for a in attacks], ""
-        )
-        claim(
-            "flips", FLIPPED, "share of images whose label changes", above(0.5), [float(a["flipped"]) for a in attacks]
-        )
+        size = Criterion(f"each <= {bound:g}", lambda values: all(v <= bound * (1 + 1e-5) for v in values))
+        largest, flipped = [a["linf_gray_levels"] for a in attacks], [float(a["flipped"]) for a in attacks]
+        claim("linf", TINY, "largest change of a pixel in gray levels", size, largest, reason="")
+        claim("flips", FLIPPED, "share of images whose label changes", above(0.5), flipped)
         states = [a["relu_states_flipped"] for a in attacks]
         claim("relu_states", FLIPPED, "share of ReLU states that change", above(0), states)
         for method in LABELS:
@@ -159,9 +160,10 @@ class Figure8(Experiment):
                 order = {"saliency": of("saliency"), LABELS[method]: of(method)}
                 claim(f"saliency_below_{method}", SIGNIFICANT, metric, increasing(), order)
                 if reason:
-                    claim(f"here_{method}", HERE, metric, increasing(), order, "")
+                    claim(f"here_{method}", HERE, metric, increasing(), order, reason="", origin="project")
             versions = {"adversary": of(method), "random signs": of(method, "control")}
-            claim(f"control_{method}", CONTROL, "correlation with the map of the image", increasing(), versions, "")
+            like = "correlation with the map of the image"
+            claim(f"control_{method}", CONTROL, like, increasing(), versions, reason="", origin="project")
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -196,6 +198,6 @@ class Figure8(Experiment):
 
 
 def _signs(seed: int, image: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random signs that belong to an image."""
+    """Draw the random signs of an image."""
     random = np.random.default_rng([seed, zlib.crc32(image.encode()), 8])
     return random.choice(np.array([-1, 1], dtype=np.float32), shape)

@@ -5,7 +5,7 @@ Weights are trained up to a layer and random behind it (a star), or trained exce
 However, from "Conv5-1*" to "FC3*" (i.e., the fully-trained case) GBP behaves almost the same". Without a layer: "blurry for
 "Conv1-1", clean with much background information for "Conv3-1" and clean without background information for "Conv5-1"".
 
-In numbers of a map with energy E (its square, summed over the channels):
+Numbers of a map with energy E (its square, summed over the channels):
 
     background   share of E outside the ellipse in the box `object`, which is said to hold the image's object
     patches      (sum e)^2 / (n sum e^2) of the energies e of n = 16x16 patches: the share of patches that survive
@@ -15,6 +15,7 @@ In numbers of a map with energy E (its square, summed over the channels):
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.nie2018.trained import images_of, not_the_papers, wanted
 from vis import metrics
-from vis.claims import Claim, Rule, above, increasing, mean_and_spread
+from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -42,7 +43,7 @@ BLURRY = 'GBP visualization is blurry for "Conv1-1", clean with much background 
 
 
 def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
-    """[H, W]: 1 outside the ellipse that fills a box (top, left, bottom, right, as shares of the sides), else 0."""
+    """Return a mask [H, W]: 1 outside the ellipse that fills a box (top, left, bottom, right, as shares of the sides), else 0."""
     top, left, bottom, right = box
     y, x = (torch.arange(n, dtype=torch.float64).add(0.5).div(n) for n in shape)
     radius2 = ((2 * y - top - bottom) / (bottom - top))[:, None] ** 2 + ((2 * x - left - right) / (right - left)) ** 2
@@ -50,13 +51,16 @@ def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
 
 
 def surviving_patches(energy: Tensor) -> Tensor:
-    """Share of 16x16 patches that hold the energy [B, 1, H, W]: 1 where all have the same, 1/256 where one has it all."""
+    """Return the share of 16x16 patches that hold the energy [B, 1, H, W]: 1 if all hold the same, 1/256 if one holds all."""
     patches = adaptive_avg_pool2d(energy, 16).flatten(1)
     return patches.sum(1) ** 2 / (patches.shape[1] * patches.square().sum(1))
 
 
 class Figure9(Experiment):
-    """up_to, except_layers: layers, by the network's or the paper's names; object: {image: box}; paper: its images."""
+    """Measure GBP in partly trained networks.
+
+    up_to, except_layers: layers, by the network's or the paper's names; object: {image: box}; paper: the paper's images.
+    """
 
     metrics = ("background", "patches", "distance")
     series = "layer"
@@ -117,7 +121,9 @@ class Figure9(Experiment):
         reason = not_the_papers(results)
         up_to, without = self.settings["up_to"], self.settings["except"]
         last = [layer for layer in up_to if not layer.startswith("fc")][-1:]  # "up to Conv5-1" and the like
-        falling = Rule("each below the one before", lambda values: increasing().holds([-v for v in values]), least=2)
+        falling = Criterion(
+            "each below the one before", lambda values: increasing().holds([-v for v in values]), least=2
+        )
         found: list[Claim] = []
 
         def over(name: str, kind: str, layers: Sequence[str]) -> dict[str, list[float]]:
@@ -125,11 +131,12 @@ class Figure9(Experiment):
                 f"{layer}{SIGNS[kind]}": [r[name] for r in results.rows(kind=kind, layer=layer)] for layer in layers
             }
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> None:
-            found.append(Claim(name, sentence, self.source, metric, rule, values, reason=reason))
+        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any) -> None:
+            paper = Claim(name, sentence, source=self.source, metric=metric, criterion=criterion, values=values)
+            found.append(replace(paper, reason=reason))
             if reason:
                 here = f"Of this network: {sentence}"
-                found.append(Claim(f"here_{name}", here, self.source, metric, rule, values))
+                found.append(replace(paper, name=f"here_{name}", sentence=here, origin="project"))
 
         convolutions = [layer for layer in up_to if not layer.startswith("fc")]
         if len(convolutions) > 1:
@@ -150,7 +157,7 @@ class Figure9(Experiment):
             layers = [layer for layer in without if not layer.startswith("fc")]
             claim("except_distance", EARLIER, apart, falling, over("distance", "except", layers))
             sharp = over("sharpness", "except", layers)
-            rest = Rule("the first below all others", lambda values: values[0] < min(values[1:]))
+            rest = Criterion("the first below all others", lambda values: values[0] < min(values[1:]))
             claim("except_blurry", BLURRY, "share of fine detail", rest, sharp)
             claim("except_background", BLURRY, "share of the map's energy in the background", falling,
                   over("background", "except", layers[1:]))  # fmt: skip
@@ -189,7 +196,7 @@ class Figure9(Experiment):
 
 
 def _curves(results: Results, layers: Sequence[str], caption: Sequence[str]) -> Figure:
-    """How the numbers change as layers become trained one by one."""
+    """Plot how the numbers change as layers become trained one by one."""
     titles = {"background": "energy in the background", "patches": "patches that survive", "same": "correlation"}
     figure, axes = plot(6.9, 2.2, caption[:2], columns=3)
     with styled():

@@ -2,7 +2,7 @@
 
 "GBP and DeconvNet are more visually compelling but less class-sensitive than saliency map." (supplement, section E)
 
-In numbers: the correlation of a method's maps of two logits. Of saliency maps it should be far below the others'.
+The number measured is the correlation of a method's maps of two logits; for saliency maps it should be far below the others'.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ STAND_IN = "Of the stand-in network: GBP and DeconvNet are less class-sensitive 
 
 
 class Gallery(Experiment):
-    """paper: the image that the paper shows; random: whether its weights are random; source: where it stands."""
+    """Draw and correlate maps of several logits.
+
+    paper: the image that the paper shows; random: whether the paper's weights are random; source: the paper's figure.
+    """
 
     metrics = ("correlation",)
     series = "method"
@@ -70,7 +73,7 @@ class Gallery(Experiment):
         return part
 
     def claims(self, results: Results) -> list[Claim]:
-        """One number for each image and seed: the mean over the pairs of logits."""
+        """Judge one number for each image and seed: the mean over the pairs of logits."""
         by_method: dict[str, list[float]] = {}
         for method in results.config.methods:
             pairs: dict[tuple[str, int], list[float]] = {}
@@ -84,11 +87,31 @@ class Gallery(Experiment):
         margin = [min(d, g) - s for s, d, g in zip(sal, dec, gbp, strict=True)]
         metric = "correlation of the maps of two logits"
         less = f"{metric}: the smaller of GBP's and DeconvNet's minus saliency's"
-        found = [Claim("class_sensitive", SENSITIVE, self.source, less, above(0.5), margin, reason=reason)]
+        found = [
+            Claim(
+                "class_sensitive",
+                SENSITIVE,
+                source=self.source,
+                metric=less,
+                criterion=above(0.5),
+                values=margin,
+                reason=reason,
+            )
+        ]
         if reason:
             for method in ("deconvnet", "gbp"):
                 values = {"saliency": sal, LABELS[method]: by_method[method]}
-                found.append(Claim(f"here_{method}", STAND_IN, self.source, metric, increasing(), values))
+                found.append(
+                    Claim(
+                        f"here_{method}",
+                        STAND_IN,
+                        source=self.source,
+                        metric=metric,
+                        criterion=increasing(),
+                        values=values,
+                        origin="project",
+                    )
+                )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

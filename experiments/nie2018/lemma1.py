@@ -5,7 +5,7 @@
     s_k(x) = sum_j D_j^T sum_i h(V_q_ij,k) w~(i,j),    w~(i,j) = w(i) for DeconvNet, w(i) 1[w(i)^T y(j) > 0] otherwise  (4)
 
 up to the constant 1/Z_k. With max-pooling, h(delta'(o_ij) V_q~_ij,k) takes the place of h(V_q_ij,k) (6), and in a deep CNN
-h(V^(1)), with V^(L-1) = Gamma_k^(L) and V^(l) = d o~(l+1)/d o(l) h(V^(l+1)) (8). Here all of it is spelled out in numpy.
+h(V^(1)), with V^(L-1) = Gamma_k^(L) and V^(l) = d o~(l+1)/d o(l) h(V^(l+1)) (8). This module spells out all of it in numpy.
 """
 
 import copy
@@ -34,7 +34,7 @@ EQUATIONS = {"cnn": "Eq. 4", "cnn_stride_1": "Eq. 4", "fcn": "Eq. 4", "pool": "E
 
 
 def closed_form(x: Array, W: Array, V: Array, stride: int, padding: int, method: str) -> Array:
-    """Eq. (4), patch by patch. x [3, H, W], W [N, 3, k, k], V [N, J], or V^(1) for Eqs. (6) and (8)."""
+    """Compute Eq. (4) patch by patch. x [3, H, W], W [N, 3, k, k], V [N, J], or V^(1) for Eqs. (6) and (8)."""
     size, side = W.shape[-1], x.shape[-1]
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
     map_ = np.zeros_like(padded)
@@ -48,7 +48,7 @@ def closed_form(x: Array, W: Array, V: Array, stride: int, padding: int, method:
 
 
 def chosen(o: Array) -> Array:
-    """delta' of Eq. (6) for 2x2 windows: 1 where the largest value of its window lies (the first of equal ones)."""
+    """Return delta' of Eq. (6) for 2x2 windows: 1 where the largest value of its window lies (the first of equal ones)."""
     N, rows, columns = o.shape
     windows = o.reshape(N, rows // 2, 2, columns // 2, 2).swapaxes(2, 3).reshape(N, rows // 2, columns // 2, 4)
     one = np.eye(4)[windows.argmax(-1)].reshape(N, rows // 2, columns // 2, 2, 2)
@@ -56,7 +56,7 @@ def chosen(o: Array) -> Array:
 
 
 def hidden(gammas: Sequence[Array], o: Array, V: Array, method: str) -> Array:
-    """V^(1) of Eq. (8) from Gamma^(2) ... Gamma^(L-1) [d_l, d_l+1], o^(1) [d_2] and Gamma_k^(L)."""
+    """Compute V^(1) of Eq. (8) from Gamma^(2) ... Gamma^(L-1) [d_l, d_l+1], o^(1) [d_2] and Gamma_k^(L)."""
     slopes = []
     for gamma in gammas:
         y = gamma.T @ o
@@ -68,7 +68,7 @@ def hidden(gammas: Sequence[Array], o: Array, V: Array, method: str) -> Array:
 
 
 def expected(net: Any, x: Array, k: int, method: str) -> Array:
-    """The closed form for one of this experiment's networks, from its weights. x [3, H, W]."""
+    """Compute the closed form for one of this experiment's networks from its weights. x [3, H, W]."""
     V = net.fc2.weight[k] if hasattr(net, "fc2") else net.fc.weight[k]
     V = V.detach().numpy()
     if hasattr(net, "fc1"):  # the FCN's one patch is the whole image
@@ -88,7 +88,7 @@ def expected(net: Any, x: Array, k: int, method: str) -> Array:
 
 
 class Lemma1(Experiment):
-    """models: the config nodes of small networks by name; units are seeds and networks."""
+    """Compare the closed forms with autograd. models: {name: config node} of small networks; units are seeds and networks."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.models = models
@@ -129,10 +129,10 @@ class Lemma1(Experiment):
             Claim(
                 f"{equation.replace('. ', '').lower()}_{method}",
                 f"{sentence} ({LABELS[method]})",
-                equation,
-                metric,
-                below(1e-12, each=True),
-                [row["error"] for row in results.rows(equation=equation, method=method)],
+                source=equation,
+                metric=metric,
+                criterion=below(1e-12, each=True),
+                values=[row["error"] for row in results.rows(equation=equation, method=method)],
                 reason="" if results.config.precision == "float64" else "it takes precision=float64",
             )
             for equation, sentence in sentences.items()

@@ -6,11 +6,12 @@ at least one of the following two contradictory cases", chosen though not positi
 "DeconvNet (with max-pooling), in theory, never recover[s] input perfectly".
 
 Over positions and filters P(chosen <=> w^T y > 0) is about 1/2 for any window, no more than without pooling: few of the
-positive responses are chosen, and where a whole window is 0 so is one that is not positive. Windows have stride 1, but
+positive responses are chosen, and where a whole window is 0, one that is not positive is chosen. Windows have stride 1, except
 for 2x2 with stride 2.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Rule, above, departures, mean, mean_and_spread
+from vis.claims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Run, Unit
@@ -42,7 +43,7 @@ PERFECT = "For GBP, the approximate gap can be made arbitrarily small by increas
 
 
 def choices(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each response is positive, and how many windows of the max-pooling choose it: [B, N, H, W] twice."""
+    """Return whether each response is positive, and how many windows of the max-pooling choose it, each [B, N, H, W]."""
     with torch.no_grad():
         y = net.conv1(x)
     if isinstance(net.pool, nn.Identity):
@@ -54,7 +55,7 @@ def choices(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Pooling(ThreeLayer):
-    """windows: of the max-pooling, names of WINDOWS; filters: numbers N of filters at the window `among`."""
+    """Measure DeconvNet under max-pooling. windows: names in WINDOWS; filters: numbers N of filters at the window `among`."""
 
     def __init__(
         self, models: Mapping[str, Mapping[str, Any]], windows: Sequence[str], filters: Sequence[int], among: str
@@ -88,14 +89,13 @@ class Pooling(ThreeLayer):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> Claim:
-            return Claim(name, sentence, "Section 3.2.1", metric, rule, values, reason=reason)
+        claim = partial(Claim, source="Section 3.2.1", reason=reason)
 
         def agreement(window: str) -> list[float]:
             return [row["agreement"] for row in results.rows("choices", setting=f"window_{window}")]
 
         def noise(suffix: str, method: str) -> dict[str, list[float]]:
-            """1 - HP, for growing N."""
+            """Return 1 - HP for growing N."""
             values = {n: column(results, "HP", setting=f"filters_{n}{suffix}", method=method) for n in self.filters}
             return {f"N = {n}": [1 - v for v in each] for n, each in values.items()}
 
@@ -103,16 +103,46 @@ class Pooling(ThreeLayer):
         fine = {w: column(results, "HP", setting=f"window_{w}", method="deconvnet") for w in pooled}
         rate = "P(chosen <=> w^T y > 0)"
         some = above(0.01, each=True)
-        falls = Rule("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
+        falls = Criterion("each below the one before", lambda values: all(b < a for a, b in pairwise(values)), least=2)
         return [
-            *(claim(f"chosen_{w}", CHOSEN, f"{rate}, {w} windows", above(0.9), agreement(w)) for w in pooled),
-            *(claim(f"like_gbp_{w}", LIKE_GBP, f"HP of DeconvNet, {w} windows", above(0.4), fine[w]) for w in pooled),
             *(
-                claim(f"contradictory_{w}", CASES, f"1 - {rate}, {w} windows", some, [1 - v for v in agreement(w)])
+                claim(f"chosen_{w}", CHOSEN, metric=f"{rate}, {w} windows", criterion=above(0.9), values=agreement(w))
                 for w in pooled
             ),
-            claim("gbp_perfect", PERFECT, "1 - HP of GBP without pooling", falls, noise("_none", "gbp")),
-            claim("deconvnet_N", NEVER, f"1 - HP of DeconvNet, {self.among} windows", falls, noise("", "deconvnet")),
+            *(
+                claim(
+                    f"like_gbp_{w}",
+                    LIKE_GBP,
+                    metric=f"HP of DeconvNet, {w} windows",
+                    criterion=above(0.4),
+                    values=fine[w],
+                )
+                for w in pooled
+            ),
+            *(
+                claim(
+                    f"contradictory_{w}",
+                    CASES,
+                    metric=f"1 - {rate}, {w} windows",
+                    criterion=some,
+                    values=[1 - v for v in agreement(w)],
+                )
+                for w in pooled
+            ),
+            claim(
+                "gbp_perfect",
+                PERFECT,
+                metric="1 - HP of GBP without pooling",
+                criterion=falls,
+                values=noise("_none", "gbp"),
+            ),
+            claim(
+                "deconvnet_N",
+                NEVER,
+                metric=f"1 - HP of DeconvNet, {self.among} windows",
+                criterion=falls,
+                values=noise("", "deconvnet"),
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -1,7 +1,7 @@
 """nie2018, Proposition 1: the gradients that arrive at the first ReLU of a random deep CNN.
 
 "For a random deep CNN where weights are i.i.d. Gaussians with zero mean, we can also approximate every entry of V^(1)_.,k as
-i.i.d. Gaussian with zero mean." V^(1) stands in Eq. (8) where Eq. (4) has the weights of the dense layer.
+i.i.d. Gaussian with zero mean." In Eq. (8), V^(1) takes the place of the dense layer's weights in Eq. (4).
 
 It holds for the saliency map. For GBP and DeconvNet it does not (finding 6): the rectified gradients from above have a mean,
 which the shared filters turn into a pattern for each channel, so that two entries of a channel are correlated.
@@ -12,6 +12,7 @@ which the shared filters turn into a pattern for each channel, so that two entri
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean, near_zero
+from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean, near_zero
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -34,7 +35,7 @@ MEAN = "Finding 6: Proposition 1 fails for GBP, whose entries have a mean."
 
 
 def within_channels(V: Tensor) -> float:
-    """Mean correlation of two entries of one channel of V [N, H, W], over all pairs; means and variance over all of V."""
+    """Return the mean correlation over all pairs of entries of one channel of V [N, H, W]; mean and variance are of all V."""
     V = (V.double() - V.double().mean()).flatten(1)
     n = V.shape[1]
     pairs = (V.sum(1).square() - V.square().sum(1)).mean() / (n * (n - 1))
@@ -42,7 +43,7 @@ def within_channels(V: Tensor) -> float:
 
 
 class Proposition1(Experiment):
-    """models.cnn: a DeepCNN; depths: its numbers of extra convolutions."""
+    """Test the entries of V^(1) for normality and independence. models.cnn: a DeepCNN; depths: its extra convolutions."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], depths: Sequence[int]) -> None:
         self.cnn, self.depths = models["cnn"], list(depths)
@@ -81,31 +82,40 @@ class Proposition1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, method: str, column: str, each: bool) -> Claim:
-            """Over all values, or over the means at each depth."""
+        def claim(
+            name: str,
+            sentence: str,
+            metric: str,
+            criterion: Criterion,
+            method: str,
+            column: str,
+            origin: Origin = "paper",
+        ) -> Claim:
+            """Judge all values for a claim of the paper, the means at each depth for a finding."""
             values: Any = {f"{n} more": self.of(results, column, method, n) for n in self.depths}
-            values = [v for depth in values.values() for v in depth] if each else values
-            return Claim(name, sentence, "Proposition 1", metric, rule, values, reason=reason)
+            values = [v for depth in values.values() for v in depth] if origin == "paper" else values
+            claim = Claim(name, sentence, source="Proposition 1", metric=metric, criterion=criterion, origin=origin)
+            return replace(claim, values=values, reason=reason)
 
         means, ks = "mean over standard deviation", "KS distance D to N(0, 1), standardised"
         rho, paper, found = "mean correlation of two entries of one channel", [], []
         for method in (m for m in LABELS if m in results.config.methods):
             sentence = f"{PROPOSITION} ({LABELS[method]})"
             paper += [
-                claim(f"{method}_mean", sentence, means, near_zero(0.02, each=True), method, "mean", True),
-                claim(f"{method}_gaussian", sentence, ks, below(0.02, each=True), method, "D", True),
-                claim(f"{method}_independent", sentence, rho, near_zero(0.01, each=True), method, "rho", True),
+                claim(f"{method}_mean", sentence, means, near_zero(0.02, each=True), method, "mean"),
+                claim(f"{method}_gaussian", sentence, ks, below(0.02, each=True), method, "D"),
+                claim(f"{method}_independent", sentence, rho, near_zero(0.01, each=True), method, "rho"),
             ]
             if method != "saliency":
                 found += [
-                    claim(f"finding6_{method}", FINDING, rho, above(0.1, each=True), method, "rho", False),
-                    claim(f"finding6_{method}_deeper", FINDING, rho, increasing(), method, "rho", False),
+                    claim(f"finding6_{method}", FINDING, rho, above(0.1, each=True), method, "rho", "project"),
+                    claim(f"finding6_{method}_deeper", FINDING, rho, increasing(), method, "rho", "project"),
                 ]
-        size = Rule("each |mean| > 0.1", lambda values: min(map(abs, values)) > 0.1)
-        return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", False)]
+        size = Criterion("each |mean| > 0.1", lambda values: min(map(abs, values)) > 0.1)
+        return [*paper, *found, claim("finding6_gbp_mean", MEAN, means, size, "gbp", "mean", "project")]
 
     def of(self, results: Results, column: str, method: str, depth: int) -> list[float]:
-        """A column for one method and depth."""
+        """Return a column for one method and depth."""
         return [row[column] for row in results.rows(method=method, depth=depth)]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -114,7 +124,7 @@ class Proposition1(Experiment):
             f"Gradients that arrive at the first ReLU of a random CNN (N = {node.num_filters}, stride {node.stride}) with more "
             f"3x3 convolutions above it, input {image}. Left: the entries for {self.depths[-1]} more (seed "
             f"{results.config.seed}), standardised, and N(0, 1). Right: mean correlation of two entries of one channel, "
-            f"one point for each of {results.config.seeds} seeds, and their means",
+            f"one point for each of {results.config.seeds} seeds, and their means"
         ]
         figure, (left, right) = plot(6.4, 2.3, caption, columns=2)
         with styled():

@@ -8,6 +8,7 @@ pixels more often than others, and overlapping pooling windows choose some more 
 g4 is the strength of the period of 4 pixels, that of the stem: see `vis.metrics.grid4`.
 """
 
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, mean_and_spread, near_zero
+from vis.claims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import torchvision_classifier
@@ -55,7 +56,7 @@ def resnet(arch: str = "resnet50", num_classes: int = 1000, skips: bool = True, 
 
 
 class NoSkip(nn.Module):
-    """A bottleneck block of ResNet-50 without what it adds to its result."""
+    """A bottleneck block of ResNet-50 without its skip connection."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -77,28 +78,40 @@ class ResNetGrid(ThreeLayer):
         def of(name: str, network: str, method: str = "gbp", target: str = target) -> list[float]:
             return column(results, name, network=network, method=method, target=target)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, values: Any) -> Claim:
-            return Claim(name, sentence, "Supplement H", metric, rule, values, reason=reason)
+        claim = partial(Claim, source="Supplement H", reason=reason)
 
         fine, grid = "HP: correlation of the high-passed map and input", "g4: strength of a period of 4 pixels, GBP"
         two = {TITLES[n]: of("g4", n) for n in ("average", "stem", "resnet")}
         skips = {TITLES[n]: of("g4", n) for n in ("no_skips", "resnet")}
         return [
-            claim("gbp", SIMILAR, fine, above(0.3), of("HP", "resnet")),
-            claim("deconvnet", SIMILAR, fine, above(0.15), of("HP", "resnet", "deconvnet")),
-            claim("saliency", SIMILAR, fine, near_zero(0.04), of("HP", "resnet", "saliency")),
+            claim("gbp", SIMILAR, metric=fine, criterion=above(0.3), values=of("HP", "resnet")),
+            claim("deconvnet", SIMILAR, metric=fine, criterion=above(0.15), values=of("HP", "resnet", "deconvnet")),
+            claim("saliency", SIMILAR, metric=fine, criterion=near_zero(0.04), values=of("HP", "resnet", "saliency")),
             claim(
                 "saliency_random",
                 f"{SIMILAR}, a random logit",
-                fine,
-                near_zero(0.04),
-                of("HP", "resnet", "saliency", "random"),
+                metric=fine,
+                criterion=near_zero(0.04),
+                values=of("HP", "resnet", "saliency", "random"),
             ),
-            claim("grid", GRID, grid, above(10), of("g4", "resnet")),
-            claim("grid_vgg", GRID, f"{grid}, in VGG-16", below(3), of("g4", "vgg")),
-            claim("skips", SKIPS, grid, Rule("without skips less than half", lambda v: v[0] < v[1] / 2), skips),
-            claim("finding9_no_skips", STEM, f"{grid}, without skips", above(10), of("g4", "no_skips")),
-            claim("finding9_stem", STEM, grid, increasing(), two),
+            claim("grid", GRID, metric=grid, criterion=above(10), values=of("g4", "resnet")),
+            claim("grid_vgg", GRID, metric=f"{grid}, in VGG-16", criterion=below(3), values=of("g4", "vgg")),
+            claim(
+                "skips",
+                SKIPS,
+                metric=grid,
+                criterion=Criterion("without skips less than half", lambda v: v[0] < v[1] / 2),
+                values=skips,
+            ),
+            claim(
+                "finding9_no_skips",
+                STEM,
+                metric=f"{grid}, without skips",
+                criterion=above(10),
+                values=of("g4", "no_skips"),
+                origin="project",
+            ),
+            claim("finding9_stem", STEM, metric=grid, criterion=increasing(), values=two, origin="project"),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

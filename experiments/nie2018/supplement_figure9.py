@@ -1,11 +1,12 @@
 """nie2018, supplement, Figure 9: GBP beside a linear edge detector, each pixel minus its left neighbour.
 
 "the linear vertical edge detector will highlight all the horizontal intensity changes, while GBP has the additional ability to
-filter out some background image patches." A difference is 0 in a flat background, so what counts is the textured one: where
-the local energy of the gray high-passed image is above its median. In numbers: the share of a map's energy there.
+filter out some background image patches." In a flat background a difference is 0, so only the textured background counts, where
+the local energy of the gray high-passed image is above its median. The number measured is the share of a map's energy there.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from torch.nn.functional import avg_pool2d, pad
 from experiments.nie2018.figure9 import BOX, background
 from experiments.nie2018.trained import batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Rule, mean_and_spread
+from vis.claims import Claim, Criterion, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -26,18 +27,18 @@ SOURCE = "Supplement, section F"
 
 
 def left_difference(images: Tensor) -> Tensor:
-    """Each pixel minus its left neighbour; 0 in the first column."""
+    """Subtract from each pixel its left neighbour; the first column is 0."""
     return images - pad(images, (1, 0, 0, 0), mode="replicate")[..., :-1]
 
 
 def textured(x: Tensor, window: int) -> Tensor:
-    """[B, 1, H, W]: 1 where the mean energy of the gray high-passed image in a window is above its median."""
+    """Return a mask [B, 1, H, W]: 1 where the mean energy of the gray high-passed image in a window is above its median."""
     energy = avg_pool2d(metrics.high_pass(x).square(), window, stride=1, padding=window // 2, count_include_pad=False)
     return (energy > energy.flatten(1).median(1).values.view(-1, 1, 1, 1)).double()
 
 
 class SupplementFigure9(Experiment):
-    """object: {image: box}, see Figure9; paper: its images."""
+    """Compare GBP with the edge detector. object: {image: box}, see Figure9; paper: the paper's images."""
 
     metrics = ("gbp", "edge")
 
@@ -75,11 +76,12 @@ class SupplementFigure9(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)
-        less = Rule("below 0 for each image", lambda values: max(values) < 0)
+        less = Criterion("below 0 for each image", lambda values: max(values) < 0)
         values = [row["gbp"] - row["edge"] for row in results.rows()]
         metric = "share of the energy in the textured background, GBP's minus the edge detector's"
-        found = [Claim("filters", FILTER, SOURCE, metric, less, values, reason=reason)]
-        return [*found, Claim("here", f"Of this network: {FILTER}", SOURCE, metric, less, values)] if reason else found
+        claim = Claim("filters", FILTER, source=SOURCE, metric=metric, criterion=less, values=values)
+        here = replace(claim, name="here", sentence=f"Of this network: {FILTER}", origin="project")
+        return [replace(claim, reason=reason), *[here] * bool(reason)]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

@@ -10,6 +10,7 @@ weigh as much as others, A = sum_j 1/||y_j|| at each pixel. The error of the mea
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from experiments.nie2018.figure5 import LAW, over_law
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Rule, below, departures, increasing, mean, mean_and_spread, within
+from vis.claims import Claim, Criterion, below, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Run, Unit
@@ -33,7 +34,7 @@ LIMIT = "Finding 3: the limit of GBP is A x, not x, where A weighs a pixel by 1/
 
 
 class Theorem1(ThreeLayer):
-    """filters: the numbers N of filters."""
+    """Measure GBP and the error of the mean for growing N. filters: the numbers N."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], filters: Sequence[int]) -> None:
         super().__init__(models)
@@ -62,8 +63,7 @@ class Theorem1(ThreeLayer):
         few = "" if config.seeds >= 4 else f"it takes the mean of 4 seeds or more, not {config.seeds}"
         reason = departures(config.experiment, PAPER) or few
 
-        def grow(name: str, sentence: str, metric: str, rule: Rule, values: dict[str, list[float]]) -> Claim:
-            return Claim(name, sentence, "Theorem 1", metric, rule, values, reason=reason)
+        claim = partial(Claim, source="Theorem 1", reason=reason)
 
         def of(name: str) -> dict[str, list[float]]:
             return {f"N = {n}": column(results, name, setting=f"cnn_{n}") for n in self.filters}
@@ -78,19 +78,64 @@ class Theorem1(ThreeLayer):
         )  # the same for all seeds
         errors = {n: [row["error"] for row in results.rows("filters", N=n)] for n in SIZES}
         ratios = {f"N = {n}": [e / math.sqrt(P / 2 / n) for e in errors[n]] for n in SIZES}
-        order = Rule("10^2.5 < mean < 10^3.5", lambda values: 10**2.5 < mean(values) < 10**3.5)
+        order = Criterion("10^2.5 < mean < 10^3.5", lambda values: 10**2.5 < mean(values) < 10**3.5)
         needed = [row["N"] for row in results.rows("needed")]
         error, source = "error of the mean of N filters, p = 27", "Section 3.1.1"
         return [
-            grow("cosL_grows", THEOREM, "cosL: cosine of A^-1 map and input", increasing(), of("cosL")),
-            grow("pear_grows", THEOREM, "pear: correlation of map and input", increasing(), of("pear")),
-            grow("noise_law", THEOREM, "tan2 of the mean cosL over .943 pi^2 3 s^2 / N", within(1, 0.25), law),
-            Claim(
-                "filters_needed", NEEDED, source, f"N at which the {error}, falls below .1", order, needed, "O(10^3)"
+            claim(
+                "cosL_grows",
+                THEOREM,
+                metric="cosL: cosine of A^-1 map and input",
+                criterion=increasing(),
+                values=of("cosL"),
             ),
-            Claim("error_law", NEEDED, source, f"{error}, over sqrt(p / 2N)", within(1, 0.05), ratios),
-            grow("finding3_limit", LIMIT, f"cosine, {last}", increasing(), limit),
-            grow("finding3_cap", LIMIT, "cosine of A x and x: the cap at any N", below(0.95), {"": cap}),
+            claim(
+                "pear_grows",
+                THEOREM,
+                metric="pear: correlation of map and input",
+                criterion=increasing(),
+                values=of("pear"),
+            ),
+            claim(
+                "noise_law",
+                THEOREM,
+                metric="tan2 of the mean cosL over .943 pi^2 3 s^2 / N",
+                criterion=within(1, 0.25),
+                values=law,
+            ),
+            Claim(
+                "filters_needed",
+                NEEDED,
+                source=source,
+                metric=f"N at which the {error}, falls below .1",
+                criterion=order,
+                values=needed,
+                paper="O(10^3)",
+            ),
+            Claim(
+                "error_law",
+                NEEDED,
+                source=source,
+                metric=f"{error}, over sqrt(p / 2N)",
+                criterion=within(1, 0.05),
+                values=ratios,
+            ),
+            claim(
+                "finding3_limit",
+                LIMIT,
+                metric=f"cosine, {last}",
+                criterion=increasing(),
+                values=limit,
+                origin="project",
+            ),
+            claim(
+                "finding3_cap",
+                LIMIT,
+                metric="cosine of A x and x: the cap at any N",
+                criterion=below(0.95),
+                values={"": cap},
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -135,7 +180,7 @@ class Theorem1(ThreeLayer):
 
 
 def mean_errors(seed: int) -> list[float]:
-    """|| 1/N sum_i w~(i) - E[w~] || for N = 1, 2, ..., the mean over some draws of the filters; entries from N(0, 1)."""
+    """Return || 1/N sum_i w~(i) - E[w~] || for N = 1, 2, ..., the mean over draws of the filters from N(0, 1)."""
     random = torch.Generator().manual_seed(seed)
     w = torch.randn(DRAWS, SIZES[-1], P, generator=random, dtype=torch.float64)
     w = w * (w[..., :1] > 0)  # y is the first unit vector

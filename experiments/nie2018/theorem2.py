@@ -16,6 +16,7 @@ stride s and has a part E[sigma(V)]^2 / E[sigma(V)^2] = 1/pi of its energy. The 
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images, random_networks
 from vis import metrics
-from vis.claims import Claim, Rule, below, departures, mean, near_zero, within
+from vis.claims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Unit
@@ -44,21 +45,21 @@ SHARED = "Finding 4: DeconvNet's pattern is the same for all logits, whose maps 
 
 
 def phases(map_: Tensor, stride: int) -> Tensor:
-    """The values [C s s, n] of a map [C, H, W], those of one channel and phase in one row; an odd last one is cut."""
+    """Arrange the values of a map [C, H, W] by channel and phase: [C s s, n]. Incomplete periods are cut."""
     height, width = (n // stride * stride for n in map_.shape[1:])
     starts = [(r, c) for r in range(stride) for c in range(stride)]
     return torch.cat([map_[:, r:height:stride, c:width:stride].flatten(1) for r, c in starts])
 
 
 def autocorrelation(map_: Tensor, shift: int) -> tuple[float, float]:
-    """Of a map [C, H, W] whose mean is 0: along rows and along columns."""
+    """Return the autocorrelation along rows and along columns of a map [C, H, W] whose mean is 0."""
     energy = map_.square().mean()
     down, right = map_[:, shift:] * map_[:, :-shift], map_[..., shift:] * map_[..., :-shift]
     return (right.mean() / energy).item(), (down.mean() / energy).item()
 
 
 class Theorem2(Experiment):
-    """models.cnn: the network. Two targets are explained: the second only for the correlation of logits."""
+    """Test maps for normality and correlation. models.cnn: the network. The second target is for the correlation of logits."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]
@@ -105,12 +106,20 @@ class Theorem2(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)
 
-        def claim(name: str, sentence: str, metric: str, rule: Rule, method: str, column: str) -> Claim:
+        def claim(
+            name: str,
+            sentence: str,
+            metric: str,
+            criterion: Criterion,
+            method: str,
+            column: str,
+            origin: Origin = "paper",
+        ) -> Claim:
             values: Any = [row[column] for row in results.rows(method=method)]
-            source = "Theorem 2"
-            if name.startswith("finding"):  # of the ensemble: the pattern of one network is made of 3 s^2 numbers
+            if origin == "project":  # a finding about the ensemble: one network's pattern has only 3 s^2 numbers
                 values = {f"mean over {len(values)} networks": values}
-            return Claim(name, sentence, source, metric, rule, values, reason=reason)
+            claim = Claim(name, sentence, source="Theorem 2", metric=metric, criterion=criterion, origin=origin)
+            return replace(claim, values=values, reason=reason)
 
         ks, white = (
             "KS distance D to N(0, 1), each phase normalised",
@@ -124,9 +133,25 @@ class Theorem2(Experiment):
             claim("deconvnet_normal", THEOREM, ks, normal, "deconvnet", "D"),
             claim("deconvnet_white", THEOREM, white, none, "deconvnet", "rho"),
             claim("saliency_logits", WEIGHTS, pair, near_zero(0.03), "saliency", "logits"),
-            claim("finding4_pattern", PATTERN, "correlation of values of one phase", pi, "deconvnet", "pattern"),
-            claim("finding4_shift", PATTERN, f"autocorrelation at a shift of {stride}", pi, "deconvnet", "rho_s"),
-            claim("finding4_logits", SHARED, pair, pi, "deconvnet", "logits"),
+            claim(
+                "finding4_pattern",
+                PATTERN,
+                "correlation of values of one phase",
+                pi,
+                "deconvnet",
+                "pattern",
+                origin="project",
+            ),
+            claim(
+                "finding4_shift",
+                PATTERN,
+                f"autocorrelation at a shift of {stride}",
+                pi,
+                "deconvnet",
+                "rho_s",
+                origin="project",
+            ),
+            claim("finding4_logits", SHARED, pair, pi, "deconvnet", "logits", origin="project"),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -143,7 +168,7 @@ class Theorem2(Experiment):
         caption = [
             f"Maps of {network}, stride {stride}, input {image}. Left: their values, each phase normalised (seed "
             f"{results.config.seed}), and N(0, 1). Right: autocorrelation (mean over {results.config.seeds} seeds); 1/π is "
-            "what DeconvNet's periodic pattern explains",
+            "what DeconvNet's periodic pattern explains"
         ]
         figure, (left, right) = plot(6.4, 2.3, caption, columns=2)
         with styled():

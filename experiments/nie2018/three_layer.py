@@ -1,4 +1,4 @@
-"""Random three-layer networks (nie2018, section 3.1): their maps, and how much of the input a map recovers.
+"""Maps of random three-layer networks (nie2018, section 3.1), and numbers of how well a map recovers the input.
 
 Numbers of a map m of an input x (mean-subtracted), one row of the table for each seed, image, network, logit and method:
 
@@ -20,7 +20,7 @@ from vis.models import Model
 from vis.runner.experiment import Experiment, Load, Run, Unit
 from vis.store.run_folder import Part, Results
 
-LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's, in its order
+LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's labels, in its order
 BATCH = 4  # images at a time where batch_size is auto
 WEIGHTS = {"init": "truncated_normal", "std": 0.1}
 CNN = {"kernel_size": 7, "stride": 2, "pool": None, "input_size": 224, **WEIGHTS}
@@ -28,7 +28,7 @@ FCN = {"input_size": 224, **WEIGHTS}
 
 
 class ThreeLayer(Experiment):
-    """models: the config nodes of its networks, by name. Arrays are kept for the first seed only."""
+    """Explain random three-layer networks. models: {name: config node}. Arrays are kept for the first seed only."""
 
     metrics = ("pear", "HP", "cosL")
     series = "method"
@@ -37,11 +37,11 @@ class ThreeLayer(Experiment):
         self.models = models
 
     def settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """{name of a setting: (network, what is changed in its config node)}."""
+        """Return {name of a setting: (network, changes to its config node)}."""
         return {network: (network, {}) for network in self.models}
 
     def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """The columns of the table, [B] each."""
+        """Compute the columns of the table, [B] each."""
         cosL = metrics.cosine_weighted(map_, x, weight)
         return {
             "pear": metrics.pearson(map_, x),
@@ -96,7 +96,7 @@ class ThreeLayer(Experiment):
 
 
 def column(results: Results, name: str, **where: Any) -> list[float]:
-    """A column of the table, of the rows whose other columns have the given values."""
+    """Return a column of the table for the rows whose other columns have the given values."""
     return [row[name] for row in results.rows(**where)]
 
 
@@ -106,12 +106,12 @@ def images(results: Results) -> list[str]:
 
 
 def targets(results: Results) -> list[str]:
-    """The logits that were explained; figures show the first."""
+    """Return the logits that were explained; figures show the first."""
     return list(dict.fromkeys(row["target"] for row in results.rows()))
 
 
 def random_networks(results: Results) -> list[str]:
-    """The sentences of a caption on what was random, what was explained and how it is shown."""
+    """Return the caption's sentences on the random weights, the targets and the display."""
     config, target = results.config, targets(results)[0]
     node = next(iter(config.experiment.models.values()))
     init = {"truncated_normal": "truncated Gaussian"}.get(node.init, node.init)
@@ -124,7 +124,7 @@ def random_networks(results: Results) -> list[str]:
 
 
 def _patch_weight(model: Model, x: Tensor) -> Tensor:
-    """A of Theorem 1; the hidden units of the FCN see one patch, the whole image."""
+    """Return A of Theorem 1; the hidden units of the FCN see one patch, the whole image."""
     conv = getattr(model.net, "conv1", None)
     if isinstance(conv, torch.nn.Conv2d):
         return metrics.patch_weight(x, conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))

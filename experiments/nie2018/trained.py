@@ -1,7 +1,7 @@
-"""What nie2018's figures on trained weights share: networks whose weights may be missing, and whose verdicts they are.
+"""Shared by nie2018's figures on trained weights: networks with optional weights, and their captions.
 
-The paper's weights are torchvision's (or those of a checkpoint of one's own). On a stand-in that the project trained itself,
-and where there are none, the paper's claims are not measured; claims of their own speak of the stand-in.
+The paper's weights are torchvision's, or those of a checkpoint that the user gives. Without them, and on a stand-in that the
+project trained itself, the paper's claims have no verdict; the project's own claims describe the stand-in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,25 +21,26 @@ LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 
 
 class RandomAndTrained(Experiment):
-    """models: the config nodes of its networks, by name, e.g. random and trained.
+    """An experiment on several networks, some of whose weights may be missing.
 
-    optional: those that are left out where their weights cannot be had. missing: {network: why}; a run fills it in before it
-    begins, so that it stands in its config and a resumed run is the same run.
+    models: {name: config node}, e.g. random and trained. optional: the networks that the run leaves out if their weights
+    are missing. missing: {network: reason}; `resolve` writes it to the config, so that a resumed run leaves out the same.
     """
 
     def __init__(
         self, models: Mapping[str, Mapping[str, Any]], optional: Sequence[str] = (), missing: Mapping[str, str] = {}
     ) -> None:
-        self.models, self.optional, self.missing = models, optional, missing
+        self.models, self.optional, self.missing = models, optional, dict(missing)
 
-    def networks(self, run: Run) -> list[str]:
-        """The networks whose weights can be had."""
-        missing = dict(self.missing)
-        for name in self.optional if run.folder else ():  # a dry run downloads nothing
-            if name in self.models and name not in missing and (why := run.lacks_weights(self.models[name])):
-                missing[name] = why = why.partition(". ")[0]
+    def resolve(self, run: Run) -> None:
+        for name in self.optional:
+            if name in self.models and name not in self.missing and (why := run.lacks_weights(self.models[name])):
+                self.missing[name] = why
                 OmegaConf.update(run.config, f"experiment.missing.{name}", why, force_add=True)
-        return [name for name in self.models if name not in missing]
+
+    def networks(self) -> list[str]:
+        """Return the names of the networks whose weights are available."""
+        return [name for name in self.models if name not in self.missing]
 
     def seeds(self, run: Run, network: str) -> list[int]:
         """The seeds of a network."""
@@ -47,13 +48,13 @@ class RandomAndTrained(Experiment):
 
 
 def seeds_of(run: Run, node: Mapping[str, Any]) -> list[int]:
-    """A network whose weights all come from a file is one network; random ones, in part or all, differ by seed."""
+    """Return the seeds that give different networks: only the first if all weights come from a file."""
     whole = node.get("weights") and not node.get("trained_up_to") and not node.get("trained_except")
     return run.seeds[:1] if whole else run.seeds
 
 
 def batches_of_the_model(run: Run) -> list[Unit]:
-    """The units of a figure of the run's own model: its seeds, and the images in batches."""
+    """Return the units of a figure of the run's own model: a seed and a batch of images each."""
     return [
         {"seed": seed, "images": images}
         for seed in seeds_of(run, run.config.model)
@@ -62,7 +63,7 @@ def batches_of_the_model(run: Run) -> list[Unit]:
 
 
 def not_the_papers(results: Results, network: str | None = None, random: bool = False) -> str:
-    """Why a network (None: the run's model) says nothing about what the paper says of its trained (or random) ones."""
+    """Say how a network (None: the run's model) differs from the paper's trained (or random) one; "" if it does not."""
     node = results.config.experiment.models[network] if network else results.config.model
     missing = results.config.experiment.get("missing") or {}
     if network in missing:
@@ -77,7 +78,7 @@ def _kind(node: Mapping[str, Any]) -> str:
 
 
 def network_label(results: Results, network: str) -> str:
-    """What a figure calls one of several networks: random VGG, trained VGG or stand-in."""
+    """Return a network's title in a figure: random VGG, trained VGG or stand-in."""
     return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
 
 
@@ -87,11 +88,11 @@ def images_of(results: Results) -> list[str]:
 
 
 def weights_words(results: Results) -> str:
-    """The sentence of a caption on the network."""
+    """Return the caption's sentence on the network."""
     return f"{results.config.model.name}, {results.rows()[0]['weights']}"
 
 
 def wanted(results: Results, paper: Sequence[str]) -> str:
-    """The sentence of a caption on images that are not the paper's."""
-    lacking = [name for name in paper if name not in images_of(results)]
-    return f"The paper's image: {', '.join(lacking)}; yours with image=FILE" if lacking else ""
+    """Return the caption's sentence that names the paper's images if the run does not have them."""
+    absent = [name for name in paper if name not in images_of(results)]
+    return f"The paper's image: {', '.join(absent)}; yours with image=FILE" if absent else ""

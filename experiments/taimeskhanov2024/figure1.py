@@ -5,6 +5,7 @@ overlayed as a heatmap. Red shading: the lower part of the image is unseen by th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ SENTENCE = "GradCAM highlights a part of the image that the network does not see
 
 
 class Figure1(Experiment):
-    """One image, one CAM."""
+    """Draw one CAM of one image."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"images": [0]}]
@@ -38,7 +39,7 @@ class Figure1(Experiment):
             raise UserError(f"{model.name} has no wall: take model=vgg16_masked, or add model.wall.rows=...")
         ((name, method), *_) = run.methods.items()
         if not isinstance(method, ActivationMap):
-            raise UserError(f"{name} is no class activation map: method=gradcam, ...")
+            raise UserError(f"{name} is not a class activation map: method=gradcam, ...")
         batch = run.batch(model, unit["images"])
         layers = method.layers(model.net, batch.x)
         with Forward(model.net, batch.x, layers, run.preprocess(model)) as forward, torch.no_grad():
@@ -55,8 +56,9 @@ class Figure1(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         (row,) = results.rows()
         reason = "not the paper's weights" if row["own"] else ""
-        here = Claim("here", f"Here: {SENTENCE}", "Figure 1", "mu", above(0.1), [row["mu"]])
-        return [Claim("unseen", SENTENCE, "Figure 1", "mu", above(0.1), [row["mu"]], reason=reason), here]
+        claim = Claim("unseen", SENTENCE, source="Figure 1", metric="mu", criterion=above(0.1), values=[row["mu"]])
+        here = replace(claim, name="here", sentence=f"Here: {SENTENCE}", origin="project")
+        return [replace(claim, reason=reason), here]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         (row,) = results.rows()

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Rule
+from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled, typeset
 from vis.methods.forward import Forward
@@ -18,7 +18,7 @@ SENTENCE = "(h, w) = (H - k + 1, W - k + 1) and (h', w') = (h, w) / k'"
 
 
 class Figure2(Experiment):
-    """One convolution, ReLU, max-pooling and dense layers; sizes as the network computes them."""
+    """Draw one convolution, ReLU, max-pooling and dense layers, with the sizes that the network computes."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         return [{"images": [0]}]
@@ -31,7 +31,7 @@ class Figure2(Experiment):
         }
         if len(names[nn.Conv2d]) != 1 or len(names[nn.MaxPool2d]) != 1 or not names[nn.Linear]:
             raise UserError(
-                f"{model.name} is no [CNN] of one convolution, one max-pooling and dense layers: model=cnn_masked"
+                f"{model.name} is not a CNN of one convolution, one max-pooling and dense layers: model=cnn_masked"
             )
         layers = [names[nn.Conv2d][0], names[nn.ReLU][0], names[nn.MaxPool2d][0], *names[nn.Linear]]
         batch = run.batch(model, unit["images"])
@@ -50,8 +50,17 @@ class Figure2(Experiment):
         (_, H, _), (_, h, _), _, (_, pooled, _) = (row["shape"] for row in results.rows()[:4])
         (sizes,) = results.rows("sizes")
         wrong = [h - (H - sizes["k"] + 1), pooled - h / sizes["pool"]]
-        exact = Rule("both 0", lambda values: not any(values))
-        return [Claim("sizes", SENTENCE, "Section 2.1", "h and h' less what the formulas say", exact, wrong)]
+        exact = Criterion("both 0", lambda values: not any(values))
+        return [
+            Claim(
+                "sizes",
+                SENTENCE,
+                source="Section 2.1",
+                metric="h and h' less what the formulas say",
+                criterion=exact,
+                values=wrong,
+            )
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows, (sizes,) = results.rows(), results.rows("sizes")

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.taimeskhanov2024.theorem1 import digit
-from vis.claims import Claim, Rule, above, mean
+from vis.claims import Claim, Criterion, above, mean
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -29,7 +29,7 @@ SHOWN = 6  # networks in the figure
 
 
 class Figure3(Experiment):
-    """models.cnn: the network's config node. Units are images; each is given to the networks of all seeds."""
+    """Measure GradCAM in the unseen half. models.cnn: the network's config node. A unit is an image, for all seeds."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]
@@ -45,7 +45,7 @@ class Figure3(Experiment):
         seed = unit["seed"]
         model = run.model(self.cnn, seed)
         if model.dead_rows is None:
-            raise UserError(f"{model.name} has no wall, and so no unseen rows")
+            raise UserError(f"{model.name} has no wall and so no unseen rows: give a model with wall.rows")
         first, last = model.dead_rows
         names = list(run.dataset.names)
         pixels = torch.stack([digit(run, i) for i in range(len(names))])
@@ -70,13 +70,29 @@ class Figure3(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows()
         positive = [mean([float(r["unseen"] > 0) for r in rows if r["seed"] == s]) for s in _seeds(results)]
-        zero, source = Rule("each is 0", lambda values: not any(values)), "Figure 3"
+        zero, source = Criterion("each is 0", lambda values: not any(values)), "Figure 3"
         blank, slope = "largest change of a logit, unseen rows blanked", "largest gradient of the logits there"
         share = "share of the maps that are positive somewhere in the unseen rows, for each network"
         return [
-            Claim("blind_logits", BLIND, source, blank, zero, [r["logits"] for r in rows], 0.0),
-            Claim("blind_gradient", BLIND, source, slope, zero, [r["gradient"] for r in rows], 0.0),
-            Claim("gradcam_unseen", HIGHLIGHTS, source, share, above(0.5), positive),
+            Claim(
+                "blind_logits",
+                BLIND,
+                source=source,
+                metric=blank,
+                criterion=zero,
+                values=[r["logits"] for r in rows],
+                paper=0.0,
+            ),
+            Claim(
+                "blind_gradient",
+                BLIND,
+                source=source,
+                metric=slope,
+                criterion=zero,
+                values=[r["gradient"] for r in rows],
+                paper=0.0,
+            ),
+            Claim("gradcam_unseen", HIGHLIGHTS, source=source, metric=share, criterion=above(0.5), values=positive),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

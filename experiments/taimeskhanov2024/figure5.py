@@ -1,4 +1,4 @@
-"""taimeskhanov2024, Figure 5: training loss and top-5 validation accuracy of a VGG with a wall and of the same without.
+"""taimeskhanov2024, Figure 5: training loss and top-5 validation accuracy of a VGG with and without a wall.
 
 The first dense layer of the masked network does not read the lower rows of the last feature map: those weights are 0 at
 initialisation and again after each step. "The unmasked [VGG] (baseline) and our masked [VGG] yield 87.0%, resp. 90.4% top-5
@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.train import Train
-from vis.claims import Claim, Rule, below, departures, increasing, within
+from vis.claims import Claim, Criterion, below, departures, increasing, within
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.runner.experiment import Run
 from vis.store.run_folder import Results
@@ -60,7 +60,7 @@ IMAGES = {"train_images": 1_281_167, "val_images": 50_000}
 
 
 class Figure5(Train):
-    """models: the config nodes of its two networks, masked and unmasked; the rest as `Train`."""
+    """Train both networks. models: their config nodes, masked and unmasked; the other parameters are those of `Train`."""
 
     series = "network"
 
@@ -95,22 +95,56 @@ class Figure5(Train):
             rule = within(value, 0.02)
             found.append(
                 Claim(
-                    f"{network}_{key}", SENTENCE, "Section 4, Figure 5", metric, rule, last(network, key), value, reason
+                    f"{network}_{key}",
+                    SENTENCE,
+                    source="Section 4, Figure 5",
+                    metric=metric,
+                    criterion=rule,
+                    values=last(network, key),
+                    paper=value,
+                    reason=reason,
                 )
             )
         for key in ("top1", "top5"):
             metric = f"validation {key.replace('top', 'top-')}"
             values = {name: last(name, key) for name in ("masked", "unmasked")}
-            found.append(Claim(f"drop_{key}", DROP, "Section 4", metric, increasing(), values, reason=reason))
+            found.append(
+                Claim(
+                    f"drop_{key}",
+                    DROP,
+                    source="Section 4",
+                    metric=metric,
+                    criterion=increasing(),
+                    values=values,
+                    reason=reason,
+                )
+            )
             if reason:
                 lost = [b - a for a, b in zip(*values.values(), strict=False)]
                 here = f"Of these networks: {DROP}"
                 metric = f"{metric} of unmasked less that of masked"
-                found.append(Claim(f"here_drop_{key}", here, "Section 4", metric, below(0.1), lost))
-        zero = Rule("each exactly 0", lambda values: all(value == 0 for value in values))
+                found.append(
+                    Claim(
+                        f"here_drop_{key}",
+                        here,
+                        source="Section 4",
+                        metric=metric,
+                        criterion=below(0.1),
+                        values=lost,
+                        origin="project",
+                    )
+                )
+        zero = Criterion("each exactly 0", lambda values: all(value == 0 for value in values))
         walls = [row["wall"] for row in networks if row["network"] == "masked" and row["wall"] is not None]
         found.append(
-            Claim("wall", WALL, "Section 3.1", "masked: largest |weight| behind the wall after training", zero, walls)
+            Claim(
+                "wall",
+                WALL,
+                source="Section 3.1",
+                metric="masked: largest |weight| behind the wall after training",
+                criterion=zero,
+                values=walls,
+            )
         )
         return found
 
@@ -147,7 +181,7 @@ class Figure5(Train):
 
 
 def behind_wall(net: torch.nn.Module) -> float | None:
-    """The largest |weight| that the wall of a network forbids, where it has one in a dense layer; it must be 0."""
+    """Return the largest |weight| behind a network's wall, which must be 0; None without a wall in a dense layer."""
     wall: Any = getattr(net, "apply_wall", None)
     if not hasattr(wall, "linear"):
         return None

@@ -1,7 +1,7 @@
 """taimeskhanov2024, Figure 6: samples of STACK-MIX and STACK-GEN, two subjects one above the other.
 
 "one in the bottom part of the image which is the dead zone for [VGG], and the second subject at the top of the image." Any
-dataset can be shown. What its images are composed of stands in manifest.csv, where the project has composed them.
+dataset can be shown. For images that the project composes, manifest.csv lists their parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,10 @@ from vis.store.run_folder import Part, Results
 
 
 class Figure6(Experiment):
-    """models.masked: the network whose dead zone is drawn; count: samples; stack_gen: the folder of STACK-GEN, or None."""
+    """Draw samples of both datasets.
+
+    models.masked: the network whose dead zone is drawn; count: samples; stack_gen: the folder of STACK-GEN, or None.
+    """
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]], count: int, stack_gen: str | None = None) -> None:
         self.masked, self.count, self.stack_gen = models["masked"], count, stack_gen
@@ -54,6 +57,6 @@ class Figure6(Experiment):
 
 
 def _spread(total: int, count: int) -> Sequence[int]:
-    """`count` indices of 0 .. total - 1, evenly spread: a folder is sorted by classes."""
+    """Return `count` indices, evenly spread over 0 .. total - 1 because folders are sorted by class."""
     count = min(count, total)
     return [i * total // count for i in range(count)]

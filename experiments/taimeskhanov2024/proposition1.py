@@ -40,7 +40,7 @@ SENTENCES = {
 
 
 def cnn(V: int, L: int, kernel: int, pool: int, width: int, seed: int) -> nn.Sequential:
-    """[CNN] of section 2.1 on 28x28 images, weights from N(0, 1), one output, in float64."""
+    """Build [CNN] of section 2.1 for 28x28 images: weights from N(0, 1), one output, in float64."""
     positions = ((SIDE - kernel + 1) // pool) ** 2
     widths = [V * positions, *[width] * (L - 1), 1]
     dense: list[nn.Module] = []
@@ -56,7 +56,7 @@ def cnn(V: int, L: int, kernel: int, pool: int, width: int, seed: int) -> nn.Seq
 
 
 def rho(W: Sequence[np.ndarray], c: np.ndarray) -> np.ndarray:
-    """The sum over all paths of active units: [d_0], from the weights W^(1) ... W^(L) and C as a vector."""
+    """Sum over all paths of active units: [d_0], from the weights W^(1) ... W^(L) and C as a vector."""
     active, x = [], c
     for weights in W[:-1]:
         a = weights @ x
@@ -71,7 +71,7 @@ def rho(W: Sequence[np.ndarray], c: np.ndarray) -> np.ndarray:
 
 
 def coefficients(net: nn.Sequential, x: Tensor, pool: int) -> dict[str, np.ndarray]:
-    """alpha, alpha^(2) [V] and alpha^(4) [V, h, w] in closed form, of an image [1, 28, 28]."""
+    """Compute alpha, alpha^(2) [V] and alpha^(4) [V, h, w] in closed form, of an image [1, 28, 28]."""
     with torch.no_grad():
         B = net[1](net[0](x[None]))[0].numpy()
     V, h, w = B.shape
@@ -90,7 +90,7 @@ def coefficients(net: nn.Sequential, x: Tensor, pool: int) -> dict[str, np.ndarr
 
 
 def by_autograd(net: nn.Sequential, x: Tensor) -> dict[str, np.ndarray]:
-    """The same by Definitions 1, 2 and 4 from the gradient at B."""
+    """Compute the same coefficients by Definitions 1, 2 and 4 from the gradient at B."""
     B = net[1](net[0](x[None])).detach().requires_grad_(True)
     (G,) = torch.autograd.grad(net[2:](B).sum(), B)
     norm = B.detach().abs().sum((2, 3), keepdim=True)
@@ -99,7 +99,10 @@ def by_autograd(net: nn.Sequential, x: Tensor) -> dict[str, np.ndarray]:
 
 
 class Proposition1(Experiment):
-    """filters, layers: the V and L; kernel, pool: k and k'; width: units of the hidden dense layers."""
+    """Compare the closed forms with autograd.
+
+    filters, layers: the V and L; kernel, pool: k and k'; width: units of the hidden dense layers.
+    """
 
     def __init__(self, filters: Sequence[int], layers: Sequence[int], kernel: int, pool: int, width: int) -> None:
         self.filters, self.layers, self.kernel, self.pool, self.width = filters, layers, kernel, pool, width
@@ -124,10 +127,10 @@ class Proposition1(Experiment):
             Claim(
                 f"prop1_{method}",
                 SENTENCES[method],
-                "Proposition 1" if method == "gradcam" else "Appendix A",
-                f"{LABELS[method]}'s coefficients: largest absolute difference over the largest absolute value",
-                below(1e-12, each=True),
-                [r["error"] / (r["largest"] or 1) for r in results.rows(method=method)],
+                source="Proposition 1" if method == "gradcam" else "Appendix A",
+                metric=f"{LABELS[method]}'s coefficients: largest absolute difference over the largest absolute value",
+                criterion=below(1e-12, each=True),
+                values=[r["error"] / (r["largest"] or 1) for r in results.rows(method=method)],
             )
             for method in LABELS
         ]

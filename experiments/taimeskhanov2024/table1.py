@@ -1,7 +1,7 @@
 """taimeskhanov2024, Table 1 and Figures 7 to 9: the activity of CAMs where the masked VGG provably cannot see.
 
 "We observe that every CAM-based methods, except HiResCAM, highlights unseen parts of an image to some extent. Moreover,
-the observation are consistent over both datasets." A constant map has mu x 100 = 49: EigenCAM's 51.7 says less than nothing.
+the observation are consistent over both datasets." A constant map has mu x 100 = 49, less than EigenCAM's 51.7.
 
 The paper's numbers come from its published weights and images (`model.weights=params_vgg16_masked.pt
 experiment.datasets.mix.path=... experiment.datasets.gen.path=...`). With `preset=small` the masked CNN that the project
@@ -10,12 +10,13 @@ trains itself on stacked digits takes their place, and the claims are its own.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
-from vis.claims import Claim, Rule, above, mean, spread
+from vis.claims import Claim, Criterion, Origin, above, mean, spread
 from vis.runner.experiment import Run, Unit, method_title
 from vis.store.run_folder import Results
 
@@ -34,13 +35,14 @@ SEES = "every CAM-based methods, except HiResCAM, highlights unseen parts of an 
 AVOIDS = "HiResCAM avoids this problem"
 VALUE = "{}: mu x 100 = {} ± {} on {}"
 NAMES = {"mix": "STACK-MIX", "gen": "STACK-GEN"}
-ZERO = Rule("each exactly 0", lambda values: all(v == 0 for v in values))
+SOURCE, METRIC = "Table 1, section 3.3", "mu of min-max scaled maps"
+ZERO = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
 LAYER = "Beyond the paper: LayerCAM, whose weights are of each position as HiResCAM's are, avoids it too."
 WORSE = "Beyond the paper: EigenCAM's maps are no better than a constant one."
 
 
 class Table1(WallCheck):
-    """samples: images of each dataset whose maps are kept; datasets: config nodes by name, mix and gen in the paper."""
+    """Measure mu of CAMs. samples: images of each dataset whose maps are kept; datasets: {name: config node}, mix and gen."""
 
     def units(self, run: Run) -> Sequence[Unit]:
         run.require_model()
@@ -58,35 +60,27 @@ class Table1(WallCheck):
         found = self.wall_claims(results)
         constant = math.sqrt((network["rows"][1] - network["rows"][0] + 1) / network["height"])
 
-        def claim(name: str, sentence: str, rule: Rule, method: str, of_paper: bool, column: str = "mu_minmax") -> None:
-            mu, zeros = activity(results, method, column)
-            why = (reason if of_paper else "") or ("" if mu else f"all {zeros} maps are 0")
+        def claim(name: str, sentence: str, criterion: Criterion, method: str, origin: Origin = "project") -> Claim:
+            mu, zeros = activity(results, method, "mu_minmax")
+            why = (reason if origin == "paper" else "") or ("" if mu else f"all {zeros} maps are 0")
             why = why if method in results.config.methods else f"{method} is not among this run's methods"
-            metric = "mu of min-max scaled maps" if column == "mu_minmax" else "mu"
-            found.append(Claim(name, sentence, "Table 1, section 3.3", metric, rule, mu, reason=why))
+            claim = Claim(name, sentence, source=SOURCE, metric=METRIC, criterion=criterion, origin=origin)
+            return replace(claim, values=mu, reason=why)
 
-        for prefix, of_paper in (("", True), ("here_", False)):
-            if not of_paper and not reason:
-                continue
-            here = "" if of_paper else "Here: "
-            for method in PAPER:
-                if method == "hirescam":
-                    claim(f"{prefix}{method}", here + AVOIDS, ZERO, method, of_paper)
-                else:
-                    claim(
-                        f"{prefix}{method}",
-                        here + SEES.format(method_title(results.config, method)),
-                        above(0.1),
-                        method,
-                        of_paper,
-                    )
-        claim("layercam", LAYER, ZERO, "layercam", of_paper=False)
-        claim("eigencam_constant", WORSE, above(constant), "eigencam", of_paper=False)
+        sees = {m: (SEES.format(method_title(results.config, m)), above(0.1)) for m in PAPER}
+        sees |= {"hirescam": (AVOIDS, ZERO)}
+        found += [claim(m, sentence, criterion, m, "paper") for m, (sentence, criterion) in sees.items()]
+        for method, (sentence, criterion) in sees.items() if reason else ():
+            found.append(claim(f"here_{method}", f"Here: {sentence}", criterion, method))
+        found += [
+            claim("layercam", LAYER, ZERO, "layercam"),
+            claim("eigencam_constant", WORSE, above(constant), "eigencam"),
+        ]
         found += [self._value(results, m, d, reason) for d in datasets(results) for m in PAPER if d in PAPER[m]]
         return found
 
     def _value(self, results: Results, method: str, dataset: str, reason: str) -> Claim:
-        """The paper's mean, against ours with the standard errors of both."""
+        """Compare the paper's mean with the measured one, by the standard errors of both."""
         value, deviation = PAPER[method][dataset]
         mu = [100 * v for v in activity(results, method, "mu_minmax", dataset)[0]]
 
@@ -96,17 +90,24 @@ class Table1(WallCheck):
 
         reason = reason if method in results.config.methods else f"{method} is not among this run's methods"
         sentence = VALUE.format(method_title(results.config, method), value, deviation, NAMES[dataset])
-        rule = Rule("within 3 standard errors of the paper's mean", agrees)
+        criterion = Criterion("within 3 standard errors of the paper's mean", agrees)
         return Claim(
-            f"{method}_{dataset}", sentence, "Table 1", "mu x 100, min-max", rule, mu, f"{value} ± {deviation}", reason
+            f"{method}_{dataset}",
+            sentence,
+            source="Table 1",
+            metric="mu x 100, min-max",
+            criterion=criterion,
+            values=mu,
+            paper=f"{value} ± {deviation}",
+            reason=reason,
         )
 
 
 class Gallery(Table1):
-    """Figures 7 to 9: the maps of a few images side by side, the dead zone hatched."""
+    """Draw Figures 7 to 9: the maps of a few images side by side, with the dead zone hatched."""
 
     def units(self, run: Run) -> Sequence[Unit]:
-        """Of each dataset, the images that are drawn."""
+        """Return only the images of each dataset that the figure shows."""
         found = []
         for unit in super().units(run):
             kept = [i for i in unit["images"] if i < self.samples]

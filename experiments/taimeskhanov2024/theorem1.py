@@ -10,8 +10,8 @@ one: K ~ Binomial(V, 1/2) filters are active, and given K, Y is tau^2 ||m||^2 ch
 
     E[GC_ij] = tau^2 ||m|| sqrt(h' w') / (2 h w sqrt(pi)) 2^-V sum_k C(V, k) sqrt(2) Gamma((k+1)/2) / Gamma(k/2)
 
-Both against a Monte Carlo over whole networks, at positions of the unseen half; the lemmas and equations of appendices B
-and D besides. A deviation from a formula is judged in standard errors of the Monte Carlo.
+Both are compared with a Monte Carlo over whole networks, at positions of the unseen half, and so are the lemmas and equations
+of appendices B and D. Deviations from a formula are judged in standard errors of the Monte Carlo.
 """
 
 import math
@@ -41,12 +41,12 @@ EXACT = "Finding: Eq. (12) has a closed form, a mixture of chi distributions ove
 
 
 def digit(run: Run, i: int) -> Tensor:
-    """The i-th digit [1, 29, 29] in [0, 1]: 28x28, with a row of zeros below and a column at the right (Figure 3)."""
+    """Return the i-th digit [1, 29, 29] in [0, 1]: 28x28, with a row of zeros below and a column at the right (Figure 3)."""
     return F.pad(to_pixels(run.dataset.read(i), (28, 28), 1), (0, 1, 0, 1))
 
 
 def unseen_patches(image: Tensor) -> Tensor:
-    """Patches m [P, 4] of the image [1, 29, 29] at positions of the lower half, not all 0, evenly spread over their norms."""
+    """Return nonzero patches m [P, 4] of the lower half of the image [1, 29, 29], evenly spread over their norms."""
     patches = F.unfold(image[None].double(), 2)[0].T[h // 2 * w :]
     norms, order = patches.norm(dim=1).sort()
     order = order[norms > 0]
@@ -54,12 +54,12 @@ def unseen_patches(image: Tensor) -> Tensor:
 
 
 def bound(V: int, norm: float, tau: float) -> float:
-    """Eq. (5)."""
+    """Return the bound of Eq. (5)."""
     return (V - 20) / math.sqrt(V) * math.sqrt(h_ * w_ / (16 * math.pi)) * tau**2 / (h * w) * norm
 
 
 def expectation(V: int, norm: float, tau: float) -> float:
-    """E[GC_ij] in closed form."""
+    """Return E[GC_ij] in closed form."""
     k = np.arange(1, V + 1)
     binomial = gammaln(V + 1) - gammaln(k + 1) - gammaln(V - k + 1) - V * math.log(2)
     chi = math.sqrt(2) * np.exp(binomial + gammaln((k + 1) / 2) - gammaln(k / 2)).sum()
@@ -69,7 +69,7 @@ def expectation(V: int, norm: float, tau: float) -> float:
 def networks(
     V: int, patches: Tensor, tau: float, samples: int, random: torch.Generator
 ) -> Iterator[tuple[Tensor, ...]]:
-    """B [n, V, P] at the patches and alpha [n, V] (Proposition 1, L = 1) of random networks, some at a time."""
+    """Yield B [n, V, P] at the patches and alpha [n, V] (Proposition 1, L = 1) of random networks, n at a time."""
     for start in range(0, samples, CHUNK):
         n = min(CHUNK, samples - start)
         filters = tau * torch.randn(n, V, 4, generator=random)
@@ -78,12 +78,12 @@ def networks(
 
 
 def estimate(values: Tensor) -> tuple[float, float]:
-    """The mean of independent values and its standard error."""
+    """Return the mean of independent values and its standard error."""
     return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
 def appendix(V: int, patches: Tensor, tau: float, samples: int, random: torch.Generator) -> list[dict[str, Any]]:
-    """Lemmas 1 to 3 and Eqs. (8), (10) to (13): rows of what, the formula's value, the measured one and its standard error."""
+    """Return rows for Lemmas 1 to 3 and Eqs. (8), (10) to (13): the formula's value, the measured one and its standard error."""
     rows: list[dict[str, Any]] = []
 
     def add(what: str, formula: float, values: Tensor) -> None:
@@ -120,7 +120,10 @@ def appendix(V: int, patches: Tensor, tau: float, samples: int, random: torch.Ge
 
 
 class Theorem1(Experiment):
-    """filters: the V; samples: random networks for each V and seed; tau: of their weights. Of the first image."""
+    """Estimate E[GC_ij] on the first image.
+
+    filters: the V; samples: random networks for each V and seed; tau: standard deviation of their weights.
+    """
 
     def __init__(self, filters: Sequence[int], samples: int, tau: float) -> None:
         self.filters, self.samples, self.tau = list(filters), samples, tau
@@ -158,23 +161,29 @@ class Theorem1(Experiment):
         ratio = "Monte Carlo mean less 4 standard errors, over the bound"
         found = [
             Claim(
-                "bound", SENTENCE, "Theorem 1", ratio, above(1, each=True), [v for each in lower.values() for v in each]
+                "bound",
+                SENTENCE,
+                source="Theorem 1",
+                metric=ratio,
+                criterion=above(1, each=True),
+                values=[v for each in lower.values() for v in each],
             ),
             Claim(
                 "positive",
                 "[GC] is positive in expectation if some pixels are activated in the receptive field",
-                "Section 2.3",
-                "Monte Carlo mean in the unseen half, in standard errors",
-                above(4, each=True),
-                [r["measured"] / r["error"] for r in rows],
+                source="Section 2.3",
+                metric="Monte Carlo mean in the unseen half, in standard errors",
+                criterion=above(4, each=True),
+                values=[r["measured"] / r["error"] for r in rows],
             ),
             Claim(
                 "exact",
                 EXACT,
-                "Appendix D",
-                SCORE,
-                near_zero(4.5, each=True),
-                [(r["measured"] - r["exact"]) / r["error"] for r in rows],
+                source="Appendix D",
+                metric=SCORE,
+                criterion=near_zero(4.5, each=True),
+                values=[(r["measured"] - r["exact"]) / r["error"] for r in rows],
+                origin="project",
             ),
         ]
         for name in dict.fromkeys(r["equation"].split(",")[0] for r in equations):
@@ -187,15 +196,24 @@ class Theorem1(Experiment):
                     Claim(
                         short,
                         "P(Y >= E[Y]/2) >= 1 - 20/V",
-                        source,
-                        "frequency minus 1 - 20/V",
-                        above(0, each=True),
-                        slack,
+                        source=source,
+                        metric="frequency minus 1 - 20/V",
+                        criterion=above(0, each=True),
+                        values=slack,
                     )
                 )
                 continue
             deviations = [(r["measured"] - r["formula"]) / r["error"] for r in chosen]
-            found.append(Claim(short, f"{name} of the appendix", source, SCORE, near_zero(4.5, each=True), deviations))
+            found.append(
+                Claim(
+                    short,
+                    f"{name} of the appendix",
+                    source=source,
+                    metric=SCORE,
+                    criterion=near_zero(4.5, each=True),
+                    values=deviations,
+                )
+            )
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -235,7 +253,7 @@ class Theorem1(Experiment):
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Rows with equal keys as one: the mean over the seeds and its standard error."""
+    """Merge rows with equal keys into one: the mean over the seeds and its standard error."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)

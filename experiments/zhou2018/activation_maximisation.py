@@ -1,4 +1,4 @@
-"""zhou2018, Eqs. (1) to (3), introduction: the image that a class of a network answers to most, with and without regularisers.
+"""zhou2018, Eqs. (1) to (3), introduction: the image that maximises a class of a network, with and without regularisers.
 
     x* = argmax a_i(x; theta)                          ||x|| = p                                                    (1)
     x* = argmax a_i(x; theta) - lambda ||x||_2^2                                                                    (2)
@@ -6,16 +6,17 @@
 
 r is one of Yosinski et al. 2015: L2 decay (the step of Eq. 2), Gaussian blur, clipping of pixels with a small norm or a small
 contribution |sum over channels of x da_i/dx| to 0; or all of them. Jitter (the image is shifted at random for each step) is
-not in the paper, but today's usual companion of them. a_i is the logit. A step has the size eta whatever the size of the
-gradient, and pixels stay in [0, 1], which bounds x in place of ||x|| = p: what is shown is what the network saw.
+not in the paper, but commonly used with them today. a_i is the logit. A step has the size eta regardless of the gradient's
+size, and pixels stay in [0, 1], which bounds x instead of ||x|| = p, so that the figure shows what the network saw.
 
-Eq. (4), which optimises the input of a generator of natural images (Nguyen et al. 2016), is not built: it needs that
+Eq. (4), which optimises the input of a generator of natural images (Nguyen et al. 2016), is not implemented: it needs that
 generator's trained weights.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +44,10 @@ METRIC = "share of the energy in high frequencies"
 
 @dataclass(frozen=True)
 class Regulariser:
-    """r_theta of Eq. (3). decay: share of x that goes in a step. blur: standard deviation in pixels, every `blur_every` steps.
+    """r_theta of Eq. (3).
 
-    norm, contribution: the share of pixels with the smallest that are clipped to 0 in a step. jitter: pixels.
+    decay: share of x that a step removes. blur: standard deviation in pixels, every `blur_every` steps. norm, contribution:
+    share of pixels, those with the smallest norm or contribution, that a step clips to 0. jitter: in pixels.
     """
 
     decay: float = 0.0
@@ -62,7 +64,7 @@ class Regulariser:
             raise ValueError("blur and jitter are 0 or more, blur_every is 1 or more")
 
     def __call__(self, x: Tensor, gradient: Tensor, step: int) -> Tensor:
-        """Of an image [1, C, H, W] after step 0, 1, ..., and the gradient of that step."""
+        """Regularise an image [1, C, H, W] after step 0, 1, ..., given the gradient of that step."""
         x = (1 - self.decay) * x
         if self.blur and (step + 1) % self.blur_every == 0:
             x = blurred(x, self.blur)
@@ -71,7 +73,7 @@ class Regulariser:
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
-    """Each channel of images [B, C, H, W] convolved with a Gaussian, mirrored at the border."""
+    """Convolve each channel of images [B, C, H, W] with a Gaussian, mirrored at the border."""
     radius = min(math.ceil(4 * sigma), min(x.shape[2:]) - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).to(x) / sigma) ** 2)
     kernel = kernel / kernel.sum()
@@ -80,7 +82,7 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
 
 
 def clipped(x: Tensor, size: Tensor, share: float) -> Tensor:
-    """x [1, C, H, W] with 0 at that share of its pixels whose `size` [1, 1, H, W] is smallest."""
+    """Set x [1, C, H, W] to 0 at the given share of its pixels, those with the smallest `size` [1, 1, H, W]."""
     count = int(share * size.numel())
     return torch.where(size > size.flatten().kthvalue(count).values, x, 0.0) if count else x
 
@@ -95,7 +97,7 @@ def maximise(
     eta: float,
     seed: int,
 ) -> Tensor:
-    """Eq. (3) from an image x [1, C, H, W] as the network sees it; eta: root mean square of a step, in the units of x."""
+    """Iterate Eq. (3) from an image x [1, C, H, W] as the network sees it; eta: root mean square of a step, in the units of x."""
     low, high = (preprocess(torch.full_like(x, limit)) for limit in (0.0, 1.0))
     shifts = torch.randint(
         -regulariser.jitter, regulariser.jitter + 1, (steps, 2), generator=torch.Generator().manual_seed(seed)
@@ -114,14 +116,17 @@ def maximise(
 
 
 class ActivationMaximisation(Experiment):
-    """columns: {name: a Regulariser's parameters}; the first is without. The rows are the run's targets, drawn up to `rows`."""
+    """Maximise classes under several regularisers.
+
+    columns: {name: parameters of a Regulariser}, the first without any. The rows are the run's targets, at most `rows` drawn.
+    """
 
     metrics = ("high", "variation", "p")
     series = "column"
 
     def __init__(self, columns: Mapping[str, Mapping[str, float]], steps: int, eta: float, rows: int) -> None:
         if len(columns) < 2 or eta <= 0:
-            raise UserError("experiment.columns are two or more, experiment.eta is above 0")
+            raise UserError("experiment.columns must be two or more, and experiment.eta above 0")
         self.columns: dict[str, Regulariser] = {
             name: construct({"_target_": f"{__name__}.Regulariser", **each}, f"experiment.columns.{name}")
             for name, each in columns.items()
@@ -132,7 +137,7 @@ class ActivationMaximisation(Experiment):
         run.require_model()
         if {"max", "random"} & set(map(str, run.targets)):
             raise UserError(
-                "activation maximisation has no image that target=max could be of: target=[0,1,2], or class names"
+                "activation maximisation starts from no image, so target=max has no meaning: target=[0,1,2], or class names"
             )
         return [{"target": t, "column": c, "seed": s} for t in run.targets for s in run.seeds for c in self.columns]
 
@@ -166,21 +171,32 @@ class ActivationMaximisation(Experiment):
         def less(a: str, b: str) -> list[float]:
             return [p - q for p, q in zip(high[a], high[b], strict=True)]
 
-        measured = []
+        claim = partial(Claim, source="Introduction, Eqs. 1 to 3", criterion=POSITIVE)
+        measured: list[Claim] = []
         if "L2" in high:
-            measured.append(("l2", INTERPRETABLE, f"{METRIC}, {first} - L2", POSITIVE, less(first, "L2")))
+            measured.append(claim("l2", INTERPRETABLE, metric=f"{METRIC}, {first} - L2", values=less(first, "L2")))
         if "all" in high:
             best = [min(each) for each in zip(*(high[name] for name in high if name != "all"), strict=True)]
             measured += [
-                ("combination", NATURAL, f"{METRIC}, the smallest of the other columns - all", POSITIVE,
-                 [a - b for a, b in zip(best, high["all"], strict=True)]),
-                ("regularised", "Beyond the paper: all regularisers together leave less noise than none",
-                 f"{METRIC}, {first} - all", POSITIVE, less(first, "all")),
-            ]  # fmt: skip
+                claim(
+                    "combination",
+                    NATURAL,
+                    metric=f"{METRIC}, the smallest of the other columns - all",
+                    values=[a - b for a, b in zip(best, high["all"], strict=True)],
+                ),
+                claim(
+                    "regularised",
+                    "Beyond the paper: all regularisers together leave less noise than none",
+                    metric=f"{METRIC}, {first} - all",
+                    values=less(first, "all"),
+                    origin="project",
+                ),
+            ]
         for name in self.columns:
             p = [r["p"] for r in results.rows(column=name)]
-            measured.append((f"maximised_{name}", MAXIMISED, f"the class's probability, {name}", above(0.9), p))
-        return paper_and_here("Introduction, Eqs. 1 to 3", measured, other_network(results.config.model, PAPER))
+            metric = f"the class's probability, {name}"
+            measured.append(claim(f"maximised_{name}", MAXIMISED, metric=metric, criterion=above(0.9), values=p))
+        return paper_and_here(measured, other_network(results.config.model, PAPER))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, seed = results.config, results.config.seed
@@ -203,7 +219,7 @@ class ActivationMaximisation(Experiment):
 
 
 def _words(regulariser: Regulariser) -> str:
-    """What differs from none."""
+    """Name the parameters that differ from no regulariser."""
     values = {key: value for key, value in vars(regulariser).items() if value and key != "blur_every"}
     if "blur" in values:
         values["blur"] = f"{regulariser.blur} every {regulariser.blur_every} steps"

@@ -1,9 +1,8 @@
 """zhou2018, Section 3: "we can expect the accumulated error for VGG16 to be larger than the 6-layer model".
 
 The approximation's error (see figure11) at one window, on the same images, in networks that the project trains itself. The
-paper's VGG-16 is ImageNet's and its six layers are MNIST's, so that its own sentence, which is an expectation, is not measured;
-ours compares the deepest network with the shallowest on one task. They differ in more than depth: in width, and in how sure
-they are.
+paper compares VGG-16 on ImageNet with six layers on MNIST and states an expectation, which is not measured; the project's claim
+compares the deepest network with the shallowest on one task. They differ not only in depth but also in width and in confidence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,10 @@ DEEPER = "we can expect the accumulated error for VGG16 to be larger than the 6-
 
 
 class Depth(Experiment):
-    """models: by name, in the order of their depth; samples: of the window; at: its (top, left)."""
+    """Measure the error by depth.
+
+    models: {name: config node}, the shallowest first; samples: draws of the window; at: its (top, left).
+    """
 
     def __init__(self, models: Mapping[str, Any], samples: int, at: Sequence[int] | None) -> None:
         self.models, self.samples, self.at = models, samples, at
@@ -52,7 +54,7 @@ class Depth(Experiment):
         return Part(tables={"table": rows})
 
     def errors(self, results: Results, network: str) -> list[float]:
-        """|mean over draws of P - P for the mean content| of each image."""
+        """Return |mean over draws of P - P for the mean content| of each image."""
         return [abs(r["arithmetic"] - r["efficient"]) for r in results.rows(network=network)]
 
     def claims(self, results: Results) -> list[Claim]:
@@ -60,7 +62,8 @@ class Depth(Experiment):
         more = [b - a for a, b in zip(self.errors(results, first), self.errors(results, last), strict=True)]
         metric = f"error of {last} - error of {first}, in probability, of each image"
         reason = f"networks trained here on {results.rows()[0]['data']}, not ImageNet's VGG-16"
-        return paper_and_here("Section 3", [("deeper", DEEPER, metric, POSITIVE, more)], reason)
+        claim = Claim("deeper", DEEPER, source="Section 3", metric=metric, criterion=POSITIVE, values=more)
+        return paper_and_here([claim], reason)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names = list(self.models)

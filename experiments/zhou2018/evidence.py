@@ -1,16 +1,17 @@
-"""zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and what the paper says of them.
+"""zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and the paper's remarks on them.
 
-An image's windows are cut into units, so that a map of hours can be killed and resumed; what is stored is the evidence of
-each window, and maps are its mean over the windows that hold a pixel.
+A unit is a range of an image's windows, so that a map that takes hours can be killed and resumed. The run stores the evidence
+of each window; a map's pixel is the mean over the windows that contain it.
 
-"The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is the total
-variation of a map; being on the object is the share of its energy in the object's box. Two algorithms agree by the
-correlation of their maps and by SIM. The paper's weights are VGG-16's; on others its claims are not measured, and claims of
-their own (`here_...`) say what is seen there.
+"The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is measured by the
+total variation of a map, focus on the object by the share of its energy in the object's box, agreement of two algorithms by
+the correlation of their maps and by SIM. The paper's weights are VGG-16's. On others its claims have no verdict; the project's
+own claims (`here_...`) judge what is measured there.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Rule, above, below, departures, increasing, other_network, paper_and_here
+from vis.claims import Claim, above, below, departures, increasing, other_network, paper_and_here
 from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.errors import UserError
@@ -47,7 +48,7 @@ TOO_NOISY = "but the results are too noisy and lack interpretability"
 
 
 def training_images(run: Run) -> Dataset:
-    """The images that the run's dataset has for training, all of them; of a dataset without such, all that it has."""
+    """Return all training images of the run's dataset, or all its images if it has no training part."""
     node = OmegaConf.to_container(run.config.dataset, resolve=True)
     assert isinstance(node, dict)
     own = {str(k): v for k, v in node.items() if k not in ("preprocess", "resize", "limit")}
@@ -56,9 +57,9 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """The run's methods learn what windows hold, once, from the images that `gaussian=` names, bundled photographs by default.
+    """Fit the run's methods to patches once, of the images that `gaussian=` names, by default bundled photographs.
 
-    own_images: from the training images of the run's dataset, where `gaussian` names none.
+    own_images: the default is the training images of the run's dataset.
     """
     known: dict[Any, Any] = {}
     for method in run.methods.values():
@@ -73,13 +74,13 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
 
 
 def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
-    """One method learns what windows of a model's inputs hold; see `learn`."""
+    """Fit one method to patches of a model's inputs; see `learn`."""
     default = training_images(run) if own_images and method.gaussian is None else None
     method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
 
 
 def learnt_from(run: Run, own_images: bool) -> str:
-    """In words."""
+    """Name the images from which the methods learnt."""
     method = next((m for m in run.methods.values() if isinstance(m, Learnt)), None)
     if method is None:
         return "no images"
@@ -89,7 +90,7 @@ def learnt_from(run: Run, own_images: bool) -> str:
 
 
 def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
-    """The class of the only image of a batch whose evidence is asked for, and its logits [K] in float64."""
+    """Return the class to explain for the only image of a batch, and its logits [K] in float64."""
     with torch.no_grad():
         logits = model.net(batch.x)[0].cpu().double()
     units = run.units_of(model, run.targets[0], batch.names)
@@ -97,7 +98,7 @@ def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
 
 
 def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
-    """Why a run says nothing about what the paper says of its network."""
+    """Say how a run's network and windows differ from the paper's; "" if they do not."""
     node = results.config.model
     reason = other_network(node, network)
     if not node.weights or node.weights == "standin":
@@ -107,7 +108,7 @@ def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
 
 
 class OnePicture(Experiment):
-    """A unit is a picture, looked at with the run's only method, or its first. own_images: see EvidenceMaps."""
+    """An experiment whose unit is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
 
     own_images: bool
 
@@ -116,7 +117,7 @@ class OnePicture(Experiment):
         return [{"images": [i]} for i in range(len(run.dataset))]
 
     def begin(self, run: Run, unit: Unit) -> tuple[Model, Batch, Any]:
-        """The model, the picture, and the method, which has learnt what windows hold."""
+        """Return the model, the picture, and the fitted method."""
         model = run.model()
         batch = run.batch(model, unit["images"])
         learn(run, model, self.own_images)
@@ -124,32 +125,28 @@ class OnePicture(Experiment):
 
 
 class EvidenceMaps(Experiment):
-    """own_images: windows are learnt from the training images of the run's dataset, not from photographs.
+    """Compute and compare maps of evidence.
 
-    windows: how many a unit of work has. object: {image: box of the object, as shares of the sides: top, left, bottom,
-    right}. source: the paper's figure.
+    own_images: learn patches from the training images of the run's dataset, not from photographs. windows: windows of a unit.
+    object: {image: box of the object (top, left, bottom, right), as shares of the sides}. source: the paper's figure.
     """
 
     def __init__(
-        self,
-        source: str,
-        own_images: bool = False,
-        windows: int = 4096,
-        object: Mapping[str, Sequence[float]] = {},
+        self, source: str, own_images: bool = False, windows: int = 4096, object: Mapping[str, Sequence[float]] = {}
     ) -> None:
         self.source, self.own_images, self.windows, self.object = source, own_images, windows, object
-        self._shares: dict[str, float] = {}  # of a full pass that a window of a method takes
+        self._shares: dict[str, float] = {}  # {method: cost of a window as a share of a full pass}
 
     def views(self) -> list[str]:
-        """Names of the pictures that are made of each image; "" for the image itself."""
+        """Return the names of the views that are explained of each image; "" is the image itself."""
         return [""]
 
     def view(self, pixels: Tensor, name: str) -> Tensor:
-        """One of them: [1, C, H, W] in [0, 1]."""
+        """Return a view of an image: [1, C, H, W] in [0, 1]."""
         return pixels
 
     def pictures(self, run: Run) -> list[int]:
-        """The indices of the images."""
+        """Return the indices of the images."""
         return list(range(len(run.dataset)))
 
     def units(self, run: Run) -> Sequence[Unit]:
@@ -162,7 +159,7 @@ class EvidenceMaps(Experiment):
                     each: Any = method
                     if not hasattr(each, "windows"):
                         raise UserError(
-                            f"{self.source} is of evidence of windows: method={name} has none, pda_fast has"
+                            f"{self.source} needs a method that explains by windows, which {name} does not: method=pda_fast"
                         )
                     count = len(windows_of(size, each.window, each.stride))
                     step = count if isinstance(each, PDAGradient) else self.windows
@@ -186,7 +183,7 @@ class EvidenceMaps(Experiment):
     def compute(self, run: Run, unit: Unit) -> Part:
         model, name, first = run.model(), unit["method"], unit["first"]
         batch = run.batch(model, unit["images"])
-        c, logits = chosen_class(run, model, batch)  # of the image itself, for all of its views
+        c, logits = chosen_class(run, model, batch)  # the class of the image itself, for all its views
         if unit["view"]:
             batch.pixels = self.view(batch.pixels, unit["view"])
             batch.x = run.preprocess(model)(batch.pixels.to(run.dtype)).to(batch.x)
@@ -214,14 +211,14 @@ class EvidenceMaps(Experiment):
     # --- from what is stored ------------------------------------------------------------------------------------------
 
     def claims(self, results: Results) -> list[Claim]:
-        return paper_and_here(self.source, self.measured(results), self.not_the_papers(results))
+        return paper_and_here(self.measured(results), self.not_the_papers(results))
 
     def not_the_papers(self, results: Results) -> str:
-        """Why the paper's claims are not measured."""
+        """Return the reason for withholding the paper's verdicts, or ""."""
         return not_the_papers(results)
 
-    def measured(self, results: Results) -> list[tuple[str, str, str, Rule, Any, str]]:
-        """(name, sentence, metric, rule, values, why there are none) of the claims on the methods that there are."""
+    def measured(self, results: Results) -> list[Claim]:
+        """Return the claims about the methods that the run has computed."""
         images = images_of(results)
         maps = {m: [torch.from_numpy(map_of(results, i, m))[None] for i in images] for m in results.config.methods}
         rough = {m: [float(metrics.total_variation(a)) for a in each] for m, each in maps.items()}
@@ -233,34 +230,42 @@ class EvidenceMaps(Experiment):
         def ratio(of: Mapping[str, list[float]], a: str, b: str) -> list[float]:
             return [p / q if q else math.nan for p, q in zip(of[a], of[b], strict=True)]
 
-        found: list[tuple[str, str, str, Rule, Any, str]] = []
+        claim = partial(Claim, source=self.source)
+        found: list[Claim] = []
         if {"pda", "pda_fast"} <= maps.keys():
             gain = {
                 i: in_box(maps["pda_fast"][k], self.object[i]) - in_box(maps["pda"][k], self.object[i])
                 for k, i in enumerate(images)
                 if i in self.object
             }
-            lacks = "" if gain else "no image has a box in experiment.object"
+            missing = "" if gain else "no image has a box in experiment.object"
             variation = "total variation of the efficient map over PDA's"
             found += [
-                ("less_noisy", NOISE, variation, below(1), ratio(rough, "pda_fast", "pda"), ""),
-                (
+                claim(
+                    "less_noisy", NOISE, metric=variation, criterion=below(1), values=ratio(rough, "pda_fast", "pda")
+                ),
+                claim(
                     "on_object",
                     OBJECT,
-                    "energy in the object's box, efficient - PDA",
-                    above(0),
-                    list(gain.values()),
-                    lacks,
+                    metric="energy in the object's box, efficient - PDA",
+                    criterion=above(0),
+                    values=list(gain.values()),
+                    reason=missing,
                 ),
-                (
+                claim(
                     "agree",
                     AGREE,
-                    "correlation of the two maps",
-                    above(0.5),
-                    both(metrics.pearson, "pda", "pda_fast"),
-                    "",
+                    metric="correlation of the two maps",
+                    criterion=above(0.5),
+                    values=both(metrics.pearson, "pda", "pda_fast"),
                 ),
-                ("sim", AGREE, "SIM of the two maps", above(0.5), both(metrics.sim, "pda", "pda_fast"), ""),
+                claim(
+                    "sim",
+                    AGREE,
+                    metric="SIM of the two maps",
+                    criterion=above(0.5),
+                    values=both(metrics.sim, "pda", "pda_fast"),
+                ),
             ]
         if {"pda", "pda_fast", "pda_fast_sampled"} <= maps.keys():
             shape = {
@@ -272,20 +277,44 @@ class EvidenceMaps(Experiment):
                 "PDA / mean of draws": octaves(ratio(norms, "pda", "pda_fast_sampled")),
             }
             found += [
-                ("shape", SHAPE, "correlation of the efficient map with PDA's", increasing(), shape, ""),
-                ("intensity", INTENSITY, "|log2| of the ratio of the maps' norms", increasing(), size, ""),
+                claim(
+                    "shape",
+                    SHAPE,
+                    metric="correlation of the efficient map with PDA's",
+                    criterion=increasing(),
+                    values=shape,
+                ),
+                claim(
+                    "intensity",
+                    INTENSITY,
+                    metric="|log2| of the ratio of the maps' norms",
+                    criterion=increasing(),
+                    values=size,
+                ),
             ]
         if {"pda_fast", "pda_gradient"} <= maps.keys():
             noise = "total variation of the simplified map over the efficient one's"
             alike = "correlation of the simplified and the efficient map"
             found += [
-                ("captures", CAPTURES, alike, above(0), both(metrics.pearson, "pda_gradient", "pda_fast"), ""),
-                ("simplified_noisy", TOO_NOISY, noise, above(1), ratio(rough, "pda_gradient", "pda_fast"), ""),
+                claim(
+                    "captures",
+                    CAPTURES,
+                    metric=alike,
+                    criterion=above(0),
+                    values=both(metrics.pearson, "pda_gradient", "pda_fast"),
+                ),
+                claim(
+                    "simplified_noisy",
+                    TOO_NOISY,
+                    metric=noise,
+                    criterion=above(1),
+                    values=ratio(rough, "pda_gradient", "pda_fast"),
+                ),
             ]
         return found
 
     def summaries(self, results: Results) -> dict[str, Any]:
-        """Agreement of each pair of methods, by image."""
+        """Return the agreement of each pair of methods, by image."""
         rows, methods = [], list(results.config.methods)
         for image in images_of(results):
             maps = {m: torch.from_numpy(map_of(results, image, m))[None] for m in methods}
@@ -300,7 +329,7 @@ class EvidenceMaps(Experiment):
         return {"summary": rows}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        """A row for each image: the image, and for each method its map and the map over the image."""
+        """Draw a row for each image: the image, and for each method its map and the map over the image."""
         rows: list[PanelRow] = []
         for fact in results.rows("images"):
             pixels = results.arrays[f"{fact['image']}/pixels"]
@@ -330,12 +359,12 @@ class EvidenceMaps(Experiment):
 
 
 def images_of(results: Results) -> list[str]:
-    """The names of the images (and their views)."""
+    """Return the names of the images (and their views)."""
     return [row["image"] for row in results.rows("images")]
 
 
 def map_of(results: Results, image: str, method: str) -> np.ndarray:
-    """The map [1, H, W] from the stored evidence of an image's windows."""
+    """Return the map [1, H, W] from the stored evidence of an image's windows."""
     if f"{image}/{method}" in results.arrays:
         map_: np.ndarray = results.arrays[f"{image}/{method}"]
         return map_
@@ -347,7 +376,7 @@ def map_of(results: Results, image: str, method: str) -> np.ndarray:
 
 
 def in_box(map_: Tensor, box: Sequence[float]) -> float:
-    """The share of a map's energy [1, C, H, W] in a box (top, left, bottom, right), as shares of the sides."""
+    """Return the share of a map's energy [1, C, H, W] in a box (top, left, bottom, right), as shares of the sides."""
     height, width = map_.shape[2:]
     top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
     energy = map_.double().square()
@@ -355,5 +384,5 @@ def in_box(map_: Tensor, box: Sequence[float]) -> float:
 
 
 def octaves(ratios: Sequence[float]) -> list[float]:
-    """|log2| of ratios."""
+    """Return |log2| of ratios."""
     return [abs(math.log2(r)) if r > 0 else math.nan for r in ratios]

@@ -1,7 +1,7 @@
 """zhou2018, Figure 11: the approximation's error at one window, over 200 images.
 
-The arithmetic mean of the probability over 500 draws of the window, against the probability for its conditional mean. The
-standard error of the first is stored beside the difference: what is smaller than that says nothing.
+The arithmetic mean of the probability over 500 draws of the window is compared with the probability for its conditional mean.
+The standard error of the first is stored beside the difference; a smaller difference is not significant.
 
 An ablation parts the error's two sources: the draws averaged at the logits, which is the normalised geometric mean of their
 probabilities (Eq. 14), differ from the first by Eq. (15) alone, and from the second by the layers through which the mean of the
@@ -9,6 +9,7 @@ window's content is pushed.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
-from vis.claims import Claim, Rule, above, departures, paper_and_here
+from vis.claims import Claim, Criterion, above, departures, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
@@ -39,7 +40,7 @@ IMAGES = 200
 def approximation(
     run: Run, model: Model, batch: Batch, method: Any, samples: int, window: Sequence[int] | None
 ) -> dict[str, Any]:
-    """P(c|x without the window) of the only image of a batch, by draws of the window and by its conditional mean, as a row.
+    """Compute P(c|x without the window) for the only image of a batch, by draws of the window and by its conditional mean.
 
     arithmetic, geometric: mean of the draws' probabilities, softmax of the mean of their logits; efficient: of the mean
     content; standard_error: of the first.
@@ -59,7 +60,7 @@ def approximation(
 
 
 class Figure11(OnePicture):
-    """samples: of the window; at: its (top, left). own_images: see EvidenceMaps."""
+    """Measure the error at one window. samples: draws of the window; at: its (top, left). own_images: see EvidenceMaps."""
 
     def __init__(self, samples: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.at, self.own_images = samples, at, own_images
@@ -76,16 +77,25 @@ class Figure11(OnePicture):
         reason = ", ".join(filter(None, reasons if model.weights != "standin" else reasons[:1]))
         errors = np.array([r["arithmetic"] - r["efficient"] for r in rows])
         counts = [float(n) for n in np.histogram(np.abs(errors), bins=BINS)[0]]
-        fewer = Rule("each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)), least=2)
-        both = Rule("both signs", lambda values: min(values) > 0)
+        fewer = Criterion(
+            "each at most the one before", lambda values: all(b <= a for a, b in pairwise(values)), least=2
+        )
+        both = Criterion("both signs", lambda values: min(values) > 0)
         shares = [float(np.mean(errors > 0)), float(np.mean(errors < 0))]
         close = [float(np.mean(np.abs(errors) < CLOSE))]
-        measured: list[tuple[str, str, str, Rule, list[float]]] = [
-            ("half", HALF, f"share of images with |difference of P| < {CLOSE:g}", above(0.5), close),
-            ("fewer", FEWER, f"images in {BINS} intervals of |difference|", fewer, counts),
-            ("under", UNDER, "shares of images where it is below and above", both, shares),
+        claim = partial(Claim, source="Figure 11")
+        measured = [
+            claim(
+                "half",
+                HALF,
+                metric=f"share of images with |difference of P| < {CLOSE:g}",
+                criterion=above(0.5),
+                values=close,
+            ),
+            claim("fewer", FEWER, metric=f"images in {BINS} intervals of |difference|", criterion=fewer, values=counts),
+            claim("under", UNDER, metric="shares of images where it is below and above", criterion=both, values=shares),
         ]
-        return paper_and_here("Figure 11", measured, reason)
+        return paper_and_here(measured, reason)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()

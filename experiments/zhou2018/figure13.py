@@ -20,7 +20,7 @@ ACCURACY = "this model achieves an accuracy of 99.2% on the MNIST test set"
 
 
 class Figure13(EvidenceMaps):
-    """See EvidenceMaps. Its images are the first of each class."""
+    """EvidenceMaps of the first image of each class."""
 
     def pictures(self, run: Run) -> list[int]:
         labels = list(run.dataset.labels)
@@ -54,6 +54,15 @@ class Figure13(EvidenceMaps):
         share = [sum(r["right"] for r in counted) / sum(r["images"] for r in counted)] if counted else []
         metric, why = "share of the test images whose class is right", self.not_the_papers(results)
         return [
-            Claim("accuracy", ACCURACY, "Section 3", metric, above(0.99), share, 0.992, why),
+            Claim(
+                "accuracy",
+                ACCURACY,
+                source="Section 3",
+                metric=metric,
+                criterion=above(0.99),
+                values=share,
+                paper=0.992,
+                reason=why,
+            ),
             *super().claims(results),
         ]

@@ -1,10 +1,11 @@
 """zhou2018, Figure 16: how the two algorithms' P(c|x without w) differ, by the number of samples drawn at one window.
 
 "The prediction difference fluctuates intensely when only a few samples are drawn." PDA's P is the mean over S draws, the
-efficient one's is that of the conditional mean. Several seeds draw; their spread at S falls as 1 / sqrt(S).
+efficient algorithm's P that of the conditional mean. Over repetitions, PDA's P spreads as 1 / sqrt(S).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, increasing, paper_and_here
+from vis.claims import Claim, Criterion, increasing, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.runner.experiment import Run, Unit
@@ -24,12 +25,15 @@ ROOT = "Beyond the paper: PDA's P at a window spreads over repetitions as 1 / sq
 
 
 def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> torch.Tensor:
-    """The window (top, left) [1, 2] that is looked at: `at`, or the one in the middle of an image."""
+    """Return the window's (top, left) [1, 2]: `at`, or the middle of the image."""
     return torch.tensor([list(at) if at else [(n - k) // 2 for n in size]])
 
 
 class Figure16(OnePicture):
-    """samples: the most that are drawn; draws: repetitions; at: (top, left) of the window. own_images: see EvidenceMaps."""
+    """Measure the spread of PDA's P.
+
+    samples: the most samples; draws: repetitions; at: (top, left) of the window. own_images: see EvidenceMaps.
+    """
 
     def __init__(self, samples: int, draws: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.draws, self.at, self.own_images = samples, draws, at, own_images
@@ -66,11 +70,15 @@ class Figure16(OnePicture):
             slope(counts, [spreads[f"S = {s}"][i] for s in counts]) if spreads["S = 1"][i] else float("nan")
             for i in range(len(results.rows()))
         ]
-        half = Rule("mean within 0.15 of -1/2", lambda values: abs(float(np.mean(values)) + 0.5) < 0.15)
+        half = Criterion("mean within 0.15 of -1/2", lambda values: abs(float(np.mean(values)) + 0.5) < 0.15)
         metric = "standard deviation of PDA's P over repetitions"
         few = dict(reversed([item for item in spreads.items() if item[0] in ("S = 1", "S = 10", "S = 100")]))
-        found = paper_and_here("Figure 16", [("fluctuates", FLUCTUATES, metric, increasing(), few)], reason)
-        return [*found, Claim("root", ROOT, "Figure 16", "power of S in it", half, order)]
+        claim = partial(Claim, source="Figure 16")
+        found = paper_and_here(
+            [claim("fluctuates", FLUCTUATES, metric=metric, criterion=increasing(), values=few)], reason
+        )
+        root = claim("root", ROOT, metric="power of S in it", criterion=half, values=order, origin="project")
+        return [*found, root]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         row = max(results.rows(), key=lambda r: results.arrays[f"{r['image']}/p"].std())
@@ -89,6 +97,6 @@ class Figure16(OnePicture):
 
 
 def means(results: Results, image: str) -> np.ndarray:
-    """PDA's P after 1, 2, ... draws: [repetitions, samples]."""
+    """Return PDA's P after 1, 2, ... draws: [repetitions, samples]."""
     p = results.arrays[f"{image}/p"]
     return p.cumsum(1) / np.arange(1, p.shape[1] + 1)

@@ -7,6 +7,7 @@ last picture, a rotation, an ear is cut off. It does not give the angles and the
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
 from vis import metrics
-from vis.claims import Claim, Rule, above, paper_and_here
+from vis.claims import Claim, Criterion, above, paper_and_here
 from vis.store.run_folder import Results
 
 SAME = "all heatmaps except the last one mark the husky's ears and nose as strong positive evidence"
@@ -23,7 +24,10 @@ LAST = "as for the last case, when one ear is occluded, VGG16 marks its eye as p
 
 
 class Figure18(EvidenceMaps):
-    """rotate: two angles in degrees, anticlockwise; crop: top, left, bottom, right as shares of the sides."""
+    """Compare maps of transformed photographs.
+
+    rotate: two angles in degrees, anticlockwise; crop: top, left, bottom, right as shares of the sides.
+    """
 
     def __init__(self, rotate: Sequence[float], crop: Sequence[float], **maps: Any) -> None:
         super().__init__(**maps)
@@ -51,16 +55,17 @@ class Figure18(EvidenceMaps):
         agreement = {view: [self._agreement(results, i, view, method) for i in originals] for view in self.affine}
         *same, last = self.affine
         metric = f"correlation of the {method} map, put back, with the original's"
-        lower = Rule("below each of the others", lambda values: values[-1] < min(values[:-1]))
+        lower = Criterion("below each of the others", lambda values: values[-1] < min(values[:-1]))
         kept = {view: agreement[view] for view in same}
-        measured: list[tuple[str, str, str, Rule, dict[str, list[float]]]] = [
-            ("invariant", SAME, metric, above(0.5, each=True), kept),
-            ("last", LAST, metric, lower, kept | {last: agreement[last]}),
+        claim = partial(Claim, source=self.source, metric=metric)
+        measured = [
+            claim("invariant", SAME, criterion=above(0.5, each=True), values=kept),
+            claim("last", LAST, criterion=lower, values=kept | {last: agreement[last]}),
         ]
-        return paper_and_here(self.source, measured, reason)
+        return paper_and_here(measured, reason)
 
     def _agreement(self, results: Results, image: str, view: str, method: str) -> float:
-        """Correlation of the map of a view, put back, with the image's, where the view has it."""
+        """Return the correlation of a view's map, transformed back, with the image's map, where the view shows the image."""
         original = torch.from_numpy(map_of(results, image, method))[None].double()
         map_ = torch.from_numpy(map_of(results, f"{image} {view}", method))[None].double()
         inverse = torch.linalg.inv(self.affine[view])
@@ -74,6 +79,6 @@ def _rotation(angle: float) -> Tensor:
 
 
 def moved(images: Tensor, affine: Tensor) -> Tensor:
-    """Images [B, C, H, W] resampled (bilinear): a place takes what `affine` [3, 3] makes of it; black outside."""
+    """Resample images [B, C, H, W] bilinearly at the places to which `affine` [3, 3] maps each pixel; black outside."""
     grid = F.affine_grid(affine[None, :2].to(images), list(images[:1].shape), align_corners=False)
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=False)

@@ -1,4 +1,4 @@
-"""zhou2018, Figure 8 (after Goodfellow et al. 2013): what a maxout unit of one input is, with the right pieces.
+"""zhou2018, Figure 8 (after Goodfellow et al. 2013): functions that a maxout unit of one input can represent.
 
     h(x) = max_i (w_i x + b_i)        ReLU: 0, x     absolute value: -x, x     x^2: tangents 2 a x - a^2 at points a
 
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, below
+from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -23,7 +23,7 @@ LEARNS = "a maxout unit learns ReLU, absolute value function and approximates qu
 
 
 def pieces(function: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(w, b) [k] of a maxout unit on [-1, 1]; k is that of the quadratic."""
+    """Return (w, b) [k] of a maxout unit on [-1, 1]; k is the number of pieces of the quadratic."""
     if function == "quadratic":
         a = np.linspace(-1, 1, k)
         return 2 * a, -(a**2)
@@ -31,7 +31,7 @@ def pieces(function: str, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def maxout(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Eq. (20) of one input: [n] of x [n]."""
+    """Evaluate Eq. (20) for one input at x [n]: [n]."""
     return (x[:, None] * w + b).max(1)
 
 
@@ -43,7 +43,7 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Figure8(Experiment):
-    """pieces: the numbers of tangents to the quadratic."""
+    """Measure the approximation errors. pieces: numbers of tangents to the quadratic."""
 
     def __init__(self, pieces: Sequence[int]) -> None:
         self.pieces = pieces
@@ -62,13 +62,32 @@ class Figure8(Experiment):
         quadratic = results.rows(function="quadratic")
         ratios = [r["error"] / (1 / (r["pieces"] - 1) ** 2) for r in quadratic]
         power = [slope([r["pieces"] - 1 for r in quadratic], [r["error"] for r in quadratic])]
-        two = Rule("within 0.1 of -2", lambda values: abs(values[0] + 2) < 0.1)
+        two = Criterion("within 0.1 of -2", lambda values: abs(values[0] + 2) < 0.1)
         metric = "largest difference on [-1, 1]"
         return [
-            Claim("exact", LEARNS, "Figure 8", f"{metric}, ReLU and absolute value", below(1e-15, each=True), exact),
-            Claim("quadratic", LEARNS, "Figure 8", f"{metric}, x^2, over d^2/4", below(1 + 1e-9, each=True), ratios),
             Claim(
-                "convex", CONVEX, "Section 2.1", "power of the number of steps in the difference from x^2", two, power
+                "exact",
+                LEARNS,
+                source="Figure 8",
+                metric=f"{metric}, ReLU and absolute value",
+                criterion=below(1e-15, each=True),
+                values=exact,
+            ),
+            Claim(
+                "quadratic",
+                LEARNS,
+                source="Figure 8",
+                metric=f"{metric}, x^2, over d^2/4",
+                criterion=below(1 + 1e-9, each=True),
+                values=ratios,
+            ),
+            Claim(
+                "convex",
+                CONVEX,
+                source="Section 2.1",
+                metric="power of the number of steps in the difference from x^2",
+                criterion=two,
+                values=power,
             ),
         ]
 

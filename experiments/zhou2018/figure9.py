@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.zhou2018.evidence import OnePicture, learnt_from, not_the_papers
-from vis.claims import Claim, Rule, above, below, paper_and_here
+from vis.claims import Claim, above, below, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
@@ -26,7 +26,10 @@ ALEXNET = {"arch": "alexnet", "num_classes": 1000}
 
 
 class Figure9(OnePicture):
-    """source: the paper's figure; samples: of the window at (0, 0). own_images: see EvidenceMaps."""
+    """Measure the inputs of the ReLUs.
+
+    source: the paper's figure; samples: draws of the window at (0, 0). own_images: see EvidenceMaps.
+    """
 
     def __init__(self, source: str, samples: int, own_images: bool) -> None:
         self.source, self.samples, self.own_images = source, samples, own_images
@@ -65,11 +68,16 @@ class Figure9(OnePicture):
             ratios.append(float(np.median(np.abs(mean) / np.maximum(std, 1e-300))))
             stds.append(float(np.median(std) / np.sqrt(np.square(mean).mean())))
         scale = "median std over the layer's root mean square of the means"
-        measured: list[tuple[str, str, str, Rule, list[float]]] = [
-            ("std", NEAR_0, scale, below(0.1, each=True), stds),
-            ("ratio", RATIO, "median |mean| / std of a layer", above(3, each=True), ratios),
-        ]
-        return paper_and_here(self.source, measured, reason)
+        near = Claim("std", NEAR_0, source=self.source, metric=scale, criterion=below(0.1, each=True), values=stds)
+        ratio = Claim(
+            "ratio",
+            RATIO,
+            source=self.source,
+            metric="median |mean| / std of a layer",
+            criterion=above(3, each=True),
+            values=ratios,
+        )
+        return paper_and_here([near, ratio], reason)
 
     def _not_the_papers(self, results: Results) -> str:
         if self.source == "Figure 9" and results.config.model.get("arch") == "alexnet":
@@ -100,6 +108,6 @@ class Figure9(OnePicture):
 
 
 def statistics(results: Results, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations of a layer's neurons."""
+    """Return the means and standard deviations of a layer's neurons."""
     key = f"{row['image']}/{row['layer']}"
     return results.arrays[f"{key}/mean"], results.arrays[f"{key}/std"]

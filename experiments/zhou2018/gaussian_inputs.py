@@ -1,4 +1,4 @@
-"""zhou2018, Eqs. (18), (19), (22) to (31): what a ReLU or a maxout unit makes of a Gaussian input, and of its mean.
+"""zhou2018, Eqs. (18), (19), (22) to (31): the output of a ReLU or a maxout unit for a Gaussian input, and for its mean.
 
 For x from N(mu, sigma^2), with phi and Phi the standard normal's density and distribution function and r = |mu| / sigma:
 
@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Rule, below
+from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -32,13 +32,13 @@ LOOSE = "Beyond the paper: with t = 1 the bound does not go to 0 with the varian
 
 
 def relu_error(mu: float, sigma: float) -> float:
-    """|E[ReLU(x)] - ReLU(mu)| in closed form."""
+    """Return |E[ReLU(x)] - ReLU(mu)| in closed form."""
     r = abs(mu) / sigma
     return sigma * (math.exp(-r * r / 2) / math.sqrt(2 * math.pi) - r * math.erfc(r / math.sqrt(2)) / 2)
 
 
 def relu_error_by_quadrature(mu: float, sigma: float) -> float:
-    """The same by Gauss-Legendre quadrature on both sides of the kink, 12 standard deviations far."""
+    """Return the same by Gauss-Legendre quadrature on both sides of the kink, up to 12 standard deviations."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
 
     def integral(low: float, high: float) -> float:
@@ -54,7 +54,10 @@ def relu_error_by_quadrature(mu: float, sigma: float) -> float:
 
 
 class GaussianInputs(Experiment):
-    """ratios: of |mu| to sigma; pieces: the k; scales: of a maxout's input; dimension, samples: of the maxout's input."""
+    """Measure the errors of both units.
+
+    ratios: |mu| / sigma; pieces: the k; scales: standard deviations of a maxout's input; dimension, samples: its size and draws.
+    """
 
     def __init__(
         self, ratios: Sequence[float], pieces: Sequence[int], scales: Sequence[float], dimension: int, samples: int
@@ -101,58 +104,60 @@ class GaussianInputs(Experiment):
             Claim(
                 "closed_form",
                 "The closed form of both against quadrature",
-                "Eqs. 18, 19",
-                "difference over sigma",
-                below(1e-12, each=True),
-                [abs(r["closed"] - r["error"]) for r in relu],
+                source="Eqs. 18, 19",
+                metric="difference over sigma",
+                criterion=below(1e-12, each=True),
+                values=[abs(r["closed"] - r["error"]) for r in relu],
             ),
             Claim(
                 "eq18",
                 "if mu = 0, |E[ReLU(x)] - ReLU(E[x])| = sigma / sqrt(2 pi)",
-                "Eq. 18",
-                "difference over sigma",
-                below(1e-12, each=True),
-                [abs(r["error"] - half) for r in relu if r["ratio"] == 0],
+                source="Eq. 18",
+                metric="difference over sigma",
+                criterion=below(1e-12, each=True),
+                values=[abs(r["error"] - half) for r in relu if r["ratio"] == 0],
             ),
             Claim(
                 "eq19",
                 LIMIT,
-                "Eq. 19",
-                "error over sigma at |mu|/sigma of 3 and more",
-                below(1e-3, each=True),
-                [r["error"] for r in relu if r["ratio"] >= 3],
+                source="Eq. 19",
+                metric="error over sigma at |mu|/sigma of 3 and more",
+                criterion=below(1e-3, each=True),
+                values=[r["error"] for r in relu if r["ratio"] >= 3],
             ),
             Claim(
                 "eq24",
                 "E[h(x)] >= max(mu_1, ..., mu_k)",
-                "Eqs. 22-24",
-                "E[h(x)] - h(E[x])",
-                Rule("each >= 0 but for rounding", lambda values: min(values) > -1e-12),
-                [r["error"] for r in maxout],
+                source="Eqs. 22-24",
+                metric="E[h(x)] - h(E[x])",
+                criterion=Criterion("each >= 0 but for rounding", lambda values: min(values) > -1e-12),
+                values=[r["error"] for r in maxout],
             ),
             Claim(
                 "eq31",
                 BOUND,
-                "Eq. 31",
-                "error over the bound",
-                below(1, each=True),
-                [r["error"] / (math.log(r["k"]) + r["sigma"] ** 2 / 2) for r in maxout],
+                source="Eq. 31",
+                metric="error over the bound",
+                criterion=below(1, each=True),
+                values=[r["error"] / (math.log(r["k"]) + r["sigma"] ** 2 / 2) for r in maxout],
             ),
             Claim(
                 "eq28_best_t",
                 TIGHT,
-                "Eq. 28",
-                "error over the bound",
-                below(1, each=True),
-                [r["error"] / (math.sqrt(2 * math.log(r["k"])) * r["sigma"]) for r in maxout if r["k"] > 1],
+                source="Eq. 28",
+                metric="error over the bound",
+                criterion=below(1, each=True),
+                values=[r["error"] / (math.sqrt(2 * math.log(r["k"])) * r["sigma"]) for r in maxout if r["k"] > 1],
+                origin="project",
             ),
             Claim(
                 "eq31_loose",
                 LOOSE,
-                "Eq. 31",
-                f"error over the bound at the smallest scale, {smallest:g}",
-                below(0.05, each=True),
-                [r["error"] / (math.log(r["k"]) + r["sigma"] ** 2 / 2) for r in least],
+                source="Eq. 31",
+                metric=f"error over the bound at the smallest scale, {smallest:g}",
+                criterion=below(0.05, each=True),
+                values=[r["error"] / (math.log(r["k"]) + r["sigma"] ** 2 / 2) for r in least],
+                origin="project",
             ),
         ]
 

@@ -3,8 +3,8 @@
     NGM_c = prod_w p_c(w)^P(w) / sum_j prod_w p_j(w)^P(w) = softmax(sum_w P(w) z(w))_c         (11) = (14), exact
     AM_c  = sum_w P(w) p_c(w)                                                                  (10)
 
-Eq. (15) puts the first in the place of the second. How far apart they are depends on how much the logits vary over the
-contents w of a window: with a standard deviation s, by O(s^2).
+Eq. (15) replaces the second by the first. Their difference depends on how much the logits vary over the contents w of a
+window: it is O(s^2) for a standard deviation s.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Rule, below
+from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -24,24 +24,27 @@ EXACT += "substituted by the normalised geometric mean"
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """Return the softmax over the last axis."""
     e = np.exp(z - z.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 
 def geometric_mean(p: np.ndarray, P: np.ndarray) -> np.ndarray:
-    """Eq. (11), normalised: [K] of probabilities p [S, K] with weights P [S]. As it is printed, a product of powers."""
+    """Compute Eq. (11) as printed, a product of powers: [K] of probabilities p [S, K] with weights P [S], normalised."""
     products = np.prod(p ** P[:, None], axis=0)
     return products / products.sum()
 
 
 def slope(spreads: Sequence[float], errors: Sequence[float]) -> float:
-    """The power of the spread with which an error grows: of a line through their logarithms."""
+    """Return the power of the spread with which an error grows, the slope of a line through their logarithms."""
     return float(np.polyfit(np.log(spreads), np.log(errors), 1)[0])
 
 
 class GeometricMean(Experiment):
-    """classes: K; states: contents w of a window; spreads: standard deviations of the logits; draws: of each."""
+    """Compare the means on random logits.
+
+    classes: K; states: contents w of a window; spreads: standard deviations of the logits; draws: repetitions of each.
+    """
 
     def __init__(self, classes: int, states: int, spreads: Sequence[float], draws: int) -> None:
         self.classes, self.states, self.spreads, self.draws = classes, states, spreads, draws
@@ -73,12 +76,20 @@ class GeometricMean(Experiment):
             for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows())
         ]
         sentence = "Beyond the paper: the two means differ by the square of the logits' spread (Eq. 15)."
-        second = Rule("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
+        second = Criterion("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
         errors = [r["exact"] for r in results.rows()]
         metric = "largest difference of a probability"
         return [
-            Claim("eq14", EXACT, "Eqs. 11-14", metric, below(1e-12, each=True), errors),
-            Claim("eq15_order", sentence, "Eq. 15", "power of the spread in the difference", second, order),
+            Claim("eq14", EXACT, source="Eqs. 11-14", metric=metric, criterion=below(1e-12, each=True), values=errors),
+            Claim(
+                "eq15_order",
+                sentence,
+                source="Eq. 15",
+                metric="power of the spread in the difference",
+                criterion=second,
+                values=order,
+                origin="project",
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Rule, above, below
+from vis.claims import Claim, Criterion, above, below
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Unit
 from vis.store.run_folder import Part, Results
@@ -32,7 +32,10 @@ def sigma(x: np.ndarray) -> np.ndarray:
 
 
 class Sigmoid(Experiment):
-    """means: of the inputs; spreads: their standard deviations; states: values x_i; draws: of each."""
+    """Compare the means on random inputs.
+
+    means: means of the inputs; spreads: their standard deviations; states: number of values x_i; draws: repetitions of each.
+    """
 
     def __init__(self, means: Sequence[float], spreads: Sequence[float], states: int, draws: int) -> None:
         self.means, self.spreads, self.states, self.draws = means, spreads, states, draws
@@ -65,40 +68,71 @@ class Sigmoid(Experiment):
             for name, found in orders.items():
                 found.append(slope(small, [abs(r[name] - r["AM"]) for r in chosen]))
         still = [r for r in rows if r["spread"] == min(self.spreads) and r["side"] < 0]
-        second = Rule("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
+        second = Criterion("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
         power, exact = (
             "power of the spread in the difference from the arithmetic mean",
-            Rule("each >= 0 but for rounding", lambda values: min(values) >= -1e-15),
+            Criterion("each >= 0 but for rounding", lambda values: min(values) >= -1e-15),
         )
         signs = [float(np.sign(r["NGM"] - r["AM"])) for r in rows if abs(r["NGM"] - r["AM"]) > 1e-12]
         return [
             Claim(
                 "eq33",
                 "NGM(sigma(x)) = sigma(sum P(x_i) x_i)",
-                "Eq. 33",
-                "difference",
-                below(1e-12, each=True),
-                [abs(r["NGM"] - r["pushed"]) for r in rows],
+                source="Eq. 33",
+                metric="difference",
+                criterion=below(1e-12, each=True),
+                values=[abs(r["NGM"] - r["pushed"]) for r in rows],
             ),
             Claim(
-                "jensen_negative", JENSEN.format("less than or equal to", "<="), "Section 3", "AM - NGM", exact,
-                [r["AM"] - r["NGM"] for r in rows if r["side"] < 0],
+                "jensen_negative",
+                JENSEN.format("less than or equal to", "<="),
+                source="Section 3",
+                metric="AM - NGM",
+                criterion=exact,
+                values=[r["AM"] - r["NGM"] for r in rows if r["side"] < 0],
             ),
             Claim(
-                "jensen_positive", JENSEN.format("greater than or equal to", ">="), "Section 3", "NGM - AM", exact,
-                [r["NGM"] - r["AM"] for r in rows if r["side"] > 0],
+                "jensen_positive",
+                JENSEN.format("greater than or equal to", ">="),
+                source="Section 3",
+                metric="NGM - AM",
+                criterion=exact,
+                values=[r["NGM"] - r["AM"] for r in rows if r["side"] > 0],
             ),
             Claim(
-                "not_always_under", NOT_UNDER, "Section 3", "share of draws where NGM > AM", above(0),
-                [float(np.mean([s > 0 for s in signs]))],
+                "not_always_under",
+                NOT_UNDER,
+                source="Section 3",
+                metric="share of draws where NGM > AM",
+                criterion=above(0),
+                values=[float(np.mean([s > 0 for s in signs]))],
             ),
-            Claim("eq35", FIRST.format("geometric mean"), "Eq. 35", power, second, orders["GM"]),
-            Claim("eq36", FIRST.format("normalised geometric mean"), "Eq. 36", power, second, orders["NGM"]),
             Claim(
-                "eq35_steps", STEPS, "Eq. 35", f"|GM - exp(AM - 1)| at a spread of {min(self.spreads):g}, x <= 0",
-                above(0.1, each=True), [abs(r["GM"] - r["Eq35"]) for r in still],
+                "eq35",
+                FIRST.format("geometric mean"),
+                source="Eq. 35",
+                metric=power,
+                criterion=second,
+                values=orders["GM"],
             ),
-        ]  # fmt: skip
+            Claim(
+                "eq36",
+                FIRST.format("normalised geometric mean"),
+                source="Eq. 36",
+                metric=power,
+                criterion=second,
+                values=orders["NGM"],
+            ),
+            Claim(
+                "eq35_steps",
+                STEPS,
+                source="Eq. 35",
+                metric=f"|GM - exp(AM - 1)| at a spread of {min(self.spreads):g}, x <= 0",
+                criterion=above(0.1, each=True),
+                values=[abs(r["GM"] - r["Eq35"]) for r in still],
+                origin="project",
+            ),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         widest = [s for s in self.spreads if s <= 1][-1]

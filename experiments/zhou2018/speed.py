@@ -1,6 +1,6 @@
 """zhou2018, Table 1 and Figure 12: the time of a forward pass, and of an image's evidence by each algorithm.
 
-A round measures each network once, so that what else the machine does hits all alike; the figures are medians over rounds.
+A round measures each network once, so that other load on the machine affects all alike; figures show medians over rounds.
 An image's time is derived, for all n = (H - k + 1)(W - k + 1) windows: 46,225 at 224x224 and k = 10. (The paper counts
 224 x 224 = 50,176, its own loop 46,225.) With t for one pass, and t_draw and t_mean for one window's draws and its mean:
 
@@ -46,8 +46,10 @@ ALGORITHMS = {
 
 
 class Speed(Experiment):
-    """models: config nodes by name. batch: images of a forward pass; rounds: of measurements; windows: measured in each,
-    0 measures the forward pass alone. source: the paper's item.
+    """Measure seconds of passes and windows.
+
+    models: {name: config node}. batch: images of a forward pass. rounds: measurements of each. windows: windows in a round; 0
+    measures the forward pass alone. source: the paper's item.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Speed(Experiment):
         return Part(tables={"table": rows})
 
     def _measure(self, run: Run, model: Model) -> dict[str, Any]:
-        """Seconds: `forward` of an image in a batch, `engine`, `draw` and `mean` of a window, `base` of the engine's start."""
+        """Measure seconds: `forward` of an image in a batch, `engine`, `draw` and `mean` of a window, `base` of the engine."""
         x = run.batch(model, [0]).x
         size = self.batch if run.config.batch_size == "auto" else min(self.batch, run.config.batch_size)
         images = x.repeat(size, 1, 1, 1).contiguous(memory_format=model.memory_format)
@@ -107,7 +109,7 @@ class Speed(Experiment):
     def _error(
         self, model: Model, x: torch.Tensor, at: torch.Tensor, contents: torch.Tensor, logits: torch.Tensor
     ) -> float:
-        """Largest difference of the engine's logits from full passes, over the largest logit."""
+        """Return the largest difference of the engine's logits from full passes, over the largest logit."""
         worst = 0.0
         for (top, left), content, found in zip(at.tolist(), contents, logits, strict=True):
             image, (h, w) = x.clone(), content.shape[1:]
@@ -122,7 +124,16 @@ class Speed(Experiment):
             n: [r["forward"] for r in results.rows(network=n)] for n in ("alexnet", "googlenet", "vgg16") if n in names
         }
         metric = "seconds of an image"
-        found = [Claim("expensive", EXPENSIVE, "Table 1", metric, increasing(), forward if len(forward) == 3 else {})]
+        found = [
+            Claim(
+                "expensive",
+                EXPENSIVE,
+                source="Table 1",
+                metric=metric,
+                criterion=increasing(),
+                values=forward if len(forward) == 3 else {},
+            )
+        ]
         if not self.windows:
             return found
         speed = [_image(results, n, "PDA") / _image(results, n, "efficient") for n in names]
@@ -134,24 +145,47 @@ class Speed(Experiment):
         both = f"seconds of PDA over those of the efficient algorithm with the engine, {derived}"
         return [
             *found,
-            Claim("ten", TEN, self.source, times, above(9, each=True), speed, 10),
-            Claim("at_least", AT_LEAST, "Section 2.1", times, above(least, each=True), speed, 10),
+            Claim("ten", TEN, source=self.source, metric=times, criterion=above(9, each=True), values=speed, paper=10),
             Claim(
-                "engine", ENGINE, self.source, "seconds of a full pass over the engine's", above(1, each=True), engine
+                "at_least",
+                AT_LEAST,
+                source="Section 2.1",
+                metric=times,
+                criterion=above(least, each=True),
+                values=speed,
+                paper=10,
             ),
-            Claim("both", "Beyond the paper: both together.", self.source, both, above(least, each=True), whole),
+            Claim(
+                "engine",
+                ENGINE,
+                source=self.source,
+                metric="seconds of a full pass over the engine's",
+                criterion=above(1, each=True),
+                values=engine,
+                origin="project",
+            ),
+            Claim(
+                "both",
+                "Beyond the paper: both together.",
+                source=self.source,
+                metric=both,
+                criterion=above(least, each=True),
+                values=whole,
+                origin="project",
+            ),
             Claim(
                 "exact",
                 EXACT,
-                self.source,
-                "largest difference over the largest logit",
-                below(1e-4, each=True),
-                [r["error"] for r in results.rows()],
+                source=self.source,
+                metric="largest difference over the largest logit",
+                criterion=below(1e-4, each=True),
+                values=[r["error"] for r in results.rows()],
+                origin="project",
             ),
         ]
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Table 1 in the paper's layout, and what follows from it for an image."""
+        """Return Table 1 in the paper's layout, and the derived seconds of an image."""
         rows: Rows = []
         for name in dict.fromkeys(r["network"] for r in results.rows()):
             first = results.rows(network=name)[0]
@@ -218,7 +252,7 @@ def _median(results: Results, network: str, column: str) -> float:
 
 
 def _image(results: Results, network: str, algorithm: str) -> float:
-    """Seconds of an image: the algorithm's formula on the medians of its parts."""
+    """Return the seconds of an image by the algorithm's formula, from the medians of its parts."""
     rows = results.rows(network=network)
     parts = {
         c: _median(results, network, c) for c in ("forward", "base", "mean", "draw", "engine", "windows", "samples")

@@ -32,7 +32,7 @@ FORMULAS = {"saliency": "|∂f/∂x|", "deep_taylor": "∂f/∂x̃ (x − x̃)",
 
 
 class Table2(OnePicture):
-    """own_images: see EvidenceMaps. Its methods are the three techniques."""
+    """Draw the three techniques, the run's methods. own_images: see EvidenceMaps."""
 
     def __init__(self, own_images: bool) -> None:
         self.own_images = own_images
@@ -69,9 +69,10 @@ class Table2(OnePicture):
         metric = "total variation of the saliency map over the larger one of the others'"
         exact = "Algorithm 3 with 1x1 windows against the formula: largest difference over the largest value"
         errors = [r["error"] for r in results.rows()]
+        noisy = Claim("noisy", NOISY, source="Table 2", metric=metric, criterion=above(1), values=ratio)
         return [
-            Claim("formula", FORMULA, "Table 2", exact, below(1e-3, each=True), errors),
-            *paper_and_here("Table 2", [("noisy", NOISY, metric, above(1), ratio)], not_the_papers(results)),
+            Claim("formula", FORMULA, source="Table 2", metric=exact, criterion=below(1e-3, each=True), values=errors),
+            *paper_and_here([noisy], not_the_papers(results)),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -3,9 +3,9 @@
     P(c|x) - P(c|x')  =  g^T (x - x')  +  second order,      g = dP(c|x)/dx                        (38)
 
 x' is the image with a window replaced by its conditional mean. Along the way x + s (x' - x) the remainder falls with the
-square of s, in float64, where P is differentiable. On a digit as it is P is not: in the flat background a max-pooling has
-many equal inputs, of which autograd takes one, so the remainder is of first order. A little noise parts them. At s = 1, where
-Algorithm 3 uses the expansion, how well it holds is measured: over the windows of an image.
+square of s, in float64, where P is differentiable. On a clean digit P is not: in the flat background a max-pooling has many
+equal inputs, of which autograd takes one, so the remainder is of first order. A little noise breaks the ties. At s = 1, where
+Algorithm 3 uses the expansion, its accuracy is measured over the windows of an image.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
 from vis import metrics
-from vis.claims import Claim, Rule, above
+from vis.claims import Claim, Criterion, above
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
@@ -33,7 +33,9 @@ FLAT = "Beyond the paper: P has no gradient at a digit with a flat background; m
 
 
 class Taylor(Experiment):
-    """steps: the s; windows: of an image, evenly spread over all; noise: standard deviations that are added to an image.
+    """Measure the remainder.
+
+    steps: the s; windows: windows of an image, evenly spread; noise: standard deviations of the noise added to an image.
 
     own_images: see EvidenceMaps.
     """
@@ -52,7 +54,7 @@ class Taylor(Experiment):
         batch.x = batch.x + unit["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
         learn(run, model, self.own_images)
         method: Any
-        (method,) = run.methods.values()  # one of windows
+        (method,) = run.methods.values()  # a method that explains by windows
         c, logits = chosen_class(run, model, batch)
         with Forward(model.net, batch.x) as forward:
             g = forward.gradient(Target(c, output="prob"))[0].cpu()
@@ -86,14 +88,29 @@ class Taylor(Experiment):
             whole = results.rows(image=image, noise=self.noise[0], step=1.0)
             pair = [torch.tensor([r[name] for r in whole], dtype=torch.float64)[None] for name in ("true", "linear")]
             correlations.append(float(metrics.pearson(*pair)))
-        second = Rule("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
-        first = Rule("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
+        second = Criterion("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
+        first = Criterion("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
         metric = "power of the step in the remainder, median over windows, noise of {:g}"
         noisy = max(self.noise)
         return [
-            Claim("eq37", EQ37, "Eq. 37", metric.format(noisy), second, powers[noisy]),
-            Claim("flat", FLAT, "Eq. 37", metric.format(0), first, powers.get(0, [])),
-            Claim("eq38", EQ38, "Eq. 38", "correlation of the two over the windows", above(0.5), correlations),
+            Claim("eq37", EQ37, source="Eq. 37", metric=metric.format(noisy), criterion=second, values=powers[noisy]),
+            Claim(
+                "flat",
+                FLAT,
+                source="Eq. 37",
+                metric=metric.format(0),
+                criterion=first,
+                values=powers.get(0, []),
+                origin="project",
+            ),
+            Claim(
+                "eq38",
+                EQ38,
+                source="Eq. 38",
+                metric="correlation of the two over the windows",
+                criterion=above(0.5),
+                values=correlations,
+            ),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
@@ -125,19 +142,19 @@ class Taylor(Experiment):
 
 
 def remainder(results: Results, image: str, noise: float, step: float) -> float:
-    """What the expansion leaves, median over an image's windows."""
+    """Return the remainder of the expansion, the median over an image's windows."""
     return float(np.median(remainders(results, image, noise, step)))
 
 
 def remainders(results: Results, image: str, noise: float, step: float) -> np.ndarray:
-    """The same of each window."""
+    """Return the remainder of each window."""
     return np.array([abs(r["true"] - r["linear"]) for r in results.rows(image=image, noise=noise, step=step)])
 
 
 def power(results: Results, image: str, noise: float, small: float, large: float) -> float:
-    """With what power of the step the remainder grows from one step to another: the median over windows.
+    """Return the power of the step with which the remainder grows between two steps, the median over windows.
 
-    Windows whose remainder is below ROUNDING are left out. One that crosses a kink on its way grows faster: not the median.
+    Windows whose remainder is below ROUNDING are left out. The median ignores windows that cross a kink and grow faster.
     """
     p, q = (remainders(results, image, noise, step) for step in (small, large))
     above_rounding = p > ROUNDING

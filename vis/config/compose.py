@@ -180,7 +180,7 @@ def check_hydra(overrides: Sequence[str], honoured: Sequence[str]) -> None:
 def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
     """The same error; it suggests preset=small if that avoids the missing resource."""
     if "small" in config.experiment and config.preset != "small":
-        return Lacking(f"{error}. Or see it at a small size, on what the project makes itself: preset=small")
+        return Lacking(error.reason, error.ways_out, small_available=True)
     return error
 
 

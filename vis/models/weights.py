@@ -76,9 +76,9 @@ def torchvision_weights(arch: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
         except (OSError, RuntimeError) as error:  # no network (URLError), nowhere to write, another hash
             raise Lacking(
-                f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)}). Ways out: put "
-                f"{url} at {path}, give your own with model.weights=FILE, or use random weights with "
-                "model.weights=null model.init=truncated_normal"
+                f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)})",
+                f"Ways out: put {url} at {path}, give your own with model.weights=FILE, or use random weights with "
+                "model.weights=null model.init=truncated_normal",
             ) from error
     return path
 

@@ -85,7 +85,7 @@ class Item:
     @cached_property
     def reduced(self) -> str:
         """How its run falls short of the paper's setting, in words; empty where it does not."""
-        standin = any("stand-in" in weights for weights in self.stored.provenance.weights)
+        standin = self.stored.provenance.standin
         return ", ".join(["reduced sizes"] * self.small + ["on a stand-in"] * standin)
 
     @cached_property

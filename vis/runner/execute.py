@@ -53,6 +53,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment = build_experiment(config)
             run = Run(config, path)
             reset_peak_memory(run.device)
+            experiment.resolve(run)
             units = units_of(experiment, run)
             folder.drop_damaged()
             folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
@@ -267,5 +268,5 @@ def _summary(claims: list[Claim], seconds: float) -> None:
     if claims:
         width = max(len(claim.name) for claim in claims)
         for claim in claims:
-            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.rule.text)
+            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.criterion.text)
     log.info("done in %.1f s", seconds)

@@ -159,6 +159,9 @@ class Experiment:
     series: ClassVar[str] = ""  # the column that distinguishes its lines
     shared_out: ClassVar[bool] = True  # torchrun's processes divide the units; False: they compute each unit together
 
+    def resolve(self, run: Run) -> None:
+        """Write to the run's config, before the run begins, what it leaves open; a resumed run reads it from there."""
+
     def units(self, run: Run) -> Sequence[Unit]:
         """The units of work: small dictionaries that say what to compute."""
         return [{}]

@@ -101,7 +101,7 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
         try:
             execute(config, path, command)
         except Lacking as error:
-            if not plan.get("collection") or config.preset == "small" or "small" not in config.experiment:
+            if not error.small_available or not plan.get("collection"):
                 raise
             log.info("%s", error)
             execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)

@@ -48,7 +48,8 @@ class Models:
             model.standin = True
             model.weights = model.weights.replace(f"weights {trained.path.name}", trained.words, 1)
         model.net.to(self.dtype)
-        self.used[model.name + f" seed {seed}"] = {"weights": model.weights, "sha256": model.sha256}
+        facts = {"weights": model.weights, "sha256": model.sha256, "standin": model.standin}
+        self.used[model.name + f" seed {seed}"] = facts
         return model
 
     def _standin(self, node: Mapping[str, Any]) -> StandIn:
@@ -69,5 +70,5 @@ def missing_weights(node: Mapping[str, Any]) -> str:
         try:
             torchvision_weights(str(node.get("arch") or node["name"]))
         except Lacking as error:
-            return str(error)
+            return error.reason
     return ""

@@ -44,14 +44,14 @@ class ClaimRecord:
 
 @dataclass
 class Provenance:
-    """All entries of provenance.json, with the end of the run and the models' weights parsed from them."""
+    """All entries of provenance.json, with the end of the run, and whether a model was a stand-in."""
 
     entries: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         finished = self.entries.get("finished")
         self.finished = datetime.fromisoformat(finished) if finished else None
-        self.weights = [str(model.get("weights")) for model in self.entries.get("models", {}).values()]
+        self.standin = any(bool(model.get("standin")) for model in self.entries.get("models", {}).values())
 
 
 @dataclass
