@@ -76,6 +76,7 @@ class Visualize(Experiment):
                 fine = metrics.high_pass_pearson(values, x)
                 own = run.methods[method]
                 errors = own.axiom_error(model.net, batch.x, given, values, run.preprocess(model))
+                layers = ", ".join(own.layers(model.net, batch.x))
                 for i, name in enumerate(batch.names):
                     part.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
                     table.append(
@@ -85,6 +86,7 @@ class Visualize(Experiment):
                             "target": str(target),
                             "class": model.class_name(indices[i]),
                             "method": method,
+                            "layer": layers,
                             "logit": logits[i, indices[i]].item(),
                             "probability": probabilities[i, indices[i]].item(),
                             "pearson_input": correlation[i].item(),
@@ -118,13 +120,14 @@ class Visualize(Experiment):
                 panels.append(
                     Panel(show(map_, pixels), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00"))
                 )
-            rows.append(PanelRow(panels, class_ if target.isdecimal() else f"{target}: {class_}"))
+            rows.append(PanelRow(panels, f"{target}: {class_}" if target in ("max", "random") else class_))
         best = results.rows("predictions", seed=seed, rank=1)[:4]
         caption = [
             f"{config.model.name}, {table[0]['weights']}",
             *(f"{p['image']}: prediction {p['class']}, probability {p['probability']:.2g}" for p in best),
             *self._words(config, scalings),
             *method_words(config),
+            *_layers(table, config),
             "r is the correlation of map and input",
             *sentences(table, config),
         ]
@@ -150,3 +153,11 @@ class Visualize(Experiment):
 def _targets(rows: Rows) -> list[tuple[str, str]]:
     """Return the distinct pairs (target as given, class it meant) of an image's rows."""
     return list(dict.fromkeys((row["target"], row["class"]) for row in rows))
+
+
+def _layers(rows: Rows, config: DictConfig) -> list[str]:
+    """Return a sentence for each layer from which methods take feature maps."""
+    methods: dict[str, dict[str, None]] = {}
+    for row in rows:
+        methods.setdefault(row.get("layer") or "", {})[method_title(config, row["method"])] = None
+    return [f"{', '.join(titles)}: feature maps of {layer}" for layer, titles in methods.items() if layer]

@@ -252,6 +252,7 @@ def test_a_method_of_a_method_names_its_baseline():
     assert method_words(compose_config(words)) == [
         "SmoothGrad of Integrated gradients from black pixels",
         "Opti-CAM masking to black pixels",
+        "LRP by the composite epsilon_plus",
     ]
 
 

@@ -216,7 +216,7 @@ def test_mistakes_with_outputs_are_named():
         NotApplicable, match=r"a target function makes \[B\] of what .* with other, logits, not \[3, 5\]"
     ):
         Saliency()(wrapped, x, logits_of)
-    with pytest.raises(NotApplicable, match=r"returned \[3, 2, 12, 12\]\. Ways out: a target function"):
+    with pytest.raises(NotApplicable, match=r"returned \[3, 2, 12, 12\], but logits .* give a target function"):
         Saliency()(nn.ReLU(), x)
     with pytest.raises(TypeError, match="a function is one target for all images"):
         Saliency()(wrapped, x, [logits_of] * 3)
@@ -318,7 +318,10 @@ def test_a_part_of_the_output_is_named_on_the_command_line(vis_run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Two returned an object of type SimpleNamespace with logits, other. Ways out: model.output=logits"),
+        (
+            (),
+            "Two returned an object of type SimpleNamespace with logits, other, but logits [B, K] are needed: set model.output=logits",
+        ),
         (("model.output=logit",), "there is no 'logit' in what Two returns"),
         (("model.output=[1]",), "model.output=[1] is an index, a key or the name of an attribute"),
         (("model.output=logits", "target=7"), "target=7: custom has the classes 0 to 6"),

@@ -130,9 +130,9 @@ def test_pixels_outside_of_the_image_are_the_box_of_z_b():
         ({"rules": {"conv": {"flat": 1}}}, "conv: the rules are .*, not {'flat': 1}"),
         ({"rules": {"conv": {"gamma": 1, "epsilon": 1}}}, "conv: the rules are"),
         ({"rules": {"conv": {"gamma": "much"}}}, "conv: the rules are"),
-        ({"rules": {"conv": {"gamma": -1}}}, "gamma 0 or more"),
-        ({"epsilon": 0.0}, "epsilon is above 0"),
-        ({"alpha": 0.5}, "alpha 1 or more"),
+        ({"rules": {"conv": {"gamma": -1}}}, "gamma must be at least 0"),
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"alpha": 0.5}, "alpha must be at least 1"),
     ],
 )
 def test_parameters_that_make_no_sense_are_errors(parameters, message):

@@ -67,10 +67,10 @@ def checked_logits(net: nn.Module, output: Any, batch: int) -> Tensor:
     if _is_logits(output, batch):
         return output
     part = next((key for key, value in _parts(output).items() if _is_logits(value, batch)), None)
-    choose = "" if part is None else f"model.output={part} (in Python returning(model, {part!r})), or "
+    choose = "" if part is None else f"set model.output={part} (in Python returning(model, {part!r})), or "
     raise NotApplicable(
-        f"a classifier returns logits [B, K]; {type(net).__name__} returned {described(output)}. Ways out: {choose}a target "
-        "function, targets=lambda output: ..., which makes scores [B] of that"
+        f"{type(net).__name__} returned {described(output)}, but logits [B, K] are needed: {choose}give a target function, "
+        "targets=lambda output: ..., that returns one score per image"
     )
 
 

@@ -318,6 +318,11 @@ class LRP(Method):
             if number is not None:
                 _check_numbers(**{NUMBERS[name]: number})
 
+    @property
+    def words(self) -> str:
+        given = f"the rule {self.rule}" if self.rule else f"the composite {self.composite}"
+        return f"by {given}" + "".join(f", {rule} for {layers}" for layers, rule in self.rules.items())
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 3
 
@@ -402,8 +407,12 @@ COMPOSITES: dict[str, dict[str, RuleName]] = {
 
 
 def _check_numbers(epsilon: float = 1.0, gamma: float = 0.0, alpha: float = 1.0) -> None:
-    if epsilon <= 0 or gamma < 0 or alpha < 1:
-        raise ValueError("epsilon is above 0 (rule zero has none), gamma 0 or more, alpha 1 or more")
+    if epsilon <= 0:
+        raise ValueError(f"epsilon must be above 0 (the rule zero has none), not {epsilon:g}")
+    if gamma < 0:
+        raise ValueError(f"gamma must be at least 0, not {gamma:g}")
+    if alpha < 1:
+        raise ValueError(f"alpha must be at least 1, not {alpha:g}")
 
 
 def _name_and_number(layers: str, given: RuleName) -> tuple[str, float | None]:
@@ -432,6 +441,8 @@ class DeepTaylor(LRP):
     """
 
     title = "Deep Taylor"
+
+    words = ""  # the title says it
 
     def __init__(self, low: Bound = None, high: Bound = None) -> None:
         super().__init__("zplus", {"input": "zb"}, low=low, high=high)

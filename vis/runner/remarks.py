@@ -37,17 +37,26 @@ def remarks(
 
 
 def sentences(rows: Rows, config: DictConfig) -> list[str]:
-    """Sentences for a caption from the rows of a table with `method`, `image` and `note`; each remark appears once."""
+    """Sentences for a caption from the rows of a table with `method`, `image` and `note`; each remark appears once.
+
+    Where the rows have several targets, a remark names the target as well.
+    """
     images: dict[tuple[str, str], list[str]] = {}
     total: dict[str, set[str]] = {}
+    several = len({row.get("target") for row in rows}) > 1
     for row in rows:
-        total.setdefault(row["method"], set()).add(row["image"])
-        if row.get("note") and row["image"] not in (own := images.setdefault((row["method"], row["note"]), [])):
-            own.append(row["image"])
+        map_ = f"{row['image']} (target {row['target']})" if several else row["image"]
+        total.setdefault(row["method"], set()).add(map_)
+        if row.get("note") and map_ not in (own := images.setdefault((row["method"], row["note"]), [])):
+            own.append(map_)
     said = []
     for (method, note), own in images.items():
         count = len(total[method])
-        where = f" of {', '.join(own)}" if len(own) <= SHOWN else f" of {len(own)} of {count} images"
+        where = (
+            f" of {', '.join(own)}"
+            if len(own) <= SHOWN
+            else f" of {len(own)} of {count} {'maps' if several else 'images'}"
+        )
         said.append(f"{method_title(config, method)}{where if len(own) < count or count == 1 else ''}: {note}")
     return said
 
