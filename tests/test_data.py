@@ -333,8 +333,12 @@ def test_real_photographs(data):
     assert imagenet(str(data / "images")).labels == [None] * len(photos)
 
 
-def test_a_dataset_without_images_and_one_that_reads_no_picture_are_errors():
-    with pytest.raises(UserError, match="mine holds no image"):
-        Dataset("mine", [], [], lambda i: None)
+def empty() -> Dataset:
+    return Dataset("mine", [], [], lambda i: None)
+
+
+def test_a_dataset_without_images_and_one_that_reads_no_picture_are_errors(vis_run):
+    ran = vis_run("dataset._target_=test_data.empty", "~dataset.names")
+    assert (ran.code, "the dataset holds no image: mine" in ran.err) == (2, True)
     with pytest.raises(UserError, match="read int 5: expected a picture"):
         to_pixels(5, (8, 8), 3)

@@ -38,10 +38,6 @@ class Dataset:
     classes: Sequence[str] | None = None
     sources: Sequence[tuple[str, ...]] | None = None
 
-    def __post_init__(self) -> None:
-        if not len(self.names):
-            raise UserError(f"{self.origin} holds no image")
-
     def __len__(self) -> int:
         return len(self.names)
 

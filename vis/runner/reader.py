@@ -56,6 +56,8 @@ class Reader:
         data = construct(own, "dataset")
         if not isinstance(data, Dataset):
             raise UserError(f"dataset._target_ made a {type(data).__name__}, not a vis.data.Dataset")
+        if not len(data):
+            raise UserError(f"the dataset holds no image: {data.origin}")
         return data.first(self.config.dataset.get("limit"))
 
     def preprocess(self, model: Model) -> Preprocess:
