@@ -39,7 +39,7 @@ def trained(folder: Path, stop: int = 0) -> Training:
 
 
 SCRIPT = """
-import sys; from pathlib import Path; import torch; from test_ddp import *; from vis import shards
+import sys; from pathlib import Path; import torch; from test_ddp import *; from vis.system import shards
 folder = Path(sys.argv[1])
 unbroken = trained(folder / "unbroken")
 torch.save((unbroken.rows, unbroken.net.state_dict()), folder / f"unbroken{shards.rank()}.pt")

@@ -69,6 +69,7 @@ class Cost(Experiment):
             row: dict[str, Any] = {"method": name, "round": number, "image": batch.names[0]}
             try:
                 run.explainer.prepare(name, model, batch.x, [targets])  # not part of an image's time
+                method.layers(model.net, batch.x)  # nor is the search for the layer, once for each network
                 if name not in self._passes:  # counts the passes; warms up fast methods
                     with FlopCounterMode(display=False) as counter:
                         row["seconds"] = timed(method)

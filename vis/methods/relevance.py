@@ -208,8 +208,8 @@ class Relevance(Walk):
         if op.w is None:
             raise self.no_rule(node, ": its weights are streamed, and only the rules zero and epsilon do without them")
         y, zs = op.f(a.detach(), op.w, op.b), [self._z(op, a, part, rule.bias) for part in rule.parts]
-        counts = rule.bias or op.b is None
-        return shared(y, zs, rule, signs=None if counts else op.f(a.detach(), op.w, None))
+        signed = any(part.sign for part in rule.parts) and not rule.bias and op.b is not None
+        return shared(y, zs, rule, signs=op.f(a.detach(), op.w, None) if signed else None)
 
     def _z(self, op: Affine, a: Tensor, part: Part, bias: bool) -> Tensor:
         """Return z' of a part."""
