@@ -90,4 +90,4 @@ def _psi(part: Tensor, size: torch.Size) -> Tensor:
     part = part.abs()
     low, high = part.amin((1, 2, 3), keepdim=True), part.amax((1, 2, 3), keepdim=True)
     scaled = (part - low) / torch.where(high > low, high - low, 1)
-    return F.interpolate(scaled, size, mode="bilinear").sum(1, keepdim=True)
+    return F.interpolate(scaled.sum(1, keepdim=True), size, mode="bilinear")  # linear: the sum first costs less
