@@ -67,7 +67,7 @@ def hooked(module: nn.Module, hook: Any = None, before: Any = None) -> nn.Module
 def patched() -> nn.Module:
     """A convolution whose `forward` was put into the object."""
     module = conv(padding=1)
-    module.forward = lambda x: 2 * F.conv2d(x, module.weight, padding=1)  # type: ignore[method-assign]
+    module.forward = lambda x: 2 * F.conv2d(x, module.weight, padding=1)  # type: ignore[method-assign]  # as users do
     return module
 
 
@@ -344,5 +344,5 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, int | tuple[int, int]]] = {
 
 def _with_fc(fc: nn.Module) -> Body:
     body = Body(conv())
-    body.fc = fc  # type: ignore[assignment]
+    body.fc = fc  # type: ignore[assignment]  # as users do
     return body

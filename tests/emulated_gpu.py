@@ -167,7 +167,7 @@ def install() -> None:
     device = register()
     from vis.runner import experiment
 
-    experiment.pick_device = lambda name: torch.device("cpu") if name == "cpu" else device  # type: ignore[assignment]
+    experiment.pick_device = lambda name: torch.device("cpu") if name == "cpu" else device  # type: ignore[assignment]  # a test double
     save = torch.save  # pickles a tensor's storage, which is empty here
     torch.save = lambda value, *args, **kwargs: save(tree_map(_on_cpu, value), *args, **kwargs)
 

@@ -30,7 +30,8 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "env" / "bin"
 
 
-def test_the_wheel_runs_from_another_folder(fresh, tmp_path):
+def test_the_wheel_runs_from_another_folder(fresh, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # which would put a checkout before the wheel
     done = subprocess.run([fresh / "vis-run", *SMALL], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())

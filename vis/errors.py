@@ -57,6 +57,11 @@ def said(error: BaseException) -> str:
     return ": ".join([*getattr(error, "__notes__", [])[:1], type(error).__name__, *[first] * bool(first)])
 
 
+def first_line(error: Exception) -> str:
+    """The first non-empty line of an error's message, or the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(word: object, options: Iterable[object]) -> str:
     """A hint for an unknown word: the closest options (` Did you mean 'gbp'?`), or all of them if few, or nothing."""
     names = [str(option) for option in options]

@@ -10,14 +10,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from vis.errors import Lacking, UserError
+from vis.errors import Lacking, UserError, first_line
 
 PRECISIONS = ("float32", "float64", "tf32", "mixed")
-
-
-def first_line(error: Exception) -> str:
-    """The first non-empty line of an error's message, or the name of its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,9 +23,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vis.config.check import check, check_parts, check_types, first_line, leaves
+from vis.config.check import check, check_parts, check_types, leaves
 from vis.config.home import CONF
-from vis.errors import Lacking, UserError, did_you_mean
+from vis.errors import Lacking, UserError, did_you_mean, first_line
 
 GROUPS = ("experiment", "model", "method", "dataset")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from vis.errors import first_line
 from vis.graph.outputs import detached, sharing
 
 # Functions, methods and (lower case, without underscores) modules that treat each position of a map on its own.
@@ -175,7 +176,3 @@ def kind_of(called: Any) -> str:
     name = getattr(called, "__name__", str(called))
     home = getattr(called, "__module__", None) or "torch"  # methods are words
     return (name if home.partition(".")[0] in _HOMES else f"{home}.{name}").replace("_", "").lower()
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vis.errors import UserError
-from vis.graph.trace import NotTraceable, first_line
+from vis.errors import UserError, first_line
+from vis.graph.trace import NotTraceable
 from vis.windows.plan import SHAPES, WHOLE, Network
 from vis.windows.rectangles import Crops, Places, room_for
 
