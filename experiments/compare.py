@@ -23,9 +23,9 @@ from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, st
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.metrics.deletion import curves
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import remarks, sentences
-from vis.store.run_folder import Part, Results
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import peak_memory_gb, reset_peak_memory, synchronise
 
@@ -55,24 +55,24 @@ class Compare(Experiment):
     def __init__(self, samples: int, steps: int) -> None:
         self.samples, self.steps = samples, steps
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": [i]} for seed in run.seeds for i in range(len(run.dataset))]
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         count = len(run.methods)
-        return Load(run.config.model, unit["seed"], 1, run.passes + count * 2 * self.steps, 1 + count)
+        return Load(run.config.model, task["seed"], 1, run.passes + count * 2 * self.steps, 1 + count)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed = unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed = task["seed"]
         model = run.model(seed=seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         (image,) = batch.names
         units = run.units_of(model, run.targets[0], batch.names)
         with torch.no_grad():
             target = units or model.net(batch.x).argmax(1).tolist()
         side = 2 * (max(batch.x.shape[2:]) // 8) + 1
         blurred = gaussian_blur(batch.x, [side, side])
-        part = Part(tables={"table": [], "agreement": [], "curves": []})
+        output = Output(tables={"table": [], "agreement": [], "curves": []})
         where = {"seed": seed, "image": image}
         found: dict[str, torch.Tensor] = {}
         for name, method in run.methods.items():
@@ -82,7 +82,7 @@ class Compare(Experiment):
                 before, began = peak_memory_gb(run.device), time.perf_counter()
                 (maps,), _ = explain_all({name: method}, model.net, batch.x, [target], run.preprocess(model))
             except NotApplicable as error:
-                part.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
+                output.tables.setdefault("left_out", []).append({**where, "method": name, "why": str(error)})
                 continue
             values = found[name] = maps[name].detach()
             synchronise(run.device)
@@ -95,8 +95,8 @@ class Compare(Experiment):
                 "variation": metrics.total_variation(values).item(),
             }
             row |= {"pearson_input": metrics.pearson(values.expand_as(batch.x), batch.x).item()}
-            part.tables["table"].append(row | {"seconds": seconds, "memory_gb": memory, "weights": model.weights})
-            part.tables["curves"].append(
+            output.tables["table"].append(row | {"seconds": seconds, "memory_gb": memory, "weights": model.weights})
+            output.tables["curves"].append(
                 {
                     **where,
                     "method": name,
@@ -104,18 +104,18 @@ class Compare(Experiment):
                     "insertion": both.insertion[0].tolist(),
                 }
             )
-            if unit["images"][0] < self.samples and seed == run.seeds[0]:
-                part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
-                part.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
+            if task["images"][0] < self.samples and seed == run.seeds[0]:
+                output.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
+                output.arrays[f"{image}/{name}"] = values[0].cpu().numpy()
         notes = remarks(run.methods, found, model.net, batch.x, run.config)
-        for row in part.tables["table"]:
+        for row in output.tables["table"]:
             row["note"] = notes[row["method"]][0]
         run.explainer.warn_of_silent_maps(model, batch)
         importance = {name: values.abs().sum(1, keepdim=True) for name, values in found.items()}
         for a, b in combinations(importance, 2):
             numbers = {key: of(importance[a], importance[b]).item() for key, of in AGREEMENT.items()}
-            part.tables["agreement"].append({**where, "a": a, "b": b, **numbers})
-        return part
+            output.tables["agreement"].append({**where, "a": a, "b": b, **numbers})
+        return output
 
     def methods(self, results: Results) -> list[str]:
         """Return the methods that apply to the network."""

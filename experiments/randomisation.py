@@ -19,8 +19,8 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.store.run_folder import Output, Results
 
 PASSES = "{} passes the sanity check: it depends on the weights"
 TRAINED = "trained"
@@ -38,11 +38,11 @@ class Randomisation(Experiment):
     def __init__(self, samples: int, independent: bool, source: str) -> None:
         self.samples, self.independent, self.source = samples, independent, source
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 16)]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(run.config.model, unit["seed"], len(unit["images"]), len(self._variants(run)) * run.passes, 0)
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(run.config.model, task["seed"], len(task["images"]), len(self._variants(run)) * run.passes, 0)
 
     def _variants(self, run: Run) -> dict[str, tuple[str, dict[str, Any]]]:
         """Return {label: (kind, changes to the model's config)}, the trained network first."""
@@ -58,8 +58,8 @@ class Randomisation(Experiment):
             found[f"only {names.get(layer, layer)}"] = ("independent", init | {"trained_except": layer})
         return found
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, part = unit["seed"], Part(tables={"table": []})
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, output = task["seed"], Output(tables={"table": []})
         trained: dict[str, Any] = {}
         classes: list[int] = []
         for label, (kind, changes) in self._variants(run).items():
@@ -68,20 +68,20 @@ class Randomisation(Experiment):
                 raise UserError(
                     f"{model.name} has random weights already: the check needs trained ones (model.weights=)"
                 )
-            batch = run.batch(model, unit["images"])
+            batch = run.batch(model, task["images"])
             (maps,), logits = run.explain(model, batch.x, [classes or None])
             if kind == TRAINED:
                 trained, classes = maps, logits.argmax(1).tolist()
-                part.tables["network"] = [{"seed": seed, "weights": model.weights, "standin": model.standin}]
+                output.tables["network"] = [{"seed": seed, "weights": model.weights, "standin": model.standin}]
             for method, values in maps.items():
                 r, s = (of(values, trained[method]).tolist() for of in (metrics.pearson, metrics.ssim))
                 for i, image in enumerate(batch.names):
                     row = {"seed": seed, "variant": label, "kind": kind, "image": image, "method": method}
-                    part.tables["table"].append(row | {"pearson": r[i], "ssim": s[i]})
-                    if unit["images"][i] < self.samples and seed == run.seeds[0] and kind != "independent":
-                        part.arrays[f"{image}/{label}/{method}"] = values[i].numpy()
-                        part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
-        return part
+                    output.tables["table"].append(row | {"pearson": r[i], "ssim": s[i]})
+                    if task["images"][i] < self.samples and seed == run.seeds[0] and kind != "independent":
+                        output.arrays[f"{image}/{label}/{method}"] = values[i].numpy()
+                        output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = "stand-in weights" if results.rows("network")[0]["standin"] else ""

@@ -18,8 +18,8 @@ from vis.claims import Claim, near_zero
 from vis.errors import UserError
 from vis.figures.layout import numbers, plot, styled
 from vis.methods import explain_all
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 
 class OneReLU(nn.Module):
@@ -47,10 +47,10 @@ class ReluRules(Experiment):
         if self.y.shape != self.R.shape or self.y.ndim != 2:
             raise UserError("experiment.y and experiment.R must be lists of rows, equally many and equally long")
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])
         arrays = {"y": self.y.numpy(), "o": self.y.clamp(min=0).numpy(), "R": self.R.numpy()}
-        return Part(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
+        return Output(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
 
     def claims(self, results: Results) -> list[Claim]:
         y, R = results.arrays["y"], results.arrays["R"]

@@ -1,4 +1,4 @@
-"""Train a classifier, a stand-in or a user's own network. A unit is an epoch.
+"""Train a classifier, a stand-in or a user's own network. A task is an epoch.
 
 The state of the training lies in the journal of the run (`parts/training_<seed>/`), so that `--resume` continues within
 the epoch in which a run was killed. Processes started by torchrun train together.
@@ -14,8 +14,8 @@ from vis.claims import Claim
 from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.system import shards
 from vis.training.images import Files, Source, load_images, splits
 from vis.training.loop import Training, save_weights
@@ -36,29 +36,29 @@ class Train(Experiment):
         self.init, self.tensorboard = init, tensorboard
         self._split: tuple[Dataset, Dataset] | None = None
         self._sources: tuple[Source, Source] | None = None
-        self._training: tuple[Unit, Training] | None = None
+        self._training: tuple[Task, Training] | None = None
 
     def networks(self, run: Run) -> Mapping[str, Mapping[str, Any]]:
         """Return {name: config node} of the networks to train, in their order; the name "" is the run's own."""
         return {"": run.config.model}
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         epochs = range(self.recipe.epochs)
         return [self._unit(net, seed, epoch) for net in self.networks(run) for seed in run.seeds for epoch in epochs]
 
     @staticmethod
-    def _unit(network: str, seed: int, epoch: int) -> Unit:
+    def _unit(network: str, seed: int, epoch: int) -> Task:
         return ({"network": network} if network else {}) | {"seed": seed, "epoch": epoch}
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         steps = -(-len(self._splits(run)[0]) // self._recipe(run).batch_size)
         # A step is a forward and two backward passes of its batch, in the memory of one batch.
-        node = self.networks(run)[unit.get("network", "")]
-        return Load(node, unit["seed"], self._recipe(run).batch_size, passes=3 * steps - 1, stored=0)
+        node = self.networks(run)[task.get("network", "")]
+        return Load(node, task["seed"], self._recipe(run).batch_size, passes=3 * steps - 1, stored=0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        epoch = unit["epoch"]
-        place = {key: value for key, value in unit.items() if key != "epoch"}
+    def compute(self, run: Run, task: Task) -> Output:
+        epoch = task["epoch"]
+        place = {key: value for key, value in task.items() if key != "epoch"}
         assert run.folder is not None
         training = self._trained(run, place)
         row = {key: value for key, value in training.row(epoch).items() if key not in ("seconds", "images_per_second")}
@@ -67,7 +67,7 @@ class Train(Experiment):
             tables["networks"] = [place | self.result(training)]
             if shards.rank() == 0:
                 save_weights(training.net, run.folder / f"weights{_suffix(run, place)}.pt")
-        return Part(tables=tables)
+        return Output(tables=tables)
 
     def result(self, training: Training) -> dict[str, Any]:
         """Return facts about a trained network beside its rows."""
@@ -88,7 +88,7 @@ class Train(Experiment):
             self._split = splits({str(key): value for key, value in node.items()})
         return self._split
 
-    def _trained(self, run: Run, place: Unit) -> Training:
+    def _trained(self, run: Run, place: Task) -> Training:
         """Return the training of a network with a seed, restored from its last checkpoint if it has one."""
         if self._training is None or self._training[0] != place:
             self._training = None
@@ -136,7 +136,7 @@ class Train(Experiment):
         return {"figure": figure}
 
 
-def _suffix(run: Run, place: Unit) -> str:
+def _suffix(run: Run, place: Task) -> str:
     """Return the suffix of the files of a network and seed; "" for a single network and the run's first seed."""
     name = f"_{place['network']}" if "network" in place else ""
     return name + (f"_seed{place['seed']}" if place["seed"] != run.config.seed else "")

@@ -9,9 +9,9 @@ from vis import metrics
 from vis.claims import Claim
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import remarks, sentences
-from vis.store.run_folder import Part, Results
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 BATCH = 4  # images at a time where batch_size is auto
@@ -34,27 +34,27 @@ class Visualize(Experiment):
         self.rows = rows
         display.scaling("minmax" if scaling == "method" else scaling, clip)
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": batch} for seed in run.seeds for batch in run.batches(len(run.dataset), BATCH)]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images, maps = len(unit["images"]), len(run.methods) * len(run.targets)
-        return Load(run.config.model, unit["seed"], images, run.passes * len(run.targets), images * (1 + maps))
+    def load(self, run: Run, task: Task) -> Load:
+        images, maps = len(task["images"]), len(run.methods) * len(run.targets)
+        return Load(run.config.model, task["seed"], images, run.passes * len(run.targets), images * (1 + maps))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed = unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed = task["seed"]
         model = run.model(seed=seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         units = [run.units_of(model, target, batch.names) for target in run.targets]
         maps, logits = run.explain(model, batch.x, units)
         run.explainer.warn_of_silent_maps(model, batch)
         logits = logits.double()
         probabilities = logits.softmax(1)
-        part = Part()
-        table = part.tables["table"] = []
-        predictions = part.tables["predictions"] = []
+        output = Output()
+        table = output.tables["table"] = []
+        predictions = output.tables["predictions"] = []
         for i, name in enumerate(batch.names):
-            part.arrays[f"{seed}/{name}/pixels"] = batch.pixels[i].numpy()
+            output.arrays[f"{seed}/{name}/pixels"] = batch.pixels[i].numpy()
             for rank, index in enumerate(logits[i].argsort(descending=True)[:5].tolist(), start=1):
                 predictions.append(
                     {
@@ -78,7 +78,7 @@ class Visualize(Experiment):
                 errors = own.axiom_error(model.net, batch.x, given, values, run.preprocess(model))
                 layers = ", ".join(own.layers(model.net, batch.x))
                 for i, name in enumerate(batch.names):
-                    part.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
+                    output.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
                     table.append(
                         {
                             "seed": seed,
@@ -100,7 +100,7 @@ class Visualize(Experiment):
                             "weights": model.weights,
                         }
                     )
-        return part
+        return output
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config, seed = results.config, results.config.seed

@@ -24,9 +24,9 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.runner.experiment import Batch, Experiment, Load, Run, Unit, method_class, method_title, method_words
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import remarks, sentences
-from vis.store.run_folder import Part, Results
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import local_convolutions
 
@@ -50,7 +50,7 @@ class WallCheck(Experiment):
     def _runs(self, run: Run) -> dict[str, Run]:
         return {name: run.on(node) for name, node in self.datasets.items() if node} or {"": run}
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         seeds = run.seeds[:1] if run.config.model.weights else run.seeds
         return [
             {"seed": seed, "dataset": name, "images": images}
@@ -59,14 +59,14 @@ class WallCheck(Experiment):
             for images in run.batches(len(on.dataset), BATCH)
         ]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        kept = sum(i < self.samples for i in unit["images"])
+    def load(self, run: Run, task: Task) -> Load:
+        kept = sum(i < self.samples for i in task["images"])
         count = len(run.methods)
-        return Load(run.config.model, unit["seed"], len(unit["images"]), 4 + run.passes + count, kept * (1 + count))
+        return Load(run.config.model, task["seed"], len(task["images"]), 4 + run.passes + count, kept * (1 + count))
 
     @local_convolutions()
-    def compute(self, run: Run, unit: Unit) -> Part:
-        name, seed = unit["dataset"], unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        name, seed = task["dataset"], task["seed"]
         model = run.model(seed=seed)
         if model.dead_rows is None:
             raise UserError(
@@ -74,21 +74,21 @@ class WallCheck(Experiment):
                 "map that it reads), or take model=vgg16_masked or cnn_masked"
             )
         on = self._runs(run)[name]
-        batch = on.batch(model, unit["images"])
+        batch = on.batch(model, task["images"])
         units = run.units_of(model, run.targets[0], batch.names)
         (maps,), logits = run.explain(model, batch.x, [units])
         classes = units or logits.argmax(1).tolist()
         wall = self._wall(model, batch, logits)
-        part = Part(tables={"table": [], "wall": []})
+        output = Output(tables={"table": [], "wall": []})
         for i, image in enumerate(batch.names):
             where = {"seed": seed, "dataset": name, "image": image}
-            part.tables["wall"].append(where | {key: values[i] for key, values in wall.items()})
-            kept = unit["images"][i] < self.samples and seed == run.seeds[0]
+            output.tables["wall"].append(where | {key: values[i] for key, values in wall.items()})
+            kept = task["images"][i] < self.samples and seed == run.seeds[0]
             if kept:
-                part.arrays[f"{name}/{image}/pixels"] = batch.pixels[i].numpy()
+                output.arrays[f"{name}/{image}/pixels"] = batch.pixels[i].numpy()
             for method, values in maps.items():
                 if kept:
-                    part.arrays[f"{name}/{image}/{method}"] = values[i].numpy()
+                    output.arrays[f"{name}/{image}/{method}"] = values[i].numpy()
         notes = remarks(run.methods, maps, model.net, batch.x, run.config)
         drops = {m: self._drop(on, model, batch, values, logits, classes) for m, values in maps.items()}
         for method, values in maps.items():
@@ -99,9 +99,9 @@ class WallCheck(Experiment):
             for i, image in enumerate(batch.names):
                 row = {"seed": seed, "dataset": name, "image": image, "method": method}
                 row |= {"class": model.class_name(classes[i]), "mu": mu[i], "mu_minmax": shifted[i]}
-                part.tables["table"].append(row | {"drop": drops[method][i], "note": notes[method][i]})
-        if unit["images"][0] == 0:
-            part.tables["network"] = [
+                output.tables["table"].append(row | {"drop": drops[method][i], "note": notes[method][i]})
+        if task["images"][0] == 0:
+            output.tables["network"] = [
                 {
                     "seed": seed,
                     "dataset": name,
@@ -113,7 +113,7 @@ class WallCheck(Experiment):
                     "data": on.dataset.origin,
                 }
             ]
-        return part
+        return output
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
         """Return for each image the largest gradient in and just above the dead rows, and how blanking changes the logits."""

@@ -18,7 +18,7 @@ import vis
 from vis.claims import Claim, above
 from vis.config.compose import GROUPS, compose_config, describe, options, register, spelled_out
 from vis.errors import Lacking
-from vis.store.run_folder import Part, RunFolder
+from vis.store.run_folder import Output, RunFolder
 from vis.store.tables import numbers
 
 FILES = (
@@ -245,7 +245,7 @@ def test_the_plan_counts_what_the_network_does(vis_run):
 def test_nan_is_not_an_empty_cell_and_fails_its_claim(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin(compose_config([]))
-    folder.add(0, Part(tables={"table": [{"mu": math.nan, "label": None}, {"mu": 0.5, "label": 3}]}))
+    folder.add(0, Output(tables={"table": [{"mu": math.nan, "label": None}, {"mu": 0.5, "label": 3}]}))
     rows = folder.merge().rows()
     assert math.isnan(rows[0]["mu"])
     assert rows[0]["label"] is None

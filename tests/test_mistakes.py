@@ -293,7 +293,7 @@ from torch import nn
 from vis.data import Dataset
 from vis.runner.experiment import Experiment
 from vis.methods import Method
-from vis.store.run_folder import Part
+from vis.store.run_folder import Output
 
 
 class Returns(Method):
@@ -333,11 +333,11 @@ class Figure(Experiment):
     def _step(self, name, value):
         return 1 / 0 if self.fails == name else value
 
-    def units(self, run):
-        return self._step("units", [{}])
+    def tasks(self, run):
+        return self._step("tasks", [{}])
 
     def compute(self, run, unit):
-        return self._step("compute", None if self.fails == "none" else Part(tables={"table": [{"a": 1}]}))
+        return self._step("compute", None if self.fails == "none" else Output(tables={"table": [{"a": 1}]}))
 
     def claims(self, results):
         return self._step("claims", [])
@@ -371,10 +371,10 @@ OWN_CODE = {
     ),
     **{
         f"an experiment's {step}": ([*FIGURE, f"+experiment.fails={step}"], 1, f"visualize, {step}: ZeroDivisionError: ")
-        for step in ("units", "compute", "claims", "draw")
+        for step in ("tasks", "compute", "claims", "draw")
     },
     "an experiment without results": (
-        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.store.run_folder.Part"
+        [*FIGURE, "+experiment.fails=none"], 2, "visualize, compute: it returned a NoneType, expected a vis.store.run_folder."
     ),
 }  # fmt: skip
 

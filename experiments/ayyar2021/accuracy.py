@@ -17,8 +17,8 @@ from vis import metrics
 from vis.claims import POSITIVE, Claim, mean, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.methods import explain_all
-from vis.runner.experiment import Load, Run, Unit, method_title, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task, method_title, method_words
+from vis.store.run_folder import Output, Results
 from vis.training.images import Images
 
 INTUITIVE = "a network with a higher classification accuracy generally produces more intuitive maps"
@@ -37,13 +37,13 @@ class Accuracy(Train):
         super().__init__(**training)
         self.images = images
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        load = super().load(run, unit)
+    def load(self, run: Run, task: Task) -> Load:
+        load = super().load(run, task)
         return Load(load.model, load.seed, load.images, load.passes + run.passes * self.images / load.images, 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        trained = super().compute(run, unit)
-        training = self._trained(run, {"seed": unit["seed"]})
+    def compute(self, run: Run, task: Task) -> Output:
+        trained = super().compute(run, task)
+        training = self._trained(run, {"seed": task["seed"]})
         assert isinstance(training.val, Images)
         pixels = training.val.pixels[: self.images].to(training.dtype) / 255
         labels = training.val.labels[: self.images].tolist()

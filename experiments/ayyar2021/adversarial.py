@@ -19,8 +19,8 @@ from vis.claims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 SOURCE = "Section 6, Eq. 27"
@@ -56,7 +56,7 @@ class AdversarialPair(Experiment):
     def __init__(self, images: int, rows: int) -> None:
         self.images, self.rows = images, rows
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_methods(PAIR, SINGLE)
         classes = list(run.config.methods[PAIR].classes)
         labels = list(run.dataset.labels)
@@ -69,12 +69,12 @@ class AdversarialPair(Experiment):
             )
         return [{"images": chosen[i : i + 100], "drawn": 0 if i else self.rows} for i in range(0, len(chosen), 100)]
 
-    def load(self, run: Run, unit: Unit) -> Load | None:
+    def load(self, run: Run, task: Task) -> Load | None:
         return None  # the training dominates, and it is done once
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         methods: dict[str, Any] = dict(run.methods)
         pair = methods[PAIR]
         with torch.no_grad():
@@ -82,7 +82,7 @@ class AdversarialPair(Experiment):
         classes = torch.tensor(pair.classes, device=decided.device)[decided].tolist()
         (maps,), _ = run.explain(model, batch.x, [classes])
         preprocess = run.preprocess(model)
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for name in (PAIR, SINGLE):
             images = methods[name].generate(batch.x)
             with torch.no_grad():
@@ -92,12 +92,12 @@ class AdversarialPair(Experiment):
                 row: dict[str, Any] = {"image": image, "label": batch.labels[i], "class": classes[i], "method": name}
                 row |= {"stays": float(kept[i]), "flips": float(not turned[i])}
                 row |= {key: found[key][i].item() for key in ("spread", "variation")}
-                part.tables["table"].append(row | {"weights": model.weights, "images": run.dataset.origin})
-            for i, image in enumerate(batch.names[: unit["drawn"]]):
-                part.arrays[f"{image}/{name}"] = maps[name][i].numpy()
+                output.tables["table"].append(row | {"weights": model.weights, "images": run.dataset.origin})
+            for i, image in enumerate(batch.names[: task["drawn"]]):
+                output.arrays[f"{image}/{name}"] = maps[name][i].numpy()
                 for which, each in zip(("similar", "adversarial"), images, strict=True):
-                    part.arrays[f"{image}/{name}/{which}"] = preprocess.inverse(each[i : i + 1].cpu())[0].numpy()
-        return part
+                    output.arrays[f"{image}/{name}/{which}"] = preprocess.inverse(each[i : i + 1].cpu())[0].numpy()
+        return output
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 

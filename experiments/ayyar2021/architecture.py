@@ -14,8 +14,8 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
 from vis.methods.forward import Forward, NotApplicable
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 KINDS = {nn.Conv2d: "conv", nn.ReLU: "ReLU", nn.MaxPool2d: "max pool", nn.Linear: "FC"}
@@ -39,10 +39,10 @@ class Architecture(Experiment):
             raise UserError(f"experiment.show is network or block, not {show}")
         self.show, self.maps = show, maps
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [0]}]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
         kinds = {
             name: next((words for kind, words in KINDS.items() if isinstance(module, kind)), "")
@@ -56,7 +56,7 @@ class Architecture(Experiment):
         )
         if not pools or kept[0] != "conv" or kept[-1] != "FC" or "ReLU" not in kept[: pools[0]]:
             raise wrong
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         try:
             with Forward(model.net, batch.x, names) as forward:
                 shapes = [list(forward.layers[name].shape[1:]) for name in names]
@@ -64,7 +64,7 @@ class Architecture(Experiment):
             raise wrong from error
         rows: Rows = [{"layer": "", "kind": "input", "shape": list(batch.x.shape[1:])}]
         rows += [{"layer": n, "kind": k, "shape": shape} for n, k, shape in zip(names, kept, shapes, strict=True)]
-        part = Part({"pixels": batch.pixels[0].numpy()}, {"table": rows})
+        output = Output({"pixels": batch.pixels[0].numpy()}, {"table": rows})
         fact: dict[str, Any] = {"image": batch.names[0], "weights": model.weights}
         h = batch.x
         with torch.no_grad():
@@ -74,9 +74,9 @@ class Architecture(Experiment):
                 if kinds[name] == "ReLU":
                     fact |= {"relu": (h - t.clamp(min=0)).abs().max().item()}
                 channels = np.linspace(0, h.shape[1] - 1, self.maps).astype(int)
-                part.arrays[name] = h[0, channels].cpu().numpy()
-        part.tables["network"] = [fact]
-        return part
+                output.arrays[name] = h[0, channels].cpu().numpy()
+        output.tables["network"] = [fact]
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         (fact,), rows = results.rows("network"), results.rows()

@@ -22,8 +22,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
 from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
-from vis.runner.experiment import Load, Run, Unit, method_class, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task, method_class, method_words
+from vis.store.run_folder import Output, Results
 
 ATTACKS = {"fgsm": "FGSM", "deepfool": "DeepFool", "one_pixel": "One pixel"}
 CLAIMED = ("fgsm", "deepfool")
@@ -51,14 +51,14 @@ class Attacks(ByMethod):
             "an attack, and after random noise of the same l2 norm"
         )
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        load = super().load(run, unit)
+    def load(self, run: Run, task: Task) -> Load:
+        load = super().load(run, task)
         passes = load.passes * (1 + 2 * len(ATTACKS)) + self.population * self.generations
         return Load(load.model, load.seed, load.images, passes, load.stored)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
+        batch, preprocess = run.batch(model, task["images"]), run.preprocess(model)
         pixels = batch.pixels.to(batch.x)
         (clean,), before = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
         classes = before.argmax(1)
@@ -74,11 +74,11 @@ class Attacks(ByMethod):
                 "one_pixel": one_pixel(logits, pixels, classes, self.population, self.generations, run.config.seed),
             }
         cells = {m: [{"image": i, "method": m, "weights": model.weights} for i in batch.names] for m in clean}
-        part = Part(tables={"table": [row for rows in cells.values() for row in rows], "attacks": []})
-        shown = [i for i in range(len(batch.names)) if unit["images"][i] < self.rows]
+        output = Output(tables={"table": [row for rows in cells.values() for row in rows], "attacks": []})
+        shown = [i for i in range(len(batch.names)) if task["images"][i] < self.rows]
         for i in shown:
-            part.arrays |= {f"{batch.names[i]}/{m}": each[i].numpy() for m, each in clean.items()}
-            part.arrays[f"{batch.names[i]}/pixels"] = batch.pixels[i].numpy()
+            output.arrays |= {f"{batch.names[i]}/{m}": each[i].numpy() for m, each in clean.items()}
+            output.arrays[f"{batch.names[i]}/pixels"] = batch.pixels[i].numpy()
         for attack, images in perturbed.items():
             wanted = (images - pixels).cpu().flatten(1).norm(dim=1)
             for name, x in ((attack, images), (f"{attack}_noise", equal_noise(pixels, images, run.config.seed))):
@@ -95,15 +95,15 @@ class Attacks(ByMethod):
                         "class": model.class_name(int(classes[i])),
                         "then": model.class_name(int(after[i].argmax())),
                     }
-                    part.tables["attacks"].append(fact)
+                    output.tables["attacks"].append(fact)
                 for method, each in maps.items():
                     largest = [metrics.largest(strength(m), self.share) for m in (clean[method], each)]
                     for row, value in zip(cells[method], metrics.dice(*largest).tolist(), strict=True):
                         row[name] = value
                 for i in shown if name == attack else ():
-                    part.arrays |= {f"{batch.names[i]}/{attack}/{m}": each[i].numpy() for m, each in maps.items()}
-                    part.arrays[f"{batch.names[i]}/{attack}/pixels"] = x[i].cpu().numpy()
-        return part
+                    output.arrays |= {f"{batch.names[i]}/{attack}/{m}": each[i].numpy() for m, each in maps.items()}
+                    output.arrays[f"{batch.names[i]}/{attack}/pixels"] = x[i].cpu().numpy()
+        return output
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def fall(method: str) -> Tensor:

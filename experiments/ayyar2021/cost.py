@@ -20,8 +20,8 @@ from vis.claims import POSITIVE, Claim, departures, paper_and_here, spread
 from vis.figures.layout import plot, styled
 from vis.methods import Method, explain_all
 from vis.methods.forward import NotApplicable
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_title
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task, method_title
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import hardware, synchronise
 
@@ -39,18 +39,18 @@ class Cost(Experiment):
         self.rounds = rounds
         self._passes: dict[str, float] = {}  # of the methods this process has called; a first call includes setup
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"round": i, "images": [i % len(run.dataset)]} for i in range(self.rounds)]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        passes = sum(each for each in run.explainer.passes_of.values() if each <= LONG or not unit["round"])
+    def load(self, run: Run, task: Task) -> Load:
+        passes = sum(each for each in run.explainer.passes_of.values() if each <= LONG or not task["round"])
         return Load(run.config.model, run.config.seed, 1, passes, 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        model, number = run.model(), unit["round"]
-        batch = run.batch(model, unit["images"])
+    def compute(self, run: Run, task: Task) -> Output:
+        model, number = run.model(), task["round"]
+        batch = run.batch(model, task["images"])
         targets = run.units_of(model, run.targets[0], batch.names)
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         names = list(run.methods)
 
         def timed(method: Method) -> float:
@@ -77,12 +77,12 @@ class Cost(Experiment):
                 if not long:
                     row["seconds"] = timed(method)
             except NotApplicable as error:  # the table and the caption say so
-                part.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
+                output.tables.setdefault("left_out", []).append({"method": name, "why": str(error)})
                 continue
             row |= {"passes": self._passes[name], "device": hardware(run.device), "threads": torch.get_num_threads()}
             row["weights"] = model.weights
-            part.tables["table"].append(row)
-        return part
+            output.tables["table"].append(row)
+        return output
 
     def _seconds(self, results: Results, method: str) -> dict[int, float]:
         """Return {round: seconds} for the rounds in which the method was measured."""

@@ -17,8 +17,8 @@ from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import Occlusion
 from vis.methods.perturbation import accumulate
 from vis.methods.target import Target
-from vis.runner.experiment import Experiment, Run, Unit, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task, method_words
+from vis.store.run_folder import Output, Results
 
 OBJECT = "regions where the objects are present should have a higher contribution to the prediction"
 NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
@@ -34,14 +34,14 @@ class Figure1(Experiment):
     def __init__(self, places: int, rows: int, object: Mapping[str, Sequence[float]] = {}) -> None:
         self.places, self.rows, self.object = places, rows, object
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [i]} for i in range(len(run.dataset))]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model, method = run.model(), next(iter(run.methods.values()))
         if not isinstance(method, Occlusion):
             raise UserError("Figure 1 needs the method with a sliding gray window: method=occlusion")
-        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
+        batch, preprocess = run.batch(model, task["images"]), run.preprocess(model)
         (image,), x, k = batch.names, batch.x[0], method.window
         with torch.no_grad():
             logits = model.net(batch.x)[0]
@@ -49,23 +49,23 @@ class Figure1(Experiment):
         windows = method.windows(x)
         loss = method.evidence(model.net, x, Target(c), windows, preprocess)
         map_ = accumulate(loss, windows, k, x.shape[1:]).cpu().double()
-        part = Part(tables={"windows": []})
+        output = Output(tables={"windows": []})
         row = {"image": image, "class": model.class_name(c), "score": logits[c].item(), "weights": model.weights}
         if image in self.object:
             inside = box_mask(self.object[image], model.input_size).bool()
             row |= {"inside": map_[inside].mean().item(), "outside": map_[~inside].mean().item()}
-        part.tables["table"] = [row]
-        if unit["images"][0] < self.rows:
+        output.tables["table"] = [row]
+        if task["images"][0] < self.rows:
             places = [*np.linspace(0, len(windows) - 1, self.places).astype(int).tolist(), int(loss[:, 0].argmax())]
             covered, fill = x.repeat(len(places), 1, 1, 1), method.covered(x, preprocess)
             for each, i in zip(covered, places, strict=True):
                 top, left = windows[i].tolist()
                 each[:, top : top + k, left : left + k] = fill[:, top : top + k, left : left + k]
-                part.tables["windows"].append({"image": image, "top": top, "left": left, "loss": loss[i, 0].item()})
+                output.tables["windows"].append({"image": image, "top": top, "left": left, "loss": loss[i, 0].item()})
             covered = preprocess.inverse(covered.cpu(), preprocess.norm(batch.pixels))
-            part.arrays = {f"{image}/pixels": batch.pixels[0].numpy(), f"{image}/map": map_.numpy()}
-            part.arrays[f"{image}/covered"] = covered.numpy()
-        return part
+            output.arrays = {f"{image}/pixels": batch.pixels[0].numpy(), f"{image}/map": map_.numpy()}
+            output.arrays[f"{image}/covered"] = covered.numpy()
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]

@@ -20,8 +20,8 @@ from vis.claims import Claim, near_zero
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, numbers, plot, styled
 from vis.methods import DeconvNet
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 EXACT = near_zero(1e-12, each=True)
 EQUATIONS = {  # name -> sentence, source, what is compared
@@ -103,7 +103,7 @@ class Figure10(Experiment):
                 f"{'x'.join(map(str, expected))}"
             )
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         errors, O, gradient = compared(self.Y[None], self.F[None, None], self.G[None])  # noqa: E741  # the paper's name
         arrays = {"Y": self.Y, "F": self.F, "O": O[0], "G": self.G, "flipped": self.F.flip(0, 1), "dY": gradient[0]}
         table = [{"case": "the figure's", **errors}]
@@ -115,7 +115,7 @@ class Figure10(Experiment):
             shapes = ((C, H, W), (K, C, k, length), (K, H - k + 1, W - length + 1))
             Y, F, G = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
             table.append({"case": " * ".join("x".join(map(str, s)) for s in shapes[:2]), **compared(Y, F, G)[0]})
-        return Part({name: each.numpy() for name, each in arrays.items()}, {"table": table})
+        return Output({name: each.numpy() for name, each in arrays.items()}, {"table": table})
 
     def claims(self, results: Results) -> list[Claim]:
         return [

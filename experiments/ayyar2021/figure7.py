@@ -19,8 +19,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import IntegratedGradients
 from vis.methods.baseline import baseline_images, several
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task, method_words
+from vis.store.run_folder import Output, Results
 
 SUM = "the integral is approximated by a summation over a fixed number of samples i.e. Riemann approximation"
 RULES = {"riemann": "Riemann sum", "gauss_legendre": "Gauss-Legendre"}
@@ -37,17 +37,17 @@ class Figure7(Experiment):
             raise UserError("experiment.alphas must be 2 or more, and experiment.steps two or more rising numbers")
         self.alphas, self.steps, self.rows = np.linspace(0, 1, alphas), list(steps), rows
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [i]} for i in range(len(run.dataset))]
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         return Load(run.config.model, run.config.seed, 1, len(RULES) * sum(self.steps), len(self.alphas))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model, own = run.model(), next(iter(run.methods.values()))
         if not isinstance(own, IntegratedGradients) or len(several(own.baseline)) > 1:
             raise UserError("Figure 7 needs integrated gradients from one baseline: method=integrated_gradients")
-        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
+        batch, preprocess = run.batch(model, task["images"]), run.preprocess(model)
         (image,), x = batch.names, batch.x
         (x0,) = baseline_images(x, own.baseline, preprocess, own.seed)
         path = torch.cat([x0 + alpha * (x - x0) for alpha in self.alphas.tolist()])
@@ -55,14 +55,14 @@ class Figure7(Experiment):
             logits = model.net(path)
         units = run.units_of(model, run.targets[0], batch.names) or [int(logits[-1].argmax())]
         pixels = preprocess.inverse(path.cpu(), preprocess.norm(batch.pixels))
-        part = Part(tables={"table": [], "path": []})
+        output = Output(tables={"table": [], "path": []})
         scores = logits[:, units[0]].tolist()
         fact = {"image": image, "class": model.class_name(units[0]), "weights": model.weights}
-        part.tables["path"] = [
+        output.tables["path"] = [
             fact | {"alpha": a, "score": s} for a, s in zip(self.alphas.tolist(), scores, strict=True)
         ]
-        if unit["images"][0] < self.rows:
-            part.arrays[image] = pixels.numpy()
+        if task["images"][0] < self.rows:
+            output.arrays[image] = pixels.numpy()
         for rule in RULES:
             for n in self.steps:
                 method = copy.copy(own)
@@ -70,8 +70,8 @@ class Figure7(Experiment):
                 maps = method(model.net, x, units, preprocess)
                 error = method.axiom_error(model.net, x, units, maps, preprocess)
                 assert error is not None
-                part.tables["table"].append({"image": image, "rule": rule, "steps": n, "error": error.item()})
-        return part
+                output.tables["table"].append({"image": image, "rule": rule, "steps": n, "error": error.item()})
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         rows, first, last = results.rows(), self.steps[0], self.steps[-1]

@@ -24,8 +24,8 @@ from vis import metrics
 from vis.claims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Unit, method_class, method_title, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.store.run_folder import Output, Results
 
 
 class NotAsked(Exception):
@@ -87,24 +87,24 @@ class Gallery(Experiment):
     def __init__(self, source: str, rows: int = 4, scalings: Mapping[str, str] = {}) -> None:
         self.source, self.rows, self.scalings = source, rows, scalings
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": images} for images in run.batches(len(run.dataset), 4)]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images, maps = len(unit["images"]), len(run.methods)
+    def load(self, run: Run, task: Task) -> Load:
+        images, maps = len(task["images"]), len(run.methods)
         return Load(run.config.model, run.config.seed, images, run.passes, images * (1 + maps))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         units = run.units_of(model, run.targets[0], batch.names)
         (maps,), logits = run.explain(model, batch.x, [units])
         classes = units or logits.argmax(1).tolist()
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for i, image in enumerate(batch.names):
-            if unit["images"][i] < self.rows:
-                part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
-                part.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
+            if task["images"][i] < self.rows:
+                output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+                output.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
         for method, each in maps.items():
             found = numbers_of(each, batch.pixels)
             errors = run.methods[method].axiom_error(model.net, batch.x, units, each, run.preprocess(model))
@@ -112,8 +112,8 @@ class Gallery(Experiment):
                 row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
                 row |= {name: values[i].item() for name, values in found.items()}
                 row |= {"axiom_error": None if errors is None else errors[i].item(), "weights": model.weights}
-                part.tables["table"].append(row)
-        return part
+                output.tables["table"].append(row)
+        return output
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         """Return the figure's claims (see `claim`) from values[number][method], a tensor over the images."""

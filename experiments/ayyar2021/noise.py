@@ -22,8 +22,8 @@ from vis import metrics
 from vis.claims import Claim, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Load, Run, Unit, method_words
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task, method_words
+from vis.store.run_folder import Output, Results
 
 LESS = (
     "integrated gradients perform an averaging operation over a sample of images and so the final relevance maps would be less "
@@ -51,36 +51,36 @@ class Noise(ByMethod):
     def title(self, config: Any, method: str) -> str:
         return str(self.titles.get(method) or super().title(config, method))
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        load, times = super().load(run, unit), 1 + len(self.levels)
+    def load(self, run: Run, task: Task) -> Load:
+        load, times = super().load(run, task), 1 + len(self.levels)
         return Load(load.model, load.seed, load.images * times, load.passes, 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         x = batch.x
         (clean,), logits = run.explain(model, x, [run.units_of(model, run.targets[0], batch.names)])
         targets = run.units_of(model, run.targets[0], batch.names) or logits.argmax(1).tolist()
-        draws = [np.random.default_rng([run.config.seed, i]).standard_normal(x.shape[1:]) for i in unit["images"]]
+        draws = [np.random.default_rng([run.config.seed, i]).standard_normal(x.shape[1:]) for i in task["images"]]
         noise = torch.from_numpy(np.stack(draws)).to(x)
         extent = x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True)
-        part = Part(tables={"table": [], "levels": []})
+        output = Output(tables={"table": [], "levels": []})
         for level in self.levels:
             (noisy,), _ = run.explain(model, x + level * extent * noise, [targets])
             for method, map_ in clean.items():
                 decorrelation = 1 - metrics.pearson(map_, noisy[method])
                 change = metrics.distance(map_, noisy[method]) / map_.double().flatten(1).norm(dim=1)
-                part.tables["levels"] += [
+                output.tables["levels"] += [
                     {"image": image, "method": method, "level": level, "decorrelation": decorrelation[i].item(),
                      "change": change[i].item()}
                     for i, image in enumerate(batch.names)
                 ]  # fmt: skip
         for method in clean:
             for image in batch.names:
-                own = [r for r in part.tables["levels"] if r["method"] == method and r["image"] == image]
+                own = [r for r in output.tables["levels"] if r["method"] == method and r["image"] == image]
                 row = {"image": image, "method": method, "weights": model.weights}
-                part.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
-        return part
+                output.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
+        return output
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}

@@ -29,8 +29,8 @@ from vis.data import read_image, to_pixels
 from vis.data.images import SUFFIXES
 from vis.errors import UserError
 from vis.models import Model
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 
 ALIGNS = "the saliency map closely aligns with human experts"
 FINDS = "Here: the map shows what is marked better than nearness to the image's centre does"
@@ -102,14 +102,14 @@ class People(ByMethod):
             "KL divergence, intersection over union, pointing game"
         )
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         names, known = run.dataset.names, [path.name for path in self.files.values()] or list(self.object)
         if not any((Path(name).stem in self.files) if self.files else name in self.object for name in names):
             raise UserError(
                 f"experiment.{self.given} has no entry for any image: the first image is {names[0]}, "
                 f"the first entry {(known or ['missing'])[0]}"
             )
-        return super().units(run)
+        return super().tasks(run)
 
     def density(self, run: Run, model: Model, image: str) -> Tensor | None:
         """Return the density [1, H, W], cropped like the image; None if it is unknown or lies outside the crop."""
@@ -123,13 +123,13 @@ class People(ByMethod):
         found = to_pixels(picture, model.input_size, 1, resize)
         return found if found.any() else None
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         known = {i: d for i, name in enumerate(batch.names) if (d := self.density(run, model, name)) is not None}
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         if not known:
-            return part
+            return output
         kept = list(known)
         names, p = [batch.names[i] for i in kept], torch.stack(list(known.values())).double()
         mask = p > p.amax((1, 2, 3), keepdim=True) / 2
@@ -151,13 +151,13 @@ class People(ByMethod):
                 "iou": metrics.iou(torch.cat(same), mask),
                 "hit": metrics.pointing_game(map_, mask),
             }
-            part.tables["table"] += [
+            output.tables["table"] += [
                 {"image": image, "method": method, "area": mask[i].double().mean().item(),
                  "centre": centre[i].item(), "weights": model.weights}
                 | {name: values[i].item() for name, values in numbers.items()}
                 for i, image in enumerate(names)
             ]  # fmt: skip
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         if not results.rows():

@@ -20,8 +20,8 @@ from torch import Tensor
 from vis.claims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 NOISE = "the depth of the layers increased the gradients [...] progressively resembled white noise"
@@ -78,11 +78,11 @@ class Shattering(Experiment):
         self.depths, self.networks, self.width, self.beta = list(depths), networks, width, beta
         self.points, self.lags = points, lags
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"network": i} for i in range(self.networks)]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        number, part = unit["network"], Part(tables={"table": []})
+    def compute(self, run: Run, task: Task) -> Output:
+        number, output = task["network"], Output(tables={"table": []})
         generator = torch.Generator().manual_seed(1000 * run.config.seed + number)
         x = torch.linspace(-2, 2, self.points, dtype=torch.float64)
         noise = torch.randn(self.points, dtype=torch.float64, generator=generator)
@@ -93,10 +93,10 @@ class Shattering(Experiment):
         for (kind, depth), g in signals.items():
             found = autocorrelation(g, self.lags)
             row = {"kind": kind, "depth": depth, "network": number, "correlation": found[1:].mean().item()}
-            part.tables["table"].append(row | {"autocorrelation": found.tolist()})
+            output.tables["table"].append(row | {"autocorrelation": found.tolist()})
             if not number:
-                part.arrays[f"{kind}/{depth}"] = g.numpy()
-        return part
+                output.arrays[f"{kind}/{depth}"] = g.numpy()
+        return output
 
     def _values(self, results: Results, kind: str, depth: int) -> list[float]:
         return [row["correlation"] for row in results.rows(kind=kind, depth=depth)]

@@ -17,8 +17,8 @@ from vis import metrics
 from vis.claims import Claim
 from vis.errors import UserError
 from vis.methods import Forward
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output
 
 SIMILAR = "the most similar explanations [to FEM's] in terms of [...] {} are given by Grad-CAM"
 GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad", "guided_gradcam")
@@ -35,15 +35,15 @@ class Similarity(ByMethod):
     ranges: ClassVar = {"Pearson CC with FEM": (-1, 1), "SIM with FEM": (0, 1), "CC of cells' means": (-1, 1)}
     sentence = "How like FEM's map each method's is"
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_methods("fem")
         if len(run.methods) == 1:
             raise UserError("no method to compare with FEM: method=[fem,gradcam,saliency]")
-        return super().units(run)
+        return super().tasks(run)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         (maps,), _ = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
         found = {method: strength(each) for method, each in maps.items()}
         fem = found.pop("fem")
@@ -51,19 +51,19 @@ class Similarity(ByMethod):
         with Forward(model.net, batch.x, [layer]) as forward:
             height, width = forward.layers[layer].shape[2:]
         cells = adaptive_avg_pool2d(fem, (height, width))
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for method, map_ in found.items():
             numbers = {
                 "pearson": metrics.pearson(map_, fem),
                 "sim": metrics.sim(map_, fem),
                 "coarse": metrics.pearson(adaptive_avg_pool2d(map_, (height, width)), cells),
             }
-            part.tables["table"] += [
+            output.tables["table"] += [
                 {"image": image, "method": method, "weights": model.weights}
                 | {name: values[i].item() for name, values in numbers.items()}
                 for i, image in enumerate(batch.names)
             ]
-        return part
+        return output
 
     def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
         def lead(column: str) -> Tensor:

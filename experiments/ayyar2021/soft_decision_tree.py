@@ -31,8 +31,8 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.console import progress
 from vis.training.images import Images, load_images, order, splits
@@ -118,7 +118,7 @@ def grow(x: Tensor, T: Tensor, depth: int, recipe: Mapping[str, Any], seed: int)
 
 
 class Distillation(Experiment):
-    """Distill a network into trees of several depths. A unit is a tree; the network's answers stay in memory.
+    """Distill a network into trees of several depths. A task is a tree; the network's answers stay in memory.
 
     depths: depths of the trees; the figure shows the shallowest, the claims judge the deepest. recipe: see `grow`.
     """
@@ -132,29 +132,29 @@ class Distillation(Experiment):
         self.depths, self.recipe = sorted(set(depths)), dict(recipe)
         self._taught: tuple[Model, list[tuple[Tensor, Tensor, Tensor]]] | None = None
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"depth": d, "labels": each, "seed": s} for d in self.depths for each in LABELS for s in run.seeds]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model, ((x, soft, true), (val_x, val_soft, val_true)) = self._teach(run)
-        T = soft if unit["labels"] == "soft" else nn.functional.one_hot(true, soft.shape[1]).to(soft)
-        tree = grow(x, T, unit["depth"], self.recipe, unit["seed"])
+        T = soft if task["labels"] == "soft" else nn.functional.one_hot(true, soft.shape[1]).to(soft)
+        tree = grow(x, T, task["depth"], self.recipe, task["seed"])
         own, network = tree(val_x).argmax(1), val_soft.argmax(1)
-        row = {**unit, "accuracy": share(own, val_true), "agreement": share(own, network)}
-        row |= {"network": share(network, val_true), "train_images": len(x), "val_images": len(val_x)}
+        row = {**task, "accuracy": agreement(own, val_true), "agreement": agreement(own, network)}
+        row |= {"network": agreement(network, val_true), "train_images": len(x), "val_images": len(val_x)}
         row |= {"weights": model.weights, "data": run.dataset.origin}
-        part = Part(tables={"table": [row]})
-        if (unit["depth"], unit["labels"], unit["seed"]) == (self.depths[0], "soft", run.seeds[0]):
+        output = Output(tables={"table": [row]})
+        if (task["depth"], task["labels"], task["seed"]) == (self.depths[0], "soft", run.seeds[0]):
             P = tree.paths(val_x)[1]
             pixels = run.preprocess(model).inverse(val_x[:1].cpu())[0]
-            part.arrays = {
+            output.arrays = {
                 "filters": tree.filters.weight.view(-1, *val_x.shape[1:]).cpu().numpy(),
                 "Q": tree.log_q().exp().cpu().numpy(),
                 "use": P.mean(0).cpu().numpy(),  # share of the test images that reach each node
                 "example": pixels.numpy(),
                 "path": P[0].cpu().numpy(),
             }
-        return part
+        return output
 
     def _teach(self, run: Run) -> tuple[Model, list[tuple[Tensor, Tensor, Tensor]]]:
         """Return the network, and for its training and its test images x, probabilities and true classes."""
@@ -268,7 +268,7 @@ def answers(run: Run, model: Model, images: Images) -> tuple[Tensor, Tensor, Ten
     return x, soft, true
 
 
-def share(a: Tensor, b: Tensor) -> float:
+def agreement(a: Tensor, b: Tensor) -> float:
     """Return the share of equal entries."""
     return (a == b).double().mean().item()
 

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from vis import metrics
 from vis.claims import Claim, mean, within
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 DEVIATION = "std of saliency map / (c² √N)"
 
@@ -35,15 +35,15 @@ class Constants(Experiment):
     def __init__(self, models: Mapping[str, Mapping[str, Any]], samples: int) -> None:
         self.cnn, self.samples = models["cnn"], samples
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_methods("gbp", "saliency")
         return [{"seed": seed} for seed in run.seeds]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(self.cnn, unit["seed"], len(run.dataset), 2, 0)
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(self.cnn, task["seed"], len(run.dataset), 2, 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, k, s, N = unit["seed"], self.cnn["kernel_size"], self.cnn["stride"], self.cnn["num_filters"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, k, s, N = task["seed"], self.cnn["kernel_size"], self.cnn["stride"], self.cnn["num_filters"]
         p, overlap = 3 * k * k, k * k / s**2
         random = torch.Generator().manual_seed(seed)
         V = torch.randn(self.samples, generator=random, dtype=torch.float64).clamp(min=0)
@@ -74,7 +74,7 @@ class Constants(Experiment):
             {"seed": seed, "constant": name, "printed": printed, "true": true, "measured": float(measured)}
             for name, printed, true, measured in table
         ]
-        return Part(tables={"table": rows})
+        return Output(tables={"table": rows})
 
     def claims(self, results: Results) -> list[Claim]:
         found = []

@@ -22,8 +22,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods.target import Target
 from vis.models import resolve_layer
-from vis.runner.experiment import Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 ALIKE = "the histograms of weights connected to any two different neurons in fc1 are very similar to each other"
 SAME = "the (modified) gradients at any two different neurons in the layer fc1 are almost the same: {}"
@@ -57,7 +57,7 @@ class Figure3(RandomAndTrained):
         super().__init__(models, **networks)
         (self.a, self.b), self.layer = neurons, layer
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [
             {"network": network, "seed": seed, "images": images}
             for network in self.networks()
@@ -65,44 +65,46 @@ class Figure3(RandomAndTrained):
             for images in run.batches(len(run.dataset), 4)
         ]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images, maps = len(unit["images"]), 2 * len(run.methods)
-        return Load(self.models[unit["network"]], unit["seed"], images, maps, images * (1 + maps))
+    def load(self, run: Run, task: Task) -> Load:
+        images, maps = len(task["images"]), 2 * len(run.methods)
+        return Load(self.models[task["network"]], task["seed"], images, maps, images * (1 + maps))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         from scipy.stats import ks_2samp
 
-        network, seed = unit["network"], unit["seed"]
+        network, seed = task["network"], task["seed"]
         model = run.model(self.models[network], seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         layer = resolve_layer(model.net, self.layer)
         first, second = run.explain(
             model, batch.x, [[Target(n, layer)] * len(batch.names) for n in (self.a, self.b)]
         ).maps
-        part = Part(tables={"table": [], "weights": []})
-        if unit["images"][0] == 0:
+        output = Output(tables={"table": [], "weights": []})
+        if task["images"][0] == 0:
             weight: Any = model.net.get_submodule(layer).weight
             w = [weight[n].detach().double().cpu().numpy().ravel() for n in (self.a, self.b)]
             row = {"network": network, "seed": seed, "KS": float(ks_2samp(*w).statistic), "count": len(w[0])}
             row |= {f"{name}_{n}": float(of(v)) for n, v in zip((self.a, self.b), w, strict=True)
                     for name, of in (("mean", np.mean), ("std", np.std))}  # fmt: skip
-            part.tables["weights"].append(row | {"weights": model.weights})
+            output.tables["weights"].append(row | {"weights": model.weights})
             if seed == run.seeds[0]:
-                part.arrays |= {
+                output.arrays |= {
                     f"{network}/weights/{n}": v.astype(np.float32) for n, v in zip((self.a, self.b), w, strict=True)
                 }
-                part.arrays |= {f"{network}/toy/{n}": v for n, v in toy(run.config.seed).items()}
+                output.arrays |= {f"{network}/toy/{n}": v for n, v in toy(run.config.seed).items()}
         for method in run.methods:
             correlation = metrics.pearson(first[method], second[method])
             for i, image in enumerate(batch.names):
                 row = {"network": network, "seed": seed, "image": image, "method": method}
-                part.tables["table"].append({**row, "correlation": correlation[i].item()})
+                output.tables["table"].append({**row, "correlation": correlation[i].item()})
                 if seed == run.seeds[0]:
                     for n, maps in ((self.a, first), (self.b, second)):
-                        part.arrays[f"{network}/{image}/{n}/{method}"] = maps[method][i].numpy()
+                        output.arrays[f"{network}/{image}/{n}/{method}"] = maps[method][i].numpy()
         if seed == run.seeds[0]:
-            part.arrays |= {f"{network}/{image}/pixels": batch.pixels[i].numpy() for i, image in enumerate(batch.names)}
-        return part
+            output.arrays |= {
+                f"{network}/{image}/pixels": batch.pixels[i].numpy() for i, image in enumerate(batch.names)
+            }
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         found: list[Claim] = []

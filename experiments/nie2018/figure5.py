@@ -26,8 +26,8 @@ from vis import metrics
 from vis.claims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {
     "filters": [8, 16, 32, 64],
@@ -76,11 +76,11 @@ class Figure5(ThreeLayer):
         viewed = metrics.cosine(_viewed(map_, self.view), _viewed(x, self.view))
         return super().numbers(map_, x, weight) | {"cosine_viewed": viewed}
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        part = super().compute(run, unit)
-        for name, array in list(part.arrays.items()):
-            part.arrays[f"{name}_viewed"] = _viewed(torch.from_numpy(array)[None], self.view)[0].numpy()
-        return part
+    def compute(self, run: Run, task: Task) -> Output:
+        output = super().compute(run, task)
+        for name, array in list(output.arrays.items()):
+            output.arrays[f"{name}_viewed"] = _viewed(torch.from_numpy(array)[None], self.view)[0].numpy()
+        return output
 
     def _law(self, setting: str) -> float:
         """Return tan2 by the law above."""

@@ -22,8 +22,8 @@ from vis import metrics
 from vis.claims import Claim, Criterion, above, increasing, interval, mean
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.runner.experiment import Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
 BATCH = 8  # images at a time where batch_size is auto
@@ -50,7 +50,7 @@ class Figure7(RandomAndTrained):
         super().__init__(models, **networks)
         self.samples = samples
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [
             {"network": network, "seed": seed, "images": images}
             for network in self.networks()
@@ -58,37 +58,37 @@ class Figure7(RandomAndTrained):
             for images in run.batches(len(run.dataset), BATCH)
         ]
 
-    def _kept(self, run: Run, unit: Unit) -> int:
-        """Return the number of a unit's images that are among the samples."""
-        return sum(i < self.samples for i in unit["images"]) if unit["seed"] == run.seeds[0] else 0
+    def _kept(self, run: Run, task: Task) -> int:
+        """Return the number of a task's images that are among the samples."""
+        return sum(i < self.samples for i in task["images"]) if task["seed"] == run.seeds[0] else 0
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        maps, kept = 2 * len(run.methods), self._kept(run, unit)
-        return Load(self.models[unit["network"]], unit["seed"], len(unit["images"]), maps, kept * (1 + maps))
+    def load(self, run: Run, task: Task) -> Load:
+        maps, kept = 2 * len(run.methods), self._kept(run, task)
+        return Load(self.models[task["network"]], task["seed"], len(task["images"]), maps, kept * (1 + maps))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        network, seed = unit["network"], unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        network, seed = task["network"], task["seed"]
         model = run.model(self.models[network], seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         pairs = [two_logits(seed, name, model.num_classes or 1000) for name in batch.names]
         targets = [list(logits) for logits in zip(*pairs, strict=True)]
         first, second = run.explain(model, batch.x, targets, keep=run.device.type != "mps").maps
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for method in run.methods:
             found = {name: of(first[method], second[method]).tolist() for name, of in DISTANCES.items()}
             for i, image in enumerate(batch.names):
                 row = {"network": network, "seed": seed, "image": image, "method": method, "logits": list(pairs[i])}
-                part.tables["table"].append(row | {name: values[i] for name, values in found.items()})
-        for i in range(self._kept(run, unit)):
+                output.tables["table"].append(row | {name: values[i] for name, values in found.items()})
+        for i in range(self._kept(run, task)):
             where = f"{network}/{batch.names[i]}"
-            part.arrays[f"{where}/pixels"] = batch.pixels[i].numpy()
+            output.arrays[f"{where}/pixels"] = batch.pixels[i].numpy()
             for method in run.methods:
                 for number, maps in enumerate((first, second), start=1):
-                    part.arrays[f"{where}/{number}/{method}"] = maps[method][i].cpu().numpy()
-        part.tables["weights"] = [{"network": network, "seed": seed, "weights": model.weights}] * (
-            unit["images"][0] == 0
+                    output.arrays[f"{where}/{number}/{method}"] = maps[method][i].cpu().numpy()
+        output.tables["weights"] = [{"network": network, "seed": seed, "weights": model.weights}] * (
+            task["images"][0] == 0
         )
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         found: list[Claim] = []

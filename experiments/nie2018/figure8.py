@@ -25,8 +25,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.forward import Forward
 from vis.methods.target import Target
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 SIGNIFICANT = "the saliency map visualization changes significantly whereas the GBP and DeconvNet visualizations remain"
 UNCHANGED = "the GBP and DeconvNet visualizations remain almost unchanged after replacing the image by its adversary"
@@ -76,24 +76,24 @@ class Figure8(Experiment):
             raise UserError(f"experiment.loss={loss} is cross_entropy or margin")
         self.eps, self.loss, self.paper = eps / 255, loss, paper
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_the_model(run)
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images = len(unit["images"])
-        return Load(run.config.model, unit["seed"], 3 * images, len(run.methods) + 1, images * (1 + len(run.methods)))
+    def load(self, run: Run, task: Task) -> Load:
+        images = len(task["images"])
+        return Load(run.config.model, task["seed"], 3 * images, len(run.methods) + 1, images * (1 + len(run.methods)))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed = unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed = task["seed"]
         model = run.model(seed=seed)
-        batch, preprocess = run.batch(model, unit["images"]), run.preprocess(model)
+        batch, preprocess = run.batch(model, task["images"]), run.preprocess(model)
         signs = np.stack([_signs(seed, name, tuple(batch.pixels.shape[1:])) for name in batch.names])
         shifts = {
             "input": torch.zeros_like(batch.pixels),
             "adversary": ascent(model.net, batch.x, self.loss).cpu().sign().float(),
             "control": torch.from_numpy(signs),
         }
-        part = Part(tables={"table": [], "attacks": []})
+        output = Output(tables={"table": [], "attacks": []})
         maps: dict[str, dict[str, Tensor]] = {}
         for version, sign in shifts.items():
             pixels = (batch.pixels + self.eps * sign).clamp(0, 1)
@@ -106,7 +106,7 @@ class Figure8(Experiment):
             share = changed.double().mean(1)
             best = logits.argmax(1)
             for i, image in enumerate(batch.names):
-                part.tables["attacks"].append(
+                output.tables["attacks"].append(
                     {
                         "seed": seed,
                         "image": image,
@@ -119,18 +119,18 @@ class Figure8(Experiment):
                     }
                 )
                 if seed == run.seeds[0]:
-                    part.arrays[f"{image}/{version}/pixels"] = pixels[i].numpy()
-                    part.arrays |= {
+                    output.arrays[f"{image}/{version}/pixels"] = pixels[i].numpy()
+                    output.arrays |= {
                         f"{image}/{version}/{method}": each[i].numpy() for method, each in maps[version].items()
                     }
         for method in run.methods:
             found = {v: metrics.pearson(maps["input"][method], maps[v][method]) for v in ("adversary", "control")}
             for i, image in enumerate(batch.names):
                 values = {version: each[i].item() for version, each in found.items()}
-                part.tables["table"].append(
+                output.tables["table"].append(
                     {"seed": seed, "image": image, "method": method, **values, "weights": model.weights}
                 )
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)

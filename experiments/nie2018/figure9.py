@@ -28,8 +28,8 @@ from vis import metrics
 from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 SIGNS = {"up_to": "*", "except": "\N{WHITE DIAMOND}"}
 BOX = (0.15, 0.15, 0.85, 0.85)  # top, left, bottom, right, as shares of the sides
@@ -76,24 +76,24 @@ class Figure9(Experiment):
         self.settings = {"up_to": list(up_to), "except": list(except_layers)}
         self.object, self.paper, self.source = object, paper, source
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 8)]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images, networks = len(unit["images"]), 1 + sum(map(len, self.settings.values()))
-        return Load(run.config.model, unit["seed"], images * networks, 1, images * (1 + networks))
+    def load(self, run: Run, task: Task) -> Load:
+        images, networks = len(task["images"]), 1 + sum(map(len, self.settings.values()))
+        return Load(run.config.model, task["seed"], images * networks, 1, images * (1 + networks))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, (method,) = unit["seed"], list(run.methods)
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, (method,) = task["seed"], list(run.methods)
         model = run.model(seed=seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         whole = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
         shape = (batch.pixels.shape[2], batch.pixels.shape[3])
         outside = torch.stack([background(shape, self.object.get(name, BOX)) for name in batch.names])[:, None]
         target = whole.logits.argmax(1).tolist() if run.targets[0] == "max" else None
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         if seed == run.seeds[0]:
-            part.arrays |= {f"{image}/pixels": batch.pixels[i].numpy() for i, image in enumerate(batch.names)}
+            output.arrays |= {f"{image}/pixels": batch.pixels[i].numpy() for i, image in enumerate(batch.names)}
         for kind, layers in {"trained": ["all"], **self.settings}.items():
             for layer in layers:
                 partly = model if kind == "trained" else run.model(None, seed, **{f"trained_{kind}": layer})
@@ -112,10 +112,10 @@ class Figure9(Experiment):
                 for i, image in enumerate(batch.names):
                     row = {"seed": seed, "image": image, "kind": kind, "layer": layer}
                     values = {name: each[i].item() for name, each in numbers.items()}
-                    part.tables["table"].append({**row, **values, "weights": partly.weights})
+                    output.tables["table"].append({**row, **values, "weights": partly.weights})
                     if seed == run.seeds[0]:
-                        part.arrays[f"{image}/{kind}/{layer}"] = maps[i].numpy()
-        return part
+                        output.arrays[f"{image}/{kind}/{layer}"] = maps[i].numpy()
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)

@@ -15,8 +15,8 @@ from vis import metrics
 from vis.claims import Claim, above, increasing, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 SENSITIVE = "GBP and DeconvNet are more visually compelling but less class-sensitive than saliency map."
 STAND_IN = "Of the stand-in network: GBP and DeconvNet are less class-sensitive than the saliency map."
@@ -34,29 +34,29 @@ class Gallery(Experiment):
     def __init__(self, paper: str, random: bool, source: str) -> None:
         self.paper, self.random, self.source = paper, random, source
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_the_model(run)
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        images, maps = len(unit["images"]), len(run.methods) * len(run.targets)
-        return Load(run.config.model, unit["seed"], images, maps, images * (1 + maps))
+    def load(self, run: Run, task: Task) -> Load:
+        images, maps = len(task["images"]), len(run.methods) * len(run.targets)
+        return Load(run.config.model, task["seed"], images, maps, images * (1 + maps))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed = unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed = task["seed"]
         model = run.model(seed=seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         maps, logits = run.explain(model, batch.x, [run.units_of(model, target, batch.names) for target in run.targets])
         meant = [run.units_of(model, target, batch.names) or logits.argmax(1).tolist() for target in run.targets]
-        part = Part(tables={"logits": [], "table": []})
+        output = Output(tables={"logits": [], "table": []})
         for i, image in enumerate(batch.names):
-            part.tables["logits"] += [
+            output.tables["logits"] += [
                 {"seed": seed, "image": image, "target": str(target), "class": model.class_name(each[i])}
                 for target, each in zip(run.targets, meant, strict=True)
             ]
             if seed == run.seeds[0]:
-                part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+                output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
                 for target, each in zip(run.targets, maps, strict=True):
-                    part.arrays |= {f"{image}/{target}/{method}": each[method][i].numpy() for method in each}
+                    output.arrays |= {f"{image}/{target}/{method}": each[method][i].numpy() for method in each}
         for a, b in combinations(range(len(run.targets)), 2):
             for method in run.methods:
                 correlation = metrics.pearson(maps[a][method], maps[b][method])
@@ -69,8 +69,10 @@ class Gallery(Experiment):
                         "method": method,
                         "logits": f"{run.targets[a]}, {run.targets[b]}",
                     }
-                    part.tables["table"].append({**row, "correlation": correlation[i].item(), "weights": model.weights})
-        return part
+                    output.tables["table"].append(
+                        {**row, "correlation": correlation[i].item(), "weights": model.weights}
+                    )
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         """Judge one number for each image and seed: the mean over the pairs of logits."""

@@ -20,8 +20,8 @@ from experiments.nie2018.three_layer import LABELS
 from vis.claims import Claim, below
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 Array = np.ndarray
 H: dict[str, Callable[[Array], Array]] = {  # Eq. (2)
@@ -88,22 +88,22 @@ def expected(net: Any, x: Array, k: int, method: str) -> Array:
 
 
 class Lemma1(Experiment):
-    """Compare the closed forms with autograd. models: {name: config node} of small networks; units are seeds and networks."""
+    """Compare the closed forms with autograd. models: {name: config node} of small networks; tasks are seeds and networks."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.models = models
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "network": network} for seed in run.seeds for network in self.models]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(self.models[unit["network"]], unit["seed"], len(run.dataset), len(run.methods), 0)
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(self.models[task["network"]], task["seed"], len(run.dataset), len(run.methods), 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, network = unit["seed"], unit["network"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, network = task["seed"], task["network"]
         model = run.model(self.models[network], seed)
         batch = run.batch(model, range(len(run.dataset)))
-        part, on_cpu = Part(tables={"table": []}), copy.deepcopy(model.net).cpu()
+        output, on_cpu = Output(tables={"table": []}), copy.deepcopy(model.net).cpu()
         for target in run.targets:
             units = run.units_of(model, target, batch.names)
             explained = run.explain(model, batch.x, [units])
@@ -113,10 +113,12 @@ class Lemma1(Experiment):
                     formula, map_ = expected(on_cpu, batch.x[i].cpu().numpy(), k, method), maps[i].numpy()
                     row = {"seed": seed, "network": network, "image": image, "target": str(target), "method": method}
                     error = float(np.abs(map_ - formula).max() / np.abs(formula).max())
-                    part.tables["table"].append({**row, "equation": EQUATIONS[network], "error": error})
+                    output.tables["table"].append({**row, "equation": EQUATIONS[network], "error": error})
                     if seed == run.seeds[0] and target == run.targets[0]:
-                        part.arrays |= {f"{image}/{network}/{method}/{n}": a for n, a in (("4", formula), ("g", map_))}
-        return part
+                        output.arrays |= {
+                            f"{image}/{network}/{method}/{n}": a for n, a in (("4", formula), ("g", map_))
+                        }
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         metric = "largest absolute difference over the largest absolute value of the map"

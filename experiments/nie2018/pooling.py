@@ -23,8 +23,8 @@ from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, ima
 from vis.claims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
 WINDOWS: dict[str, dict[str, Any]] = {
@@ -69,22 +69,22 @@ class Pooling(ThreeLayer):
         pooled = {f"filters_{n}": ("cnn", {"num_filters": n, **WINDOWS[self.among]}) for n in self.filters}
         return own | free | pooled
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        part = super().compute(run, unit)
-        network, changes = self.settings()[unit["setting"]]
-        model = run.model({**self.models[network], **changes}, unit["seed"])  # the one that was just used
-        batch = run.batch(model, unit["images"])
+    def compute(self, run: Run, task: Task) -> Output:
+        output = super().compute(run, task)
+        network, changes = self.settings()[task["setting"]]
+        model = run.model({**self.models[network], **changes}, task["seed"])  # the one that was just used
+        batch = run.batch(model, task["images"])
         positive, windows = (each.cpu() for each in choices(model.net, batch.x))
         for image, p, count in zip(batch.names, positive, windows, strict=True):
             c = count > 0
-            row = {"seed": unit["seed"], "image": image, "setting": unit["setting"]}
+            row = {"seed": task["seed"], "image": image, "setting": task["setting"]}
             shares = {
                 "agreement": (p == c).double().mean().item(),
                 "chosen_if_positive": c[p].double().mean().item(),
                 "windows_positive": (count[p].double().sum() / count.double().sum()).item(),
             }
-            part.tables.setdefault("choices", []).append(row | shares)
-        return part
+            output.tables.setdefault("choices", []).append(row | shares)
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)

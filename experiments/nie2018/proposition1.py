@@ -24,8 +24,8 @@ from experiments.nie2018.three_layer import CNN, LABELS, images
 from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean, near_zero
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}, "depths": [1, 2, 3, 4, 5]}
 BINS = np.linspace(-4, 4, 65)
@@ -48,17 +48,17 @@ class Proposition1(Experiment):
     def __init__(self, models: Mapping[str, Mapping[str, Any]], depths: Sequence[int]) -> None:
         self.cnn, self.depths = models["cnn"], list(depths)
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "depth": depth} for seed in run.seeds for depth in self.depths]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load({**self.cnn, "extra": unit["depth"]}, unit["seed"], len(run.dataset), len(run.methods), 0)
+    def load(self, run: Run, task: Task) -> Load:
+        return Load({**self.cnn, "extra": task["depth"]}, task["seed"], len(run.dataset), len(run.methods), 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, depth = unit["seed"], unit["depth"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, depth = task["seed"], task["depth"]
         model = run.model(self.cnn, seed, extra=depth)
         batch = run.batch(model, range(len(run.dataset)))
-        k, part = run.units_of(model, run.targets[0], batch.names), Part(tables={"table": []})
+        k, output = run.units_of(model, run.targets[0], batch.names), Output(tables={"table": []})
         with Forward(model.net, batch.x, ["relu"]) as forward:
             found = {
                 name: forward.gradient(k, method.rule, of=forward.layers["relu"]).cpu()
@@ -74,10 +74,10 @@ class Proposition1(Experiment):
                     "rho": within_channels(V),
                 }
                 row = {"seed": seed, "image": image, "depth": depth, "method": method}
-                part.tables["table"].append(row | numbers)
+                output.tables["table"].append(row | numbers)
                 if seed == run.seeds[0] and depth == self.depths[-1]:
-                    part.arrays[f"{image}/{method}/histogram"] = np.histogram(normal, bins=BINS, density=True)[0]
-        return part
+                    output.arrays[f"{image}/{method}/histogram"] = np.histogram(normal, bins=BINS, density=True)[0]
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)

@@ -19,8 +19,8 @@ from vis import metrics
 from vis.claims import Claim, Criterion, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 FILTER = "GBP has the additional ability to filter out some background image patches"
 SOURCE = "Supplement, section F"
@@ -45,22 +45,22 @@ class SupplementFigure9(Experiment):
     def __init__(self, object: Mapping[str, Sequence[float]], paper: Sequence[str]) -> None:
         self.object, self.paper = object, paper
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_the_model(run)
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(run.config.model, unit["seed"], len(unit["images"]), 1, 3 * len(unit["images"]))
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(run.config.model, task["seed"], len(task["images"]), 1, 3 * len(task["images"]))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, (method,) = unit["seed"], list(run.methods)
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, (method,) = task["seed"], list(run.methods)
         model = run.model(seed=seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         gbp = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)]).maps[0][method]
         x = batch.x.cpu()
         shape = (x.shape[2], x.shape[3])
         outside = torch.stack([background(shape, self.object.get(name, BOX)) for name in batch.names])[:, None]
         where = outside * textured(x, 2 * (shape[0] // 32) + 1)
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         shares = {}
         maps = {"gbp": gbp, "edge": left_difference(x)}
         for name, each in maps.items():
@@ -68,11 +68,11 @@ class SupplementFigure9(Experiment):
             shares[name] = (energy * where).flatten(1).sum(1) / energy.flatten(1).sum(1)
         for i, image in enumerate(batch.names):
             row = {"seed": seed, "image": image, **{name: share[i].item() for name, share in shares.items()}}
-            part.tables["table"].append({**row, "area": where[i].mean().item(), "weights": model.weights})
+            output.tables["table"].append({**row, "area": where[i].mean().item(), "weights": model.weights})
             if seed == run.seeds[0]:
-                part.arrays |= {f"{image}/{name}": each[i].numpy() for name, each in maps.items()}
-                part.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
-        return part
+                output.arrays |= {f"{image}/{name}": each[i].numpy() for name, each in maps.items()}
+                output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)

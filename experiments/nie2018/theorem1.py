@@ -23,8 +23,8 @@ from vis import metrics
 from vis.claims import Claim, Criterion, below, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {"filters": [8, 16, 32, 64, 256, 1024], "models": {"cnn": CNN}}
 P, DRAWS, SIZES = 27, 32, (100, 200, 500, 1000, 1500, 2000, 2700, 5000)
@@ -49,14 +49,14 @@ class Theorem1(ThreeLayer):
             "cosine_limit": metrics.cosine(weight * x, x),
         }
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        part = super().compute(run, unit)
-        if unit["setting"] == f"cnn_{self.filters[0]}" and 0 in unit["images"]:
-            errors = mean_errors(unit["seed"])
-            part.tables["filters"] = [{"seed": unit["seed"], "N": n, "error": errors[n - 1]} for n in SIZES]
+    def compute(self, run: Run, task: Task) -> Output:
+        output = super().compute(run, task)
+        if task["setting"] == f"cnn_{self.filters[0]}" and 0 in task["images"]:
+            errors = mean_errors(task["seed"])
+            output.tables["filters"] = [{"seed": task["seed"], "N": n, "error": errors[n - 1]} for n in SIZES]
             needed = next(n for n, error in enumerate(errors, 1) if error < 0.1)
-            part.tables["needed"] = [{"seed": unit["seed"], "N": needed}]
-        return part
+            output.tables["needed"] = [{"seed": task["seed"], "N": needed}]
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         config = results.config

@@ -30,8 +30,8 @@ from vis import metrics
 from vis.claims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
 SHIFTS = 8
@@ -64,19 +64,19 @@ class Theorem2(Experiment):
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed} for seed in run.seeds]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(self.cnn, unit["seed"], len(run.dataset), 2 * len(run.methods), 2 * len(run.dataset))
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(self.cnn, task["seed"], len(run.dataset), 2 * len(run.methods), 2 * len(run.dataset))
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, s = unit["seed"], self.cnn["stride"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, s = task["seed"], self.cnn["stride"]
         model = run.model(self.cnn, seed)
         batch = run.batch(model, range(len(run.dataset)))
         units = [run.units_of(model, target, batch.names) for target in run.targets]
         first, second = run.explain(model, batch.x, units).maps
-        part = Part(tables={"table": [], "autocorrelation": []})
+        output = Output(tables={"table": [], "autocorrelation": []})
         for method, maps in first.items():
             logits = metrics.cosine(maps, second[method])
             for i, image in enumerate(batch.names):
@@ -92,16 +92,16 @@ class Theorem2(Experiment):
                     "pattern": (values.mean(1).square().mean() / values.square().mean()).item(),
                     "logits": logits[i].item(),
                 }
-                part.tables["table"].append(row | {name: float(value) for name, value in numbers.items()})
-                part.tables["autocorrelation"] += [
+                output.tables["table"].append(row | {name: float(value) for name, value in numbers.items()})
+                output.tables["autocorrelation"] += [
                     row | {"shift": shift, "rho": sum(pair) / 2} for shift, pair in rho.items()
                 ]
                 if seed == run.seeds[0]:
-                    part.arrays |= {
+                    output.arrays |= {
                         f"{image}/{method}": maps[i].numpy(),
                         f"{image}/{method}/histogram": np.histogram(normal.numpy(), BINS, density=True)[0],
                     }
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = departures(results.config.experiment, PAPER)

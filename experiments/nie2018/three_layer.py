@@ -17,8 +17,8 @@ from torch import Tensor
 from vis import metrics
 from vis.figures import display
 from vis.models import Model
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's labels, in its order
 BATCH = 4  # images at a time where batch_size is auto
@@ -53,7 +53,7 @@ class ThreeLayer(Experiment):
             "tan2": metrics.tan2(cosL),
         }
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [
             {"seed": seed, "setting": setting, "images": batch}
             for seed in run.seeds
@@ -61,38 +61,38 @@ class ThreeLayer(Experiment):
             for batch in run.batches(len(run.dataset), BATCH)
         ]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        network, changes = self.settings()[unit["setting"]]
-        images, maps = len(unit["images"]), len(run.methods)
-        stored = images * (1 + maps) if unit["seed"] == run.seeds[0] else 0
-        return Load({**self.models[network], **changes}, unit["seed"], images, maps, stored)
+    def load(self, run: Run, task: Task) -> Load:
+        network, changes = self.settings()[task["setting"]]
+        images, maps = len(task["images"]), len(run.methods)
+        stored = images * (1 + maps) if task["seed"] == run.seeds[0] else 0
+        return Load({**self.models[network], **changes}, task["seed"], images, maps, stored)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed, setting = unit["seed"], unit["setting"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed, setting = task["seed"], task["setting"]
         network, changes = self.settings()[setting]
         node = {**self.models[network], **changes}
         model = run.model(node, seed)
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         units = [run.units_of(model, target, batch.names) for target in run.targets]
         x = batch.x.cpu()
         weight = _patch_weight(model, x)
         size: dict[str, Any] = {
             key: node[key] for key in ("num_filters", "stride", "hidden", "input_size") if key in node
         }
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         keep = seed == run.seeds[0]
         if keep:
-            part.arrays |= {f"{n}/{setting}/input": batch.pixels[i].numpy() for i, n in enumerate(batch.names)}
+            output.arrays |= {f"{n}/{setting}/input": batch.pixels[i].numpy() for i, n in enumerate(batch.names)}
         for target, maps in zip(map(str, run.targets), run.explain(model, batch.x, units).maps, strict=True):
             for method, map_ in maps.items():
                 numbers = self.numbers(map_, x, weight)
                 for i, image in enumerate(batch.names):
                     row = {"seed": seed, "image": image, "setting": setting, "network": network, **size}
                     values = {name: each[i].item() for name, each in numbers.items()}
-                    part.tables["table"].append({**row, "target": target, "method": method, **values})
+                    output.tables["table"].append({**row, "target": target, "method": method, **values})
                     if keep:
-                        part.arrays[f"{image}/{setting}/{target}/{method}"] = map_[i].numpy()
-        return part
+                        output.arrays[f"{image}/{setting}/{target}/{method}"] = map_[i].numpy()
+        return output
 
 
 def column(results: Results, name: str, **where: Any) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vis.claims import departures, other_network
-from vis.runner.experiment import Experiment, Run, Unit
+from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Results
 
 NETWORK = {
@@ -53,8 +53,8 @@ def seeds_of(run: Run, node: Mapping[str, Any]) -> list[int]:
     return run.seeds[:1] if whole else run.seeds
 
 
-def batches_of_the_model(run: Run) -> list[Unit]:
-    """Return the units of a figure of the run's own model: a seed and a batch of images each."""
+def batches_of_the_model(run: Run) -> list[Task]:
+    """Return the tasks of a figure of the run's own model: a seed and a batch of images each."""
     return [
         {"seed": seed, "images": images}
         for seed in seeds_of(run, run.config.model)

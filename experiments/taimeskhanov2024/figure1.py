@@ -18,8 +18,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.cam import ActivationMap
 from vis.methods.forward import Forward
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 SENTENCE = "GradCAM highlights a part of the image that the network does not see"
 
@@ -27,20 +27,20 @@ SENTENCE = "GradCAM highlights a part of the image that the network does not see
 class Figure1(Experiment):
     """Draw one CAM of one image."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [0]}]
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         return Load(run.config.model, run.config.seed, 1, 1, 2)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
         if model.dead_rows is None:
             raise UserError(f"{model.name} has no wall: take model=vgg16_masked, or add model.wall.rows=...")
         ((name, method), *_) = run.methods.items()
         if not isinstance(method, ActivationMap):
             raise UserError(f"{name} is not a class activation map: method=gradcam, ...")
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         layers = method.layers(model.net, batch.x)
         with Forward(model.net, batch.x, layers, run.preprocess(model)) as forward, torch.no_grad():
             (class_,) = forward.logits.argmax(1).tolist()
@@ -51,7 +51,7 @@ class Figure1(Experiment):
         arrays = {"pixels": batch.pixels[0], "before": before[0], "map": map_[0]}
         row: dict[str, Any] = {"image": batch.names[0], "method": name, "class": model.class_name(class_), "mu": mu}
         row |= {"weights": model.weights, "own": model.standin or not model.trained, "rows": list(model.dead_rows)}
-        return Part({key: value.detach().cpu().numpy() for key, value in arrays.items()}, {"table": [row]})
+        return Output({key: value.detach().cpu().numpy() for key, value in arrays.items()}, {"table": [row]})
 
     def claims(self, results: Results) -> list[Claim]:
         (row,) = results.rows()

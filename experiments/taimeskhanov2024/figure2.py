@@ -11,8 +11,8 @@ from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled, typeset
 from vis.methods.forward import Forward
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 SENTENCE = "(h, w) = (H - k + 1, W - k + 1) and (h', w') = (h, w) / k'"
 
@@ -20,10 +20,10 @@ SENTENCE = "(h, w) = (H - k + 1, W - k + 1) and (h', w') = (h, w) / k'"
 class Figure2(Experiment):
     """Draw one convolution, ReLU, max-pooling and dense layers, with the sizes that the network computes."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [0]}]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
         names = {
             kind: [name for name, m in model.net.named_modules() if isinstance(m, kind)]
@@ -34,7 +34,7 @@ class Figure2(Experiment):
                 f"{model.name} is not a CNN of one convolution, one max-pooling and dense layers: model=cnn_masked"
             )
         layers = [names[nn.Conv2d][0], names[nn.ReLU][0], names[nn.MaxPool2d][0], *names[nn.Linear]]
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         with Forward(model.net, batch.x, layers) as forward:
             shapes = [list(batch.x.shape[1:]), *(list(forward.layers[name].shape[1:]) for name in layers)]
         conv: Any
@@ -44,7 +44,7 @@ class Figure2(Experiment):
         labels = ["$\\xi$", "$A$", "$B$", "$C$", *dense]
         rows = [{"what": label, "shape": shape} for label, shape in zip(labels, shapes, strict=True)]
         sizes = {"k": conv.kernel_size[0], "pool": pool.kernel_size, "live": model.net.wall_rows}
-        return Part(tables={"table": rows, "sizes": [sizes]})
+        return Output(tables={"table": rows, "sizes": [sizes]})
 
     def claims(self, results: Results) -> list[Claim]:
         (_, H, _), (_, h, _), _, (_, pooled, _) = (row["shape"] for row in results.rows()[:4])

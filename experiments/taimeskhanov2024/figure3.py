@@ -18,8 +18,8 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import GradCAM
 from vis.models.wall import gradient_by_row
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.system.device import local_convolutions
 
 LAYER = "features.1"  # the ReLU; the pooling comes behind it
@@ -29,20 +29,20 @@ SHOWN = 6  # networks in the figure
 
 
 class Figure3(Experiment):
-    """Measure GradCAM in the unseen half. models.cnn: the network's config node. A unit is an image, for all seeds."""
+    """Measure GradCAM in the unseen half. models.cnn: the network's config node. A task is an image, for all seeds."""
 
     def __init__(self, models: Mapping[str, Mapping[str, Any]]) -> None:
         self.cnn = models["cnn"]
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed} for seed in run.seeds]
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        return Load(self.cnn, unit["seed"], len(run.dataset), 1, len(run.dataset))
+    def load(self, run: Run, task: Task) -> Load:
+        return Load(self.cnn, task["seed"], len(run.dataset), 1, len(run.dataset))
 
     @local_convolutions()
-    def compute(self, run: Run, unit: Unit) -> Part:
-        seed = unit["seed"]
+    def compute(self, run: Run, task: Task) -> Output:
+        seed = task["seed"]
         model = run.model(self.cnn, seed)
         if model.dead_rows is None:
             raise UserError(f"{model.name} has no wall and so no unseen rows: give a model with wall.rows")
@@ -56,16 +56,16 @@ class Figure3(Experiment):
             changed = (model.net(x) - model.net(blank)).abs().amax(1)
         maps = GradCAM(layer=LAYER)(model.net, x).cpu()
         slope = gradient_by_row(model.net, x)
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for i, image in enumerate(names):
             unseen, whole = maps[i, 0, first:].norm().item(), maps[i].norm().item()
-            part.tables["table"].append(
+            output.tables["table"].append(
                 {"seed": seed, "image": image, "first": first, "last": last, "mu": unseen / whole if whole else None}
                 | {"unseen": unseen, "logits": changed[i].item(), "gradient": slope[first:].max().item()}
             )
-            part.arrays |= {f"{image}/pixels": pixels[i].numpy()} if seed == run.seeds[0] else {}
-            part.arrays[f"{image}/{seed}"] = maps[i].numpy()
-        return part
+            output.arrays |= {f"{image}/pixels": pixels[i].numpy()} if seed == run.seeds[0] else {}
+            output.arrays[f"{image}/{seed}"] = maps[i].numpy()
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows()

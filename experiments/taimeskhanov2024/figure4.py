@@ -22,8 +22,8 @@ from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods import HiResCAM
 from vis.methods.forward import Forward
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.system.device import local_convolutions
 
 PAPER = {"_target_": "vis.models.MaskedVGG16", "input_size": 224}
@@ -34,18 +34,18 @@ HIRES = "HiResCAM's upscaled map is zero from row 88 on, 61 % of the image"
 class Figure4(Experiment):
     """Find the unseen rows of each layer, on the first image only: they do not depend on the image."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [0]}]
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         return Load(run.config.model, run.config.seed, 1, 2, 0)
 
     @local_convolutions()
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
         if model.dead_rows is None:
             raise UserError(f"{model.name} has no wall: take model=vgg16_masked, or add model.wall.rows=...")
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         convolutions = [name for name, module in model.net.named_modules() if isinstance(module, nn.Conv2d)]
         names = {module: name for name, module in getattr(model.net, "layer_names", {}).items()}
         method = HiResCAM()
@@ -67,7 +67,7 @@ class Figure4(Experiment):
             "height": map_.shape[2],
             "weights": model.weights,
         }
-        return Part(tables={"table": rows, "network": [found]})
+        return Output(tables={"table": rows, "network": [found]})
 
     def claims(self, results: Results) -> list[Claim]:
         image, (network,) = results.rows(layer="image")[0], results.rows("network")

@@ -13,8 +13,8 @@ from vis.data import folder, to_pixels
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import dead_rows, skeleton
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 
 class Figure6(Experiment):
@@ -26,20 +26,20 @@ class Figure6(Experiment):
     def __init__(self, models: Mapping[str, Mapping[str, Any]], count: int, stack_gen: str | None = None) -> None:
         self.masked, self.count, self.stack_gen = models["masked"], count, stack_gen
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         _, channels, size = skeleton(self.masked)
         first, last = dead_rows(self.masked) or (None, None)
         sets = [(run.dataset, run.config.dataset.get("resize"))]
         sets += [(folder(self.stack_gen), 256)] if self.stack_gen else []
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for row, (data, resize) in enumerate(sets):
             for place, i in enumerate(_spread(len(data), self.count)):
-                part.arrays[f"{row}/{place}"] = to_pixels(data.read(i), size, channels, resize).numpy()
+                output.arrays[f"{row}/{place}"] = to_pixels(data.read(i), size, channels, resize).numpy()
                 label, classes = data.labels[i], data.classes or ()
                 name = classes[label] if label is not None and label < len(classes) else data.names[i]
                 where = {"row": row, "place": place, "dataset": data.origin, "first": first, "last": last}
-                part.tables["table"].append({**where, "image": data.names[i], "name": name})
-        return part
+                output.tables["table"].append({**where, "image": data.names[i], "name": name})
+        return output
 
     def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
         rows = results.rows()

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from vis.claims import Claim, below
 from vis.data import to_pixels
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 SIDE = 28
 LABELS = {"gradcam": "GradCAM", "xgradcam": "XGradCAM", "hirescam": "HiResCAM"}
@@ -107,11 +107,11 @@ class Proposition1(Experiment):
     def __init__(self, filters: Sequence[int], layers: Sequence[int], kernel: int, pool: int, width: int) -> None:
         self.filters, self.layers, self.kernel, self.pool, self.width = filters, layers, kernel, pool, width
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "V": V, "L": L} for seed in run.seeds for V in self.filters for L in self.layers]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        net = cnn(unit["V"], unit["L"], self.kernel, self.pool, self.width, unit["seed"])
+    def compute(self, run: Run, task: Task) -> Output:
+        net = cnn(task["V"], task["L"], self.kernel, self.pool, self.width, task["seed"])
         rows: list[dict[str, Any]] = []
         for i, image in enumerate(run.dataset.names):
             x = to_pixels(run.dataset.read(i), (SIDE, SIDE), 1).double()
@@ -119,8 +119,8 @@ class Proposition1(Experiment):
             for method in LABELS:
                 largest = float(np.abs(automatic[method]).max())
                 error = float(np.abs(formula[method] - automatic[method]).max())
-                rows.append({**unit, "image": image, "method": method, "error": error, "largest": largest})
-        return Part(tables={"table": rows})
+                rows.append({**task, "image": image, "method": method, "error": error, "largest": largest})
+        return Output(tables={"table": rows})
 
     def claims(self, results: Results) -> list[Claim]:
         return [

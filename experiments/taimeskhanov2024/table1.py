@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
 from vis.claims import Claim, Criterion, Origin, above, mean, spread
-from vis.runner.experiment import Run, Unit, method_title
+from vis.runner.experiment import Run, Task, method_title
 from vis.store.run_folder import Results
 
 PAPER = {  # Table 1: method -> dataset -> (mean, standard deviation) of mu x 100
@@ -44,9 +44,9 @@ WORSE = "Beyond the paper: EigenCAM's maps are no better than a constant one."
 class Table1(WallCheck):
     """Measure mu of CAMs. samples: images of each dataset whose maps are kept; datasets: {name: config node}, mix and gen."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_model()
-        return super().units(run)
+        return super().tasks(run)
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:
         return PAPER.get(method, {}).get(dataset)
@@ -106,12 +106,12 @@ class Table1(WallCheck):
 class Gallery(Table1):
     """Draw Figures 7 to 9: the maps of a few images side by side, with the dead zone hatched."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         """Return only the images of each dataset that the figure shows."""
         found = []
-        for unit in super().units(run):
-            kept = [i for i in unit["images"] if i < self.samples]
-            found += [{**unit, "images": kept}] if kept else []
+        for task in super().tasks(run):
+            kept = [i for i in task["images"] if i < self.samples]
+            found += [{**task, "images": kept}] if kept else []
         return found
 
     def claims(self, results: Results) -> list[Claim]:

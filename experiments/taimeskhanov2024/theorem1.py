@@ -28,8 +28,8 @@ from torch import Tensor
 from vis.claims import Claim, above, mean, near_zero
 from vis.data import to_pixels
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 h = w = 28  # of B, for a 28x28 digit padded to 29x29 and a kernel of 2; h' and w' after pooling
 h_, w_ = 14, 14
@@ -128,27 +128,27 @@ class Theorem1(Experiment):
     def __init__(self, filters: Sequence[int], samples: int, tau: float) -> None:
         self.filters, self.samples, self.tau = list(filters), samples, tau
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "V": V} for seed in run.seeds for V in self.filters]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        V, patches = unit["V"], unseen_patches(digit(run, 0))
-        random = torch.Generator().manual_seed(unit["seed"] * 1_000_003 + V)
+    def compute(self, run: Run, task: Task) -> Output:
+        V, patches = task["V"], unseen_patches(digit(run, 0))
+        random = torch.Generator().manual_seed(task["seed"] * 1_000_003 + V)
         GC = torch.cat(
             [(alpha[:, None] @ B)[:, 0].relu() for B, alpha in networks(V, patches, self.tau, self.samples, random)]
         )
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for i, m in enumerate(patches):
             norm, (measured, error) = m.norm().item(), estimate(GC[:, i])
             formulas = {"bound": bound(V, norm, self.tau), "exact": expectation(V, norm, self.tau)}
-            part.tables["table"].append(
-                {**unit, "position": i, "norm": norm, "measured": measured, "error": error, **formulas}
+            output.tables["table"].append(
+                {**task, "position": i, "norm": norm, "measured": measured, "error": error, **formulas}
             )
-        if unit["V"] == self.filters[-1]:
-            part.tables["appendix"] = [
-                {"seed": unit["seed"], "V": V, **row} for row in appendix(V, patches, self.tau, self.samples, random)
+        if task["V"] == self.filters[-1]:
+            output.tables["appendix"] = [
+                {"seed": task["seed"], "V": V, **row} for row in appendix(V, patches, self.tau, self.samples, random)
             ]
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         rows = _over_seeds(results.rows(), "V", "position")

@@ -31,8 +31,8 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.graph.modes import evaluating
-from vis.runner.experiment import Experiment, Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.system.console import progress
 
 PAPER = {"arch": "alexnet", "input_size": 224}  # "an 8-layer CNN"
@@ -133,7 +133,7 @@ class ActivationMaximisation(Experiment):
         }
         self.steps, self.eta, self.rows = steps, eta, rows
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_model()
         if {"max", "random"} & set(map(str, run.targets)):
             raise UserError(
@@ -141,26 +141,26 @@ class ActivationMaximisation(Experiment):
             )
         return [{"target": t, "column": c, "seed": s} for t in run.targets for s in run.seeds for c in self.columns]
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         return Load(run.config.model, run.config.seed, self.steps, 1, 1)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        (i,) = run.units_of(model, unit["target"], [""]) or [0]
+        (i,) = run.units_of(model, task["target"], [""]) or [0]
         preprocess = preprocessing(model.preprocess)
-        noise = torch.rand(1, model.channels, *model.input_size, generator=torch.Generator().manual_seed(unit["seed"]))
+        noise = torch.rand(1, model.channels, *model.input_size, generator=torch.Generator().manual_seed(task["seed"]))
         x = preprocess((0.4 + 0.2 * noise).to(run.dtype)).to(run.device)  # "an image filled with random pixels"
-        x = maximise(model.net, i, x, self.columns[unit["column"]], preprocess, self.steps, self.eta, unit["seed"])
+        x = maximise(model.net, i, x, self.columns[task["column"]], preprocess, self.steps, self.eta, task["seed"])
         with torch.no_grad():
             logits = model.net(x)[0].double()
         gray = metrics.luma(x)
         rest = (gray - gray.mean()).square().sum()
-        row = {**unit, "class": model.class_name(i), "logit": logits[i].item(), "p": logits.softmax(0)[i].item()}
+        row = {**task, "class": model.class_name(i), "logit": logits[i].item(), "p": logits.softmax(0)[i].item()}
         row |= {"high": (metrics.high_pass(x).square().sum() / rest).item() if rest > 0 else math.nan}
         row |= {"variation": metrics.total_variation(x).item(), "weights": model.weights}
         pixels = preprocess.inverse(x).cpu()[0]
-        drawn = unit["seed"] == run.seeds[0] and unit["target"] in run.targets[: self.rows]
-        return Part({f"{unit['target']}/{unit['column']}": pixels.numpy()} if drawn else {}, {"table": [row]})
+        drawn = task["seed"] == run.seeds[0] and task["target"] in run.targets[: self.rows]
+        return Output({f"{task['target']}/{task['column']}": pixels.numpy()} if drawn else {}, {"table": [row]})
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 

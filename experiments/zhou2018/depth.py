@@ -16,8 +16,8 @@ from experiments.zhou2018.figure11 import approximation
 from vis.claims import POSITIVE, Claim, paper_and_here
 from vis.config.instantiate import construct
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 DEEPER = "we can expect the accumulated error for VGG16 to be larger than the 6-layer model in previous section"
 
@@ -32,26 +32,26 @@ class Depth(Experiment):
         self.models, self.samples, self.at = models, samples, at
         self._learnt: dict[str, Any] = {}
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [
             {"network": name, "images": images} for name in self.models for images in run.batches(len(run.dataset), 8)
         ]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        name = unit["network"]
+    def compute(self, run: Run, task: Task) -> Output:
+        name = task["network"]
         model = run.model(self.models[name])
         if name not in self._learnt:
             (key,) = run.methods
             self._learnt[name] = construct(dict(run.config.methods[key]), f"methods.{key}")
             learn_windows(run, model, self._learnt[name], own_images=True)
         rows = []
-        for i in unit["images"]:
+        for i in task["images"]:
             batch = run.batch(model, [i])
             rows.append(
                 {"network": name, "data": run.dataset.origin}
                 | approximation(run, model, batch, self._learnt[name], self.samples, self.at)
             )
-        return Part(tables={"table": rows})
+        return Output(tables={"table": rows})
 
     def errors(self, results: Results, network: str) -> list[float]:
         """Return |mean over draws of P - P for the mean content| of each image."""

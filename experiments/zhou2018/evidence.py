@@ -1,6 +1,6 @@
 """zhou2018, Figures 13 to 15, 17 and 19: maps of the evidence for and against a class, and the paper's remarks on them.
 
-A unit is a range of an image's windows, so that a map that takes hours can be killed and resumed. The run stores the evidence
+A task is a range of an image's windows, so that a map that takes hours can be killed and resumed. The run stores the evidence
 of each window; a map's pixel is the mean over the windows that contain it.
 
 "The results from [19] is much noisier; the evidence captured by it spreads over the whole image space." Noise is measured by the
@@ -30,9 +30,9 @@ from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
 from vis.methods.target import Target
 from vis.models import Model, skeleton
-from vis.runner.experiment import Batch, Experiment, Load, Run, Unit, method_title, method_words
-from vis.store.run_folder import Part, Results
-from vis.windows.plan import share
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_title, method_words
+from vis.store.run_folder import Output, Results
+from vis.windows.plan import relative_work
 
 VGG16 = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}
@@ -108,18 +108,18 @@ def not_the_papers(results: Results, network: Mapping[str, Any] = VGG16) -> str:
 
 
 class OnePicture(Experiment):
-    """An experiment whose unit is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
+    """An experiment whose task is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
 
     own_images: bool
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_model()
         return [{"images": [i]} for i in range(len(run.dataset))]
 
-    def begin(self, run: Run, unit: Unit) -> tuple[Model, Batch, Any]:
+    def begin(self, run: Run, task: Task) -> tuple[Model, Batch, Any]:
         """Return the model, the picture, and the fitted method."""
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         learn(run, model, self.own_images)
         return model, batch, next(iter(run.methods.values()))
 
@@ -127,7 +127,7 @@ class OnePicture(Experiment):
 class EvidenceMaps(Experiment):
     """Compute and compare maps of evidence.
 
-    own_images: learn patches from the training images of the run's dataset, not from photographs. windows: windows of a unit.
+    own_images: learn patches from the training images of the run's dataset, not from photographs. windows: windows of a task.
     object: {image: box of the object (top, left, bottom, right), as shares of the sides}. source: the paper's figure.
     """
 
@@ -149,10 +149,10 @@ class EvidenceMaps(Experiment):
         """Return the indices of the images."""
         return list(range(len(run.dataset)))
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_model()
         _, _, size = skeleton(run.config.model)
-        found: list[Unit] = []
+        found: list[Task] = []
         for i in self.pictures(run):
             for view in self.views():
                 for name, method in run.methods.items():
@@ -169,44 +169,44 @@ class EvidenceMaps(Experiment):
                         )
         return found
 
-    def load(self, run: Run, unit: Unit) -> Load:
-        each: Any = run.methods[unit["method"]]
+    def load(self, run: Run, task: Task) -> Load:
+        each: Any = run.methods[task["method"]]
         if isinstance(each, PDAGradient):
             return Load(run.config.model, run.config.seed, 1, 1, 1)
-        if unit["method"] not in self._shares:
+        if task["method"] not in self._shares:
             net, channels, size = skeleton(run.config.model)
             every = windows_of(size, each.window, each.stride)
-            self._shares[unit["method"]] = share(net, channels, size, every, each.window)
-        passes = (unit["last"] - unit["first"]) * max(1, getattr(each, "samples", 1)) * self._shares[unit["method"]]
+            self._shares[task["method"]] = relative_work(net, channels, size, every, each.window)
+        passes = (task["last"] - task["first"]) * max(1, getattr(each, "samples", 1)) * self._shares[task["method"]]
         return Load(run.config.model, run.config.seed, 1, passes, 1)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        model, name, first = run.model(), unit["method"], unit["first"]
-        batch = run.batch(model, unit["images"])
+    def compute(self, run: Run, task: Task) -> Output:
+        model, name, first = run.model(), task["method"], task["first"]
+        batch = run.batch(model, task["images"])
         c, logits = chosen_class(run, model, batch)  # the class of the image itself, for all its views
-        if unit["view"]:
-            batch.pixels = self.view(batch.pixels, unit["view"])
+        if task["view"]:
+            batch.pixels = self.view(batch.pixels, task["view"])
             batch.x = run.preprocess(model)(batch.pixels.to(run.dtype)).to(batch.x)
             logits = chosen_class(run, model, batch)[1]
-        image = f"{batch.names[0]} {unit['view']}".strip()
+        image = f"{batch.names[0]} {task['view']}".strip()
         learn(run, model, self.own_images)
         method: Any = run.methods[name]
         row = {"image": image, "method": name, "window": method.window, "stride": method.stride, "first": first}
-        part = Part(tables={"table": [row]})
+        output = Output(tables={"table": [row]})
         if isinstance(method, PDAGradient):
-            part.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c], run.preprocess(model))[0].cpu().numpy()
+            output.arrays[f"{image}/{name}"] = method(model.net, batch.x, [c], run.preprocess(model))[0].cpu().numpy()
         else:
-            windows = method.windows(batch.x)[first : unit["last"]]
+            windows = method.windows(batch.x)[first : task["last"]]
             evidence = method.evidence(model.net, batch.x[0], Target(c), windows, run.preprocess(model))
-            part.arrays[f"{image}/{name}/{first}"] = evidence.cpu().numpy()
+            output.arrays[f"{image}/{name}/{first}"] = evidence.cpu().numpy()
         if first == 0 and name == next(iter(run.methods)):
-            part.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
+            output.arrays[f"{image}/pixels"] = batch.pixels[0].numpy()
             p = logits.softmax(0)
             lost = torch.logit(p[c]) / math.log(2) - log2_odds(p[c], len(p), method.laplace)
             fact = {"image": image, "class": model.class_name(c), "unit": c, "label": batch.labels[0], "p": float(p[c])}
             fact |= {"laplace_bits": float(lost), "weights": model.weights, "standin": model.standin}
-            part.tables["images"] = [fact | {"learnt_from": learnt_from(run, self.own_images)}]
-        return part
+            output.tables["images"] = [fact | {"learnt_from": learnt_from(run, self.own_images)}]
+        return output
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 

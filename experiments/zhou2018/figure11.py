@@ -24,8 +24,8 @@ from vis.claims import Claim, Criterion, above, departures, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
-from vis.runner.experiment import Batch, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Batch, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.windows.engine import Incremental
 
 HALF = "for more than half of the input images the approximation error is very close to zero"
@@ -65,10 +65,10 @@ class Figure11(OnePicture):
     def __init__(self, samples: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.at, self.own_images = samples, at, own_images
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        model, batch, found = self.begin(run, unit)
+    def compute(self, run: Run, task: Task) -> Output:
+        model, batch, found = self.begin(run, task)
         row = approximation(run, model, batch, found, self.samples, self.at)
-        return Part(tables={"table": [row | {"learnt_from": learnt_from(run, self.own_images)}]})
+        return Output(tables={"table": [row | {"learnt_from": learnt_from(run, self.own_images)}]})
 
     def claims(self, results: Results) -> list[Claim]:
         rows, model = results.rows(), results.config.model

@@ -12,8 +12,8 @@ import torch
 
 from experiments.zhou2018.evidence import EvidenceMaps
 from vis.claims import Claim, above, departures
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 
 PAPER = {"methods": {name: {"window": 4, "conditional": False} for name in ("pda", "pda_fast")}}
 ACCURACY = "this model achieves an accuracy of 99.2% on the MNIST test set"
@@ -26,22 +26,22 @@ class Figure13(EvidenceMaps):
         labels = list(run.dataset.labels)
         return [labels.index(label) for label in sorted({v for v in labels if v is not None})] or super().pictures(run)
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         labelled = [i for i, label in enumerate(run.dataset.labels) if label is not None]
-        return [*super().units(run), *({"accuracy": labelled[i : i + 2000]} for i in range(0, len(labelled), 2000))]
+        return [*super().tasks(run), *({"accuracy": labelled[i : i + 2000]} for i in range(0, len(labelled), 2000))]
 
-    def load(self, run: Run, unit: Unit) -> Any:
-        return None if "accuracy" in unit else super().load(run, unit)
+    def load(self, run: Run, task: Task) -> Any:
+        return None if "accuracy" in task else super().load(run, task)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        if "accuracy" not in unit:
-            return super().compute(run, unit)
+    def compute(self, run: Run, task: Task) -> Output:
+        if "accuracy" not in task:
+            return super().compute(run, task)
         model = run.model()
-        batch = run.batch(model, unit["accuracy"])
+        batch = run.batch(model, task["accuracy"])
         with torch.no_grad():
             found = torch.cat([model.net(x).argmax(1) for x in batch.x.split(250)]).cpu()
         right = int((found == torch.tensor(batch.labels)).sum())
-        return Part(tables={"accuracy": [{"right": right, "images": len(found)}]})
+        return Output(tables={"accuracy": [{"right": right, "images": len(found)}]})
 
     def not_the_papers(self, results: Results) -> str:
         weights = results.rows("images")[0]["weights"]

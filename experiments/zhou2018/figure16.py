@@ -16,8 +16,8 @@ from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Criterion, increasing, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
-from vis.runner.experiment import Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Run, Task
+from vis.store.run_folder import Output, Results
 from vis.windows.engine import Incremental
 
 FLUCTUATES = "the prediction difference fluctuates intensely when only a few samples are drawn"
@@ -38,8 +38,8 @@ class Figure16(OnePicture):
     def __init__(self, samples: int, draws: int, at: Sequence[int] | None, own_images: bool) -> None:
         self.samples, self.draws, self.at, self.own_images = samples, draws, at, own_images
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        model, batch, found = self.begin(run, unit)
+    def compute(self, run: Run, task: Task) -> Output:
+        model, batch, found = self.begin(run, task)
         c, logits = chosen_class(run, model, batch)
         x, image, k = batch.x[0], batch.names[0], found.window
         at = middle(x.shape[1:], k, self.at)
@@ -57,7 +57,7 @@ class Figure16(OnePicture):
         row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "efficient": efficient}
         row |= {"top": int(at[0, 0]), "left": int(at[0, 1]), "weights": model.weights}
         row |= {"learnt_from": learnt_from(run, self.own_images)}
-        return Part({f"{image}/p": torch.stack(draws).numpy()}, {"table": [row]})
+        return Output({f"{image}/p": torch.stack(draws).numpy()}, {"table": [row]})
 
     def claims(self, results: Results) -> list[Claim]:
         reason = not_the_papers(results)

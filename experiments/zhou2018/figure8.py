@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 SHOWN = 5
@@ -48,14 +48,14 @@ class Figure8(Experiment):
     def __init__(self, pieces: Sequence[int]) -> None:
         self.pieces = pieces
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         x = np.linspace(-1, 1, 4001)
         rows: Rows = []
         for name, function in FUNCTIONS.items():
             for k in self.pieces if name == "quadratic" else [2]:
                 error = float(np.abs(maxout(x, *pieces(name, k)) - function(x)).max())
                 rows.append({"function": name, "pieces": k, "error": error})
-        return Part(tables={"table": rows})
+        return Output(tables={"table": rows})
 
     def claims(self, results: Results) -> list[Claim]:
         exact = [r["error"] for name in ("ReLU", "absolute value") for r in results.rows(function=name)]

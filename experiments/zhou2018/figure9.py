@@ -17,8 +17,8 @@ from vis.claims import Claim, above, below, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
-from vis.runner.experiment import Load, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Load, Run, Task
+from vis.store.run_folder import Output, Results
 
 NEAR_0 = "most neurons have their mean and standard deviation at around 0"
 RATIO = "the ratio between mean and standard deviation is very large, which meets the requirements for Eq. 18 and Eq. 19 to hold"
@@ -34,11 +34,11 @@ class Figure9(OnePicture):
     def __init__(self, source: str, samples: int, own_images: bool) -> None:
         self.source, self.samples, self.own_images = source, samples, own_images
 
-    def load(self, run: Run, unit: Unit) -> Load:
+    def load(self, run: Run, task: Task) -> Load:
         return Load(run.config.model, run.config.seed, self.samples, 0, 0)
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        model, batch, found = self.begin(run, unit)
+    def compute(self, run: Run, task: Task) -> Output:
+        model, batch, found = self.begin(run, task)
         dense = [name for name, module in model.net.named_modules() if isinstance(module, nn.Linear)][:-1]
         if not dense:
             raise UserError(f"{model.name} has no dense layer before its last: take alexnet, vgg16 or cnn_mnist")
@@ -52,13 +52,16 @@ class Figure9(OnePicture):
                 pass
             for name in dense:
                 values[name].append(forward.layers[name].double().cpu())
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for name in dense:
             whole = torch.cat(values[name])
-            part.arrays |= {f"{image}/{name}/mean": whole.mean(0).numpy(), f"{image}/{name}/std": whole.std(0).numpy()}
-            part.tables["table"].append({"image": image, "layer": name, "weights": model.weights})
-        part.tables["table"][0]["learnt_from"] = learnt_from(run, self.own_images)
-        return part
+            output.arrays |= {
+                f"{image}/{name}/mean": whole.mean(0).numpy(),
+                f"{image}/{name}/std": whole.std(0).numpy(),
+            }
+            output.tables["table"].append({"image": image, "layer": name, "weights": model.weights})
+        output.tables["table"][0]["learnt_from"] = learnt_from(run, self.own_images)
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         reason = self._not_the_papers(results)

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 LIMIT = "if |mu|/sigma is large, |E[ReLU(x)] - ReLU(E[x])| is about 0"
@@ -65,11 +65,11 @@ class GaussianInputs(Experiment):
         self.ratios, self.pieces, self.scales = ratios, pieces, scales
         self.dimension, self.samples = dimension, samples
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed} for seed in run.seeds]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        random = np.random.default_rng(unit["seed"])
+    def compute(self, run: Run, task: Task) -> Output:
+        random = np.random.default_rng(task["seed"])
         relu: Rows = []
         for ratio in self.ratios:
             sigma = float(random.uniform(0.1, 10))
@@ -78,7 +78,7 @@ class GaussianInputs(Experiment):
                     "closed": relu_error(mu, sigma) / sigma,
                     "error": relu_error_by_quadrature(mu, sigma) / sigma,
                 }
-                relu.append({"seed": unit["seed"], "ratio": ratio, "sign": float(np.sign(mu)), **numbers})
+                relu.append({"seed": task["seed"], "ratio": ratio, "sign": float(np.sign(mu)), **numbers})
         maxout: Rows = []
         for k, tied in product(self.pieces, (False, True)):
             W, b = (
@@ -92,8 +92,8 @@ class GaussianInputs(Experiment):
             for scale in self.scales:
                 error = float((scale * noise @ W.T + W @ mean + b).max(1).mean() - (W @ mean + b).max())
                 sigma = scale * float(np.linalg.norm(W, axis=1).max())
-                maxout.append({"seed": unit["seed"], "k": k, "tied": tied, "sigma": sigma, "error": error})
-        return Part(tables={"table": relu, "maxout": maxout})
+                maxout.append({"seed": task["seed"], "k": k, "tied": tied, "sigma": sigma, "error": error})
+        return Output(tables={"table": relu, "maxout": maxout})
 
     def claims(self, results: Results) -> list[Claim]:
         relu, maxout = results.rows(), results.rows("maxout")

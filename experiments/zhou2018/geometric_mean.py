@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 EXACT = "P(c|x\\x_w) is equal to applying the softmax function to the conditional expectation of z^l, if the arithmetic mean is "
@@ -49,13 +49,13 @@ class GeometricMean(Experiment):
     def __init__(self, classes: int, states: int, spreads: Sequence[float], draws: int) -> None:
         self.classes, self.states, self.spreads, self.draws = classes, states, spreads, draws
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed} for seed in run.seeds]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         rows: Rows = []
         for i in range(self.draws):
-            random = np.random.default_rng([unit["seed"], i])
+            random = np.random.default_rng([task["seed"], i])
             base = 3 * random.standard_normal(self.classes)
             deviation = random.standard_normal((self.states, self.classes))
             P = random.dirichlet(np.ones(self.states))
@@ -64,10 +64,10 @@ class GeometricMean(Experiment):
                 p = softmax(z)
                 ngm, pushed = geometric_mean(p, P), softmax(P @ z)
                 rows.append(
-                    {"seed": unit["seed"], "draw": i, "spread": s, "exact": float(np.abs(ngm - pushed).max())}
+                    {"seed": task["seed"], "draw": i, "spread": s, "exact": float(np.abs(ngm - pushed).max())}
                     | {"error": float(np.abs(P @ p - pushed).max())}
                 )
-        return Part(tables={"table": rows})
+        return Output(tables={"table": rows})
 
     def claims(self, results: Results) -> list[Claim]:
         small = [s for s in self.spreads if s <= 0.3]

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Criterion, above, below
 from vis.figures.layout import plot, styled
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 JENSEN = "the normalized geometric mean of sigmoid function is {} the arithmetic mean for x_i {} 0"
@@ -40,13 +40,13 @@ class Sigmoid(Experiment):
     def __init__(self, means: Sequence[float], spreads: Sequence[float], states: int, draws: int) -> None:
         self.means, self.spreads, self.states, self.draws = means, spreads, states, draws
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed} for seed in run.seeds]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         rows: Rows = []
         for i in range(self.draws):
-            random = np.random.default_rng([unit["seed"], i])
+            random = np.random.default_rng([task["seed"], i])
             deviation, P = random.standard_normal(self.states), random.dirichlet(np.ones(self.states))
             for m in self.means:
                 for s in self.spreads:
@@ -55,9 +55,9 @@ class Sigmoid(Experiment):
                     am, ngm = P @ sigma(x), gm / (gm + other)
                     side = -1 if x.max() <= 0 else 1 if x.min() >= 0 else 0
                     numbers = {"AM": am, "GM": gm, "NGM": ngm, "pushed": sigma(np.array(P @ x)), "Eq35": np.exp(am - 1)}
-                    where = {"seed": unit["seed"], "draw": i, "mean": m, "spread": s, "side": side}
+                    where = {"seed": task["seed"], "draw": i, "mean": m, "spread": s, "side": side}
                     rows.append(where | {name: float(value) for name, value in numbers.items()})
-        return Part(tables={"table": rows})
+        return Output(tables={"table": rows})
 
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows()

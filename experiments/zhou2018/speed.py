@@ -22,8 +22,8 @@ from vis.claims import Claim, above, below, increasing
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import hardware, synchronise
 from vis.windows.engine import Incremental
@@ -58,16 +58,16 @@ class Speed(Experiment):
         self.models, self.source, self.batch, self.rounds, self.windows = models, source, batch, rounds, windows
         self._built: dict[str, Model] = {}
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         return [{"round": i} for i in range(self.rounds)]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         rows: Rows = []
         for name, node in self.models.items():
             if name not in self._built:
                 self._built[name] = run.model(node)
-            rows.append({"network": name, "round": unit["round"], **self._measure(run, self._built[name])})
-        return Part(tables={"table": rows})
+            rows.append({"network": name, "round": task["round"], **self._measure(run, self._built[name])})
+        return Output(tables={"table": rows})
 
     def _measure(self, run: Run, model: Model) -> dict[str, Any]:
         """Measure seconds: `forward` of an image in a batch, `engine`, `draw` and `mean` of a window, `base` of the engine."""

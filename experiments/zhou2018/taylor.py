@@ -22,8 +22,8 @@ from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
 from vis.methods.target import Target
-from vis.runner.experiment import Experiment, Run, Unit
-from vis.store.run_folder import Part, Results
+from vis.runner.experiment import Experiment, Run, Task
+from vis.store.run_folder import Output, Results
 
 ROUNDING = 1e-14  # of differences of probabilities, in float64
 EQ37 = "the first order Taylor expansion of f(x) at x_0 is f(x) = f(x_0) + f'(x_0)^T (x - x_0)"
@@ -43,15 +43,15 @@ class Taylor(Experiment):
     def __init__(self, steps: Sequence[float], windows: int, noise: Sequence[float], own_images: bool) -> None:
         self.steps, self.windows, self.noise, self.own_images = steps, windows, noise, own_images
 
-    def units(self, run: Run) -> Sequence[Unit]:
+    def tasks(self, run: Run) -> Sequence[Task]:
         run.require_model()
         return [{"images": [i], "noise": noise} for i in range(len(run.dataset)) for noise in self.noise]
 
-    def compute(self, run: Run, unit: Unit) -> Part:
+    def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
-        batch = run.batch(model, unit["images"])
+        batch = run.batch(model, task["images"])
         random = torch.Generator().manual_seed(run.config.seed)
-        batch.x = batch.x + unit["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
+        batch.x = batch.x + task["noise"] * torch.randn(batch.x.shape, generator=random).to(batch.x)
         learn(run, model, self.own_images)
         method: Any
         (method,) = run.methods.values()  # a method that explains by windows
@@ -62,7 +62,7 @@ class Taylor(Experiment):
         windows = method.windows(x)
         some = windows[np.linspace(0, len(windows) - 1, min(self.windows, len(windows))).astype(int)]
         means = method.learnt.means(x, some, k)
-        part = Part(tables={"table": []})
+        output = Output(tables={"table": []})
         for (top, left), mean, old, slopes in zip(some.tolist(), means, cut(x, some, k), cut(g, some, k), strict=True):
             images = x.repeat(len(self.steps), 1, 1, 1)
             for image, s in zip(images, self.steps, strict=True):
@@ -71,13 +71,13 @@ class Taylor(Experiment):
                 p = model.net(images.to(batch.x)).double().softmax(1)[:, c].cpu()
             linear = float((slopes.double() * (old - mean)).sum())
             for s, q in zip(self.steps, p.tolist(), strict=True):
-                row = {"image": batch.names[0], "noise": unit["noise"], "top": top, "left": left, "step": s}
-                part.tables["table"].append(row | {"true": float(logits.softmax(0)[c]) - q, "linear": s * linear})
-        part.tables["images"] = [
+                row = {"image": batch.names[0], "noise": task["noise"], "top": top, "left": left, "step": s}
+                output.tables["table"].append(row | {"true": float(logits.softmax(0)[c]) - q, "linear": s * linear})
+        output.tables["images"] = [
             {"image": batch.names[0], "class": model.class_name(c), "p": float(logits.softmax(0)[c])}
             | {"weights": model.weights, "learnt_from": learnt_from(run, self.own_images)}
         ]
-        return part
+        return output
 
     def claims(self, results: Results) -> list[Claim]:
         powers: dict[float, list[float]] = {noise: [] for noise in self.noise}

@@ -12,10 +12,10 @@ from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
 from vis.methods.forward import Forward, Preprocessing
 from vis.methods.target import Targets, as_targets
-from vis.windows.gaussian import Images
+from vis.windows.gaussian import ImageSequence
 
 
-class Examples(Images, Protocol):
+class Examples(ImageSequence, Protocol):
     """Images to learn from, each [C, H, W] as the network sees it.
 
     labels: the class of each image, None if unknown. facts: data, fingerprint and preprocessing, for cache keys.

@@ -34,7 +34,7 @@ from vis.methods.forward import Forward, NotApplicable
 from vis.methods.target import Targets
 from vis.system.console import progress
 from vis.system.files import intact, write_bytes
-from vis.windows.gaussian import Images
+from vis.windows.gaussian import ImageSequence
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class AdversarialGenerators(Method):
         self.learnt.save(file)
         state.unlink(missing_ok=True)
 
-    def fit(self, model: nn.Module, images: Images, state: Path | None = None, **provenance: Any) -> None:
+    def fit(self, model: nn.Module, images: ImageSequence, state: Path | None = None, **provenance: Any) -> None:
         """Train on images of the two classes, [N, C, H, W] as the network sees them, or a sequence of N.
 
         provenance: saved with the generators. state: a file for the state of the training, which resumes from it if it

@@ -29,8 +29,8 @@ from vis.methods.forward import Forward, Preprocessing, output_targets
 from vis.methods.target import Target, Targets, score
 from vis.system.console import progress
 from vis.windows.engine import Incremental
-from vis.windows.gaussian import Images, Marginal, PatchGaussian
-from vis.windows.plan import share
+from vis.windows.gaussian import ImageSequence, Marginal, PatchGaussian
+from vis.windows.plan import relative_work
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _Windows(Method):
     def passes(self, model: nn.Module, image: Tensor) -> float:
         C, *size = image.shape[1:]
         windows, draws = self.windows(image), max(1, getattr(self, "samples", 1))
-        engine = share(model, C, (size[0], size[1]), windows, self.window)
+        engine = relative_work(model, C, (size[0], size[1]), windows, self.window)
         return len(windows) * draws * engine * (C if self.per_channel else 1)
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
@@ -259,7 +259,7 @@ class Learnt(_Windows):
         if isinstance(self.learnt, PatchGaussian):
             self.learnt.save(file)
 
-    def fit(self, images: Images, **provenance: Any) -> None:
+    def fit(self, images: ImageSequence, **provenance: Any) -> None:
         """Fit to images [N, C, H, W] as the network sees them, or a sequence of N. provenance: saved with the Gaussian."""
         if self.conditional:
             self.learnt = PatchGaussian.fit(images, self.patch, joint=self.joint, provenance=provenance)

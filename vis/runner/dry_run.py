@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
-from vis.runner.execute import build_experiment, prepare, units_of
+from vis.runner.execute import build_experiment, prepare, tasks_of
 from vis.runner.experiment import Load, Run
 from vis.system.device import synchronise
 
@@ -46,9 +46,9 @@ def dry_run(config: DictConfig) -> str:
     """The plan and its estimated cost as text. Raises UserError for mistakes that show without running."""
     prepare(config)
     experiment, run = build_experiment(config), Run(config)
-    units = units_of(experiment, run)
-    loads = [experiment.load(run, unit) for unit in units]
-    lines = [f"experiment {config.experiment.name}: {len(units)} units of work on {run.device}"]
+    tasks = tasks_of(experiment, run)
+    loads = [experiment.load(run, task) for task in tasks]
+    lines = [f"experiment {config.experiment.name}: {len(tasks)} tasks on {run.device}"]
     if config.get("methods"):
         lines.append(f"methods    {', '.join(config.methods)}")
     if None in loads:
@@ -98,7 +98,7 @@ def _is_last(net: nn.Module, layer: nn.Module) -> bool:
 
 
 def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -> tuple[float, float, float]:
-    """Estimate (seconds, GB of memory, bytes on disk) of all units."""
+    """Estimate (seconds, GB of memory, bytes on disk) of all tasks."""
     rate, draw = _flops_per_second(device), _seconds_per_random_number()
     seconds, memory, disk = 3.0, 0.0, 1e6
     built = None

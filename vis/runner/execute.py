@@ -1,4 +1,4 @@
-"""Run an experiment under a config in a folder: compute and journal missing units, merge, judge claims, draw, report."""
+"""Run an experiment under a config in a folder: compute and journal missing tasks, merge, judge claims, draw, report."""
 
 import contextlib
 import logging
@@ -27,7 +27,7 @@ from vis.figures.layout import save
 from vis.methods.forward import Forward
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
-from vis.store.run_folder import Part, Results, RunFolder
+from vis.store.run_folder import Output, Results, RunFolder
 from vis.store.tables import csv_text, markdown_text
 from vis.system import shards
 from vis.system.allocator import keep_freed_memory
@@ -43,7 +43,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
     """Run a config in its folder, or resume it there.
 
     An error before the first result removes the folder. Raises UserError for mistakes of the user; after any other
-    exception status.json says `failed`, and `vis-run --resume` continues after the last finished unit.
+    exception status.json says `failed`, and `vis-run --resume` continues after the last finished task.
     """
     folder = RunFolder(path)
     started = time.perf_counter()
@@ -54,11 +54,11 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             run = Run(config, path)
             reset_peak_memory(run.device)
             experiment.resolve(run)
-            units = units_of(experiment, run)
+            tasks = tasks_of(experiment, run)
             folder.drop_damaged()
-            folder.begin(config, command=command, cwd=str(Path.cwd()), units=len(units))
+            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks))
             shards.begin(path)
-            _compute(folder, experiment, run, units)
+            _compute(folder, experiment, run, tasks)
             shards.wait()
             results = folder.merge()
             _provenance(folder, run, command)
@@ -81,7 +81,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
 
 
 def execute_shard() -> None:
-    """Compute this process's share of the units of the run that rank 0 has begun, with the config in its folder."""
+    """Compute this process's share of the tasks of the run that rank 0 has begun, with the config in its folder."""
     path = shards.folder()
     if path is None:
         return
@@ -89,7 +89,7 @@ def execute_shard() -> None:
     config = folder.config()
     prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
-    _compute(folder, experiment, run, units_of(experiment, run))
+    _compute(folder, experiment, run, tasks_of(experiment, run))
     shards.report()
 
 
@@ -109,10 +109,10 @@ def build_experiment(config: DictConfig) -> Experiment:
     return experiment
 
 
-def units_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
-    """The units of work of an experiment; an exception names it."""
-    with named(f"{run.config.experiment.name}, units"):
-        return [dict(unit) for unit in experiment.units(run)]
+def tasks_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
+    """The tasks of an experiment; an exception names it."""
+    with named(f"{run.config.experiment.name}, tasks"):
+        return [dict(task) for task in experiment.tasks(run)]
 
 
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
@@ -139,9 +139,9 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
 
 
 def redraw(path: Path) -> None:
-    """Draw a run's figures again from its stored results, or from its finished units if it is not done.
+    """Draw a run's figures again from its stored results, or from its finished tasks if it is not done.
 
-    Raises UserError if the finished units do not suffice.
+    Raises UserError if the finished tasks do not suffice.
     """
     folder = RunFolder(path)
     folder.config()  # raises if this is no run
@@ -151,10 +151,10 @@ def redraw(path: Path) -> None:
     results = folder.merge() if so_far else folder.results()
     try:
         conclude(folder, build_experiment(results.config), results)
-    except Exception as error:  # claims and figures expect all units and may raise anything without them
+    except Exception as error:  # claims and figures expect all tasks and may raise anything without them
         if so_far and not isinstance(error, UserError):
             raise UserError(
-                f"{path} cannot be drawn from its {len(so_far)} finished units: finish it with vis-run --resume {path}"
+                f"{path} cannot be drawn from its {len(so_far)} finished tasks: finish it with vis-run --resume {path}"
             ) from error
         raise
     run_page(folder)
@@ -175,38 +175,38 @@ def prepare(config: DictConfig) -> None:
     Forward.tf32_backward = config.precision == "mixed"
 
 
-def _compute(folder: RunFolder, experiment: Experiment, run: Run, units: list[dict[str, Any]]) -> None:
-    """Compute and journal the missing units. With several processes, each computes its share, or all compute each together.
+def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[dict[str, Any]]) -> None:
+    """Compute and journal the missing tasks. With several processes, each computes its share, or all compute each together.
 
-    While a unit is computed, threads write the previous one and read the images of the next two.
+    While a task is computed, threads write the previous one and read the images of the next two.
     """
     done = folder.done()
     world = shards.world() if experiment.shared_out else 1
     journals = experiment.shared_out or shards.rank() == 0
-    todo = [(n, unit) for n, unit in enumerate(units) if n not in done and n % world == shards.rank() % world]
+    todo = [(n, task) for n, task in enumerate(tasks) if n not in done and n % world == shards.rank() % world]
     if done:
-        log.info("%d of %d units are already computed", len(done), len(units))
+        log.info("%d of %d tasks are already computed", len(done), len(tasks))
     written: Future[None] | None = None
     own = f"{run.config.experiment.name}, compute"
 
-    def add(number: int, part: Part) -> None:
-        if not isinstance(part, Part):
-            raise UserError(f"{own}: it returned a {type(part).__name__}, expected a vis.store.run_folder.Part")
+    def add(number: int, output: Output) -> None:
+        if not isinstance(output, Output):
+            raise UserError(f"{own}: it returned a {type(output).__name__}, expected a vis.store.run_folder.Output")
         with named(own):
-            folder.add(number, part)
+            folder.add(number, output)
 
-    bar = progress(todo, total=len(units), unit="units", done=len(done), disable=not journals)
+    bar = progress(todo, total=len(tasks), unit="tasks", done=len(done), disable=not journals)
     with bar, ThreadPoolExecutor(1) as writer:  # so that an error message appears below the progress bar
-        for place, (number, unit) in enumerate(bar):
+        for place, (number, task) in enumerate(bar):
             began = time.perf_counter()
             run.reader.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
             with named(own):
-                part = experiment.compute(run, unit)
+                output = experiment.compute(run, task)
             if not journals:
                 continue
             if written is not None:
                 written.result()
-            written = writer.submit(add, number, part)
+            written = writer.submit(add, number, output)
             with (folder.path / "timings.csv").open("a") as timings:
                 timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
     if written is not None:

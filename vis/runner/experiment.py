@@ -1,6 +1,6 @@
 """The base class of experiments, and the run that they work with.
 
-An experiment is one figure, table or theorem of a paper. It divides its work into units, computes each (arrays and rows),
+An experiment is one figure, table or theorem of a paper. It divides its work into tasks, computes each (arrays and rows),
 and then judges the paper's claims and draws figures from the stored results. The runner (`vis.runner.execute`) does the
 rest: journal, resume, progress, files.
 """
@@ -25,18 +25,18 @@ from vis.models import Model
 from vis.runner.explainer import Explained, Explainer, method_class, method_title, method_words
 from vis.runner.models import Models, missing_weights
 from vis.runner.reader import Batch, Reader
-from vis.store.run_folder import Part, Results
+from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import pick_device
 
-__all__ = ["Batch", "Experiment", "Load", "Run", "Unit", "method_class", "method_title", "method_words"]
+__all__ = ["Batch", "Experiment", "Load", "Run", "Task", "method_class", "method_title", "method_words"]
 
-Unit = dict[str, Any]
+Task = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Load:
-    """The load that a unit of work puts on a network, for `--dry-run`.
+    """The load that a task puts on a network, for `--dry-run`.
 
     model: the config node. images: how many it explains. passes: of each image beyond the first forward pass, a backward
     pass counts as one (see `Run.passes`). stored: arrays of an image's size that go to disk.
@@ -52,7 +52,7 @@ class Load:
 class Run:
     """One execution under one resolved config, on one device in one precision: its models, images and methods.
 
-    folder: of the run, where an experiment keeps state that outlives a unit, such as a training; None in a dry run.
+    folder: of the run, where an experiment keeps state that outlives a task, such as a training; None in a dry run.
     """
 
     def __init__(self, config: DictConfig, folder: Path | None = None) -> None:
@@ -152,26 +152,26 @@ class Run:
 class Experiment:
     """One figure, table or theorem. Its constructor takes the values under `experiment` in conf/experiment/<name>.yaml.
 
-    `units` must return the same units in the same order each time, since resuming relies on it.
+    `tasks` must return the same tasks in the same order each time, since resuming relies on it.
     """
 
     metrics: ClassVar[Sequence[str]] = ()  # columns of `table` shown in the figure of a sweep
     series: ClassVar[str] = ""  # the column that distinguishes its lines
-    shared_out: ClassVar[bool] = True  # torchrun's processes divide the units; False: they compute each unit together
+    shared_out: ClassVar[bool] = True  # torchrun's processes divide the tasks; False: they compute each task together
 
     def resolve(self, run: Run) -> None:
         """Write to the run's config, before the run begins, what it leaves open; a resumed run reads it from there."""
 
-    def units(self, run: Run) -> Sequence[Unit]:
-        """The units of work: small dictionaries that say what to compute."""
+    def tasks(self, run: Run) -> Sequence[Task]:
+        """The tasks: small dictionaries that say what to compute."""
         return [{}]
 
-    def load(self, run: Run, unit: Unit) -> Load | None:
-        """The cost of a unit; None if unknown."""
+    def load(self, run: Run, task: Task) -> Load | None:
+        """The cost of a task; None if unknown."""
         return None
 
-    def compute(self, run: Run, unit: Unit) -> Part:
-        """Compute one unit: its arrays, named uniquely among all units, and rows of tables."""
+    def compute(self, run: Run, task: Task) -> Output:
+        """Compute one task: its arrays, named uniquely among all tasks, and rows of tables."""
         raise NotImplementedError
 
     def claims(self, results: Results) -> list[Claim]:

@@ -1,6 +1,6 @@
 """The folder of a run: reserved for one run, filled with files that are whole or absent, readable as Python objects.
 
-While a run works, `parts/` is its journal: one file for each finished unit of work. A run that was killed goes on behind
+While a run works, `parts/` is its journal: one file for each finished task. A run that was killed goes on behind
 the last of them. At the end the parts are merged and go.
 """
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Part:
-    """What one unit of work gave: named arrays, and rows for named tables."""
+class Output:
+    """What one task gave: named arrays, and rows for named tables."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class RunFolder:
         """What status.json says; {} before the run began, and where the file is damaged."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or no JSON: the run goes on from its config and its units
+        except (OSError, ValueError):  # not there, or no JSON: the run goes on from its config and its tasks
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -124,11 +124,11 @@ class RunFolder:
         self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
 
     def done(self) -> set[int]:
-        """The numbers of the units that are finished."""
+        """The numbers of the tasks that are finished."""
         return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
 
     def drop_damaged(self) -> None:
-        """Remove what a kill or a failing disk left: units whose checksums are wrong, which are computed again."""
+        """Remove what a kill or a failing disk left: tasks whose checksums are wrong, which are computed again."""
         for number in self.done():
             path = self._parts / f"{number:06d}.npz"
             if not intact(path):
@@ -137,16 +137,16 @@ class RunFolder:
         for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
 
-    def add(self, number: int, part: Part) -> None:
-        """Journal the unit `number`."""
+    def add(self, number: int, output: Output) -> None:
+        """Journal the task `number`."""
         self._parts.mkdir(exist_ok=True)
-        tables = np.frombuffer(json.dumps(part.tables).encode(), dtype=np.uint8)
+        tables = np.frombuffer(json.dumps(output.tables).encode(), dtype=np.uint8)
         data = io.BytesIO()
-        np.savez(data, allow_pickle=False, **part.arrays, __tables__=tables)
+        np.savez(data, allow_pickle=False, **output.arrays, __tables__=tables)
         write_bytes(self._parts / f"{number:06d}.npz", data.getvalue())
 
     def merge(self) -> Results:
-        """All parts as maps.npz and tables/*.json in the order of the units, whatever the order they were made in."""
+        """All parts as maps.npz and tables/*.json in the order of the tasks, whatever the order they were made in."""
         tables: dict[str, Rows] = {}
         temporary = self.path / f".maps.npz.{os.getpid()}.tmp"
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as merged:

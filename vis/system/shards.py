@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 4 -m vis.run experiment=...
 
-Rank 0 does what a single process does, and tells the others the folder; rank r of n computes the units r, r + n, ... into
+Rank 0 does what a single process does, and tells the others the folder; rank r of n computes the tasks r, r + n, ... into
 it. All they say to each other goes through torchrun's key-value store.
 """
 
@@ -46,12 +46,12 @@ def folder() -> Path | None:
 
 
 def report() -> None:
-    """The others: this process's units are done."""
+    """The others: this process's tasks are done."""
     _store().set(f"done {rank()}", "")
 
 
 def wait() -> None:
-    """Rank 0: until all units are done."""
+    """Rank 0: until all tasks are done."""
     if world() > 1:
         _store().wait([f"done {other}" for other in range(1, world())], _LONG)
 
@@ -64,8 +64,8 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
 
 
-def share(items: Any) -> Any:
-    """This process's share of a sequence or of the rows of a tensor: the shares of all are the whole."""
+def mine(items: Any) -> Any:
+    """Return this process's part of a sequence or of the rows of a tensor; the parts of all processes are the whole."""
     return items[rank() :: world()]
 
 

@@ -112,7 +112,7 @@ class Training:
     def _epoch(self) -> None:
         epoch, count, size = len(self.rows), len(self.train), self.recipe.batch_size
         chosen = order(self.seed, epoch, count).split(size)
-        mine = [shards.share(indices) for indices in chosen[self._step :]]
+        mine = [shards.mine(indices) for indices in chosen[self._step :]]
         began = time.perf_counter() - self._seconds
         title = f"epoch {epoch + 1}/{self.recipe.epochs}"
         with _bar(count, title, done=min(self._step * size, count)) as bar:
@@ -175,9 +175,7 @@ class Training:
         sums = self._zeros()
         chosen = torch.arange(len(self.val)).split(4 * self.recipe.batch_size)
         with _bar(len(self.val), "validation") as bar:
-            for indices, (pixels, labels) in zip(
-                chosen, self.val.batches(list(map(shards.share, chosen))), strict=True
-            ):
+            for indices, (pixels, labels) in zip(chosen, self.val.batches(list(map(shards.mine, chosen))), strict=True):
                 sums += _measure(*self._forward(self._one, pixels, labels), labels, sums.dtype)
                 bar.update(len(indices))
         return (shards.total(sums) / len(self.val)).tolist()

@@ -28,7 +28,7 @@ from vis.errors import UserError
 from vis.system.files import write_bytes
 
 
-class Images(Protocol):
+class ImageSequence(Protocol):
     """N images [C, H, W]: a tensor [N, C, H, W], or what reads each when it is asked for."""
 
     def __len__(self) -> int: ...
@@ -64,7 +64,7 @@ class PatchGaussian:
     @classmethod
     def fit(
         cls,
-        images: Images,
+        images: ImageSequence,
         side: int = 18,
         patches: int = 20_000,
         joint: bool = False,
@@ -212,7 +212,7 @@ class Marginal:
     images: Tensor
 
     @classmethod
-    def fit(cls, images: Images, kept: int = 1000, seed: int = 0) -> "Marginal":
+    def fit(cls, images: ImageSequence, kept: int = 1000, seed: int = 0) -> "Marginal":
         """The mean of all images of one size [N, C, H, W], and `kept` random ones of them."""
         mean = torch.zeros_like(images[0], dtype=torch.float64)
         for i in range(len(images)):

@@ -204,7 +204,7 @@ def _is_hooked(module: nn.Module | None) -> bool:
     return bool(module._forward_hooks) or not ours or "forward" in vars(module)
 
 
-def share(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
+def relative_work(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
     """What windows [n, 2] of side k take of full passes, in multiply-accumulates; the network may be on torch's meta device."""
     some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
     try:

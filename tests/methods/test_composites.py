@@ -17,7 +17,7 @@ from vis.data.preprocess import PREPROCESSING
 from vis.methods import LRP, DeepTaylor, NotApplicable
 from vis.methods.relevance import COMPOSITES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "lrp_networks.py"))
 PAIRS, SUMS_DIFFER, error = SCRIPT["PAIRS"], SCRIPT["SUMS_DIFFER"], SCRIPT["error"]
 build = cache(SCRIPT["build"])

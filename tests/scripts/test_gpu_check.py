@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from emulated_gpu import AVAILABLE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ print(codes)
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu_check")
-    words = [sys.executable, "-c", DRIVER, ROOT / "tests", ROOT / "scripts"]
+    words = [sys.executable, "-c", DRIVER, ROOT / "tests" / "support", ROOT / "scripts"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done

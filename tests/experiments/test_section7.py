@@ -261,7 +261,7 @@ def test_the_first_call_of_a_method_is_not_timed():
     run.explainer.methods = {"gbp": run.methods["gbp"], "late": Late()}
     cost = Cost(3)
     rows = [
-        row for unit in cost.units(run) for row in cost.compute(run, unit).tables["table"] if row["method"] == "late"
+        row for unit in cost.tasks(run) for row in cost.compute(run, unit).tables["table"] if row["method"] == "late"
     ]
     assert [row["round"] for row in rows] == [1, 2], "left out of the first round"
     assert all(row["seconds"] < 0.4 and row["passes"] == 1 for row in rows)

@@ -19,7 +19,7 @@ from vis.graph.modes import evaluating
 from vis.methods.perturbation import cut, log2_odds
 from vis.models import build_model, torchvision_classifier
 from vis.windows.engine import Incremental, say_once
-from vis.windows.plan import share
+from vis.windows.plan import relative_work
 
 
 @pytest.fixture(autouse=True)
@@ -224,8 +224,8 @@ def test_what_does_not_fit_into_float16_is_an_error(layer):
 def test_the_share_of_the_work_is_known_without_weights():
     net, windows = networks.build("residual"), every_window(12, 3, 3)
     macs, full = both(net, networks.images(1), windows[:1], 3, 3)[2].work(windows, 3, 3)
-    assert share(networks.Residual().eval().to("meta"), 2, (12, 12), windows, 3) == macs / full < 1
-    assert share(Untraceable(), 2, (12, 12), windows, 3) == 1
+    assert relative_work(networks.Residual().eval().to("meta"), 2, (12, 12), windows, 3) == macs / full < 1
+    assert relative_work(Untraceable(), 2, (12, 12), windows, 3) == 1
 
 
 def calls(net: nn.Module) -> list[int]:

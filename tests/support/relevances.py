@@ -1,6 +1,6 @@
 """LRP, deep Taylor and DeepLIFT as their definitions say, image by image, contribution by contribution (ayyar2021, Eq. 12-25).
 
-A network of tests/networks.py becomes a list of steps; its layers become dense matrices W, b. Relevance (or multipliers) is
+A network of `networks` becomes a list of steps; its layers become dense matrices W, b. Relevance (or multipliers) is
 propagated from the last step to the first, without autograd.
 """
 

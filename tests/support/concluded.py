@@ -14,7 +14,7 @@ def concluded(*overrides: str) -> tuple[Results, dict]:
     config = compose_config(overrides)
     run, experiment = Run(config), build_experiment(config)
     results = Results({}, {}, config, Path())
-    for unit in experiment.units(run):
+    for unit in experiment.tasks(run):
         part = experiment.compute(run, unit)
         results.arrays.update(part.arrays)  # type: ignore[attr-defined]  # a dictionary here
         for table, rows in json.loads(json.dumps(part.tables)).items():

@@ -2,6 +2,7 @@
 
 import copy
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
-from tests import networks
 from vis.config.home import CONF
 from vis.errors import UserError
 from vis.graph.receptive_field import receptive_field

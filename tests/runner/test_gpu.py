@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emulated_gpu
 import numpy as np
 import pytest
 from emulated_gpu import AVAILABLE
@@ -38,7 +39,7 @@ LONG = ("a_wall", "compare", "draws", "attacks")
 @pytest.mark.parametrize("what", [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in COMMANDS])
 def test_the_device_makes_no_difference(what, vis_run, tmp_path):
     words = (*COMMANDS[what], "outputs=there")
-    script = Path(__file__).with_name("emulated_gpu.py")
+    script = Path(emulated_gpu.__file__)
     ran = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     there, here = load_run(ran.stdout.split()[-1]), load_run(vis_run(*COMMANDS[what], "device=cpu").folder)

@@ -1,8 +1,8 @@
 """A GPU without a GPU: a torch device "gpu" whose tensors are computed on the CPU, and which is as strict as CUDA.
 
 Tensors of two devices, a CPU generator, an index of the other device, `.numpy()`: all raise here as they do there. Kernels,
-memory and speed are the CPU's. Run as a script it is `vis-run` on that device: python tests/emulated_gpu.py method=gbp ...,
-or another script: python tests/emulated_gpu.py scripts/gpu_check.py ...
+memory and speed are the CPU's. Run as a script it is `vis-run` on that device, `python tests/support/emulated_gpu.py method=gbp ...`,
+or another script, `python tests/support/emulated_gpu.py scripts/gpu_check.py ...`.
 
 It stands on torch's Python backends (`_setup_privateuseone_for_python_backend`, experimental): where torch has none, tests skip.
 """
@@ -188,5 +188,5 @@ def _on_cpu(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     sys.exit(main())

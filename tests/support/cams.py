@@ -1,6 +1,6 @@
 """CAMs as their definitions say, image by image and feature map by feature map (taimeskhanov2024, Definitions 1-7).
 
-Each takes a network of tests/networks.py, images and a unit, and returns maps like `vis.methods` in the convention paper.
+Each takes a network of tests/support/networks.py, images and a unit, and returns maps like `vis.methods` in the convention paper.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LAYERS = {
 
 
 def layer_of(net: nn.Module) -> str:
-    """The last feature map of a network of tests/networks.py."""
+    """The last feature map of a network of tests/support/networks.py."""
     return next(LAYERS[name] for name, make in networks.APPLICABLE.items() if str(make()) == str(net))
 
 

@@ -1,4 +1,4 @@
-"""Integrated gradients, SmoothGrad and FEM beyond the contract of every method (tests/test_methods.py)."""
+"""Integrated gradients, SmoothGrad and FEM beyond the contract of every method (tests/methods/test_methods.py)."""
 
 import networks
 import pytest
