@@ -1,10 +1,8 @@
 """A GPU without a GPU: a torch device "gpu" whose tensors are computed on the CPU, and which is as strict as CUDA.
 
 Tensors of two devices, a CPU generator, an index of the other device, `.numpy()`: all raise here as they do there. Kernels,
-memory and speed are the CPU's. Run as a script it is `vis-run` on that device, `python tests/support/emulated_gpu.py method=gbp ...`,
-or another script, `python tests/support/emulated_gpu.py scripts/gpu_check.py ...`.
-
-It stands on torch's Python backends (`_setup_privateuseone_for_python_backend`, experimental): where torch has none, tests skip.
+memory and speed are the CPU's. Run as a script it is `vis-run` on that device (`emulated_gpu.py method=gbp ...`), or another
+script (`emulated_gpu.py scripts/gpu_check.py ...`).
 """
 
 import functools
