@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from vis import metrics
-from vis.claims import Claim, below, mean, paper_and_here, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
+from vis.oldclaims import Claim, below, mean, paper_and_here, spread
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.store.run_folder import Output, Results
 

@@ -14,10 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vis.claims import Claim, near_zero
 from vis.errors import UserError
 from vis.figures.layout import numbers, plot, styled
 from vis.methods import explain_all
+from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Criterion, mean, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
+from vis.oldclaims import Claim, Criterion, mean, spread
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import remarks, sentences
 from vis.store.run_folder import Output, Results

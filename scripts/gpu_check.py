@@ -276,7 +276,7 @@ class Check:
             code = vis.run.main(words)
         if code:
             raise RuntimeError(f"vis-run {' '.join(words)}: exit code {code}")
-        return {claim.name: claim.verdict for claim in stored(Path(out.getvalue().split()[-1])).claims}
+        return {claim.id: claim.verdict for claim in stored(Path(out.getvalue().split()[-1])).claims}
 
 
 def judge(row: Row, device: torch.device) -> tuple[str, str]:

@@ -1,8 +1,7 @@
-"""Criteria, verdicts, and how a claim shows its numbers."""
+"""Rules, verdicts, kinds, and how a claim shows its numbers."""
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,98 +9,137 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vis.claims import (
-    POSITIVE,
     Claim,
+    Column,
+    Compared,
     above,
     below,
     departures,
-    increasing,
-    interval_above,
-    interval_below,
+    each_above,
+    exactly,
+    interval,
     mean_and_spread,
-    near_zero,
-    paper_and_here,
-    within,
+    near,
+    replicated,
+    share_interval,
 )
 
 
-def claim(criterion, values, **options):
-    return Claim("name", "sentence", source="source", metric="metric", criterion=criterion, values=values, **options)
+def column(values, **where):
+    return Column([{"image": i, "value": value} | where for i, value in enumerate(values)], "value", "image")
+
+
+def compared(values, rule, null=0.0):
+    return Compared("metric", column(values), rule, null=null, control="no effect")
+
+
+def claim(*each, **options):
+    return Claim("finding", each, sentence="sentence", source="source", **options)
 
 
 @pytest.mark.parametrize(
-    ("criterion", "holds", "fails"),
+    ("rule", "holds", "fails", "undecided"),
     [
-        (above(0.5), [0.4, 0.7], [0.4, 0.6]),  # exactly 0.5 is not above
-        (above(0.5, each=True), [0.51, 0.7], [0.4, 0.9]),
-        (below(0.5), [0.6, 0.3], [0.4, 0.6]),
-        (below(0.5, each=True), [0.4, 0.49], [0.1, 0.6]),
-        (near_zero(0.1), [-0.5, 0.5], [-0.5, 0.1]),
-        (near_zero(0.1, each=True), [-0.09, 0.09], [-0.5, 0.5]),
-        (within(10, 0.2), [8, 12], [8, 12.1]),
-        (within(-10, 0.2), [-8, -12], [10]),
-        (increasing(), [1, 2, 3], [1, 2, 2]),
+        (above(0.5), [0.6, 0.7, 0.6, 0.7], [0.1, 0.2, 0.1, 0.2], [0.4, 0.6, 0.4, 0.7]),
+        (above(0.5, fails=0.1), [0.6, 0.7, 0.6, 0.7], [0.0, 0.05, 0.0, 0.05], [0.3, 0.31, 0.3, 0.31]),
+        (below(0.5, fails=0.9), [0.1, 0.2, 0.1, 0.2], [1, 1.1, 1, 1.1], [0.6, 0.61, 0.6, 0.61]),
+        (near(0, 0.1, fails=0.3), [0.01, 0.02, -0.01, 0.01], [-0.5, -0.5, -0.6, -0.5], [0.2, 0.2, 0.21, 0.2]),
+        (near(1, 0.1), [1.01, 1.02, 0.99, 1.01], [1.5, 1.5, 1.6, 1.5], [1.0, 1.2, 1.0, 1.2]),
+        (above(0.5, of="share"), [1] * 20, [0] * 20, [0, 1, 1, 1, 1]),
+        (exactly(0, 1e-12), [1e-13], [0, 1e-3], None),
+        (exactly(3), [3, 3], [3, 3.0001], None),
+        (each_above(0), [1e-300, 1], [0, 1], None),
     ],
 )
-def test_criteria(criterion, holds, fails):
-    assert claim(criterion, holds).verdict == "holds"
-    assert claim(criterion, fails).verdict == "fails"
+def test_a_rule_has_three_regions(rule, holds, fails, undecided):
+    assert rule.verdict(holds) == "holds"
+    assert rule.verdict(fails) == "fails"
+    assert undecided is None or rule.verdict(undecided) == "undecided"
+    assert rule.text
+
+
+def test_few_values_decide_nothing():
+    """A spread is possible, so one number, or three, are not enough."""
+    assert above(0).verdict([1.0, 1.1, 0.9]) == "undecided"
+    assert above(0).verdict([]) == "not measured"
+    assert above(0, least=10).verdict([1.0] * 9) == "undecided"
+    assert above(0, least=10).verdict([1.0, 1.1] * 5) == "holds"
+    assert "10 values or more" in above(0, least=10).text
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_fails(bad):
-    for values in ([1.0, bad], {"a": [0.1], "b": [1.0, bad]}):
-        failed = claim(above(0), values)
-        assert failed.verdict == "fails"
-        json.dumps(failed.record())
-        assert failed.measured
+def test_a_value_that_is_not_finite_decides_nothing(bad):
+    undecided = claim(compared([1.0, 1.1, 0.9, 1.0, bad], above(0)))
+    assert undecided.verdict == "undecided"
+    json.dumps(undecided.record())
+    assert undecided.measured
+    assert claim(compared([bad], exactly(0, 1))).verdict == "fails"
 
 
-def test_over_settings_the_means_are_judged_in_their_order():
-    grows = claim(increasing(), {"N = 8": [0.1, 0.4], "N = 16": [0.3, 0.3], "N = 32": [0.2, 0.6]})
-    assert grows.verdict == "holds"  # 0.25, 0.3, 0.4, though single values fall
-    assert grows.measured == "N = 8: 0.250 ± 0.212, N = 16: 0.300 ± 0.000, N = 32: 0.400 ± 0.283 (n = 2)"
-    record = grows.record()
-    assert record["values"]["N = 8"] == [0.1, 0.4]
-    assert record["mean"]["N = 32"] == pytest.approx(0.4)
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=9), st.floats(-1, 1))
+def test_no_numbers_are_on_both_sides_of_a_bound(values, bound):
+    verdicts = {above(bound).verdict(values), below(bound).verdict(values)}
+    assert verdicts in ({"holds", "fails"}, {"undecided"})
 
 
-def test_a_criterion_with_an_interval_takes_two_values():
-    alone = claim(POSITIVE, [1.0])
-    assert (alone.verdict, alone.measured) == ("not measured", "the rule takes 2 values or more; here 1.00")
-    assert claim(above(0.9), [1.0]).verdict == "holds"
-    assert claim(POSITIVE, [1.0, 1.1]).verdict == "holds"
-    assert claim(interval_below(0.05), [0.0, 0.001]).verdict == "holds"
-    assert claim(interval_below(0.05), [0.0, 0.06]).verdict == "fails"
-    assert claim(increasing(), {"N = 256": [0.5, 0.6]}).verdict == "not measured"  # an order of one
+def test_intervals_are_those_of_scipy():
+    from scipy import stats
+
+    values = [0.2, 0.5, 0.1, 0.9]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((expected.low, expected.high))
+    for k in range(6):
+        exact = stats.binomtest(k, 5).proportion_ci(0.95, "exact")
+        assert share_interval([1] * k + [0] * (5 - k)) == pytest.approx((exact.low, exact.high))
 
 
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
-def test_no_numbers_are_both_above_and_below_a_bound(values):
-    verdicts = [claim(criterion(0.05), values).verdict for criterion in (interval_above, interval_below)]
-    assert verdicts.count("holds") < 2
+def test_a_column_has_one_number_for_each_unit():
+    rows = [{"image": i, "seed": s, "a": 10 * i + s} for i in (1, 2) for s in (0, 2)] + [{"image": 3, "seed": 0}]
+    assert Column(rows, "a", "image").values == [11, 21]
+    assert Column(rows, "a", "seed").values == [15, 17]
+    assert Column(rows, "a", ("image", "seed")).values == [10, 12, 20, 22]
 
 
-def test_a_claim_of_the_project_is_there_once_and_judged():
-    """Whatever its sentence and its name say: `origin` decides."""
-    theirs = replace(claim(above(0), [1.0]), name="a", sentence="Beyond the paper: as they say")
-    ours = replace(theirs, name="here_b", sentence="more", origin="project")
-    assert [(c.name, c.sentence, c.origin, c.verdict) for c in paper_and_here([theirs, ours], "other weights")] == [
-        ("a", "Beyond the paper: as they say", "paper", "not measured"),
-        ("here_a", "Here: Beyond the paper: as they say", "project", "holds"),
-        ("here_b", "more", "project", "holds"),
+def test_a_difference_is_paired_by_unit():
+    a, b = column([1.0, 2.0, 3.0]), column([0.5, 0.5])
+    assert (a - b).values == [0.5, 1.5]  # the third image has no partner
+    assert (a - 1.0).values == [0, 1, 2]
+    with pytest.raises(ValueError, match="a table of its own"):
+        (a - b) - 1.0
+
+
+def test_a_claim_of_several_comparisons():
+    yes, no, open_ = ([1.0, 1.1, 0.9, 1.0], [-1.0, -1.1, -0.9, -1.0], [1.0, -1.0, 1.0, -1.0])
+    all_of = [claim(*(compared(v, above(0)) for v in each)).verdict for each in ([yes, yes], [yes, no], [yes, open_])]
+    assert all_of == ["holds", "fails", "undecided"]
+    any_of = [
+        claim(*(compared(v, above(0)) for v in each), needs=1).verdict for each in ([yes, no], [no, no], [no, open_])
     ]
-    assert paper_and_here([theirs, ours], "") == [theirs, ours]
-    assert [theirs.record()["origin"], ours.record()["origin"]] == ["paper", "project"]
+    assert any_of == ["holds", "fails", "undecided"]
+    assert claim(compared(yes, above(0)), compared([], above(0))).verdict == "not measured"
+    assert claim().verdict == "not measured"
 
 
-def test_without_values_or_with_a_reason_there_is_no_verdict():
-    assert claim(above(0), []).verdict == "not measured"
-    assert claim(above(0), {}).verdict == "not measured"
-    assert claim(above(0), {"a": [1.0], "b": []}).verdict == "not measured"
-    assert claim(above(0), [], reason="no weights").measured == "no weights"
-    shown = claim(above(0), [1.0, 2.0], reason="stride is 1")
-    assert (shown.verdict, shown.measured) == ("not measured", "stride is 1; here 1.50 ± 0.71 (n = 2)")
+def test_a_claim_with_a_reason_has_no_verdict_but_shows_its_values():
+    shown = claim(compared([1.0, 2.0], above(0)), reason="preset=small")
+    assert shown.verdict == "not measured"
+    assert shown.judged == "undecided"
+    assert shown.measured.startswith("preset=small; here 1.50 ± 0.71 (95 %")
+
+
+def test_the_kind_follows_from_the_sentence_and_the_setting():
+    papers = Claim("N-1-a", [compared([0.0], exactly(0))])
+    assert (papers.kind, papers.sentence) == (
+        "reproduction",
+        "both of them reduce to saliency map in a linear model",
+    )
+    ours = claim(compared([0.0], exactly(0)))
+    elsewhere, still_ours = replicated([papers, ours], ["SqueezeNet 1.1 instead of VGG-16"], "preset=small")
+    assert (elsewhere.kind, elsewhere.verdict) == ("replication", "not measured")
+    assert elsewhere.record()["differences"] == ["SqueezeNet 1.1 instead of VGG-16"]
+    assert (still_ours.kind, still_ours.verdict) == ("finding", "holds")
+    with pytest.raises(KeyError):
+        Claim("N-no-such-row", [])
 
 
 @pytest.mark.parametrize(
@@ -121,13 +159,11 @@ def test_numbers_are_shown_with_three_digits(values, text):
 
 def test_departures_name_each_setting_that_is_not_the_papers():
     paper = {"filters": [8, 16], "models": {"cnn": {"stride": 2, "pool": None}, "fcn": {"hidden": 4096}}}
-    config = OmegaConf.create(
-        {"filters": [8, 16], "models": {"cnn": {"stride": 2, "pool": None}, "fcn": {"hidden": 4096}}}
-    )
-    assert departures(config, paper) == ""
-    config.models.cnn.stride, config.models.cnn.pool = 1, "9x9"
-    config.models.fcn.hidden, config.filters = 10, [8]
-    assert departures(config, paper) == (
-        "filters is [8] (paper: [8, 16]), models.cnn.stride is 1 (paper: 2), models.cnn.pool is 9x9 (paper: None), "
-        "models.fcn.hidden is 10 (paper: 4096)"
-    )
+    config = OmegaConf.create(paper)
+    assert departures(config, paper) == []
+    config.models.cnn.stride, config.models.fcn.hidden, config.filters = 1, 10, [8]
+    assert departures(config, paper) == [
+        "filters = [8] instead of [8, 16]",
+        "models.cnn.stride = 1 instead of 2",
+        "models.fcn.hidden = 10 instead of 4096",
+    ]

@@ -15,9 +15,9 @@ from conftest import SMALL
 from PIL import Image
 
 import vis
-from vis.claims import Claim, above
 from vis.config.compose import GROUPS, compose_config, describe, options, register, spelled_out
 from vis.errors import Lacking
+from vis.oldclaims import Claim, above
 from vis.store.run_folder import Output, RunFolder
 from vis.store.tables import numbers
 

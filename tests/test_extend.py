@@ -135,7 +135,7 @@ def test_data_of_ones_own(extend):
 def test_a_figure_of_ones_own(extend):
     run, collection, outputs = extend("A figure with claims")
     (claim,) = json.loads((run / "claims.json").read_text(encoding="utf-8"))
-    assert (claim["name"], len(claim["values"])) == ("recovers", 2)
+    assert (claim["id"], claim["kind"], len(claim["compared"][0]["values"])) == ("recovers", "finding", 4)
     assert (collection / "index.html").is_file()
     page = (outputs / "report.html").read_text(encoding="utf-8")
     assert "My paper" in page

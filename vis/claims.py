@@ -1,29 +1,70 @@
-"""Claims, the values measured for them, and verdicts.
+"""Claims, the numbers that they compare, and verdicts.
 
-A claim that fails is a result, not a crash; its criterion is fixed before the measurement. With stand-in weights or data, or
-when something is missing, the verdict is `not measured`, with the reason.
+A claim judges one sentence: a row of a paper's ledger (`experiments/<paper>/ledger.yaml`), or a finding of the project. It
+compares columns of the run's tables, one number for each network or image, with a rule that was fixed before the
+measurement. Where the interval of these numbers lies decides; if it crosses the line, the claim is undecided.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import pairwise
+from functools import cache, cached_property
 from typing import Any, Literal
 
-Origin = Literal["paper", "project"]
+import yaml
+
+from vis.config.home import HOME
+
+Verdict = Literal["holds", "fails", "undecided", "not measured"]
+Kind = Literal["reproduction", "replication", "finding"]
+VERDICTS: tuple[Verdict, ...] = ("holds", "fails", "undecided", "not measured")
+KINDS: tuple[Kind, ...] = ("reproduction", "replication", "finding")
+Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """Decides from the measured values (one per seed, image or setting) whether a claim holds; `text` says it in words.
+# -- What is compared --------------------------------------------------------------------------------------------------
 
-    least: the smallest number of values it accepts; 2 for an interval or an order.
+
+class Column:
+    """One number for each network or image: the mean of a table's column over its rows.
+
+    rows: rows of a table that have the column. per: the key, or keys, that tell independent units apart: `seed` for random
+    networks, `image` for a trained one. A difference of two columns, or of a column and a number, is paired by unit.
     """
 
-    text: str
-    holds: Callable[[Sequence[float]], bool]
-    least: int = 1
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], name: str, per: str | tuple[str, ...], minus: "Column | float" = 0.0
+    ) -> None:
+        self.rows, self.name, self.minus = [row for row in rows if row.get(name) is not None], name, minus
+        self.per = (per,) if isinstance(per, str) else per
+
+    def __sub__(self, other: "Column | float") -> "Column":
+        if self.minus != 0.0:
+            raise ValueError("a difference of differences: put the first difference into a table of its own")
+        return Column(self.rows, self.name, self.per, other)
+
+    def unit(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The network or image that a row belongs to."""
+        return tuple(row[key] for key in self.per)
+
+    def subtracted(self, unit: tuple[Any, ...]) -> float | None:
+        """The number that is subtracted from a unit's mean; None if the other column has none."""
+        return self.minus.by_unit.get(unit) if isinstance(self.minus, Column) else self.minus
+
+    @cached_property
+    def by_unit(self) -> dict[tuple[Any, ...], float]:
+        """The number of each unit."""
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for row in self.rows:
+            found.setdefault(self.unit(row), []).append(row[self.name])
+        subtracted = {unit: self.subtracted(unit) for unit in found}
+        return {u: mean(values) - less for u, values in found.items() if (less := subtracted[u]) is not None}
+
+    @property
+    def values(self) -> list[float]:
+        """The numbers, in the order of the rows."""
+        return list(self.by_unit.values())
 
 
 def mean(values: Sequence[float]) -> float:
@@ -36,7 +77,7 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def interval(values: Sequence[float], confidence: float = 0.95) -> Range:
     """Return the (lower, upper) confidence limits of the mean by Student's t; infinite for a single value."""
     from scipy.stats import t
 
@@ -44,6 +85,15 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
         return -math.inf, math.inf
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread(values) / math.sqrt(len(values))
     return mean(values) - half, mean(values) + half
+
+
+def share_interval(values: Sequence[float], confidence: float = 0.95) -> Range:
+    """Return the confidence limits of a share by Clopper and Pearson; values: 1 for each unit that counts, otherwise 0."""
+    from scipy.stats import beta
+
+    n, k, tail = len(values), sum(values), (1 - confidence) / 2
+    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
+    return low, float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
@@ -61,148 +111,248 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     return " ± ".join(texts) if len(values) > 1 else texts[0]
 
 
-def above(bound: float, each: bool = False) -> Criterion:
-    """Require the mean (or each value) to exceed the bound."""
-    if each:
-        return Criterion(f"each > {bound:g}", lambda values: min(values) > bound)
-    return Criterion(f"mean > {bound:g}", lambda values: mean(values) > bound)
+# -- How it is judged --------------------------------------------------------------------------------------------------
 
 
-def below(bound: float, each: bool = False) -> Criterion:
-    """Require the mean (or each value) to be less than the bound."""
-    if each:
-        return Criterion(f"each < {bound:g}", lambda values: max(values) < bound)
-    return Criterion(f"mean < {bound:g}", lambda values: mean(values) < bound)
+@dataclass(frozen=True)
+class Rule:
+    """Where a 95 % interval has to lie for a sentence to hold, and where for it to fail; anywhere else it is undecided.
+
+    holds, fails: ranges; the whole interval lies in one of them. of: the interval's quantity, the `mean` by Student's t or
+    the `share` of units with value 1 by Clopper and Pearson; `each` takes no interval: each value lies in `holds`, or the
+    sentence fails (theorems, counts). least: the number of values that the rule needs. ours: what is our choice in it.
+    """
+
+    holds: tuple[Range, ...]
+    fails: tuple[Range, ...] = ()
+    of: Literal["mean", "share", "each"] = "mean"
+    least: int = 4
+    ours: str = ""
+
+    def interval(self, values: Sequence[float]) -> Range:
+        """The interval that decides; of `each`, the smallest and the largest value."""
+        if self.of == "each":
+            return min(values), max(values)
+        return share_interval(values) if self.of == "share" else interval(values)
+
+    def verdict(self, values: Sequence[float]) -> Verdict:
+        """The verdict on values, one for each unit. Values that are not finite decide nothing, but fail a rule for `each`."""
+        if not values:
+            return "not measured"
+        if self.of == "each":
+            return "holds" if all(any(a <= v <= b for a, b in self.holds) for v in values) else "fails"
+        if len(values) < self.least or not all(map(math.isfinite, values)):
+            return "undecided"
+        low, high = self.interval(values)
+        sides: tuple[tuple[Verdict, tuple[Range, ...]], ...] = (("holds", self.holds), ("fails", self.fails))
+        return next((v for v, ranges in sides if any(a < low and high < b for a, b in ranges)), "undecided")
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        if self.of == "each":
+            return "holds if each value is " + " or ".join(map(_range, self.holds))
+        what = f"the 95 % interval of the {self.of}"
+        text = f"holds if {what} is {' or '.join(map(_range, self.holds))}"
+        if self.fails:
+            text += f", fails if it is {' or '.join(map(_range, self.fails))}"
+        return f"{text}; {self.least} values or more" + (f"; {self.ours}" if self.ours else "")
 
 
-def interval_above(bound: float) -> Criterion:
-    """Require the 95 % confidence interval of the mean to lie above the bound."""
-    return Criterion(f"95% interval of the mean above {bound:g}", lambda values: interval(values)[0] > bound, least=2)
+def _range(limits: Range) -> str:
+    low, high = limits
+    if low == high:
+        return f"{low:.6g}"
+    if math.isinf(high):
+        return f"above {low:.6g}"
+    return f"below {high:.6g}" if math.isinf(low) else f"from {low:.6g} to {high:.6g}"
 
 
-def interval_below(bound: float) -> Criterion:
-    """Require the 95 % confidence interval of the mean to lie below the bound."""
-    return Criterion(f"95% interval of the mean below {bound:g}", lambda values: interval(values)[1] < bound, least=2)
+def above(holds: float, fails: float | None = None, **options: Any) -> Rule:
+    """Hold above one bound, fail below the other; by default, both are the same."""
+    return Rule(((holds, math.inf),), ((-math.inf, holds if fails is None else fails),), **options)
 
 
-POSITIVE = interval_above(0)
+def below(holds: float, fails: float | None = None, **options: Any) -> Rule:
+    """Hold below one bound, fail above the other; by default, both are the same."""
+    return Rule(((-math.inf, holds),), ((holds if fails is None else fails, math.inf),), **options)
 
 
-def near_zero(bound: float, each: bool = False) -> Criterion:
-    """Require the absolute value of the mean (or of each value) to be less than the bound."""
-    if each:
-        return Criterion(f"each |value| < {bound:g}", lambda values: max(map(abs, values)) < bound)
-    return Criterion(f"|mean| < {bound:g}", lambda values: abs(mean(values)) < bound)
+def near(target: float, holds: float, fails: float | None = None, **options: Any) -> Rule:
+    """Hold within `holds` of a target, fail farther from it than `fails`; by default, both are the same."""
+    far = holds if fails is None else fails
+    outside = ((-math.inf, target - far), (target + far, math.inf))
+    return Rule(((target - holds, target + holds),), outside, **options)
 
 
-def within(target: float, fraction: float) -> Criterion:
-    """Require each value to deviate from the target by at most this fraction of it."""
-    return Criterion(
-        f"each within {fraction:.0%} of {target:g}",
-        lambda values: all(abs(value - target) <= fraction * abs(target) for value in values),
-    )
+def exactly(target: float, within: float = 0.0) -> Rule:
+    """Hold if each value is the target up to `within` (rounding), otherwise fail."""
+    return Rule(((target - within, target + within),), of="each", least=1)
 
 
-def increasing() -> Criterion:
-    """Require each value to exceed the one before."""
-    return Criterion("each above the one before", lambda values: all(b > a for a, b in pairwise(values)), least=2)
+def each_above(bound: float) -> Rule:
+    """Hold if each value exceeds the bound, otherwise fail; for statements without exception."""
+    return Rule(((math.nextafter(bound, math.inf), math.inf),), of="each", least=1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A quantity and the rule that judges it.
+
+    metric: the quantity in words. null: values for which the sentence is not true, from a control in the same run or by a
+    formula; `control` says what they are.
+    """
+
+    metric: str
+    column: Column
+    rule: Rule
+    _: KW_ONLY
+    null: Column | float
+    control: str
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.rule.verdict(self.column.values)
+
+    @property
+    def measured(self) -> str:
+        """Mean ± standard deviation, the interval, the number of values, and the control's mean."""
+        values = self.column.values
+        if not values:
+            return "no values"
+        text = mean_and_spread(values)
+        if len(values) > 1:
+            low, high = self.rule.interval(values)
+            text += f" ({'range' if self.rule.of == 'each' else '95 %'} {low:.3g} to {high:.3g}, n = {len(values)})"
+        return text
+
+    @property
+    def controls(self) -> list[float]:
+        """The control's values."""
+        return self.null.values if isinstance(self.null, Column) else [self.null]
+
+    def record(self) -> dict[str, Any]:
+        """The entry of claims.json."""
+        values = self.column.values
+        limits = [v if math.isfinite(v) else None for v in self.rule.interval(values)] if values else None
+        return {
+            "metric": self.metric, "verdict": self.verdict, "rule": self.rule.text, "measured": self.measured,
+            "values": values, "interval": limits, "control": self.control, "control_values": self.controls,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, the values measured for it, and the criterion that judges them.
+    """One sentence and what is compared to judge it.
 
-    name: short and unique in the experiment.
-    source: the figure, section or equation that makes the claim.
-    metric: the quantity that the values measure.
-    values: one per seed or image; or {setting: values}, of which the criterion judges the means, in this order.
-    paper: the value that the paper reports, if it does.
-    reason: why there is no verdict; any values are shown beside it.
-    origin: who makes the claim. A claim of the project holds for any weights and data.
+    id: the row of the paper's ledger, which has sentence and source; for a finding, a short name.
+    needs: how many of the comparisons have to hold; None for all. It fails when this can no longer be reached.
+    paper: the value that the paper reports. sentence, source: of a finding.
+    differences: how the run deviates from the paper's setting, each in words ("SqueezeNet 1.1 instead of VGG-16").
+    reason: why there is no verdict, such as sizes that are too small; the values are shown beside it.
     """
 
-    name: str
-    sentence: str
+    id: str
+    compared: Sequence[Compared]
     _: KW_ONLY
-    source: str
-    metric: str
-    criterion: Criterion
-    values: Sequence[float] | Mapping[str, Sequence[float]] = ()
+    needs: int | None = None
     paper: float | str | None = None
+    sentence: str = ""
+    source: str = ""
+    differences: Sequence[str] = ()
     reason: str = ""
-    origin: Origin = "paper"
+
+    def __post_init__(self) -> None:
+        if not self.sentence:
+            row = ledger()[self.id]
+            object.__setattr__(self, "sentence", row["sentence"])
+            object.__setattr__(self, "source", row["where"])
 
     @property
-    def _settings(self) -> Mapping[str, Sequence[float]]:
-        return self.values if isinstance(self.values, Mapping) else {"": self.values}
+    def name(self) -> str:
+        return self.id
 
     @property
-    def _complete(self) -> bool:
-        return all(len(values) for values in self._settings.values()) and bool(self._settings)
+    def kind(self) -> Kind:
+        """A paper's sentence at the paper's setting, elsewhere, or a finding of the project."""
+        if self.id not in ledger():
+            return "finding"
+        return "replication" if self.differences else "reproduction"
 
     @property
-    def _judged(self) -> Sequence[float]:
-        return [mean(v) for v in self.values.values()] if isinstance(self.values, Mapping) else self.values
+    def verdict(self) -> Verdict:
+        return "not measured" if self.reason else self.judged
 
     @property
-    def _why_not(self) -> str:
-        """The reason for having no verdict, or "" if there is one."""
-        if self.reason or not self._complete:
-            return self.reason or "no values"
-        least = self.criterion.least
-        return "" if len(self._judged) >= least else f"the rule takes {least} values or more"
-
-    @property
-    def verdict(self) -> str:
-        """`holds`, `fails` or `not measured`; a value that is not finite fails."""
-        if self._why_not:
+    def judged(self) -> Verdict:
+        """The verdict of the numbers alone."""
+        verdicts = [each.verdict for each in self.compared]
+        if not verdicts or "not measured" in verdicts:
             return "not measured"
-        if not all(math.isfinite(value) for values in self._settings.values() for value in values):
-            return "fails"
-        return "holds" if self.criterion.holds(self._judged) else "fails"
+        needs = len(verdicts) if self.needs is None else self.needs
+        if verdicts.count("holds") >= needs:
+            return "holds"
+        return "fails" if verdicts.count("fails") > len(verdicts) - needs else "undecided"
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        texts = list(dict.fromkeys(each.rule.text for each in self.compared))
+        if len(self.compared) < 2:
+            return "".join(texts)
+        how_many = "all" if self.needs is None else f"at least {self.needs}"
+        return f"{how_many} of {len(self.compared)}: " + " | ".join(texts)
 
     @property
     def measured(self) -> str:
-        """Mean ± standard deviation (n) for each setting, after the reason if there is no verdict."""
-        why_not = self._why_not
-        if not self._complete:
-            return why_not
-        texts = [
-            f"{name}: {mean_and_spread(values)}" if name else mean_and_spread(values)
-            for name, values in self._settings.items()
-        ]
-        counts = sorted({len(values) for values in self._settings.values()})
-        text = ", ".join(texts) + (f" (n = {'/'.join(map(str, counts))})" if counts != [1] else "")
-        return f"{why_not}; here {text}" if why_not else text
+        """What was measured, after the reason if there is no verdict."""
+        several = len(self.compared) > 1
+        texts = [f"{each.metric}: {each.measured}" if several else each.measured for each in self.compared]
+        here = "; ".join(texts)
+        return f"{self.reason}; here {here}" if self.reason and here else self.reason or here or "no values"
 
     def record(self) -> dict[str, Any]:
-        """Return the entry of claims.json; for a claim over settings, `values`, `mean` and `std` are by setting."""
-        values = {name: [float(value) for value in each] for name, each in self._settings.items()}
-        means = {name: mean(each) if each else None for name, each in values.items()}
-        stds = {name: spread(each) if len(each) > 1 else None for name, each in values.items()}
-        single = not isinstance(self.values, Mapping)
+        """The entry of claims.json."""
         return {
-            "name": self.name,
-            "verdict": self.verdict,
-            "origin": self.origin,
-            "sentence": self.sentence,
-            "source": self.source,
-            "metric": self.metric,
-            "rule": self.criterion.text,
-            "paper": self.paper,
-            "measured": self.measured,
-            "values": values[""] if single else values,
-            "mean": means[""] if single else means,
-            "std": stds[""] if single else stds,
-        }
+            "id": self.id, "kind": self.kind, "verdict": self.verdict, "differences": list(self.differences),
+            "sentence": self.sentence, "source": self.source, "paper": self.paper, "measured": self.measured,
+            "metric": "; ".join(each.metric for each in self.compared), "rule": self.rule, "reason": self.reason,
+            "control": "; ".join(dict.fromkeys(each.control for each in self.compared)),
+            "needs": self.needs, "compared": [each.record() for each in self.compared],
+        }  # fmt: skip
 
 
-def departures(config: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
-    """List the options that differ from the paper's, such as `models.cnn.stride is 1 (paper: 2)`; "" if none does.
+@cache
+def ledger() -> dict[str, dict[str, str]]:
+    """The checkable sentences of all papers: {id: {sentence, where, scope, ...}}.
 
-    A paper's claim is judged at the paper's settings only; elsewhere, this is the reason for giving no verdict.
+    sentence: the paper's words (`quote`), or an equation or a number in ours (`statement`). not_checkable: why there is no claim.
     """
-    return ", ".join(_departures(config, paper, ""))
+    found: dict[str, dict[str, str]] = {}
+    for file in sorted((HOME / "experiments").glob("*/ledger.yaml")):
+        found |= yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    for row in found.values():
+        row["sentence"] = row.get("quote") or row["statement"]
+    return found
+
+
+# -- The paper's setting -----------------------------------------------------------------------------------------------
+
+
+def replicated(claims: Sequence[Claim], differences: Sequence[str], reason: str = "") -> list[Claim]:
+    """Add differences from the paper's setting, and a reason for having no verdict, to the claims of the paper."""
+    return [
+        c if c.kind == "finding" else replace(c, differences=[*c.differences, *differences], reason=c.reason or reason)
+        for c in claims
+    ]
+
+
+def departures(config: Mapping[str, Any], paper: Mapping[str, Any]) -> list[str]:
+    """List the options that differ from the paper's, such as `models.cnn.stride = 1 instead of 2`.
+
+    paper: only what the paper itself states; a choice of ours has no place there.
+    """
+    return list(_departures(config, paper, ""))
 
 
 def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -211,27 +361,4 @@ def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str
         if isinstance(value, Mapping):
             yield from _departures(given or {}, value, f"{prefix}{key}.")
         elif (list(given) if isinstance(value, list) and given is not None else given) != value:
-            yield f"{prefix}{key} is {given} (paper: {value})"
-
-
-def other_network(node: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
-    """Say how a model's config node differs from the paper's trained network; "" if it does not."""
-    if node.get("weights") == "standin":
-        return "stand-in weights, not ImageNet's"
-    return departures(node, paper) if node.get("weights") else "random weights"
-
-
-def paper_and_here(claims: Sequence[Claim], reason: str) -> list[Claim]:
-    """Withhold the verdict of the paper's claims for a reason, and add to each a copy that judges what was measured here.
-
-    The project's own claims stay as they are. Without a reason, so do all.
-    """
-    if not reason:
-        return list(claims)
-    judged = [
-        replace(c, name=f"here_{c.name}", sentence=f"Here: {c.sentence}", origin="project")
-        if c.origin == "paper"
-        else c
-        for c in claims
-    ]
-    return [replace(c, reason=reason) for c in claims if c.origin == "paper"] + judged
+            yield f"{prefix}{key} = {given} instead of {value}"

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from experiments.ayyar2021.gallery import strength
 from experiments.train import Train
 from vis import metrics
-from vis.claims import POSITIVE, Claim, mean, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.methods import explain_all
+from vis.oldclaims import POSITIVE, Claim, mean, paper_and_here
 from vis.runner.experiment import Load, Run, Task, method_title, method_words
 from vis.store.run_folder import Output, Results
 from vis.training.images import Images

@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import numbers_of
-from vis.claims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

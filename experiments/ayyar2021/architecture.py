@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Criterion
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
 from vis.methods.forward import Forward, NotApplicable
+from vis.oldclaims import Claim, Criterion
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

@@ -17,11 +17,11 @@ from torch import Tensor
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import strength
 from vis import metrics
-from vis.claims import Claim, interval_above, interval_below
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
 from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
+from vis.oldclaims import Claim, interval_above, interval_below
 from vis.runner.experiment import Load, Run, Task, method_class, method_words
 from vis.store.run_folder import Output, Results
 

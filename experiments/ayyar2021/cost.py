@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ayyar2021.similarity import GRADIENTS
-from vis.claims import POSITIVE, Claim, departures, paper_and_here, spread
 from vis.figures.layout import plot, styled
 from vis.methods import Method, explain_all
 from vis.methods.forward import NotApplicable
+from vis.oldclaims import POSITIVE, Claim, departures, paper_and_here, spread
 from vis.runner.experiment import Experiment, Load, Run, Task, method_title
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

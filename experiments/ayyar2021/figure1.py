@@ -10,13 +10,13 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import box_mask
-from vis.claims import POSITIVE, Claim, other_network, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import Occlusion
 from vis.methods.perturbation import accumulate
 from vis.methods.target import Target
+from vis.oldclaims import POSITIVE, Claim, other_network, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task, method_words
 from vis.store.run_folder import Output, Results
 

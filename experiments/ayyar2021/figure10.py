@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from vis.claims import Claim, near_zero
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, numbers, plot, styled
 from vis.methods import DeconvNet
+from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

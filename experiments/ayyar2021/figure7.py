@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, below, increasing, mean
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import IntegratedGradients
 from vis.methods.baseline import baseline_images, several
+from vis.oldclaims import Claim, below, increasing, mean
 from vis.runner.experiment import Experiment, Load, Run, Task, method_words
 from vis.store.run_folder import Output, Results
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from vis import metrics
-from vis.claims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.store.run_folder import Output, Results
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
 from vis import metrics
-from vis.claims import Claim, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
+from vis.oldclaims import Claim, mean
 from vis.runner.experiment import Load, Run, Task, method_words
 from vis.store.run_folder import Output, Results
 

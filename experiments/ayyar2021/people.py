@@ -24,11 +24,11 @@ from torch import Tensor
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import box_mask, strength
 from vis import metrics
-from vis.claims import POSITIVE, Claim, mean, other_network
 from vis.data import read_image, to_pixels
 from vis.data.images import SUFFIXES
 from vis.errors import UserError
 from vis.models import Model
+from vis.oldclaims import POSITIVE, Claim, mean, other_network
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

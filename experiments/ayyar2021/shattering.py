@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vis.claims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.oldclaims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

@@ -14,9 +14,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import NotAsked, strength
 from vis import metrics
-from vis.claims import Claim
 from vis.errors import UserError
 from vis.methods import Forward
+from vis.oldclaims import Claim
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output
 

@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from vis.claims import POSITIVE, Claim, above, departures, mean_and_spread, paper_and_here
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
+from vis.oldclaims import POSITIVE, Claim, above, departures, mean_and_spread, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import Gallery
-from vis.claims import Claim
+from vis.oldclaims import Claim
 from vis.store.run_folder import Results
 
 SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"

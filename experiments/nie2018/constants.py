@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 
 from vis import metrics
-from vis.claims import Claim, mean, within
 from vis.figures.layout import plot, styled
+from vis.oldclaims import Claim, mean, within
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Criterion, departures, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, Criterion, departures, mean_and_spread, near_zero
 from vis.store.run_folder import Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256, "pool": "9x9"}}}

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
 from vis import metrics
-from vis.claims import Claim, above, below, increasing, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods.target import Target
 from vis.models import resolve_layer
+from vis.oldclaims import Claim, above, below, increasing, near_zero
 from vis.runner.experiment import Load, Run, Task
 from vis.store.run_folder import Output, Results
 

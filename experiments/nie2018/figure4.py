@@ -12,9 +12,9 @@ from torch.nn.functional import avg_pool2d
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.store.run_folder import Results
 
 PAPER = {"cnn": CNN | {"num_filters": 256}, "fcn": FCN | {"hidden": 4096}}

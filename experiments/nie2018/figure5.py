@@ -23,9 +23,9 @@ from torch.nn.functional import interpolate
 
 from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -13,9 +13,9 @@ units; that of a random logit is 0. Figures: the paper's, and the same networks 
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, Criterion, Origin, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.store.run_folder import Results
 
 VGG = {"input_size": 224, **WEIGHTS}

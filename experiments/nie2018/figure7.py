@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
 from vis import metrics
-from vis.claims import Claim, Criterion, above, increasing, interval, mean
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.oldclaims import Claim, Criterion, above, increasing, interval, mean
 from vis.runner.experiment import Load, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.forward import Forward
 from vis.methods.target import Target
+from vis.oldclaims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -25,9 +25,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.nie2018.trained import images_of, not_the_papers, wanted
 from vis import metrics
-from vis.claims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.oldclaims import Claim, Criterion, above, increasing, mean_and_spread
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

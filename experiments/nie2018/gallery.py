@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, above, increasing, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, above, increasing, mean, mean_and_spread
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import LABELS
-from vis.claims import Claim, below
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, below
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

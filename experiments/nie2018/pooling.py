@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis.claims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.oldclaims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

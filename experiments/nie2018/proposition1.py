@@ -21,9 +21,9 @@ from scipy import stats
 from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images
-from vis.claims import Claim, Criterion, Origin, above, below, departures, increasing, mean, near_zero
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
+from vis.oldclaims import Claim, Criterion, Origin, above, below, departures, increasing, mean, near_zero
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from experiments.nie2018.three_layer import LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import torchvision_classifier
+from vis.oldclaims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.store.run_folder import Results
 
 NODE = {"input_size": 224, **WEIGHTS}

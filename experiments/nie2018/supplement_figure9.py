@@ -16,9 +16,9 @@ from torch.nn.functional import avg_pool2d, pad
 from experiments.nie2018.figure9 import BOX, background
 from experiments.nie2018.trained import batches_of_the_model, images_of, not_the_papers, wanted, weights_words
 from vis import metrics
-from vis.claims import Claim, Criterion, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.oldclaims import Claim, Criterion, mean_and_spread
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

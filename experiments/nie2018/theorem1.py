@@ -20,9 +20,9 @@ from torch import Tensor
 from experiments.nie2018.figure5 import LAW, over_law
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
 from vis import metrics
-from vis.claims import Claim, Criterion, below, departures, increasing, mean, mean_and_spread, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.oldclaims import Claim, Criterion, below, departures, increasing, mean, mean_and_spread, within
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

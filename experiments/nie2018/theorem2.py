@@ -27,9 +27,9 @@ from torch import Tensor
 
 from experiments.nie2018.three_layer import CNN, LABELS, images, random_networks
 from vis import metrics
-from vis.claims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
+from vis.oldclaims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

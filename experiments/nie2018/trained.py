@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vis.claims import departures, other_network
+from vis.oldclaims import departures, other_network
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Results
 

@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 
 from vis import metrics
-from vis.claims import Claim, above
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.cam import ActivationMap
 from vis.methods.forward import Forward
+from vis.oldclaims import Claim, above
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 

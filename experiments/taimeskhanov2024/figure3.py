@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.taimeskhanov2024.theorem1 import digit
-from vis.claims import Claim, Criterion, above, mean
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import GradCAM
 from vis.models.wall import gradient_by_row
+from vis.oldclaims import Claim, Criterion, above, mean
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system.device import local_convolutions

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
-from vis.claims import Claim, Criterion, departures
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods import HiResCAM
 from vis.methods.forward import Forward
+from vis.oldclaims import Claim, Criterion, departures
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system.device import local_convolutions

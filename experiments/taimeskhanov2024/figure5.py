@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.train import Train
-from vis.claims import Claim, Criterion, below, departures, increasing, within
 from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.oldclaims import Claim, Criterion, below, departures, increasing, within
 from vis.runner.experiment import Run
 from vis.store.run_folder import Results
 from vis.training.loop import Training

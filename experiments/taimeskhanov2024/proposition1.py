@@ -24,9 +24,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vis.claims import Claim, below
 from vis.data import to_pixels
 from vis.figures.layout import plot, styled
+from vis.oldclaims import Claim, below
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.wall_check import WallCheck, activity, datasets
-from vis.claims import Claim, Criterion, Origin, above, mean, spread
+from vis.oldclaims import Claim, Criterion, Origin, above, mean, spread
 from vis.runner.experiment import Run, Task, method_title
 from vis.store.run_folder import Results
 

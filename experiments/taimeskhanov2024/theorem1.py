@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from scipy.special import gammaln
 from torch import Tensor
 
-from vis.claims import Claim, above, mean, near_zero
 from vis.data import to_pixels
 from vis.figures.layout import PAGE_WIDTH, plot, styled
+from vis.oldclaims import Claim, above, mean, near_zero
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

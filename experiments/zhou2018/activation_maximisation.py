@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vis import metrics
-from vis.claims import POSITIVE, Claim, above, other_network, paper_and_here
 from vis.config.instantiate import construct
 from vis.data import Preprocess, preprocessing
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.graph.modes import evaluating
+from vis.oldclaims import POSITIVE, Claim, above, other_network, paper_and_here
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system.console import progress

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import learn_windows
 from experiments.zhou2018.figure11 import approximation
-from vis.claims import POSITIVE, Claim, paper_and_here
 from vis.config.instantiate import construct
 from vis.figures.layout import plot, styled
+from vis.oldclaims import POSITIVE, Claim, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, above, below, departures, increasing, other_network, paper_and_here
 from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.errors import UserError
@@ -30,6 +29,7 @@ from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
 from vis.methods.target import Target
 from vis.models import Model, skeleton
+from vis.oldclaims import Claim, above, below, departures, increasing, other_network, paper_and_here
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_title, method_words
 from vis.store.run_folder import Output, Results
 from vis.windows.plan import relative_work

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.figure9 import ALEXNET
 from experiments.zhou2018.figure16 import middle
-from vis.claims import Claim, Criterion, above, departures, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
+from vis.oldclaims import Claim, Criterion, above, departures, paper_and_here
 from vis.runner.experiment import Batch, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.windows.engine import Incremental

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from experiments.zhou2018.evidence import EvidenceMaps
-from vis.claims import Claim, above, departures
+from vis.oldclaims import Claim, above, departures
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Criterion, increasing, paper_and_here
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
+from vis.oldclaims import Claim, Criterion, increasing, paper_and_here
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 from vis.windows.engine import Incremental

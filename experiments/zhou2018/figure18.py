@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.zhou2018.evidence import EvidenceMaps, images_of, map_of
 from vis import metrics
-from vis.claims import Claim, Criterion, above, paper_and_here
+from vis.oldclaims import Claim, Criterion, above, paper_and_here
 from vis.store.run_folder import Results
 
 SAME = "all heatmaps except the last one mark the husky's ears and nose as strong positive evidence"

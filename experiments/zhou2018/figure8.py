@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
+from vis.oldclaims import Claim, Criterion, below
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

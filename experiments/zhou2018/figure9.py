@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.zhou2018.evidence import OnePicture, learnt_from, not_the_papers
-from vis.claims import Claim, above, below, paper_and_here
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
+from vis.oldclaims import Claim, above, below, paper_and_here
 from vis.runner.experiment import Load, Run, Task
 from vis.store.run_folder import Output, Results
 

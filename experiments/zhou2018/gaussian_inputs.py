@@ -19,8 +19,8 @@ from itertools import product
 import numpy as np
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Criterion, below
 from vis.figures.layout import plot, styled
+from vis.oldclaims import Claim, Criterion, below
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

@@ -18,10 +18,10 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import learn
-from vis.claims import Claim, above, below, increasing
 from vis.figures.layout import plot, styled
 from vis.graph.modes import evaluating
 from vis.models import Model
+from vis.oldclaims import Claim, above, below, increasing
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

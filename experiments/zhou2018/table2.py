@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
 from vis import metrics
-from vis.claims import Claim, above, below, paper_and_here
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import PDAGradient
 from vis.methods.forward import Forward
 from vis.methods.perturbation import windows_of
 from vis.methods.target import Target
+from vis.oldclaims import Claim, above, below, paper_and_here
 from vis.runner.experiment import Run, Task, method_title
 from vis.store.run_folder import Output, Results
 

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
 from vis import metrics
-from vis.claims import Claim, Criterion, above
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
 from vis.methods.target import Target
+from vis.oldclaims import Claim, Criterion, above
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 

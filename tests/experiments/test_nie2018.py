@@ -97,7 +97,7 @@ FIGURE5 = (
 
 
 def claims(folder) -> dict:
-    return {c["name"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
+    return {c["id"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
 
 
 def test_figure4_from_the_command_line(command):

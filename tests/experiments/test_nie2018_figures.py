@@ -19,9 +19,9 @@ from experiments.nie2018.figure8 import ascent, relu_states
 from experiments.nie2018.figure9 import background, surviving_patches
 from experiments.nie2018.supplement_figure9 import left_difference, textured
 from vis import load_run, metrics
-from vis.claims import interval
 from vis.config.compose import compose_config, register
 from vis.models import build_model
+from vis.oldclaims import interval
 from vis.runner.experiment import Run
 
 RESULTS = ("maps.npz", "tables.json", "table.csv", "claims.json", "figure.png")
@@ -44,7 +44,7 @@ def checkpoint(tmp_path: Path) -> str:
 
 
 def claims(folder: Path) -> dict:
-    return {c["name"]: c for c in json.loads((folder / "claims.json").read_text(encoding="utf-8"))}
+    return {c["id"]: c for c in json.loads((folder / "claims.json").read_text(encoding="utf-8"))}
 
 
 def test_distances():

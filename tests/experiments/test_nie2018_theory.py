@@ -11,7 +11,7 @@ from vis import load_run
 
 
 def claims(folder) -> dict:
-    return {c["name"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
+    return {c["id"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
 
 
 def test_lemma_1_eq_4_eq_6_and_eq_8_are_what_autograd_computes(vis_run):

@@ -43,7 +43,7 @@ def test_two_trainings_drawn_while_they_work_and_resumed_after_a_kill(vis_run, t
     assert [(row["network"], row["epoch"]) for row in run.rows()] == [
         ("masked", 1), ("masked", 2), ("unmasked", 1), ("unmasked", 2)
     ]  # fmt: skip
-    claims = {claim["name"]: claim for claim in json.loads((folder / "claims.json").read_text())}
+    claims = {claim["id"]: claim for claim in json.loads((folder / "claims.json").read_text())}
     assert claims["wall"]["verdict"] == "holds"
     assert claims["masked_top1"]["verdict"] == "not measured"
     assert "trained on stacked_digits, not on ImageNet-1k" in claims["masked_top1"]["measured"]

@@ -18,7 +18,7 @@ from vis.methods import GradCAM, HiResCAM, XGradCAM
 
 
 def claims(folder) -> dict:
-    return {c["name"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
+    return {c["id"]: c for c in json.loads((Path(folder) / "claims.json").read_text(encoding="utf-8"))}
 
 
 # --- Proposition 1 ----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_methods_and_a_users_own_get_their_rows(vis_run, tmp_path, monkeypatch):
     mine = "+methods.mine._target_=everywhere.Everywhere"
     folder = vis_run("experiment=wall_check", *SMALL, "method=[gradcam,hirescam,saliency]", mine).folder
     run = load_run(folder)
-    verdicts = {c["name"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}
+    verdicts = {c["id"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}
     assert verdicts["wall_gradient"] == verdicts["wall_blank"] == "holds"
     assert verdicts["hirescam_blind"] == verdicts["saliency_blind"] == "holds"
     assert verdicts["mine_blind"] == "fails"
@@ -104,7 +104,7 @@ def untrained_table(vis_run):
 
 
 def test_table_1_measures_nothing_of_the_paper_on_other_weights(untrained_table):
-    claims = {c["name"]: c for c in json.loads((untrained_table / "claims.json").read_text())}
+    claims = {c["id"]: c for c in json.loads((untrained_table / "claims.json").read_text())}
     assert {claims[name]["verdict"] for name in PAPER} == {"not measured"}
     assert claims["here_hirescam"]["verdict"] == "holds"
     assert claims["layercam"]["verdict"] == "holds"
@@ -130,7 +130,7 @@ def test_diagrams_measure_their_sizes(vis_run):
     assert (rows[-1]["rows"], rows[-1]["seen"]) == (14, 5)
     seen = [row["seen"] / row["rows"] for row in rows]
     assert seen == sorted(seen, reverse=True), "the dead zone grows from the image to the wall"
-    claims = {c["name"]: c["verdict"] for c in json.loads((four / "claims.json").read_text())}
+    claims = {c["id"]: c["verdict"] for c in json.loads((four / "claims.json").read_text())}
     assert claims == {"dead_zone": "not measured", "derived": "holds", "hirescam": "not measured"}
     one = vis_run("experiment=taimeskhanov2024/figure1", *SMALL, "model.weights=null").folder
     assert {name: a.shape for name, a in load_run(one).arrays.items()} == {
@@ -156,5 +156,5 @@ def test_maps_that_do_not_depend_on_the_weights_fail_the_sanity_check(vis_run, t
     assert all(row["pearson"] == pytest.approx(1) for row in run.rows(method="mine"))
     assert all(row["pearson"] == pytest.approx(1) for row in run.rows(method="hirescam", kind="trained"))
     assert all(row["pearson"] < 0.9 for row in run.rows(method="hirescam", variant="from features.0"))
-    claims = {c["name"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}
+    claims = {c["id"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}
     assert claims["mine"] == "fails"

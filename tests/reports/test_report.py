@@ -29,7 +29,8 @@ EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(2)> & | done"""
 
 def claim(name="gbp", verdict="holds", measured="0.776 ± 0.018 (n = 8)", **changes):
     words = {"sentence": f"The paper says {name}", "source": "Figure 4", "metric": "pear", "rule": "mean > 0.65"}
-    return {"name": name, "verdict": verdict, **words, "paper": 0.9, "measured": measured} | changes
+    words |= {"kind": "reproduction", "differences": [], "control": "another image"}
+    return {"id": name, "verdict": verdict, **words, "paper": 0.9, "measured": measured} | changes
 
 
 def made(
@@ -146,7 +147,9 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     assert "Run: vis-run experiment=nie2018/theorem1" in read.text, "not started, so it says how to start it"
     assert "finding 3" in read.text
     text = page.with_name("report.md").read_text(encoding="utf-8")
-    assert "| nie2018/figure4 | The paper says gbp_cnn_cosL | 0.9 | 0.776 ± 0.018 (n = 8) | holds |" in text
+    assert (
+        "| nie2018/figure4 | The paper says gbp_cnn_cosL | reproduction | 0.9 | 0.776 ± 0.018 (n = 8) | holds |" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "experiment.models.cnn.stride 2 1" in read.text
     assert "preset paper small" in read.text
     assert "Claims, 1 of 3 with another verdict" in read.text
-    assert "holds 0.776 ± 0.018 (n = 8) fails 0.1 (n = 2)" in read.text
+    assert "holds reproduction 0.776 ± 0.018 (n = 8) fails reproduction 0.1 (n = 2)" in read.text
     assert len(read.all("img", "src")) == 2
     same = Page(reported(capsys, first, "--config-dir", tmp_path, first)).check()
     assert "What differs nothing" in same.text

@@ -227,7 +227,7 @@ def test_mistakes_with_collections(vis_run, collection, tmp_path):
 
 def test_an_experiment_keeps_the_claims_that_its_config_names(vis_run, collection):
     folder = vis_run("experiment=found", *collection).folder
-    assert [claim["name"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]
+    assert [claim["id"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]
 
 
 def test_the_plan_of_a_collection_says_what_is_missing(vis_run, tmp_path):

@@ -58,9 +58,9 @@ class Item:
         return self.stored.claims
 
     @property
-    def verdicts(self) -> Counter[str]:
-        """The number of its claims with each verdict."""
-        return Counter(claim.verdict for claim in self.claims)
+    def verdicts(self) -> Counter[tuple[str, str]]:
+        """The number of its claims of each kind with each verdict."""
+        return Counter((claim.kind, claim.verdict) for claim in self.claims)
 
     @property
     def facts(self) -> Rows:
@@ -130,8 +130,8 @@ class Section:
     findings: Sequence[Path] = ()
 
     @property
-    def verdicts(self) -> Counter[str]:
-        """The number of claims with each verdict."""
+    def verdicts(self) -> Counter[tuple[str, str]]:
+        """The number of claims of each kind with each verdict."""
         return sum((item.verdicts for item in self.items), Counter())
 
     def claims_of_findings(self) -> Iterator[tuple[str, list[ClaimRecord]]]:
@@ -141,7 +141,7 @@ class Section:
             base = str(config.defaults[0]).removeprefix("/experiment/")
             patterns = config.experiment.get("claims", ["*"])
             claims = [claim for item in self.items if item.name == base for claim in item.claims]
-            yield describe(finding), [c for c in claims if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+            yield describe(finding), [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)]
 
 
 def runs_in(root: Path) -> Iterator[Path]:
@@ -187,9 +187,16 @@ def summary_rows(item: Item) -> Rows:
     """An item's rows in report.md: one for each claim; the first also has the command that runs it again."""
     again, what = f"`{item.command}`", item.reduced or (item.state if item.state != "done" else "")
     claims: Rows = [
-        {"item": item.name, "claim": c.sentence, "paper": c.paper, "here": c.measured, "verdict": c.verdict}
+        {
+            "item": item.name,
+            "claim": c.sentence,
+            "kind": c.kind,
+            "paper": c.paper,
+            "here": c.measured,
+            "verdict": c.verdict,
+        }
         for c in item.claims
-    ] or [{"item": item.name, "claim": item.title, "paper": None, "here": None, "verdict": None}]
+    ] or [{"item": item.name, "claim": item.title, "kind": None, "paper": None, "here": None, "verdict": None}]
     return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
 
 

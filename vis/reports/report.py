@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+from vis.claims import KINDS, VERDICTS
 from vis.config.check import leaves
 from vis.config.compose import options, slug
 from vis.errors import UserError
@@ -19,7 +20,6 @@ from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
 from vis.system.files import write_text
 
-VERDICTS = ("holds", "fails", "not measured")
 HELP = """vis-report - what has been reproduced: one page over all runs, or two runs side by side
 
   vis-report                 report.html, report.md and claims.csv over all runs in outputs/
@@ -47,14 +47,23 @@ def write_report(
     for item in (item for section in sections for item in section.items):
         run = place(item.folder, page.parent) if item.folder else ""
         head = {"item": item.name, "run": run, "reduced": item.reduced, "again": item.command}
-        rows += [head | asdict(claim) for claim in item.claims]
+        rows += [head | asdict(claim) | {"differences": "; ".join(claim.differences)} for claim in item.claims]
     write_text(page.with_name("claims.csv"), csv_text(rows))
     text = [f"# {title}\n"]
     for section in sections:
         text.append(f"## {section.title}\n" if len(sections) > 1 else "")
         text.append(markdown_text([row for item in section.items for row in summary_rows(item)]))
     write_text(page.with_name("report.md"), "\n".join(text).replace("<", "\\<"))
-    write_page(page, "report.html", title=title, sections=sections, verdicts=VERDICTS, lists=lists or {}, note=note)
+    write_page(
+        page,
+        "report.html",
+        title=title,
+        sections=sections,
+        kinds=KINDS,
+        verdicts=VERDICTS,
+        lists=lists or {},
+        note=note,
+    )
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
@@ -146,9 +155,9 @@ def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
 
 
 def _claims(*pair: Item) -> list[list[ClaimRecord | None]]:
-    """The claims of two runs, those of the same name side by side; None where one of them makes no such claim."""
-    claims = [{claim.name: claim for claim in item.claims} for item in pair]
-    return [[each.get(name) for each in claims] for name in claims[0] | claims[1]]
+    """The claims of two runs, those of the same sentence side by side; None where one of them makes no such claim."""
+    claims = [{claim.id: claim for claim in item.claims} for item in pair]
+    return [[each.get(key) for each in claims] for key in claims[0] | claims[1]]
 
 
 # -- The command line --------------------------------------------------------------------------------------------------

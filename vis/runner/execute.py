@@ -118,16 +118,17 @@ def tasks_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
     """Write tables, claims and figures from the stored results, as `vis-run --redraw` does.
 
-    If the config has `experiment.claims`, a list of patterns, only claims whose names match one are kept.
+    If the config has `experiment.claims`, a list of patterns, only claims whose ids match one are kept.
     """
     own = results.config.experiment.name
     with named(f"{own}, summaries"):
-        for name, rows in (results.tables | experiment.summaries(results)).items():
+        results.tables |= experiment.summaries(results)
+        for name, rows in results.tables.items():
             write_text(folder.path / f"{name}.csv", csv_text(rows))
             write_text(folder.path / f"{name}.md", markdown_text(rows))
     wanted = results.config.experiment.get("claims") or ["*"]
     with named(f"{own}, claims"):
-        claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.name, pattern) for pattern in wanted)]
+        claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.id, pattern) for pattern in wanted)]
         write_json(folder.path / "claims.json", [claim.record() for claim in claims])
     captions = {}
     with named(f"{own}, draw"):
@@ -266,7 +267,7 @@ def _git(*arguments: str) -> str | None:
 
 def _summary(claims: list[Claim], seconds: float) -> None:
     if claims:
-        width = max(len(claim.name) for claim in claims)
+        width = max(len(claim.id) for claim in claims)
         for claim in claims:
-            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.name, claim.measured, claim.criterion.text)
+            log.info("%-12s %-*s  %s  (%s)", claim.verdict, width, claim.id, claim.measured, claim.rule)
     log.info("done in %.1f s", seconds)

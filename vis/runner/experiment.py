@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from vis.claims import Claim
 from vis.data import Dataset, Preprocess
 from vis.errors import UserError
 from vis.methods import Method
@@ -174,14 +173,14 @@ class Experiment:
         """Compute one task: its arrays, named uniquely among all tasks, and rows of tables."""
         raise NotImplementedError
 
-    def claims(self, results: Results) -> list[Claim]:
-        """The paper's claims with their measured values."""
+    def claims(self, results: Results) -> list[Any]:
+        """Return the claims that the run judges, see `vis.claims`; `results.tables` include those of `summaries`."""
         return []
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Tables as the paper prints them, by file name, from the stored results."""
+        """Return tables made from the stored ones, by file name: as the paper prints them, or what claims compare."""
         return {}
 
-    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
         """Figures by file name, from the stored results alone, each with its caption in `figure.caption`."""
         return {}

@@ -30,14 +30,17 @@ class Status:
 
 @dataclass
 class ClaimRecord:
-    """What pages show of a claim in claims.json: texts, and the paper's value."""
+    """What pages show of a claim in claims.json: texts, the paper's value, and how the run differs from the paper's setting."""
 
-    name: str
+    id: str
+    kind: str
     verdict: str
+    differences: list
     sentence: str
     source: str
     metric: str
     rule: str
+    control: str
     paper: object
     measured: str
 
