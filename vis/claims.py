@@ -362,3 +362,8 @@ def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str
             yield from _departures(given or {}, value, f"{prefix}{key}.")
         elif (list(given) if isinstance(value, list) and given is not None else given) != value:
             yield f"{prefix}{key} = {given} instead of {value}"
+
+
+def at_small_sizes(config: Mapping[str, Any]) -> str:
+    """The reason for no verdict on a sentence that depends on the size, in a run at `preset=small`; otherwise ""."""
+    return "it takes the full sizes: leave out preset=small" if config.get("preset") == "small" else ""
