@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vis.claims import interval, mean
 from vis.data import preprocessing
 from vis.methods import LRP, Method, explain_all
 from vis.methods.baseline import baseline_image
 from vis.metrics.deletion import curves
 from vis.models import torchvision_classifier
-from vis.oldclaims import interval, mean
 
 CANDIDATES = (
     "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat",

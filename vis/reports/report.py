@@ -15,6 +15,7 @@ from vis.config.compose import options, slug
 from vis.errors import UserError
 from vis.reports.html import place, write_page
 from vis.reports.items import Item, Section, by_paper, item_of, runs_in, summary_rows
+from vis.reports.ledger import ledger_page
 from vis.store.stored import ClaimRecord
 from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
@@ -22,7 +23,7 @@ from vis.system.files import write_text
 
 HELP = """vis-report - what has been reproduced: one page over all runs, or two runs side by side
 
-  vis-report                 report.html, report.md and claims.csv over all runs in outputs/
+  vis-report                 report.html, report.md, claims.csv and ledger.md over all runs in outputs/
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN         two runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
@@ -67,7 +68,7 @@ def write_report(
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
-    """Write report.html, report.md and claims.csv over all runs in a folder; returns the page.
+    """Write report.html, report.md, claims.csv and ledger.md over all runs in a folder; return the page.
 
     config_dirs: folders of the user's own configs, for titles. Raises UserError where there is no run.
     """
@@ -83,6 +84,7 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     only = f": {sections[0].title}" if len(sections) == 1 else ""
     note = f"Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {root}"
     write_report(root / "report.html", f"Reproduction report{only}", sections, lists, note)
+    write_text(root / "ledger.md", ledger_page(each for item in found.values() for each in (item, *item.others)))
     return root / "report.html"
 
 
