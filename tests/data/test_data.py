@@ -224,7 +224,7 @@ def test_a_folder_is_every_visible_image_in_it_in_order(tmp_path):
     assert list(data.names) == ["a/b/c.Tiff", "a/z.JPEG", "b.PNG"]
     assert data.labels == [None] * 3
     np.testing.assert_array_equal(np.asarray(data.read(2)), np.asarray(picture(seed=0)))
-    for path, message in [(tmp_path / "none", "is no folder"), (tmp_path / "folder.png", "holds no image")]:
+    for path, message in [(tmp_path / "none", "is not a folder"), (tmp_path / "folder.png", "contains no images")]:
         with pytest.raises(UserError, match=message):
             folder(str(path))
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_downloaded_names_the_way_out(tmp_path, monkeypatch, caps
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    with pytest.raises(UserError, match=r"nor be downloaded to it .* give another dataset\.path") as caught:
+    with pytest.raises(UserError, match=r"nor downloaded to it .* give another dataset\.path") as caught:
         dataset(str(tmp_path))
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -340,5 +340,5 @@ def empty() -> Dataset:
 def test_a_dataset_without_images_and_one_that_reads_no_picture_are_errors(vis_run):
     ran = vis_run("dataset._target_=test_data.empty", "~dataset.names")
     assert (ran.code, "the dataset holds no image: mine" in ran.err) == (2, True)
-    with pytest.raises(UserError, match="read int 5: expected a picture"):
+    with pytest.raises(UserError, match="read int 5: expected an image"):
         to_pixels(5, (8, 8), 3)

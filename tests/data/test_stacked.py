@@ -46,7 +46,7 @@ def test_stack_mix_depends_on_its_seed_alone(imagenet):
 def test_stack_mix_of_fewer_classes_says_so(imagenet, caplog):
     data = stack_mix(str(imagenet))
     assert len(data) == 5  # the class with one image is left out
-    assert "of 5 classes" in caplog.text
+    assert "only 5 classes" in caplog.text
     assert "100 of the first 398" in caplog.text
     assert "STACK-MIX of 5 classes" in data.origin
     assert set(stack_mix(str(imagenet), classes=2).names) == {"n00000000", "n00000001"}
@@ -75,7 +75,7 @@ def test_the_halves_are_the_pictures_themselves():
     assert both.shape == (56, 28)
     assert (both[:28] == 40).all()
     assert (both[28:] == 120).all()
-    with pytest.raises(UserError, match="a class of one picture"):
+    with pytest.raises(UserError, match="a class with a single image"):
         stacked(Dataset("three", list("abc"), [0, 1, 0], lambda i: pictures[i]), seed=0, side=28)
 
 

@@ -150,9 +150,9 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
     [
         ("cnn3_random", {"num_filters": "many"}, "model.num_filters=many is not of type int"),
         ("cnn3_random", {"num_filters": -1}, "1 or more"),
-        ("cnn3_random", {"num_classes": 0}, "model.num_classes is 1 or more"),
-        ("cnn3_random", {"pool": "3x3"}, "pool is 9x9, 2x2 or null"),
-        ("cnn3_random", {"input_size": [1, 2, 3]}, "input_size is the side of a square or [height, width]"),
+        ("cnn3_random", {"num_classes": 0}, "model.num_classes=0: give 1 or more"),
+        ("cnn3_random", {"pool": "3x3"}, "give 9x9, 2x2 or null"),
+        ("cnn3_random", {"input_size": [1, 2, 3]}, "give the side of a square or [height, width]"),
         ("vgg16_random", {"init": "glorot"}, "unknown model.init=glorot"),
         ("vgg16_random", {"trained_up_to": "conv1_1"}, "need trained weights"),
         ("vgg16_masked", {"input_size": 16, "init": "normal"}, "32x32 or more"),

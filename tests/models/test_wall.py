@@ -133,7 +133,7 @@ def test_what_cannot_be_traced_is_named():
         trace(nn.Sequential(nn.ReLU(), Branch()), 1, (4, 4))
     with pytest.raises(NotTraceable, match="Branch cannot be traced"):
         trace(Branch(), 1, (4, 4))
-    with pytest.raises(UserError, match=r"receptive field of Sequential is not known for .*, 1 \(Branch\)"):
+    with pytest.raises(UserError, match=r"cannot find the receptive field of Sequential for .*, 1 \(Branch\)"):
         build_wall(nn.Sequential(nn.ReLU(), Branch()), 2, 1, (4, 4))
 
 
@@ -298,7 +298,7 @@ def transposed() -> nn.Module:
         (lambda: get_model("efficientnet_b0"), 2, r"every row from mul in features\.1\.0\.block\.1 on$"),
         (lambda: get_model("vit_b_32"), 2, "neither a dense layer nor a global pooling .* reshape"),
         (transposed, 2, "neither a dense layer nor a global pooling .* flatten"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 2, "no feature map of several rows"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 2, "no feature map with several rows"),
         (  # made for images of 32 x 32
             lambda: nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 8 * 8, 2)),
             2,

@@ -87,14 +87,14 @@ def test_damaged_and_foreign_files_get_one_clear_line(tmp_path, state):
         content = (tmp_path / "whole.pt").read_bytes()
         for length in (0, 3, 100, len(content) // 2, len(content) - 40):
             (tmp_path / "cut.pt").write_bytes(content[:length])
-            with pytest.raises(UserError, match=r"cut\.pt: it is damaged or no checkpoint$"):
+            with pytest.raises(UserError, match=r"cut\.pt: it is damaged or not a checkpoint$"):
                 read_checkpoint(tmp_path / "cut.pt")
     (tmp_path / "text.pt").write_text("hello world")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         read_checkpoint(tmp_path / "text.pt")
     for content in ({}, {"lr": 0.1}, torch.zeros(3)):
         torch.save(content, tmp_path / "other.pt")
-        with pytest.raises(UserError, match="holds no state dict"):
+        with pytest.raises(UserError, match="contains no state dict"):
             read_checkpoint(tmp_path / "other.pt")
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(UserError, match="no weights file"):
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_network(tmp_path, state):
     with pytest.raises(UserError, match=r"more\.pt is not a checkpoint of CNN3: it has fc2\.weight, which the network"):
         build_small(tmp_path / "more.pt")
     torch.save({key: value for key, value in state.items() if "fc" not in key}, tmp_path / "less.pt")
-    with pytest.raises(UserError, match=r"it lacks fc\.weight and 1 more$"):
+    with pytest.raises(UserError, match=r"it is missing fc\.weight and 1 more$"):
         build_small(tmp_path / "less.pt")
 
 
