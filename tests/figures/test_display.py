@@ -97,7 +97,7 @@ def test_the_words_name_the_percentile():
 
 @pytest.mark.parametrize("clip", [0, -1, 101, float("nan")])
 def test_what_is_no_percentile_is_refused(clip):
-    with pytest.raises(UserError, match="is no percentile"):
+    with pytest.raises(UserError, match="is not a percentile"):
         scaling("midgray", clip)
 
 
@@ -120,7 +120,7 @@ def test_visualize_clips_what_it_shows_says_so_and_measures_the_raw_maps(vis_run
 def test_a_clip_that_cannot_be_is_one_line(vis_run):
     ran = vis_run(*SMALL, "experiment.clip=0.0")
     assert ran.code == 2
-    assert "clip=0 is no percentile" in ran.err
+    assert "clip=0 is not a percentile" in ran.err
 
 
 def test_nie2018_keeps_the_papers_min_max(vis_run):
