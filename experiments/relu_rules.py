@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vis.claims import Claim, near_zero
 from vis.errors import UserError
-from vis.figures.layout import numbers, plot, styled
+from vis.figures.layout import draw_matrix, plot, styled
 from vis.methods import explain_all
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
@@ -73,5 +73,5 @@ class ReluRules(Experiment):
         bound = max(float(np.abs(results.arrays[name]).max()) for name in titles)
         with styled():
             for each, (name, title) in zip(axes, titles.items(), strict=True):
-                numbers(each, results.arrays[name], title, bound)
+                draw_matrix(each, results.arrays[name], title, bound)
         return {"figure": figure}

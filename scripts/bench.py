@@ -43,7 +43,7 @@ from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 from vis.system.allocator import keep_freed_memory
-from vis.training.fit import Seen
+from vis.training.fit import NetworkInputs
 from vis.windows.engine import Incremental, is_native
 from vis.windows.gaussian import PatchGaussian
 
@@ -237,8 +237,8 @@ def _windows(name: str, count: int, device: str, repeats: int, low: torch.dtype 
     return row
 
 
-def photographs() -> Seen:
-    return Seen(samples("all"), preprocessing("imagenet"), (224, 224), 3)
+def photographs() -> NetworkInputs:
+    return NetworkInputs(samples("all"), preprocessing("imagenet"), (224, 224), 3)
 
 
 def with_windows(image: Tensor, at: Tensor, patches: Tensor) -> Iterator[Tensor]:

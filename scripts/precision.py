@@ -23,7 +23,7 @@ from vis.data import digits, preprocessing
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds
 from vis.models import build_model
-from vis.training.fit import Seen
+from vis.training.fit import NetworkInputs
 from vis.training.standin import standin
 from vis.windows.engine import Incremental
 
@@ -46,7 +46,7 @@ def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -
         trained = standin(node, Path("outputs/standins"), device)
         model = build_model(node | {"weights": str(trained.path)}, device=device)
         net, words, method = model.net, trained.words, methods.PDAFast(window=4, patch=8)
-        images = Seen(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
+        images = NetworkInputs(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
     else:
         net, words, method, images = random_network(name, device), "random weights", methods.PDAFast(), photographs()
     method.fit(images)

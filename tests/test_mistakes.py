@@ -117,7 +117,7 @@ MISTAKES = {
     "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
     "a config that is not YAML": (["experiment=mine", "--config-dir", "own"], "cannot read the config "),
-    "outputs below a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "outputs below a file": ([*SMALL, "outputs=text.png/x"], "cannot create a folder in outputs=text.png/x"),
     "a comment above the package": (
         ["experiment=above", "--config-dir", "above"],
         "experiment/above.yaml: `# @package NAME` must be the first line, with no comment above it; that line is '# Mine'",

@@ -244,7 +244,7 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
     return figure, list(axes)
 
 
-def numbers(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
+def draw_matrix(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
     """Draw a small matrix [H, W] with its numbers on red (up to `bound`), white (0) and blue (down to -`bound`)."""
     axes.imshow(values, cmap="bwr", vmin=-2 * bound, vmax=2 * bound)
     for (row, column), value in np.ndenumerate(values):
