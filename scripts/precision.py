@@ -1,10 +1,10 @@
-"""What low precision does to the evidence of windows (zhou2018), in % of its RMS; a table, no times.
+"""Measure the error of low precision in the evidence of windows (zhou2018), in % of its RMS; print a table without times.
 
 python scripts/precision.py [--device cuda] [--quick]
 
-Values rounded (full passes), and only what a window changes (the engine). An even sample of all windows, with their conditional
-means; a photograph. In full passes weights and the inputs and outputs of layers are rounded, sums are in float32, as on
-tensor cores.
+"values" rounds everything in full passes, "changes" only the differences that a window makes (the engine). The windows are
+evenly spaced over a photograph and contain their conditional means. Full passes round weights and the inputs and outputs of
+layers, and sum in float32, as tensor cores do.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from vis.windows.engine import Incremental
 
 
 def precisions(device: str, quick: bool) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     heads = [f"{form}, {name}" for form in ("values", "changes") for name in dtypes]
     yield f"| network | windows | RMS of the evidence [bits] | {' | '.join(heads)} |"
@@ -74,7 +74,7 @@ def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -
 
 
 def _rounded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network that rounds its weights and what goes into and out of its layers."""
+    """Copy a network, rounding its weights and the inputs and outputs of its layers."""
     net = copy.deepcopy(net)
     for parameter in net.parameters():
         parameter.data = parameter.data.to(dtype).float()
