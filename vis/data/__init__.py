@@ -1,4 +1,4 @@
-"""Datasets: named images with optional labels, and the preprocessing of a network's input.
+"""Load datasets of named, optionally labelled images, and preprocess them for a network.
 
 A dataset is a sequence of images. The model sets their size and preprocessing (`vis.data.preprocess`), unless the
 config overrides them.
