@@ -288,14 +288,14 @@ def transposed() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "rows", "message"),
     [
-        (lambda: get_model("resnet18"), 3, "row 2 of its last feature map .7 rows. sees .* give 1 or less"),
+        (lambda: get_model("resnet18"), 3, "row 2 of its last feature map .7 rows. reaches .* give 1 or less"),
         (lambda: get_model("resnet18"), 9, "has 7 rows; give 1 to 6"),
         (
             lambda: get_model("densenet121"),
             1,
-            r"every row from features\.denseblock3.* on\. A larger model\.input_size",
+            r"all rows from features\.denseblock3.* on\. A larger model\.input_size",
         ),
-        (lambda: get_model("efficientnet_b0"), 2, r"every row from mul in features\.1\.0\.block\.1 on$"),
+        (lambda: get_model("efficientnet_b0"), 2, r"all rows from mul in features\.1\.0\.block\.1 on$"),
         (lambda: get_model("vit_b_32"), 2, "neither a dense layer nor a global pooling .* reshape"),
         (transposed, 2, "neither a dense layer nor a global pooling .* flatten"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 2, "no feature map with several rows"),

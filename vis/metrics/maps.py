@@ -212,8 +212,8 @@ def largest(maps: Tensor, share: float) -> Tensor:
 def dice(a: Tensor, b: Tensor) -> Tensor:
     """Return the Dice coefficient 2 |a and b| / (|a| + |b|) of two masks; 1 if both are empty."""
     both = (a & b).flatten(1).sum(1).double()
-    total = a.flatten(1).sum(1) + b.flatten(1).sum(1)
-    return torch.where(total > 0, 2 * both / total, 1.0)
+    sizes = a.flatten(1).sum(1) + b.flatten(1).sum(1)
+    return torch.where(sizes > 0, 2 * both / sizes, 1.0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

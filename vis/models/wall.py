@@ -38,12 +38,12 @@ def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) 
             traced = trace(net, channels, size)
             seen, mixing = receptive_field(traced)
             last = _last_map(traced, seen)
-            total = len(seen[last])
-            if rows == total:
+            height = len(seen[last])
+            if rows == height:
                 return None
-            if not 1 <= rows < total:
+            if not 1 <= rows < height:
                 raise UserError(
-                    f"model.wall.rows={rows}: the last feature map of {name} has {total} rows; give 1 to {total - 1}"
+                    f"model.wall.rows={rows}: the last feature map of {name} has {height} rows; give 1 to {height - 1}"
                 )
             linear, poolings = _head(traced, last)
             walled, _ = receptive_field(traced, live={last: rows})
@@ -144,16 +144,20 @@ def _pool_live_rows(traced: Traced, poolings: list[fx.Node], rows: int) -> None:
 
 def _hides_nothing(traced: Traced, rows: int, seen: dict[fx.Node, Seen], last: fx.Node, mixing: list[fx.Node]) -> str:
     """Say why a wall would hide nothing, and what to change."""
-    name, total, bottom = (
+    name, height, bottom = (
         type(traced.net).__name__,
         len(seen[last]),
         int(max(each[:, 1].max() for each in seen.values())),
     )
-    what = f"model.wall.rows={rows} hides nothing in {name}: row {rows - 1} of its last feature map ({total} rows) sees"
+    what = (
+        f"model.wall.rows={rows} hides nothing in {name}: the receptive field of row {rows - 1} of its last feature map"
+    )
     hiding = int((seen[last][:, 1] < bottom).sum())
     if hiding:
-        return f"{what} the image down to its last row; give {hiding} or less"
+        return f"{what} ({height} rows) reaches the bottom of the image; give {hiding} or less"
     blind = next(n for n in seen if len(seen[n]) > 1 and seen[n][0, 1] == bottom)
-    rule = ", for which there is no rule," if blind in mixing else ""
+    rule = ", an operation without a rule" if blind in mixing else ""
     wider = ". A larger model.input_size may help" if traced.kind(blind) in ("conv2d", "maxpool2d", "avgpool2d") else ""
-    return f"{what} all of the image, as does every row from {traced.words(blind)}{rule} on{wider}"
+    return (
+        f"{what} ({height} rows) covers the image, as do those of all rows from {traced.words(blind)} on{rule}{wider}"
+    )
