@@ -75,7 +75,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-# Photographs shipped with scikit-image, all CC0 or public domain. We read the files without importing the package.
+# Photographs shipped with scikit-image, all CC0 or public domain. Their files are read without importing it.
 _SAMPLES = {
     "tabby": "chelsea.png",
     "astronaut": "astronaut.png",

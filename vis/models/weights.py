@@ -124,7 +124,7 @@ def _first(keys: list[str]) -> str:
 
 
 def trained_modules(net: nn.Module, up_to: str | None, except_layer: str | None) -> Callable[[str], bool]:
-    """Return a predicate on names: does a module keep its trained weights (nie2018, Figure 9)?
+    """Return a predicate on module names: True if the module keeps its trained weights (nie2018, Figure 9).
 
     These are all modules up to and including a layer, or all but one. A layer is given by its module name or by the
     network's own name for it (`layer_names`: conv1_1 ... fc3 for VGG-16). Raises UserError for a layer without weights.
