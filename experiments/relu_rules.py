@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vis.errors import UserError
-from vis.figures.layout import numbers, plot, styled
+from vis.figures.layout import draw_matrix, plot, styled
 from vis.methods import explain_all
 from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
@@ -73,5 +73,5 @@ class ReluRules(Experiment):
         bound = max(float(np.abs(results.arrays[name]).max()) for name in titles)
         with styled():
             for each, (name, title) in zip(axes, titles.items(), strict=True):
-                numbers(each, results.arrays[name], title, bound)
+                draw_matrix(each, results.arrays[name], title, bound)
         return {"figure": figure}

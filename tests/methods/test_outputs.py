@@ -323,7 +323,7 @@ def test_a_part_of_the_output_is_named_on_the_command_line(vis_run):
             "SimpleNamespace with logits, other, but logits [B, K] are needed: set model.output=logits",
         ),
         (("model.output=logit",), "there is no 'logit' in what Two returns"),
-        (("model.output=[1]",), "model.output=[1] is an index, a key or the name of an attribute"),
+        (("model.output=[1]",), "model.output=[1]: give an index, a key or the name of an attribute"),
         (("model.output=logits", "target=7"), "target=7: custom has the classes 0 to 6"),
     ],
 )
