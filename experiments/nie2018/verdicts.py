@@ -26,9 +26,9 @@ NOISE = "the bounds are ours"
 
 def against_others(maps: Tensor, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Return the columns above, [B] each. maps, x: [B, C, H, W]; names: of the images, so that none is its own null."""
-    photographs, null = _photographs(x.shape[1], *x.shape[2:])
+    photographs, null = _photographs(x.shape[1], x.shape[2], x.shape[3])
     others = torch.tensor([[other != name for other in photographs] for name in names])
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, vectors in null.items():
         vector = _vectors(maps)[name]
         own, all_ = (vector * _vectors(x)[name]).sum(1), vector @ vectors.T
@@ -40,10 +40,10 @@ def against_others(maps: Tensor, x: Tensor, names: Sequence[str]) -> dict[str, T
 
 
 @cache
-def _photographs(channels: int, *size: int) -> tuple[list[str], dict[str, Tensor]]:
+def _photographs(channels: int, height: int, width: int) -> tuple[list[str], dict[str, Tensor]]:
     """Return the names of the bundled photographs, once for each flip, and their vectors."""
     data = samples("all")
-    pixels = torch.stack([to_pixels(data.read(i), size, channels) for i in range(len(data))])
+    pixels = torch.stack([to_pixels(data.read(i), (height, width), channels) for i in range(len(data))])
     flips = torch.cat([pixels.flip(axes) for axes in ([], [3], [2], [2, 3])])
     return list(data.names) * 4, _vectors(flips)
 
