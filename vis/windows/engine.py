@@ -20,8 +20,7 @@ image's precision.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vis.errors import UserError, first_line
 from vis.graph.trace import NotTraceable
+from vis.system.device import tf32
 from vis.windows.plan import SHAPES, WHOLE, Network
 from vis.windows.rectangles import Crops, Places, room_for
 
@@ -43,20 +43,6 @@ _PATCHES = 1 << 27  # numbers of patches that are multiplied at a time
 _CHECKS = 3  # windows that are compared with full passes
 _WRONG = 1e-3  # of what a window changes: more is no rounding
 _ROUNDED = 0.03  # of it, in low precision
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Without TF32, which rounds values by as much as windows change them."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @cache
@@ -89,7 +75,7 @@ class Incremental:
     Raises ValueError for a network that returns no logits.
     """
 
-    @_exact_products()
+    @tf32(allowed=False)  # its rounding errors are as large as the changes
     def __init__(self, model: nn.Module, image: Tensor, memory_gb: float = 4.0, low: torch.dtype | None = None) -> None:
         self.model, self.image, self.memory_gb, self.low = model, image.detach(), memory_gb, low
         self.by_patches = image.device.type != "cpu"  # few large products in place of a convolution for each size
@@ -125,7 +111,7 @@ class Incremental:
             say_once(f"no rule for {', '.join(network.unknown)}: for each window computed whole, with all behind it")
 
     @torch.no_grad()
-    @_exact_products()
+    @tf32(allowed=False)
     def logits(self, windows: Tensor, patches: Tensor) -> Tensor:
         """Logits [n, K] with the windows at (top, left) [n, 2] holding patches [n, C, h, w]; they lie inside the image.
 
