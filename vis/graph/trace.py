@@ -166,9 +166,7 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
 def _hollow(net: nn.Module) -> nn.Module:
     """Return a copy of a network on torch's meta device, without values."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
-    others = [
-        value for m in net.modules() for value in vars(m).values() if isinstance(value, Tensor)
-    ]  # set by weight norm
+    others = [value for m in net.modules() for value in vars(m).values() if isinstance(value, Tensor)]  # weight norm
     memo |= {id(t): t.detach().to("meta") for t in [*net.buffers(), *others]}
     return copy.deepcopy(net, memo)
 

@@ -114,7 +114,7 @@ class Network:
         return "pointwise" if len(sources) == 1 else "join"
 
     def _is_head(self, node: fx.Node) -> bool:
-        """Return True where rectangles end in every classifier: at the last pooling or flattening before dense layers."""
+        """Return True where rectangles end in every classifier: at a global pooling or a flattening."""
         kind, shape = self.traced.kind(node), self.traced.shapes[node]
         flat = shape is not None and (len(shape) <= 2 or (len(shape) == 4 and math.prod(shape[2:]) == 1))
         return flat or kind in SHAPES or kind.startswith("adaptive")

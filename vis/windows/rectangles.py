@@ -35,7 +35,7 @@ class Places:
 
     @cached_property
     def groups(self) -> list[tuple[slice, int, int, int, int]]:
-        """Return (slice of `order`, height, width, first stored row, last + 1) for all rectangles of one size."""
+        """Return (slice of `order`, height, width, first stored row, last + 1) of each group of one size."""
         sizes = np.stack([self.height, self.width])[:, self.order]
         cuts = [0, *(np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1).tolist(), len(self.order)]
         found, row = [], 0
