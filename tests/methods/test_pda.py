@@ -111,7 +111,7 @@ def test_it_is_saved_with_its_provenance(tmp_path):
     assert again.fingerprint() == gaussian.fingerprint()
     assert again.provenance == {"data": "pictures", "images": 6, "patches": 100, "seed": 0}
     (tmp_path / "text.pt").write_text("text")
-    for file, message in (("text.pt", "is no Gaussian"), ("nothing.pt", "no Gaussian in")):
+    for file, message in (("text.pt", "is not a Gaussian"), ("nothing.pt", "no Gaussian in")):
         with pytest.raises(UserError, match=message):
             PatchGaussian.load(tmp_path / file)
 
@@ -120,7 +120,7 @@ def test_images_it_cannot_serve_are_a_users_mistake():
     for image, k in ((pictures(1)[0, :1], WINDOW), (pictures(1)[0, :, :4], WINDOW), (pictures(1)[0], SIDE)):
         with pytest.raises(UserError):
             fitted().means(image, torch.zeros(1, 2, dtype=torch.long), k)
-    with pytest.raises(UserError, match="give a smaller patch"):
+    with pytest.raises(UserError, match="use a smaller patch"):
         PatchGaussian.fit(pictures(), 13)
 
 

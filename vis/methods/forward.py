@@ -14,9 +14,8 @@ On a CPU all this is about 1.15x faster for a network in channels_last: model.to
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from vis.graph.modes import evaluating
 from vis.graph.outputs import checked_logits
 from vis.methods.functional import LayerName, Tap
 from vis.methods.target import Target, Targets, as_targets, score
+from vis.system.device import backward_precision
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 
@@ -63,17 +63,6 @@ _UNDEFINED = (
 )
 
 
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """Compute convolutions and matrix products on NVIDIA GPUs in TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Raise ValueError or TypeError for images that the model cannot take."""
     if images.ndim not in (4, 5):
@@ -99,8 +88,6 @@ class Forward:
     Raises ValueError or TypeError for images that the model cannot take, NotApplicable for a model that is no
     classifier or does not have a wanted layer.
     """
-
-    tf32_backward: ClassVar[bool] = False  # mixed precision: which ReLUs are active is decided in float32, always
 
     def __init__(
         self, model: nn.Module, images: Tensor, layers: Sequence[str] = (), preprocess: Preprocessing | None = None
@@ -181,7 +168,7 @@ class Forward:
         wrt = self.images if of is None else of
         self._rule[0] = rule
         try:
-            with _tf32() if self.tf32_backward else nullcontext():
+            with backward_precision():
                 (gradient,) = torch.autograd.grad(scores.sum(), wrt, retain_graph=True, allow_unused=True)
         finally:
             self._rule[0] = SALIENCY

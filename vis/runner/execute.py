@@ -24,7 +24,6 @@ from vis.config.home import HOME, provide_experiments
 from vis.config.instantiate import construct
 from vis.errors import Lacking, UserError, named
 from vis.figures.layout import save
-from vis.methods.forward import Forward
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
 from vis.store.run_folder import Output, Results, RunFolder
@@ -32,7 +31,7 @@ from vis.store.tables import csv_text, markdown_text
 from vis.system import shards
 from vis.system.allocator import keep_freed_memory
 from vis.system.console import progress
-from vis.system.device import hardware, peak_memory_gb, reset_peak_memory
+from vis.system.device import hardware, peak_memory_gb, reset_peak_memory, set_precision
 from vis.system.files import intact, write_json, write_text
 from vis.windows.engine import say_once
 
@@ -168,12 +167,9 @@ def prepare(config: DictConfig) -> None:
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for code of users; the project's uses generators
     torch.manual_seed(config.seed)
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_precision(config.precision)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    Forward.tf32_backward = config.precision == "mixed"
 
 
 def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[dict[str, Any]]) -> None:
