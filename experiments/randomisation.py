@@ -19,7 +19,7 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
 from vis.store.run_folder import Output, Results
 
 PASSES = "{} passes the sanity check: it depends on the weights"
@@ -144,8 +144,7 @@ class Randomisation(Experiment):
         config = results.config
         caption = [
             "r: correlation with the map of the trained network",
-            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config),
             f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         return panel_grid(rows, caption)

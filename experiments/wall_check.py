@@ -24,7 +24,17 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import (
+    Batch,
+    Experiment,
+    Load,
+    Run,
+    Task,
+    map_words,
+    method_class,
+    method_title,
+    method_words,
+)
 from vis.runner.remarks import remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
@@ -283,8 +293,7 @@ class WallCheck(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
-            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config),
             f"{config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)

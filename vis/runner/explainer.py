@@ -4,7 +4,7 @@ import contextlib
 import logging
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
 from vis.data import Dataset
 from vis.errors import UserError, did_you_mean, named
+from vis.figures import display
 from vis.methods import Method, NotApplicable, explain_all
 from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, skeleton
@@ -178,3 +179,17 @@ def method_title(config: DictConfig, name: str) -> str:
     first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
     title = str(getattr(own, "title", "") or first)
     return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
+
+
+def map_words(
+    config: DictConfig,
+    title: Callable[[DictConfig, str], str] = method_title,
+    scalings: Mapping[str, str] = {},
+) -> list[str]:
+    """Return a caption's sentences on the scalings of the methods' maps and on the settings of the methods.
+
+    scalings: {method: scaling}, for methods whose maps are not shown in their default scaling.
+    """
+    names = [str(name) for name in config.methods]
+    shown = {title(config, m).replace("\n", " "): scalings.get(m, method_class(config, m).display) for m in names}
+    return [*display.sentences(shown), *method_words(config)]
