@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import learn_windows
+from experiments.zhou2018.evidence import training_images
 from experiments.zhou2018.figure11 import approximation
 from vis.claims import POSITIVE, Claim, paper_and_here
 from vis.config.instantiate import construct
@@ -43,7 +43,8 @@ class Depth(Experiment):
         if name not in self._learnt:
             (key,) = run.methods
             self._learnt[name] = construct(dict(run.config.methods[key]), f"methods.{key}")
-            learn_windows(run, model, self._learnt[name], own_images=True)
+            images = run.batch(model, [0]).x
+            self._learnt[name].prepare(run.explainer.subject(model, images, [], training_images(run)))
         rows = []
         for i in task["images"]:
             batch = run.batch(model, [i])
