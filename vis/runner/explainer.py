@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import re
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
 from vis.data import Dataset
-from vis.errors import UserError, did_you_mean, named
+from vis.errors import UserError, did_you_mean
 from vis.figures import display
 from vis.methods import Method, NotApplicable, explain_all
+from vis.methods.base import naming
 from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, skeleton
 from vis.runner.reader import Batch, Reader
@@ -78,7 +81,8 @@ class Explainer:
                 return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
         except (NotApplicable, NoSuchUnit) as error:
-            raise UserError(f"{model.name}: {error}") from error
+            method = getattr(error, "__notes__", [])[:1] if isinstance(error, NotApplicable) else []  # its name
+            raise UserError(": ".join([model.name, *method, str(error)])) from error
         except RuntimeError as error:
             if len(x) == 1 or not out_of_memory(error):
                 raise
@@ -100,7 +104,7 @@ class Explainer:
         place of the bundled photographs.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
-            with named(f"methods.{name}"):
+            with naming(name, self.methods[name]):
                 self.methods[name].prepare(self.subject(model, x, targets, default))
             self._prepared[name] = weakref.ref(model.net)
 
@@ -146,8 +150,14 @@ class Explainer:
             return [int(target)] * len(images)
         matches = [i for i, name in enumerate(names) if name.lower() == str(target).lower()]
         if not matches:
-            extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
-            raise UserError(f"there is no class {str(target)!r}.{extra}")
+            if not names:
+                raise UserError(f"there is no class {str(target)!r}. {model.name} has no class names: give an index.")
+            word = re.compile(rf"\b{re.escape(str(target))}\b", re.IGNORECASE)
+            near = list(filter(word.search, names)) or get_close_matches(str(target), names, cutoff=0.75)
+            raise UserError(
+                f"there is no class {str(target)!r}.{did_you_mean(target, near)} Give the name of a class, its index (0 to "
+                f"{len(names) - 1}), max or random"
+            )
         return matches[:1] * len(images)
 
 
