@@ -24,7 +24,7 @@ from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.metrics.deletion import curves
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
-from vis.runner.remarks import remarks, sentences
+from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import peak_memory_gb, reset_peak_memory, synchronise
@@ -158,7 +158,7 @@ class Compare(Experiment):
     def _about(self, results: Results) -> str:
         count = len({row["image"] for row in results.rows()})
         out = {row["method"]: row["why"] for row in results.rows("left_out")}
-        network = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
+        network = f"{results.config.model.name}, {results.rows()[0]['weights']}, {plural(count, 'image')}"
         words = "; ".join([*method_words(results.config), network])
         some = {name: " of some images" if name in self.methods(results) else "" for name in out}
         return words + "".join(f"; {name} is left out{some[name]}: {why}" for name, why in out.items())

@@ -20,6 +20,7 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
 from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 PASSES = "{} passes the sanity check: it depends on the weights"
@@ -103,7 +104,7 @@ class Randomisation(Experiment):
         kinds = [kind for kind in ("cascading", "independent") if results.rows(kind=kind)]
         caption = [
             "Correlation of a map with that of the trained network as weights become random: mean and standard deviation "
-            f"over {images} images",
+            f"over {plural(images, 'image')}",
             "Cascading: from the named layer to the logits"
             + ("; independent: the named layer alone" if len(kinds) > 1 else ""),
             *method_words(results.config),

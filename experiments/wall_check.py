@@ -35,7 +35,7 @@ from vis.runner.experiment import (
     method_title,
     method_words,
 )
-from vis.runner.remarks import remarks, sentences
+from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import local_convolutions
@@ -239,10 +239,10 @@ class WallCheck(Experiment):
         data = dict.fromkeys(row["data"] for row in results.rows("network"))
         caption = [
             f"Activity mu x 100 of the maps in the rows {first}..{last}, which the network cannot see: mean and standard "
-            f"deviation over {len(results.rows('wall'))} images; maps without a sign are min-max scaled",
+            f"deviation over {plural(len(results.rows('wall')), 'image')}; maps without a sign are min-max scaled",
             f"Dashed: mu of a constant map, {constant:.1f}",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
-            f"{zeros} maps of zeros have no mu and are left out" if zeros else "",
+            f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
             *method_words(results.config),
             *sentences(results.rows(), results.config),
             f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",

@@ -32,6 +32,7 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.console import progress
@@ -238,7 +239,7 @@ class Distillation(Experiment):
             corner.set_axis_off()
         caption = [
             f"Accuracy on {row['val_images']} test images: {config.model.name} and trees that learnt its probabilities or the "
-            f"true classes from {row['train_images']} images of {row['data']}, {config.seeds} seed{'s' * (config.seeds > 1)}"
+            f"true classes from {row['train_images']} images of {row['data']}, {plural(config.seeds, 'seed')}"
         ]
         accuracy, (axes,) = plot(caption=caption)
         with styled():

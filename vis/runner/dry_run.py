@@ -20,6 +20,7 @@ from vis.models.random_weight import RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 from vis.runner.execute import build_experiment, prepare, tasks_of
 from vis.runner.experiment import Load, Run
+from vis.runner.remarks import plural
 from vis.system.device import synchronise
 
 BASE_GB = 0.7  # Python with torch, before any network
@@ -48,7 +49,7 @@ def dry_run(config: DictConfig) -> str:
     experiment, run = build_experiment(config), Run(config)
     tasks = tasks_of(experiment, run)
     loads = [experiment.load(run, task) for task in tasks]
-    lines = [f"experiment {config.experiment.name}: {len(tasks)} tasks on {run.device}"]
+    lines = [f"experiment {config.experiment.name}: {plural(len(tasks), 'task')} on {run.device}"]
     if config.get("methods"):
         lines.append(f"methods    {', '.join(config.methods)}")
     if None in loads:

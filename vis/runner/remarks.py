@@ -61,6 +61,11 @@ def sentences(rows: Rows, config: DictConfig) -> list[str]:
     return said
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun: `1 image`, `2 images`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _remark(method: Method, values: Tensor, eps: float) -> str:
     if not values.isfinite().all():
         return "not finite"
