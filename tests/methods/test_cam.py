@@ -30,7 +30,8 @@ from vis.methods import (
     XGradCAM,
     explain_all,
 )
-from vis.methods.layers import dense_after, feature_layer
+from vis.methods.from_layer import dense_after
+from vis.methods.layers import feature_layer
 
 GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
 PEERS = (

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
 from vis.methods.forward import Forward, NotApplicable, in_passes, output_targets
-from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
+from vis.methods.from_layer import Dense, dense_after, run_from, run_rest
+from vis.methods.layers import OnFeatureMaps, Reshape
 from vis.methods.target import Target, Targets, score
 
 
