@@ -1,7 +1,7 @@
-"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
+"""Test whether maps depend on the weights: the sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
 
-Weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent), and the maps of
-the class that the trained network predicts are compared with those of the trained network.
+The weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent). The maps
+of the class that the trained network predicts are compared with the maps of the trained network.
 
 taimeskhanov2024, section 1.1: "We note that Grad-CAM passes the sanity checks proposed by [12]".
 """
@@ -30,7 +30,7 @@ TRAINED = "trained"
 class Randomisation(Experiment):
     """Compare maps of trained and randomised networks.
 
-    samples: images whose maps are kept; independent: randomise also each layer alone; source: where the claim stands.
+    samples: number of images whose maps are stored. independent: also randomise each layer alone. source: of the claim.
     """
 
     metrics = ("pearson", "ssim")
