@@ -44,7 +44,7 @@ class Cost:
 
 
 def dry_run(config: DictConfig) -> str:
-    """The plan and its estimated cost as text. Raises UserError for mistakes that show without running."""
+    """Return the plan and its estimated cost as text. Raises UserError for mistakes that are found without running."""
     prepare(config)
     experiment, run = build_experiment(config), Run(config)
     tasks = tasks_of(experiment, run)
@@ -66,7 +66,7 @@ def dry_run(config: DictConfig) -> str:
 
 
 def count(load: Load) -> Cost:
-    """The cost of one image, from the network's shapes."""
+    """Count the cost of one image from the shapes in the network."""
     net, channels, (height, width) = skeleton(load.model)
     streamed = [m for m in net.modules() if isinstance(m, StreamedLinear)]
     forward = sum(m.in_features * m.out_features for m in streamed)
@@ -133,7 +133,7 @@ def _seconds_per_random_number() -> float:
 
 
 def _fastest(work: Callable[[], Any]) -> float:
-    """Time the work: seconds of the fastest of four tries."""
+    """Run the work four times and return the seconds of the fastest run."""
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The methods of a run, and how they explain images."""
+"""Build the methods of a run, and explain images with them."""
 
 import contextlib
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Explained(NamedTuple):
-    """maps: {method: maps} for each target. logits [B, K]. All on the CPU, or with `keep` on the device."""
+    """Maps {method: maps} for each target, and logits [B, K]; on the CPU, or on the device with `keep`."""
 
     maps: list[dict[str, Tensor]]
     logits: Tensor
@@ -57,7 +57,7 @@ class Explainer:
 
     @cached_property
     def passes_of(self) -> dict[str, float]:
-        """By method, about how many passes a map takes beyond the shared forward pass; only for methods that apply."""
+        """Estimated passes for a map beyond the shared forward pass, by method; only of methods that apply to the network."""
         net, channels, size = skeleton(self.config.model)
         image = torch.empty(1, channels, *size, device="meta")
         found = {}
@@ -67,10 +67,10 @@ class Explainer:
         return found
 
     def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
-        """The maps of the run's methods for each of `targets`, from one forward pass of images x [B, C, H, W].
+        """Explain images x [B, C, H, W] by the run's methods, for each of `targets`, from one forward pass.
 
-        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the two halves of
-        the images are explained one after the other. Raises UserError for targets and models that a method cannot explain.
+        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the images
+        are explained in two halves. Raises UserError for targets and models that a method cannot explain.
         """
         try:
             for name in self.methods:
@@ -98,10 +98,10 @@ class Explainer:
     def prepare(
         self, name: str, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> None:
-        """Call the `prepare` of a method, once for a model.
+        """Call a method's `prepare`, once for each model.
 
-        x [B, C, H, W], targets: the first that it will explain. default: what `Subject.pictures` returns by default, in
-        place of the bundled photographs.
+        x [B, C, H, W], targets: the first that it will explain. default: the default of `Subject.pictures`, in place of the
+        bundled photographs.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
             with naming(name, self.methods[name]):
@@ -111,19 +111,19 @@ class Explainer:
     def subject(
         self, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> ModelOfRun:
-        """The argument of `Method.prepare`, for the arguments of `prepare`."""
+        """Return the argument of `Method.prepare`; the parameters are those of `prepare`."""
         outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
         return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, default)
 
     def _warn_of_not_finite(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
-        """Warn, once for each method, of maps that hold NaN or infinite values."""
+        """Warn of maps that hold NaN or infinite values, once for each method."""
         for name in self.methods:
             if name not in self._not_finite and not all(each[name].isfinite().all() for each in maps):
                 self._not_finite.add(name)
                 log.warning("methods.%s: a map holds NaN or infinite values", name)
 
     def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
-        """Warn of maps that carry no information, with the names of their images."""
+        """Warn of maps that carry no information, and name their images."""
         for name, method in self.methods.items():
             silent = method.silent(model.net, batch.x).tolist()
             if any(silent):
@@ -172,19 +172,19 @@ def build_method(config: DictConfig, name: str) -> Method:
 
 
 def method_words(config: DictConfig) -> list[str]:
-    """Sentences for a caption on the settings of a config's methods, such as "Integrated gradients from black pixels"."""
+    """Return a caption's sentences on the settings of methods, such as "Integrated gradients from black pixels"."""
     words = {name: build_method(config, name).words for name in map(str, config.methods)}
     return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
 
 
 def method_class(config: DictConfig, name: str) -> Any:
-    """The class of a method of the run, or of another method that has a config."""
+    """Return the class of a method of the run, or of any method that has a config."""
     node = config.methods.get(name) or load_option(options("method")[name])
     return locate(str(node._target_), f"methods.{name}._target_")
 
 
 def method_title(config: DictConfig, name: str) -> str:
-    """The name of a method in figures; a part of its config name is added if several methods are of one class."""
+    """Return the name of a method in figures, with a part of its config name if several methods have the same class."""
     own = method_class(config, name)
     first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
     title = str(getattr(own, "title", "") or first)
