@@ -1,13 +1,4 @@
-"""Propagate relevance through a network by rules (`vis.methods.rules`), as the gradient of a traced graph.
-
-Each value of the network depends on z', linear in a', and autograd carries R: divided by z', through the layer with w',
-times a'. It follows every branch, and inputs of 0 can have relevance (rules flat and wsquare).
-
-Additions and averages are layers with weights 1. A max-pooling passes relevance to its largest value. A batch norm is
-folded into the layer before it, or scales as a layer of its own. An elementwise function (ReLU, SiLU, ...) passes
-relevance on unchanged (Bach et al. 2015, Eq. 55-56); so does a layer norm. A product of two values of the network, such as a
-gate, gives each factor half (Achtibat et al. 2024, AttnLRP: the identity and the uniform rule).
-"""
+"""Propagate relevance through a network by rules, as the gradient of its traced graph (see `vis.methods.relevance`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

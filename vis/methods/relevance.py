@@ -1,7 +1,19 @@
 """Layer-wise relevance propagation and deep Taylor decomposition (ayyar2021, sections 5.1 and 5.1.1).
 
-Relevance flows from a logit S_c back to the pixels, by the rules of `vis.methods.rules`. A composite names the rules of
-kinds of layers.
+Relevance flows from a logit S_c back to the pixels. A layer z_j = sum_i a_i w_ij + b_j shares its outputs' relevance among
+its inputs, by a rule (Eq. 12-15):
+
+    R_i = sum_j sum_k  coefficient_k * (a'_ik w'_ijk) / z'_jk * R_j        z'_k = sum_i a'_ik w'_ijk (+ b'_k)
+
+A rule is data: its parts k, each with the functions that make a' of a and w' of w, and the epsilon of its denominators. If
+a denominator is 0, the relevance is lost. Each value of the network depends on z', linear in a', and autograd carries R:
+divided by z', through the layer with w', times a'. It follows every branch, and inputs of 0 can have relevance (rules flat
+and wsquare).
+
+Additions and averages are layers with weights 1. A max-pooling passes relevance to its largest value. A batch norm is
+folded into the layer before it, or scales as a layer of its own. An elementwise function (ReLU, SiLU, ...) passes
+relevance on unchanged (Bach et al. 2015, Eq. 55-56); so does a layer norm. A product of two values of the network, such as a
+gate, gives each factor half (Achtibat et al. 2024, AttnLRP: the identity and the uniform rule).
 """
 
 from collections.abc import Callable, Mapping, Sequence

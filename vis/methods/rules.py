@@ -1,12 +1,4 @@
-"""Rules of layer-wise relevance propagation and of deep Taylor decomposition (ayyar2021, sections 5.1 and 5.1.1).
-
-A layer z_j = sum_i a_i w_ij + b_j shares the relevance of its outputs among its inputs, by a rule (Eq. 12-15):
-
-    R_i = sum_j sum_k  coefficient_k * (a'_ik w'_ijk) / z'_jk * R_j        z'_k = sum_i a'_ik w'_ijk (+ b'_k)
-
-A rule is data: its parts k, each with the functions that make a' of a and w' of w, and the epsilon of its denominators. If
-a denominator is 0, the relevance is lost. `vis.methods.propagation` applies rules to a network.
-"""
+"""Rules that share the relevance of a layer's outputs among its inputs; `vis.methods.relevance` has the equation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
