@@ -4,6 +4,7 @@ Only Hydra and OmegaConf are imported here, so that mistakes are reported at onc
 """
 
 import copy
+import fnmatch
 import itertools
 import os
 import re
@@ -20,14 +21,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vis.config.check import check, check_parts, check_types, leaves
 from vis.config.home import CONF
-from vis.config.signature import CompletedSource
+from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean, first_line
 
 GROUPS = ("experiment", "model", "method", "dataset")
@@ -45,8 +45,7 @@ def register() -> None:
     papers' items. `get_group_options` and `SourcesRegistry` are private: Hydra is pinned to 1.3, and tests cover this.
     """
     OmegaConf.register_new_resolver("vis.slug", slug, replace=True)
-    Plugins.instance()  # registers Hydra's own reader of files
-    SourcesRegistry.instance().types["file"] = CompletedSource
+    SourcesRegistry.instance().types["file"] = FileConfigSource
     if getattr(ConfigLoaderImpl.get_group_options, "nested", False):
         return
     stock = ConfigLoaderImpl.get_group_options
@@ -85,6 +84,34 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> dict[str, Path]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """A sort key that puts figure9 before figure10."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
+
+
+_ORDER = ("figure", "table", "lemma", "theorem", "proposition", "", "supplement", "finding")  # "": every other item
+
+
+def collected(collection: Mapping[str, Any], files: Mapping[str, Path], key: str = "all") -> list[str]:
+    """List the experiments that a collection names under `all` or `findings`, a pattern (nie2018/*) by those that match.
+
+    The matches of a pattern are in `_ORDER`, each kind by number. A pattern leaves out collections, and `all` the findings.
+    Raises UserError for a pattern without a match.
+    """
+
+    def place(name: str) -> int:
+        stem = name.rpartition("/")[2]
+        return next((i for i, kind in enumerate(_ORDER) if kind and stem.startswith(kind)), _ORDER.index(""))
+
+    def single(name: str) -> bool:
+        values: Any = OmegaConf.to_container(load_option(files[name]))
+        return not isinstance(values.get("experiment"), dict) or "all" not in values["experiment"]
+
+    left_out = collected(collection, files, "findings") if key == "all" else []
+    names = []
+    for pattern in map(str, collection.get(key, [])):
+        matches = sorted(fnmatch.filter(files, pattern), key=place)
+        if "*" in pattern and not matches:
+            raise UserError(f"{pattern} in experiment.{key} matches no experiment. See vis-run --list")
+        names += [n for n in matches if n not in left_out and single(n)] if "*" in pattern else [pattern]
+    return names
 
 
 def describe(file: Path) -> str:

@@ -8,13 +8,16 @@ from importlib.machinery import PathFinder
 from itertools import accumulate
 from typing import Any
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins import file_config_source
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
 
-class CompletedSource(FileConfigSource):
-    """Hydra's reader of config files; to a method's config it adds the parameters that the file leaves out."""
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's reader of config files; to a method's config it adds the parameters that the file leaves out.
+
+    It has the name of Hydra's own, which Hydra would otherwise register beside it in a launcher's process, an error.
+    """
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
@@ -78,6 +81,7 @@ def _literals(arguments: ast.arguments) -> dict[str, Any]:
         except (ValueError, TypeError):  # an expression: the constructor evaluates it
             continue
         if isinstance(value, bool | int | float | str | list | tuple | dict | None):  # what YAML can hold
-            whole = type(value) is int and argument.annotation and ast.unparse(argument.annotation) == "float"
-            found[argument.arg] = float(value) if whole else list(value) if isinstance(value, tuple) else value
+            if type(value) is int and argument.annotation and ast.unparse(argument.annotation) == "float":
+                value = float(value)
+            found[argument.arg] = list(value) if isinstance(value, tuple) else value
     return found
