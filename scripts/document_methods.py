@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from vis.config.compose import compose_config, describe, options
+from vis.config.compose import compose_config, describe, load_node, options
 from vis.config.instantiate import locate
+from vis.config.signature import completed
 from vis.figures.display import scaling
 from vis.methods import Method, explain_all
 from vis.runner.experiment import Run, method_class
@@ -61,16 +62,13 @@ project trained on these digits; `cam` needs global average pooling, and has a n
 Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. A map of another network looks
 different.
 
-*`make docs` writes this page from docstrings and configs.*
+*`make docs` writes this page from docstrings, constructors and configs.*
 """
 
 
 def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
     """(title, modules, methods) of each family; methods as (config name, file, class), in the order of their code."""
-    found = {
-        name: (file, locate(str(OmegaConf.select(OmegaConf.load(file), "_target_")), name))
-        for name, file in options("method").items()
-    }
+    found = {name: (file, locate(str(config(name)._target_), name)) for name, file in options("method").items()}
     for title, names in FAMILIES.items():
         modules = [importlib.import_module(f"vis.methods.{name}") for name in names]
         own = [
@@ -106,11 +104,26 @@ def anchor(text: str) -> str:
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
+def config(name: str) -> DictConfig:
+    """The config of a method, with its constructor's defaults."""
+    return completed(OmegaConf.create(load_node(options("method")[name])))
+
+
+def inherited(class_: Any, methods: set[Any]) -> Iterator[str]:
+    """The paragraphs on parameters in the docstrings of a method's parents that are no methods of their own."""
+    for parent in class_.__mro__[1:]:
+        if parent.__module__.startswith("vis.methods.") and parent not in methods:
+            paragraphs = inspect.cleandoc(vars(parent).get("__doc__") or "").split("\n\n")
+            yield from (markdown(each) for each in paragraphs if re.match(r"\w+(, \w+)*: ", each))
+
+
 def page() -> str:
     """The text of docs/methods.md."""
     index, body = [], []
     first: dict[Any, str] = {}  # link to the section of each class
-    for title, modules, methods in families():
+    found = list(families())
+    classes = {class_ for *_, own in found for *_, class_ in own}
+    for title, modules, methods in found:
         index.append(f"**{title}**\n")
         body.append(f"## {title}")
         body += [markdown(module.__doc__) for module in modules if "\n\n" in module.__doc__]
@@ -123,12 +136,12 @@ def page() -> str:
                 else f"{describe(file)}. The class of {known}, where it is described."
             )
             index.append(f"- {link}: {describe(file)}")
-            yaml = re.sub(r"^# @package.*\n", "", file.read_text(encoding="utf-8"))
             body += [
                 f"### {heading(name, class_)}",
                 f"![The digit and the map of {name}](images/methods/{name}.png)",
                 text,
-                f"```yaml\n{yaml.rstrip()}\n```",
+                *(inherited(class_, classes) if known == link else ()),
+                f"```yaml\n{OmegaConf.to_yaml(config(name)).rstrip()}\n```",
                 f"Display: `{class_.display}`, {scaling(class_.display)[1]}.",
             ]
         index.append("")
@@ -166,9 +179,9 @@ def code(class_: type[Method]) -> Iterator[str]:
 
 def fingerprint(name: str) -> str:
     """A hash of a method's config and code."""
-    config = OmegaConf.load(options("method")[name])
-    class_ = locate(str(OmegaConf.select(config, "_target_")), name)
-    return hashlib.sha256("\n".join([OmegaConf.to_yaml(config), *code(class_)]).encode()).hexdigest()
+    node = config(name)
+    values = OmegaConf.to_yaml(node, sort_keys=True)
+    return hashlib.sha256("\n".join([values, *code(locate(node._target_, name))]).encode()).hexdigest()
 
 
 def outdated(folder: Path) -> list[str]:
