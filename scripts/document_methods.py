@@ -1,4 +1,4 @@
-"""Write what the documentation says of the methods: docs/methods.md, their pictures, and the row of the README.
+"""Write what follows from the methods: docs/methods.md, their pictures, the row of the README, the exports of vis.methods.
 
 python scripts/document_methods.py              in the repository; draws the pictures whose method changed
 python scripts/document_methods.py rise fem     draws these two again
@@ -13,6 +13,8 @@ import hashlib
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, PngImagePlugin
 from torch import nn
 
+import vis.methods
 from vis.config.compose import compose_config, describe, load_node, options
 from vis.config.instantiate import locate
 from vis.config.signature import completed
@@ -31,6 +34,7 @@ from vis.methods import Method, explain_all
 from vis.runner.experiment import Run, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
+INIT = ROOT / "vis" / "methods" / "__init__.py"
 PAGE = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
@@ -81,6 +85,22 @@ def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
         yield title, modules, own
     if found:
         raise SystemExit(f"no family in FAMILIES has the module of {', '.join(found)}")
+
+
+def exports() -> str:
+    """The text of vis/methods/__init__.py with every class that conf/method names; ruff puts new lines in their place."""
+    text = INIT.read_text(encoding="utf-8")
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in INIT.parent.glob("*.py")}
+    for file in options("method").values():
+        package, _, name = load_node(file)["_target_"].rpartition(".")
+        if package != "vis.methods" or f'"{name}"' in text:
+            continue
+        module = next((module for module, source in sources.items() if f"\nclass {name}(" in source), None)
+        if module is None:
+            raise SystemExit(f"{file}: no module of vis.methods has a class {name}")
+        text = text.replace("\nfrom ", f"\nfrom vis.methods.{module} import {name}\nfrom ", 1)
+        text = text.replace("__all__ = [", f'__all__ = [\n    "{name}",', 1)
+    return text
 
 
 def markdown(doc: str) -> str:
@@ -228,10 +248,21 @@ def draw(methods: list[str], *model: str) -> None:
         canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True, pnginfo=facts)
 
 
+def export() -> None:
+    """Write the exports that are missing, and make them known to this process."""
+    if (text := exports()) != INIT.read_text(encoding="utf-8"):
+        INIT.write_text(text, encoding="utf-8")
+        for command in (["check", "--fix"], ["format"]):
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", INIT], check=True)
+        importlib.reload(vis.methods)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="draw these; without, those that changed")
-    methods = parser.parse_args().methods or outdated(PICTURES)
+    given = parser.parse_args().methods
+    export()
+    methods = given or outdated(PICTURES)
     if unknown := set(methods) - set(options("method")):
         parser.error(f"there is no method {', '.join(sorted(unknown))}: vis-run --list names them")
     torch.manual_seed(0)
