@@ -98,7 +98,7 @@ def exports() -> str:
         module = next((module for module, source in sources.items() if f"\nclass {name}(" in source), None)
         if module is None:
             raise SystemExit(f"{file}: no module of vis.methods has a class {name}")
-        text = text.replace("\nfrom ", f"\nfrom vis.methods.{module} import {name}\nfrom ", 1)
+        text = text.replace("__all__", f"from vis.methods.{module} import {name}\n\n__all__", 1)
         text = text.replace("__all__ = [", f'__all__ = [\n    "{name}",', 1)
     return text
 
