@@ -59,11 +59,11 @@ def constructor_defaults(target: str) -> dict[str, Any]:
 
 def _statements(module: str) -> list[ast.stmt]:
     """Parse a module without importing it or its packages."""
-    path: Sequence[str] | None = [*sys.path, os.getcwd()]
+    path: Sequence[str] = [*sys.path, os.getcwd()]
     spec = None
     for package in accumulate(module.split("."), "{}.{}".format):
-        spec = PathFinder.find_spec(package, path)
-        path = spec.submodule_search_locations if spec else []
+        spec = getattr(sys.modules.get(package), "__spec__", None) or PathFinder.find_spec(package, path)
+        path = (spec and spec.submodule_search_locations) or []
     try:
         with open((spec and spec.origin) or "", encoding="utf-8") as file:
             return ast.parse(file.read()).body
