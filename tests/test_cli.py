@@ -169,13 +169,13 @@ def test_a_method_of_ones_own(vis_run, tmp_path, monkeypatch):
 
 
 def test_a_failing_run_exits_1_with_one_line_and_can_be_resumed(vis_run, tmp_path, monkeypatch):
-    (tmp_path / "failing.py").write_text(
+    (tmp_path / "fails_at_first.py").write_text(
         "import os\nfrom vis.methods import Saliency\n\n\nclass Failing(Saliency):\n    def explain(self, forward, targets):\n"
         "        if not os.path.exists('mended'):\n            raise RuntimeError('broken\\nin two lines')\n"
         "        return super().explain(forward, targets)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    ran = vis_run(*SMALL, "+methods.mine._target_=failing.Failing")
+    ran = vis_run(*SMALL, "+methods.mine._target_=fails_at_first.Failing")
     assert ran.code == 1
     assert "RuntimeError: broken (see" in ran.err.strip().splitlines()[-1]
     (folder,) = (tmp_path / "outputs").glob("*/*")
