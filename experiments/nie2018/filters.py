@@ -124,10 +124,10 @@ class Filters(RandomAndTrained):
                            above(0.3, fails=0.1, ours=OURS), control="as well as in random filters: 0"),
             ]),
             Claim("N-3.2.3-f", [
-                Compared("response to patches without edges over that to patches with edges", of("edgeless"),
-                         below(0.25, fails=0.75, ours=OURS), null=of("edgeless", "random"), control="random filters"),
                 difference("response to patches without edges over that to patches with edges, trained minus random",
                            of("edgeless"), of("edgeless", "random"), below(0), control="as in random filters: 0"),
+                Compared("response to patches without edges over that to patches with edges", of("edgeless"),
+                         below(0.25, fails=0.75, ours=OURS), null=of("edgeless", "random"), control="random filters"),
             ]),
         ]  # fmt: skip
         return judged(found, results, "", ["trained"])
