@@ -6,7 +6,7 @@ RUN := $(BIN)/vis-run
 PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs bench gpu-check clean
+.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs ledger bench gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ test-all: lint ## all tests: large networks and long runs too
 docs: $(VENV)/installed-dev ## update docs/methods.md, the pictures of methods that changed (METHOD=rise: of this one) and of the packages
 	$(BIN)/python scripts/draw_packages.py
 	$(BIN)/python scripts/document_methods.py $(METHOD)
+
+ledger: $(VENV)/installed ## docs/ledger.md, all sentences of the papers with their verdicts, from the runs in outputs/
+	$(BIN)/vis-report
+	cp outputs/ledger.md docs/ledger.md
 
 bench: $(VENV)/installed-dev ## time the methods against other libraries and compare the results
 	$(BIN)/python scripts/bench.py

@@ -1,10 +1,10 @@
-"""Write what the documentation says of the methods: docs/methods.md, their pictures, and the row of the README.
+"""Generate the documentation of the methods: docs/methods.md, their pictures, and their row in the README.
 
-python scripts/document_methods.py              in the repository; draws the pictures whose method changed
-python scripts/document_methods.py rise fem     draws these two again
+python scripts/document_methods.py              in the repository; redraws the pictures of changed methods
+python scripts/document_methods.py rise fem     redraws these two
 
-A picture holds a fingerprint of its method's config and code, without docstrings and comments. What a method takes from other
-modules is not in it: name the methods to draw them again.
+A picture stores a fingerprint of its method's config and code, without docstrings and comments. The fingerprint does not cover
+code from other modules: after changing that, name the methods to redraw.
 """
 
 import argparse
@@ -34,39 +34,39 @@ PAGE = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
 
-FAMILIES = {  # modules of vis.methods, in the page's order
+FAMILIES = {  # modules of vis.methods, in the order of the page
     "Gradients": ("backprop", "gradients", "guided_ig", "fullgrad"),
     "Feature maps": ("cam", "fem"),
     "Relevance": ("relevance", "deeplift"),
     "Perturbations": ("perturbation", "superpixels", "rise", "meaningful_perturbation"),
     "Generators": ("generators",),
 }
-_IMAGE, _SIDE, _GAP = 8, 140, 10  # the digit that is shown; pixels of a panel
+_IMAGE, _SIDE, _GAP = 8, 140, 10  # index of the digit; sizes in pixels
 _PATCH = ("window=4", "patch=8")
 _WINDOWS = {"occlusion": ("window=4",), "pda": _PATCH, "pda_fast": _PATCH, "pda_gradient": _PATCH}
 
 INTRODUCTION = """\
 # Methods
 
-What each method computes, where it comes from, its parameters and what it costs. `vis-run method=lrp` chooses one,
-`methods.lrp.rule=gamma` a parameter of it; the class under `_target_` is the same in Python. Maps are raw; Display says how
-figures show them by default.
+For each method: what it computes, its source, parameters and cost. `vis-run method=lrp` selects a method and
+`methods.lrp.rule=gamma` sets one of its parameters; `_target_` is its class in Python. Maps are raw; Display names the scaling
+that figures use by default.
 
-Costs are passes through the network for one image and target, as torch's counter of products finds them: a backward pass to
-the image is about one forward pass. The shared forward pass is one for all methods and targets (`vis.methods.explain_all`).
-`vis-run experiment=ayyar2021/cost` measures them, and the seconds, on any model.
+Costs are passes through the network for one image and target, measured by torch's FLOP counter: a backward pass to the image
+costs about one forward pass. All methods and targets share one forward pass (`vis.methods.explain_all`).
+`vis-run experiment=ayyar2021/cost` measures passes and seconds on any model.
 
-The pictures: one of scikit-learn's digits, and the map of its largest logit in zhou2018's small network for MNIST, which the
-project trained on these digits; `cam` needs global average pooling, and has a network of three convolutions that ends in it.
-Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. A map of another network looks
+The pictures show one of scikit-learn's digits and the map of its largest logit, in zhou2018's small MNIST network, which the
+project trained on these digits; `cam` needs global average pooling, so its network has three convolutions that end in it.
+Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. Maps of other networks look
 different.
 
-*`make docs` writes this page from docstrings and configs.*
+*`make docs` generates this page from docstrings and configs.*
 """
 
 
 def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
-    """(title, modules, methods) of each family; methods as (config name, file, class), in the order of their code."""
+    """Yield (title, modules, methods) of each family; methods are (config name, file, class), in the order of their code."""
     found = {
         name: (file, locate(str(OmegaConf.select(OmegaConf.load(file), "_target_")), name))
         for name, file in options("method").items()
@@ -82,16 +82,16 @@ def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
         ]
         yield title, modules, own
     if found:
-        raise SystemExit(f"no family in FAMILIES has the module of {', '.join(found)}")
+        raise SystemExit(f"FAMILIES does not contain the modules of {', '.join(found)}")
 
 
 def markdown(doc: str) -> str:
-    """A docstring as Markdown: indented lines are an equation; parameters, axiom, errors and costs are paragraphs."""
+    """Convert a docstring to Markdown: indented lines are equations; parameters, axiom, errors and costs are paragraphs."""
     parts = []
     for block in re.split(r"\n\n|\n(?=Costs\b|Raises |\w+(?:, \w+)*: )", inspect.cleandoc(doc)):
         if block.startswith("    "):
             parts.append("```text\n" + inspect.cleandoc(block) + "\n```")
-        else:  # code stays, the rest is no markup
+        else:  # keep code, escape markup in the rest
             pieces = re.split(r"(`[^`]*`)", block)
             parts.append("".join(p if p.startswith("`") else re.sub(r"([*_<|\[\]])", r"\\\1", p) for p in pieces))
     return "\n\n".join(parts)
@@ -102,14 +102,14 @@ def heading(name: str, class_: Any) -> str:
 
 
 def anchor(text: str) -> str:
-    """GitHub's anchor of a heading."""
+    """Return GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
 def page() -> str:
-    """The text of docs/methods.md."""
+    """Return the text of docs/methods.md."""
     index, body = [], []
-    first: dict[Any, str] = {}  # link to the section of each class
+    first: dict[Any, str] = {}  # class -> link to its section
     for title, modules, methods in families():
         index.append(f"**{title}**\n")
         body.append(f"## {title}")
@@ -136,15 +136,15 @@ def page() -> str:
 
 
 def readme() -> str:
-    """The README with its row of methods, one group for each family."""
+    """Return the README with an updated row of methods, one group per family."""
     row = "; ".join(" ".join(f"`{name}`" for name, *_ in own) for _, _, own in families())
     return re.sub(r"^\| methods \|.*$", f"| methods | {row} |", README.read_text(encoding="utf-8"), flags=re.M)
 
 
 def code(class_: type[Method]) -> Iterator[str]:
-    """The code of a method: its class, its parents, and what else their modules hold, except for other methods.
+    """Yield the code of a method: its class, its parents and the rest of their modules, except for other methods.
 
-    Without imports, docstrings and comments, so that a change of words is no change.
+    Imports, docstrings and comments are removed, so that rewording them changes nothing.
     """
     for name in sorted({parent.__module__ for parent in class_.__mro__} - {Method.__module__}):
         if not name.startswith("vis.methods."):
@@ -165,14 +165,14 @@ def code(class_: type[Method]) -> Iterator[str]:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of a method's config and code."""
+    """Return a hash of a method's config and code."""
     config = OmegaConf.load(options("method")[name])
     class_ = locate(str(OmegaConf.select(config, "_target_")), name)
     return hashlib.sha256("\n".join([OmegaConf.to_yaml(config), *code(class_)]).encode()).hexdigest()
 
 
 def outdated(folder: Path) -> list[str]:
-    """The methods whose picture is missing from a folder, or is of another config or code."""
+    """List the methods whose picture in a folder is missing or was drawn with another config or code."""
     drawn = {}
     for file in folder.glob("*.png"):
         with Image.open(file) as picture:
@@ -181,7 +181,7 @@ def outdated(folder: Path) -> list[str]:
 
 
 def pooled(num_classes: int = 10) -> nn.Module:
-    """Three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
+    """Build three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
     layers: list[nn.Module] = []
     for before, after in ((1, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -189,7 +189,7 @@ def pooled(num_classes: int = 10) -> nn.Module:
 
 
 def draw(methods: list[str], *model: str) -> None:
-    """Draw a picture of each method: the digit, and its map of a network that is trained on digits."""
+    """Draw a picture of each method: the digit, and its map for a network trained on digits."""
     small = [f"methods.{m}.{key}" for m, keys in _WINDOWS.items() if m in methods for key in keys]
     words = [f"method=[{','.join(methods)}]", "dataset=digits", "dataset.limit=1797", *small, *model]
     run = Run(compose_config(words))
@@ -217,7 +217,7 @@ def draw(methods: list[str], *model: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="draw these; without, those that changed")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="redraw these; by default those that changed")
     methods = parser.parse_args().methods or outdated(PICTURES)
     if unknown := set(methods) - set(options("method")):
         parser.error(f"there is no method {', '.join(sorted(unknown))}: vis-run --list names them")

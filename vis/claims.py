@@ -324,15 +324,14 @@ class Claim:
 
 @cache
 def ledger() -> dict[str, dict[str, str]]:
-    """The checkable sentences of all papers: {id: {sentence, where, scope, ...}}.
+    """The checkable sentences of all papers: {id: {paper, sentence, where, scope, ...}}.
 
     sentence: the paper's words (`quote`), or an equation or a number in ours (`statement`). not_checkable: why there is no claim.
     """
     found: dict[str, dict[str, str]] = {}
     for file in sorted((HOME / "experiments").glob("*/ledger.yaml")):
-        found |= yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
-    for row in found.values():
-        row["sentence"] = row.get("quote") or row["statement"]
+        for id_, row in yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader).items():
+            found[id_] = row | {"sentence": row.get("quote") or row["statement"], "paper": file.parent.name}
     return found
 
 

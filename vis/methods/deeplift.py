@@ -26,7 +26,7 @@ from vis.graph.interpreter import Affine, Walk
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.forward import Forward, output_targets
-from vis.methods.relevance import Slopes, by_rules, checked, logit_targets
+from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
 from vis.methods.target import Target, Targets, score
 
 

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from vis.errors import UserError
 from vis.graph.modes import evaluating
 from vis.methods.base import Method, Subject
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Targets
 from vis.system.console import progress
 from vis.system.files import intact, write_bytes

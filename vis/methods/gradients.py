@@ -17,7 +17,7 @@ from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
 from vis.methods.layers import Reshape
-from vis.methods.relevance import checked
+from vis.methods.propagation import checked
 from vis.methods.target import Target, Targets, as_targets
 
 PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224

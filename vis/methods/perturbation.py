@@ -191,7 +191,7 @@ class Learnt(_Windows):
     """Base class of methods that replace windows by content learnt from other images; call `fit` first.
 
     patch: side l of the patch that a window is conditioned on. samples: draws of each window; 0 takes the expectation.
-    average: over the draws, of probabilities or of logits. conditional: false takes the content of other images at the same
+    conditional: false takes the content of other images at the same
     position, whatever surrounds it. joint: one Gaussian for all channels, not one for each. gaussian: a file that
     `PatchGaussian.save` wrote; `vis-run` also takes a folder of images. seed: of the draws.
     """
@@ -296,7 +296,7 @@ class PDA(Learnt):
         evidence(w) = log2 odds(p(c|x)) - log2 odds(1/S sum_s p(c | x, w drawn))
 
     Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend only on the seed and the
-    window's position, and are clipped to the range of the data.
+    window's position, and are clipped to the range of the data. average: over the draws, of probabilities or of logits.
     Raises UserError without a learnt distribution (`fit`) and if no window fits, NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each window, limited to the values that the window can change (`vis.windows.engine`).
     """
@@ -320,19 +320,9 @@ class PDA(Learnt):
         precision: str = "float32",
     ) -> None:
         super().__init__(
-            window,
-            patch,
-            stride,
-            samples,
-            conditional,
-            joint,
-            per_channel,
-            laplace,
-            gaussian,
-            seed,
-            memory_gb,
-            precision,
-        )
+            window, patch, stride, samples, conditional=conditional, joint=joint, per_channel=per_channel, laplace=laplace,
+            gaussian=gaussian, seed=seed, memory_gb=memory_gb, precision=precision,
+        )  # fmt: skip
         if samples < 1:
             raise ValueError("PDA draws samples: give 1 or more, or take pda_fast, which uses their expectation")
         if average not in ("probability", "logit"):

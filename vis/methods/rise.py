@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES
-from vis.methods.forward import Forward, output_targets
+from vis.methods.forward import Forward, in_passes, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -43,7 +42,7 @@ class RISE(Method):
         chosen = [Target(t.unit, None, self.output) for t in output_targets(forward, targets, self.title)]  # type: ignore[arg-type]  # checked above
         grids, shifts = self._draws(images)
         total = torch.zeros_like(images[:, :1])
-        for some in torch.arange(self.samples).split(max(1, PASS_VALUES // images[0].numel())):
+        for some in in_passes(torch.arange(self.samples), images[0].numel()):
             masks = self._masks(grids[some], shifts[some], images)
             for i, target in enumerate(chosen):
                 f = score(forward.model(images[i] * masks), [target] * len(masks))

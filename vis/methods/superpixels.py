@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES
-from vis.methods.forward import Forward, NotApplicable, output_targets
+from vis.methods.forward import Forward, NotApplicable, in_passes, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -48,7 +47,7 @@ class _Superpixels(Method):
     ) -> np.ndarray:
         """Compute f for each of n choices of superpixels, kept [n, S] of 0 and 1: [n] in float64."""
         coloured, values = means[:, segments], []
-        for some in torch.from_numpy(kept).to(image.device).split(max(1, PASS_VALUES // image.numel())):
+        for some in in_passes(torch.from_numpy(kept).to(image.device), image.numel()):
             mask = some[:, segments][:, None].bool()
             values.append(score(model(torch.where(mask, image, coloured)), [target] * len(some)))
         return torch.cat(values).cpu().double().numpy()
