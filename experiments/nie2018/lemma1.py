@@ -75,7 +75,7 @@ def chosen(o: Array) -> Array:
     return one.swapaxes(2, 3).reshape(o.shape)
 
 
-def summed(o: Array, V: Array, side: int) -> Array:
+def summed(o: Array, V: Array, side: Any) -> Array:
     """Return, for each o_ij, the sum of V over the windows with stride 1 that choose it. o, V: [N, H, W]."""
     reach, result = side // 2, np.zeros_like(V)
     padded = np.pad(o, ((0, 0), (reach, reach), (reach, reach)), constant_values=-np.inf)
@@ -249,8 +249,8 @@ class Lemma1(Experiment):
             compared = exact(
                 "largest difference of closed form and autograd", rows, "error", control="control", words=control
             )
-            words = {} if own else {"sentence": OVERLAP, "source": "Section 3.2.1, Eq. (6)"}
-            found.append(Claim(id_, [compared], **words))
+            sentence, source = ("", "") if own else (OVERLAP, "Section 3.2.1, Eq. (6)")
+            found.append(Claim(id_, [compared], sentence=sentence, source=source))
         sal, gbp = (Column(results.rows("pairs", method=m), "correlation", "seed") for m in ("saliency", "gbp"))
         seeds = Compared("correlation of maps of two seeds", sal, near(0, 0.03, 0.5), null=gbp, control="GBP")
         relus = "the network with its ReLUs"

@@ -137,11 +137,11 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def limit(cosines: Mapping[int, float]) -> float:
-    """Extrapolate a cosine {N: cosine} to infinite N: 1/cosine^2 = a + b/N, since the noise in a map falls as 1/N."""
-    N = np.array(list(cosines), dtype=float)
-    a = np.polyfit(1 / N, [1 / c**2 for c in cosines.values()], 1, w=N)[1]
-    return float(a**-0.5) if a > 0 else float("nan")
+def limit(values: Mapping[int, float], power: int = 2) -> float:
+    """Extrapolate {N: cosine} to infinite N: 1/cosine^power = a + b/N, as noise falls as 1/N; of two noisy maps, power = 1."""
+    N = np.array(list(values), dtype=float)
+    a = np.polyfit(1 / N, [1 / c**power for c in values.values()], 1, w=N)[1]
+    return float(a ** (-1 / power)) if a > 0 else float("nan")
 
 
 def random_networks(results: Results) -> list[str]:
