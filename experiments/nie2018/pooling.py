@@ -136,7 +136,8 @@ class Pooling(ThreeLayer):
         for image, p, count in zip(batch.names, positive, windows, strict=True):
             rows.append({"seed": task["seed"], "image": image, "setting": task["setting"], **rates(p, count)})
         if task["setting"] == "window_none":  # which a window of the whole map chooses, at the other end
-            y = model.net.conv1(batch.x).detach().relu().flatten(2).cpu()
+            net: Any = model.net
+            y = net.conv1(batch.x).detach().relu().flatten(2).cpu()
             whole = torch.zeros_like(y).scatter_(2, y.argmax(2, keepdim=True), 1.0).view_as(positive)
             for image, p, count in zip(batch.names, positive, whole, strict=True):
                 rows.append({"seed": task["seed"], "image": image, "setting": "window_whole", **rates(p, count)})

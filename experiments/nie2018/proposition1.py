@@ -107,9 +107,10 @@ class Proposition1(Experiment):
     def _flips(self, run: Run, seed: int, width: int) -> float:
         """Return the share of flips in a network of `width` filters a layer."""
         model = run.model({**self.cnn, "num_filters": width, "num_classes": 1}, seed, extra=1)
+        net: Any = model.net
         with torch.no_grad():
-            o = model.net.relu(model.net.conv1(run.batch(model, [0]).x))
-            return flips(model.net.extra[0].cpu(), o.cpu(), seed)
+            o = net.relu(net.conv1(run.batch(model, [0]).x))
+            return flips(net.extra[0].cpu(), o.cpu(), seed)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """By seed: how the correlation of entries grows with depth, and how the share of flips falls with width."""

@@ -44,7 +44,6 @@ CROP = 32  # pixels
 NETWORKS = 4096  # for each value of Theta
 SHOWN = f"Maps of the first seed, {display.scaling('minmax')[1]}"
 OURS = "the bounds are ours"
-PI = {"null": 0.0, "control": "N(0, I)"}
 FINDINGS = {
     "pattern": "1/pi of the energy of DeconvNet's map is a pattern that repeats with the stride.",
     "rho_s": "DeconvNet's map correlates by 1/pi with itself at a shift of the stride.",
@@ -180,7 +179,7 @@ class Theorem2(Experiment):
         findings = [
             Claim(
                 f"deconvnet_{name}",
-                [Compared(name, of("deconvnet", name), pi, **PI)],
+                [Compared(name, of("deconvnet", name), pi, null=0, control="N(0, I)")],
                 sentence=sentence,
                 source="Theorem 2",
             )

@@ -9,13 +9,13 @@ Numbers of a map m of an input x (mean-subtracted), one row of the table for eac
     logits        correlation of the maps of two logits, in the rows of the second
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.nie2018.verdicts import against_others
 from vis import metrics
@@ -36,7 +36,7 @@ SIZES = ("num_filters", "stride", "kernel_size", "padding", "hidden", "input_siz
 class Shown:
     """One task's network, images x [B, C, H, W] with A of Theorem 1, and maps: {method: [B, C, H, W]} for each target."""
 
-    net: nn.Module
+    net: Any
     x: Tensor
     weight: Tensor
     names: list[str]
@@ -132,9 +132,9 @@ def photographs(results: Results) -> list[str]:
     return [] if results.config.image else ["scikit-image's photographs instead of ImageNet's tabby"]
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
+def slope(x: Iterable[float], y: Iterable[float]) -> float:
     """Return the slope of the least-squares line."""
-    return float(np.polyfit(x, y, 1)[0])
+    return float(np.polyfit(list(x), list(y), 1)[0])
 
 
 def limit(values: Mapping[int, float], power: int = 2) -> float:
