@@ -30,8 +30,7 @@ from vis.methods.target import Target, Targets, score
 class ActivationMap(OnFeatureMaps):
     """Base class of class activation maps. A subclass implements `sum`, for instance from `self.maps` and `self.gradients`.
 
-    layer, reshape: whose feature maps (`vis.methods.layers.OnFeatureMaps`); None finds the last.
-    convention: "paper" or "table1", see above.
+    convention: paper, or table1, the code behind the numbers of taimeskhanov2024 (see above).
     """
 
     def __init__(self, layer: str | None = None, convention: str = "paper", reshape: Reshape | None = None) -> None:

@@ -122,9 +122,11 @@ class AdversarialGenerators(Method):
         R(x) = |g_s(x) - g_a(x)|        g_s(x) is classified as x, g_a(x) oppositely
 
     Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. Call `fit` first;
-    vis-run does. pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam,
-    on `batch` images each, with a learning rate that falls from lr to 0 as a cosine. A map carries no information if g_a(x)
-    keeps the class, or x is of neither: see `silent`. Raises NotApplicable for a target that is neither of the classes.
+    vis-run does, on the training images of the dataset that show one of the two `classes`. pair: false is the single
+    generator, |x - x_a|. distance, closeness: weights of the loss. width: channels of a generator at full resolution.
+    steps: of Adam, on `batch` images each, with a learning rate that falls from lr to 0 as a cosine.
+    A map carries no information if g_a(x) keeps the class, or x is of neither: see `silent`.
+    Raises NotApplicable for a target that is neither of the classes.
     Costs a training with 2 `steps` forward and backward passes of `batch` images, once for a network; a map then takes a
     pass of each generator.
     """

@@ -42,8 +42,9 @@ _found: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 class OnFeatureMaps(Method):
     """Base class of methods on the feature maps B [B, V, h, w] of a layer; [B, V, t, h, w] of images in 3D.
 
-    layer: its name; None finds the last (`feature_layer`). reshape: the rows and columns [h, w] of tokens [B, N, D] or
-    [B, h, w, D], without a class token in front; or a function that turns the layer's output into [B, V, h, w].
+    layer: its name, a module's or conv5_3 and the like of VGG-16; None finds the last (`feature_layer`).
+    reshape: the rows and columns [h, w] of tokens [B, N, D] or [B, h, w, D], such as [14, 14] of a vision transformer, without a
+    class token in front; or a function that turns the layer's output into [B, V, h, w].
     """
 
     display = "overlay"

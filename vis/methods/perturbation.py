@@ -95,8 +95,9 @@ class _Windows(Method):
     """Base class of methods that replace windows.
 
     window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
-    instead of [B, 1, H, W]. laplace: N of the correction. memory_gb: memory limit of the passes. precision: of the products
-    with the values that a window changes; float32 keeps the precision of the image.
+    instead of [B, 1, H, W]. laplace: N of the Laplace correction of probabilities; inf is none. memory_gb: memory limit of
+    the passes. precision: of the products with the values that a window changes, bfloat16 or float16; float32 keeps the
+    precision of the image.
     """
 
     def __init__(
@@ -193,7 +194,8 @@ class Learnt(_Windows):
     patch: side l of the patch that a window is conditioned on. samples: draws of each window; 0 takes the expectation.
     conditional: false takes the content of other images at the same
     position, whatever surrounds it. joint: one Gaussian for all channels, not one for each. gaussian: a file that
-    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images. seed: of the draws.
+    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images, and learns from the bundled photographs without one.
+    seed: of the draws.
     """
 
     def __init__(
@@ -355,6 +357,7 @@ class PDAGradient(PDAFast):
         evidence(w) = g^T (x - x')        g = dP(c|x)/dx, x' the image with the conditional mean in w
 
     Maps are signed, in units of the probability: [B, 1, H, W], or [B, C, H, W] per channel; errors are those of PDA.
+    samples: as in PDAFast. precision: without effect, since one gradient has no products to round.
     Costs a shared forward pass and a backward pass, and the conditional means of all windows.
     """
 

@@ -18,7 +18,7 @@ class RISE(Method):
     A mask M_i is a grid of cells x cells, each cell 1 with probability p, enlarged by bilinear interpolation to a little more
     than the image and cut at random. It multiplies the network's input, as in the authors' code: a masked pixel is
     the network's zero. Maps are [B, 1, H, W], in units of f. Masks depend on the seed alone: all images have the same.
-    samples: N, 4000 to 8000 in the paper. keep: p. output: f is the probability, as in the paper, or the logit.
+    samples: N, 4000 to 8000 in the paper. keep: p. output: f is the probability (prob), as in the paper, or the logit.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """

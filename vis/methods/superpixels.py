@@ -71,7 +71,8 @@ class LIME(_Superpixels):
     superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: the number of such images. Each keeps a superpixel with probability 1/2, the first keeps all. superpixels: their
     approximate number (SLIC). d: cosine distance from the whole image; pi is the authors' sqrt(exp(-d^2 / sigma^2)).
-    alpha: penalty of the ridge regression, whose intercept is free. output: f is the probability, as in the paper, or the logit.
+    alpha: penalty of the ridge regression, whose intercept is free. output: f is the probability (prob), as in the paper, or
+    the logit. seed: of the samples.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """
@@ -112,8 +113,8 @@ class KernelSHAP(_Superpixels):
     z in {0, 1}^S marks the superpixels that are kept, of S; the others have their mean colour. A pixel has the value of its
     superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: the number of choices z. If it reaches 2^S, each z counts once and the values are exact; otherwise z are drawn in
-    proportion to pi, each with its complement. superpixels: their approximate number (SLIC). output: f is the probability or
-    the logit.
+    proportion to pi, each with its complement. superpixels: their approximate number (SLIC). output: f is the probability
+    (prob) or the logit. seed: of the draws.
     Raises NotApplicable for a unit of another layer, and where the samples do not determine the values: S superpixels need
     at least 2 (S - 1).
     Costs `samples` forward passes for each image.

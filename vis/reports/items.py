@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from vis.config.compose import describe, load_option
+from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
 from vis.store.stored import ClaimRecord, Status, Stored, stored
@@ -173,13 +173,13 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         if not own:
             continue
         collection = load_option(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
-        listed = list(collection.get("all", []))
+        listed = collected(collection, files)
         names = [n for n in dict.fromkeys([*listed, *files, *sorted(own)]) if n in own or n in listed]
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
         title = items[0].title.partition(",")[0] or group
         for item in items if group else []:
             item.title = item.title.removeprefix(f"{title}, ")
-        findings = [files[n] for n in collection.get("findings", [])]
+        findings = [files[n] for n in collected(collection, files, "findings")]
         yield Section(title if group else "Other experiments", items, findings)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vis.config.compose import describe, load_option, options
+from vis.config.compose import collected, describe, load_option, options
 from vis.errors import UserError
 from vis.figures.layout import plot, save, styled
 from vis.reports.html import write_page
@@ -100,7 +100,7 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
     collection = files[whole["collection"]]
-    own = [files[name] for name in load_option(collection).experiment.get("findings", [])]
+    own = [files[name] for name in collected(load_option(collection).experiment, files, "findings")]
     papers = by_paper({item.name: item for item in items}, files)
     sections = [Section(paper.title, [i for i in paper.items if i in items], own or paper.findings) for paper in papers]
     write_report(folder / "index.html", describe(collection), sections)
