@@ -143,6 +143,11 @@ class Figure2(Gallery):
                                                  ("of GBP with random weights", "gbp", "random"))
             ]),
             Claim("N-2.2-d", _class_sensitive(of)),
+            Claim("N-4.2-g", [
+                difference(f"share of patches that survive in {LABELS[m]}, trained minus random weights",
+                           of("patches", m), of("patches", m, "random"), below(0))
+                for m in ("deconvnet", "gbp")
+            ]),
             Claim("N-4.4-f", [
                 Compared(f"share of the variance of {LABELS[m]} that the input and its high-pass explain",
                          of("recovered", m), above(0.9, fails=0.5, ours="a linear regression pixel by pixel is ours"),

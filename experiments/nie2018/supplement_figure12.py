@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.nie2018.three_layer import LABELS, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.three_layer import LABELS, Shown, ThreeLayer, column, images, random_networks, targets
 from experiments.nie2018.trained import RANDOM, difference
 from vis import metrics
 from vis.claims import (
@@ -100,11 +100,12 @@ class NoSkip(nn.Module):
 class ResNetGrid(ThreeLayer):
     """Measure the grid textures of the maps of several networks."""
 
-    def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def numbers(self, shown: Shown, target: int, method: str) -> dict[str, Tensor]:
+        map_ = shown.maps[target][method]
         strengths = torch.stack([grid(map_, period) for period in PERIODS if period < map_.shape[2] // 4])
         strongest, place = strengths.max(0)
         periods = torch.tensor(PERIODS)[place]
-        return super().numbers(map_, x, weight) | {"grid": strongest, "period": periods}
+        return super().numbers(shown, target, method) | {"grid": strongest, "period": periods}
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the ratios of the grids of two networks."""

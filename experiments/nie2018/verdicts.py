@@ -58,7 +58,7 @@ def _vectors(images: Tensor) -> dict[str, Tensor]:
 def noise(what: str, rows: Rows, per: str, null: Rows, control: str) -> list[Compared]:
     """Judge that maps are noise. null: rows of maps that are not, as GBP's."""
     options: dict[str, Any] = {"control": control}
-    sds = "standard deviations of the correlation with other photographs"
+    sds = "standard deviations of its null"
     return [
         Compared(
             f"{what}: HP", Column(rows, "HP", per), near(0, 0.03, ours=NOISE), null=Column(null, "HP", per), **options
