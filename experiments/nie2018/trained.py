@@ -24,6 +24,7 @@ from vis.store.run_folder import Results
 
 LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 RANDOM: dict[str, Any] = {"weights": None, "init": "truncated_normal", "std": 0.1}  # the paper's random networks
+NO_BOX = "no photograph has a box around its object: experiment.object.NAME=[top,left,bottom,right]"
 GIVEN_10K = "10,000 images of ImageNet's test set"
 
 
@@ -118,7 +119,15 @@ def judged(
     found = [d for node, name in zip(nodes, networks or ["trained"], strict=True) for d in _network(node, name)]
     if photographs:
         found += _photographs(images_of(results), photographs)
-    return replicated(claims, list(dict.fromkeys(found)), reason)
+    return [
+        each
+        for claim in claims
+        for each in replicated([claim], list(dict.fromkeys(found)), reason or NO_BOX * _lacks_boxes(claim))
+    ]
+
+
+def _lacks_boxes(claim: Claim) -> bool:
+    return any(each.column.name in ("background", "box") and not each.column.values for each in claim.compared)
 
 
 def _network(node: Mapping[str, Any], name: str) -> list[str]:
