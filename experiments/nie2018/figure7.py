@@ -167,7 +167,7 @@ class Figure7(RandomAndTrained):
         count = len({row["image"] for row in results.rows()})
         seeds = f", {results.config.seeds} seeds of the random weights" if results.config.seeds > 1 else ""
         notes = [
-            f"Bars: mean over {count} images{seeds}, and its 95 % confidence interval, cut at 0",
+            f"Bars: mean over {plural(count, 'image')}{seeds}, and its 95 % confidence interval, cut at 0",
             *(f"{n}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
             *(f"{n}: not measured, {why}" for n, why in results.config.experiment.missing.items()),
         ]
