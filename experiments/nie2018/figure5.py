@@ -200,12 +200,10 @@ class Figure5(ThreeLayer):
                 [panel(s, "", "cosine_viewed", "_viewed") for s, _ in networks], f"viewed at {self.view}x{self.view}"
             ),
         ]
-        judged = [f"{c.verdict} ({c.measured})" for c in claims if c.id == "N-4.1-g"]
         other = [
             f"{label} in the largest networks, as computed (top) and all at the FCN's resolution (bottom)",
             *random_networks(results),
             "Under each map: its cosine with the input, at that resolution",
-            "That the FCN cannot achieve a comparable performance: " + "; ".join(judged),
         ]
         return {"figure": panel_grid(rows, caption), "comparison": panel_grid(compared, other)}
 

@@ -282,5 +282,7 @@ class Pooling(ThreeLayer):
                 values = [1 - mean(fine(f"filters_{n}{suffix}", method)) for n in self.filters]
                 right.plot(self.filters, values, "o-", label=label)
             right.set(xscale="log", ylim=(0, 1), xlabel="filters N", ylabel="1 - HP")
+            right.set_xticks(self.filters, self.filters)
+            right.minorticks_off()
             right.legend()
         return {"figure": panel_grid(rows, caption), "choices": figure}
