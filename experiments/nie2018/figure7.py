@@ -34,6 +34,7 @@ from vis.claims import Claim, Column, Compared, Rule, above, below, interval, me
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.runner.experiment import Load, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
