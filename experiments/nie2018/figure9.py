@@ -184,7 +184,8 @@ class Figure9(Experiment):
             wanted(results, self.paper),
         ]
         rows: list[PanelRow] = []
-        for image in [name for name in images if f"{name}/pixels" in results.arrays]:
+        shown = [name for name in images if f"{name}/pixels" in results.arrays]
+        for image in shown[: 4 // sum(map(bool, self.settings.values()))]:
             for kind, layers in self.settings.items():
                 if not layers or len(layers) > 6:
                     continue
@@ -192,7 +193,7 @@ class Figure9(Experiment):
                 for setting, layer in [*((kind, layer) for layer in layers), ("trained", "all")]:
                     if (setting, layer) == ("up_to", layers[-1]):
                         continue  # all layers: the fully trained network
-                    cells = results.rows(image=image, kind=setting, layer=layer)
+                    cells = results.rows(image=image, kind=setting, layer=layer)[: 1 if setting == "trained" else None]
                     title = _title(setting, layer)
                     map_ = display.minmax(results.arrays[f"{image}/{setting}/{layer}"])
                     panels.append(Panel(map_, title, _note(cells)))

@@ -78,7 +78,7 @@ class Gallery(Experiment):
                     map_ = display.minmax(results.arrays[f"{image}/{each['target']}/{method}"])
                     panels.append(Panel(None if each["again"] else map_, "" if rows or each["again"] else title))
                 values = [row["correlation"] for row in results.rows(method=method, image=image)]
-                panels[1].note = f"correlation {mean_and_spread(values, 2)}" if values else ""
+                panels[1].note = f"correlation {mean_and_spread(values)}" if values else ""
                 rows.append(PanelRow(panels, LABELS.get(method, method)))
             seeds = len({row["seed"] for row in results.rows()})
             caption = [

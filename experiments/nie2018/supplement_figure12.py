@@ -157,7 +157,7 @@ class ResNetGrid(ThreeLayer):
                 period = max(column(results, "period", **where))
                 map_ = results.arrays[f"{image}/{network}/{target}/{method}"]
                 title = "" if rows else TITLES.get(network, network)
-                panels.append(Panel(display.minmax(map_), title, f"grid {texture}\nperiod {period:g}, HP {fine}"))
+                panels.append(Panel(display.minmax(map_), title, f"grid {texture}\nperiod {period:g}\nHP {fine}"))
             rows.append(PanelRow(panels, LABELS[method]))
         caption = [
             f"Random ResNet-50, the same without skip connections, and with a first convolution of stride 1 and 4x4 "
