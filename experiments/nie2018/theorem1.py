@@ -110,7 +110,7 @@ class Theorem1(ThreeLayer):
 
         def means(name: str, settings: Mapping[int, str], **where: Any) -> dict[int, float]:
             values = {n: [r[name] for r in results.rows(setting=s, **where) if name in r] for n, s in settings.items()}
-            return {n: mean(each) for n, each in values.items()}
+            return {n: mean(each) for n, each in values.items() if each}
 
         grown, sizes = {n: f"cnn_{n}" for n in self.filters}, {k: f"kernel_{k}" for k in self.kernels}
         limits = []
@@ -124,8 +124,7 @@ class Theorem1(ThreeLayer):
             logs = [math.log2(n) for n in self.filters]
             seeds.append({
                 "seed": seed,
-                "logits_slope": slope(logs, list(alike.values())),
-                "logits_limit": limit(alike, power=1),
+                **({"logits_slope": slope(logs, alike.values()), "logits_limit": limit(alike, power=1)} if alike else {}),
                 "log2_N": crossing(logs, list(HP.values()), 0.5),
                 "kernel_slope": slope([math.log(3 * k * k) for k in sizes], [math.log(t) for t in tan2.values()]),
             })  # fmt: skip
