@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, exactly, near
@@ -78,6 +79,11 @@ class Constants(Experiment):
         inner = ones[..., 2 * k : -2 * k, 2 * k : -2 * k]
         inverse = Ax.norm() / x.norm() / overlap  # 1/C0, the mean of 1/||y_j||
         scale = (2 * c**2 * p / math.pi * inverse) ** 2  # after division by Z~ = pi C0 / (2 c^2 p), as printed
+
+        def around_0(map_: Tensor) -> Tensor:
+            """Return the standard deviation about the mean 0, away from the border."""
+            return map_[..., 2 * k : -2 * k, 2 * k : -2 * k].double().square().mean().sqrt()
+
         mean, root = math.sqrt(2 / math.pi), math.sqrt(2 * math.pi)
         table = [
             (V, mean, 1 / root, half.mean()),
@@ -94,7 +100,7 @@ class Constants(Experiment):
                     DEVIATION.format(name),
                     math.sqrt(p),
                     math.sqrt(overlap / 2),
-                    maps[m].double().std() / (c**2 * math.sqrt(N)),
+                    around_0(maps[m]) / (c**2 * math.sqrt(N)),
                 )
                 for name, m in zip(RANDOM, ("saliency", "deconvnet"), strict=True)
             ),

@@ -42,7 +42,7 @@ class Depth(ThreeLayer):
         return {"changes": rows}
 
     def claims(self, results: Results) -> list[Claim]:
-        if set(results.config.methods) < set(LABELS):
+        if not set(LABELS) <= set(results.config.methods):
             return []
         names = {"cnn": "", "pool": ", max-pooling"}
 

@@ -102,7 +102,7 @@ class Figure6(ThreeLayer):
         return {"changes": rows}
 
     def claims(self, results: Results) -> list[Claim]:
-        if set(results.config.methods) < set(LABELS):
+        if not set(LABELS) <= set(results.config.methods):
             return []
         rows = {
             (m, n): results.rows(network=n, method=m, target=targets(results)[0]) for m in LABELS for n in self.models

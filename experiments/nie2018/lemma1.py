@@ -233,7 +233,7 @@ class Lemma1(Experiment):
         return {"errors": errors, "pairs": pairs}
 
     def claims(self, results: Results) -> list[Claim]:
-        if set(results.config.methods) < set(LABELS):
+        if not set(LABELS) <= set(results.config.methods):
             return []
         models = results.rows("models")
 

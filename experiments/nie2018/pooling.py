@@ -61,6 +61,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "15x15": {"window": 15},
 }
 OURS = "the bounds are ours"
+HIGH = above(0.9, 0.7, ours=OURS)
 
 
 def choices(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,60 +174,76 @@ class Pooling(ThreeLayer):
     def claims(self, results: Results) -> list[Claim]:
         if not {"gbp", "deconvnet"} <= set(results.config.methods):
             return []
-        pooled, small = [w for w in self.windows if w != "none"], at_small_sizes(results.config)
-        own, free = ("deconvnet", f"window_{self.among}"), ("deconvnet", "window_none")
+        maps = replicated(self._maps(results) + self._limits(results), [], at_small_sizes(results.config))
+        return replicated([*self._choices(results), *maps], departures(results.config.experiment, PAPER))
 
-        def of(which: tuple[str, str], name: str) -> Column:
-            return Column(results.rows(method=which[0], setting=which[1]), name, "seed")
-
-        def at_limit(name: str) -> Column:
-            return Column(results.rows("limits"), name, "seed")
+    def _choices(self, results: Results) -> list[Claim]:
+        """Judge which responses the pooling chooses, and what follows for DeconvNet's texture."""
 
         def chosen(window: str) -> Column:
             return Column(results.rows("both", window=window), "both", "seed")
 
-        high, alike = above(0.9, 0.7, ours=OURS), "correlation of DeconvNet's and GBP's maps"
-        iff = [
-            Compared(f"smaller of P(chosen | positive) and P(positive | chosen), {w} windows", chosen(w), high,
-                null=chosen("none"), control="no pooling")
-            for w in pooled
-        ]  # fmt: skip
-        eq7 = Compared(
-            "correlation of Eq. (6) and Eq. (7)",
-            of(own, "eq7"),
-            high,
-            null=of(own, "eq7_null"),
-            control="another logit's",
+        both, either = (
+            "smaller of P(chosen | positive) and P(positive | chosen)",
+            "chosen, not positive or positive, not chosen",
         )
-        gbp = [
-            Compared(alike, of(own, "like_gbp"), high, null=of(free, "like_gbp"), control="no pooling"),
-            Compared(f"{alike}, minus that without pooling", of(own, "like_gbp") - of(free, "like_gbp"), above(0), null=0,
-                control="no gain"),
-        ]  # fmt: skip
+        iff = [
+            Compared(f"{both}, {w} windows", chosen(w), HIGH, null=chosen("none"), control="no pooling")
+            for w in self.windows
+            if w != "none"
+        ]
         cases = [
-            Compared(f"share of chosen, not positive or positive, not chosen, {w} windows",
-                Column(results.rows("choices", setting=f"window_{w}"), "contradictory", "seed"), each_above(0), null=0,
-                control="a choice of exactly the positive")
+            Compared(
+                f"share of responses {either}, {w} windows",
+                Column(results.rows("choices", setting=f"window_{w}"), "contradictory", "seed"),
+                each_above(0),
+                null=0,
+                control="a choice of exactly the positive",
+            )
             for w in [*self.windows, "whole"]
-        ]  # fmt: skip
-        rest = "of {} and the input for infinite N"
+        ]
+        rank = Column(results.rows("limits"), "texture_rank", "seed")
+        metric = "rank correlation over windows of what maps of two images share and of the rate of wrong choices"
+        return [
+            Claim("N-3.2.1-a", iff, needs=1),
+            Claim("N-3.2.1-f", cases),
+            Claim("N-3.2.1-h", [Compared(metric, rank, above(0), null=0, control="no relation")]),
+        ]
+
+    def _maps(self, results: Results) -> list[Claim]:
+        """Judge DeconvNet's map by Eq. (7) and by GBP's."""
+
+        def of(window: str, name: str) -> Column:
+            return Column(results.rows(method="deconvnet", setting=f"window_{window}"), name, "seed")
+
+        own, free = of(self.among, "like_gbp"), of("none", "like_gbp")
+        alike, two = "correlation of DeconvNet's and GBP's maps", of(self.among, "eq7_null")
+        eq7 = Compared("correlation of the maps of Eqs. (6) and (7)", of(self.among, "eq7"), HIGH, null=two,
+            control="Eq. (7) for two logits")  # fmt: skip
+        gbp = [
+            Compared(alike, own, HIGH, null=free, control="no pooling"),
+            Compared(f"{alike}, minus that without pooling", own - free, above(0), null=0, control="no gain"),
+        ]
+        return [Claim("N-E7", [eq7]), Claim("N-3.2.1-c", gbp)]
+
+    def _limits(self, results: Results) -> list[Claim]:
+        """Judge what is left of the input for infinite N."""
+
+        def left(name: str) -> Column:
+            return Column(results.rows("limits"), name, "seed")
+
+        pooled, gap = f"DeconvNet with {self.among} windows", "1 - cosL for infinite N, DeconvNet"
         perfect = [
-            Compared(f"1 - {name} {rest.format('GBP')}", at_limit(f"gbp_{name}"), below(0.02, ours=OURS),
-                null=at_limit(f"deconvnet_{name}"), control=f"DeconvNet with {self.among} windows")
+            Compared(f"1 - {name} for infinite N, GBP", left(f"gbp_{name}"), below(0.02, ours=OURS),
+                null=left(f"deconvnet_{name}"), control=pooled)
             for name in ("cosine", "cosL")
         ]  # fmt: skip
-        gap, residual = f"1 - cosL {rest.format('DeconvNet')}", at_limit("deconvnet_cosL")
+        deconvnet, free = left("deconvnet_cosL"), left("gbp_cosL")
         never = [
-            Compared(gap, residual, above(0.02, ours=OURS), null=at_limit("gbp_cosL"), control="GBP without pooling"),
-            Compared(f"{gap}, minus GBP's", residual - at_limit("gbp_cosL"), above(0), null=0, control="no difference"),
+            Compared(gap, deconvnet, above(0.02, ours=OURS), null=free, control="GBP without pooling"),
+            Compared(f"{gap}, minus GBP's", deconvnet - free, above(0), null=0, control="no difference"),
         ]
-        rank = Compared(
-            "rank correlation over windows of what maps of two images share and of the rate of wrong choices",
-            at_limit("texture_rank"), above(0), null=0, control="no relation",
-        )  # fmt: skip
-        sized = [Claim("N-E7", [eq7]), Claim("N-3.2.1-c", gbp), Claim("N-3.2.1-e", perfect), Claim("N-3.2.1-g", never)]
-        found = [Claim("N-3.2.1-a", iff, needs=1), Claim("N-3.2.1-f", cases), Claim("N-3.2.1-h", [rank])]
-        return replicated([*replicated(sized, [], small), *found], departures(results.config.experiment, PAPER))
+        return [Claim("N-3.2.1-e", perfect), Claim("N-3.2.1-g", never)]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         image, target = images(results)[0], targets(results)[0]
@@ -282,5 +299,7 @@ class Pooling(ThreeLayer):
                 values = [1 - mean(fine(f"filters_{n}{suffix}", method)) for n in self.filters]
                 right.plot(self.filters, values, "o-", label=label)
             right.set(xscale="log", ylim=(0, 1), xlabel="filters N", ylabel="1 - HP")
+            right.set_xticks(self.filters, self.filters)
+            right.minorticks_off()
             right.legend()
         return {"figure": panel_grid(rows, caption), "choices": figure}

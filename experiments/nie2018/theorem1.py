@@ -110,7 +110,7 @@ class Theorem1(ThreeLayer):
 
         def means(name: str, settings: Mapping[int, str], **where: Any) -> dict[int, float]:
             values = {n: [r[name] for r in results.rows(setting=s, **where) if name in r] for n, s in settings.items()}
-            return {n: mean(each) for n, each in values.items()}
+            return {n: mean(each) for n, each in values.items() if each}
 
         grown, sizes = {n: f"cnn_{n}" for n in self.filters}, {k: f"kernel_{k}" for k in self.kernels}
         limits = []
@@ -124,8 +124,7 @@ class Theorem1(ThreeLayer):
             logs = [math.log2(n) for n in self.filters]
             seeds.append({
                 "seed": seed,
-                "logits_slope": slope(logs, list(alike.values())),
-                "logits_limit": limit(alike, power=1),
+                **({"logits_slope": slope(logs, alike.values()), "logits_limit": limit(alike, power=1)} if alike else {}),
                 "log2_N": crossing(logs, list(HP.values()), 0.5),
                 "kernel_slope": slope([math.log(3 * k * k) for k in sizes], [math.log(t) for t in tan2.values()]),
             })  # fmt: skip
@@ -253,30 +252,32 @@ class Theorem1(ThreeLayer):
             *random_networks(results),
             "Under each map: its cosine with the input, after dividing by A",
         ]
-        figure, (left, right) = plot(
-            6.4,
-            2.3,
-            [
-                f"Left: energy of the noise in {LABELS.get(method, method)} over that of the signal, one point for each of "
-                f"{config.seeds} seeds, and its law. Right: error of the mean of N truncated filters with p = {P} (mean of "
-                f"{DRAWS // P[0]} draws for each seed) and its law; the paper asks for less than .1"
-            ],
-            columns=2,
+        law, noise = LAW * 3 * stride**2, "noise over signal, tan²"
+        text = (
+            f"Left: energy of the noise in {LABELS.get(method, method)} over that of the signal, a point for each of "
+            f"{config.seeds} seeds and image, and its law. Middle: the same for filters of several sizes, {self.among} each. "
+            f"Right: error of the mean of N truncated filters with p = {P[0]}, a point for each seed (mean of "
+            f"{DRAWS // P[0]} draws), and its law; the paper asks for less than .1 (red)"
         )
+        figure, (left, middle, right) = plot(6.9, 2.2, [text], columns=3)
+        points: dict[str, Any] = {"linestyle": "", "marker": ".", "color": "tab:blue", "alpha": 0.5}
         with styled():
-            for n in self.filters:
-                tan2 = column(results, "tan2", setting=f"cnn_{n}", method=method, target=target)
-                left.plot([n] * len(tan2), tan2, ".", color="tab:blue", alpha=0.5)
-            left.plot(
-                self.filters, [LAW * 3 * stride**2 / n for n in self.filters], color="black", label=".943 π² 3 s² / N"
-            )
+            for axes, sizes, setting in ((left, self.filters, "cnn"), (middle, self.kernels, "kernel")):
+                for n in sizes:
+                    tan2 = column(results, "tan2", setting=f"{setting}_{n}", method=method, target=target)
+                    axes.plot([n] * len(tan2), tan2, **points)
+            left.plot(self.filters, [law / n for n in self.filters], color="black", label=".943 π² 3 s² / N")
+            middle.plot(self.kernels, [law / self.among] * len(self.kernels), color="black")
             for row in results.rows("filters", p=P[0]):
-                right.plot(row["N"], row["error"], ".", color="tab:blue", alpha=0.5)
+                right.plot(row["N"], row["error"], **points)
             right.plot(SIZES, [math.sqrt(P[0] / 2 / n) for n in SIZES], color="black", label="√(p / 2N)")
             right.axhline(0.1, color="tab:red", linewidth=0.8)
-            for axes, label in ((left, "noise over signal, tan²"), (right, "error")):
+            for axes, label in ((left, noise), (right, "error")):
                 axes.set(xscale="log", yscale="log", xlabel="filters N", ylabel=label)
                 axes.legend()
+            middle.set(yscale="log", ylim=left.get_ylim(), xlabel="side of the filters k", xticks=self.kernels)
+            right.set_yticks([0.1, 0.2, 0.4], [".1", ".2", ".4"])
+            right.minorticks_off()
         return {"figure": panel_grid([PanelRow(panels)], caption), "law": figure}
 
 

@@ -138,9 +138,12 @@ def slope(x: Iterable[float], y: Iterable[float]) -> float:
 
 
 def limit(values: Mapping[int, float], power: int = 2) -> float:
-    """Extrapolate {N: cosine} to infinite N: 1/cosine^power = a + b/N, as noise falls as 1/N; of two noisy maps, power = 1."""
-    N = np.array(list(values), dtype=float)
-    a = np.polyfit(1 / N, [1 / c**power for c in values.values()], 1, w=N)[1]
+    """Extrapolate {N: cosine} from its three largest N to infinity: 1/cosine^power = a + b/N.
+
+    Noise falls as 1/N: power is 2 for a noisy map and a clean one, 1 for two noisy ones.
+    """
+    N = np.array(sorted(values)[-3:], dtype=float)
+    a = np.polyfit(1 / N, [1 / values[int(n)] ** power for n in N], 1, w=N)[1]
     return float(a ** (-1 / power)) if a > 0 else float("nan")
 
 

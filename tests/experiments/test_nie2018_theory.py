@@ -81,6 +81,11 @@ def test_theorem_1_how_many_filters_it_takes(vis_run):
     assert found["N-T1"]["kind"] == "reproduction"  # of any image
 
 
+def test_theorem_1_of_one_logit_measures_no_correlation_of_two(vis_run):
+    folder = vis_run(*THEOREM1, "seeds=1", "target=3", "dataset.names=[tabby]").folder
+    assert verdicts(folder)["N-3.1.1-a"] == "not measured"
+
+
 def test_where_a_curve_reaches_a_level():
     from experiments.nie2018.theorem1 import crossing
 
