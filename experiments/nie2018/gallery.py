@@ -68,7 +68,8 @@ class Gallery(Experiment):
     def draw(self, results: Results, claims: list[object]) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
         for image in [name for name in images_of(results) if f"{name}/pixels" in results.arrays]:
-            targets = results.rows("logits", image=image, seed=results.config.seed)
+            where = {"image": image, "seed": results.config.seed}
+            targets = results.rows("logits", again=False, **where)
             rows: list[PanelRow] = []
             for method in results.config.methods:
                 pixels = None if rows else display.picture(results.arrays[f"{image}/pixels"])
@@ -76,7 +77,7 @@ class Gallery(Experiment):
                 for each in targets:
                     title = f"max: {each['class']}" if each["target"] == "max" else each["class"]
                     map_ = display.minmax(results.arrays[f"{image}/{each['target']}/{method}"])
-                    panels.append(Panel(None if each["again"] else map_, "" if rows or each["again"] else title))
+                    panels.append(Panel(map_, "" if rows else title))
                 values = [row["correlation"] for row in results.rows(method=method, image=image)]
                 panels[1].note = f"correlation {mean_and_spread(values)}" if values else ""
                 rows.append(PanelRow(panels, LABELS.get(method, method)))
@@ -85,7 +86,7 @@ class Gallery(Experiment):
                 weights_words(results) + f"; maps: {display.scaling('minmax')[1]}",
                 "Under each row: correlation of the maps of two logits, mean ± standard deviation over the pairs"
                 + (f" and {seeds} seeds" if seeds > 1 else ""),
-                "A logit that is also the largest is shown once" if any(each["again"] for each in targets) else "",
+                "A logit that is also the largest is shown once" if results.rows("logits", again=True, **where) else "",
                 wanted(results, [self.paper]),
             ]
             figures["figure" if not figures else f"figure_{image}".replace("/", "_")] = panel_grid(rows, caption)
