@@ -111,7 +111,7 @@ class Figure3(Experiment):
             "share of the active unseen positions where GradCAM is above 0", column("positive"), above(0.95, fails=0.9),
             null=0.5, control="1/2, the mean by Eq. (11)",
         )  # fmt: skip
-        zeros = {"null": 0.0, "control": "a map of zeros"}
+        zeros: dict[str, Any] = {"null": 0.0, "control": "a map of zeros"}
         highlights = [
             Compared("GradCAM over the bound of Theorem 1, mean of the active unseen positions", column("over bound"),
                      above(1), **zeros),
@@ -144,8 +144,8 @@ class Figure3(Experiment):
             f"Illustration of Theorem 1 on {digits}: a CNN with one layer of 256 filters, weights from N(0, 1), that cannot see "
             f"the red rows (its wall stands at y = {dead[0] - 0.5:g}), and GradCAMs of class {CLASS} for several random networks",
             f"Maps: {display.scaling('overlay')[1]}; μ: their norm in the unseen rows over that of the whole map",
-            f"In {share:.0%} of the maps of {len(seeds)} networks, most unseen positions with active pixels are above 0; noise in "
-            f"the unseen rows changes the logits by {max(row['logits'] for row in rows):g}",
+            f"In {share:.0%} of the maps of {len(seeds)} networks, most unseen positions with active pixels are above 0; noise "
+            f"in the unseen rows changes the logits by {max(row['logits'] for row in rows):g}",
         ]
         return {"figure": panel_grid(grid, caption)}
 

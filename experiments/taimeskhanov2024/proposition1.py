@@ -35,6 +35,7 @@ from vis.store.run_folder import Output, Results
 SIDE = 28
 CAMS = {"xgradcam": XGradCAM(layer="1"), "hirescam": HiResCAM(layer="1")}  # "1" is the ReLU, whose output is B
 TO = 1e-12  # relative, in float64
+EXACT = exactly(0, TO)
 
 
 def cnn(V: int, L: int, kernel: int, pool: int, width: int, seed: int) -> nn.Sequential:
@@ -160,9 +161,7 @@ class Proposition1(Experiment):
         rows = results.rows()
         deep = Column([r for r in rows if r["L"] > 1], "all paths", ("seed", "V", "L", "image"))
 
-        def equal(
-            metric: str, name: str, some: Sequence[dict[str, Any]] = rows, rule: Rule = exactly(0, TO)
-        ) -> Compared:
+        def equal(metric: str, name: str, some: Sequence[dict[str, Any]] = rows, rule: Rule = EXACT) -> Compared:
             column = Column(some, name, ("seed", "V", "L", "image"))
             control = "GradCAM's coefficients with all paths, active or not, for L > 1"
             return Compared(metric, column, rule, null=deep, control=control)

@@ -78,7 +78,8 @@ def gradcam(image: Tensor, V: int, tau: float, count: int, random: torch.Generat
     net = nn.Sequential(
         nn.Conv2d(1, V, 2, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(V * h_ * w_, 1, bias=False)
     )
-    dense, method, maps = net[4].weight.detach().view(V, h_, w_), GradCAM(layer="1"), []
+    weights: Any = net[4].weight
+    dense, method, maps = weights.detach().view(V, h_, w_), GradCAM(layer="1"), []
     for _ in range(count):
         for parameter in net.parameters():
             parameter.detach().normal_(0, tau, generator=random)
