@@ -54,8 +54,8 @@ class Figure4(Experiment):
             row = {"seed": seed, "layer": label, "channels": gradient.shape[1], "rows": gradient.shape[2], "seen": seen}
             row |= {"unseen share": 1 - seen / gradient.shape[2]}
             row["growth"] = row["unseen share"] - rows[-1]["unseen share"] if rows else None
-            for key, first in (("noise below", seen), ("noise one row above", seen - 1)):
-                row[key] = _changed(model, batch.x, name, values, first, seed)
+            changes = _changes(model, batch.x, name, values, (seen, seen - 1), seed)
+            row |= dict(zip(("noise below", "noise one row above"), changes, strict=True))
             row["gradient below"] = gradient[:, :, seen:].abs().max().item()
             row["gradient above"] = gradient[:, :, seen - 1].abs().max().item()
             rows.append(row)
@@ -210,13 +210,19 @@ def _gradients(model: Model, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @torch.no_grad()
-def _changed(model: Model, x: Tensor, layer: str, values: Tensor, first: int, seed: int) -> float:
-    """Return the largest change of a logit of the first image when the rows from `first` on of a layer become noise."""
-    noise, x = values[:1].clone(), x[:1]
-    random = torch.randn(noise[:, :, first:].shape, generator=torch.Generator().manual_seed(seed))
-    noise[:, :, first:] = values.std() * random.to(noise)
-    before, after = (model.net(v) if not layer else run_rest(model.net, x, layer, v) for v in (values[:1], noise))
-    return (before - after).abs().max().item()
+def _changes(model: Model, x: Tensor, layer: str, values: Tensor, firsts: Sequence[int], seed: int) -> list[float]:
+    """Return the largest change of a logit of the first image when the rows from each of `firsts` on of a layer become noise."""
+    random, x = torch.Generator().manual_seed(seed), x[:1]
+
+    def logits(values: Tensor) -> Tensor:
+        return run_rest(model.net, x, layer, values) if layer else model.net(values)
+
+    before, found = logits(values[:1]), []
+    for first in firsts:
+        noise = values[:1].clone()
+        noise[:, :, first:] = values.std() * torch.randn(noise[:, :, first:].shape, generator=random).to(noise)
+        found.append((before - logits(noise)).abs().max().item())
+    return found
 
 
 def _hirescam(model: Model, batch: Batch, seed: int) -> list[dict[str, Any]]:
