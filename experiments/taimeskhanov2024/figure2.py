@@ -57,7 +57,7 @@ class Figure2(Experiment):
             "convolution": f"convolution C,\n{self.filters} filters {self.kernel}x{self.kernel}",
             "ReLU": "ReLU",
             "max-pooling": f"max-pooling\n{self.pool}x{self.pool}",
-            "dense": "dense layer",
+            "dense": f"{self.layers} dense layers",
         }
         caption = [
             f"[CNN]: one convolution, ReLU, max-pooling, and L = {self.layers} dense layers with ReLUs between them; sizes as "
@@ -67,14 +67,15 @@ class Figure2(Experiment):
         ]
         figure, (axes,) = plot(PAGE_WIDTH, 1.9, caption)
         with styled():
-            x = 0.0
+            x, dense = 0.0, results.rows(layer="dense")
             for row in rows:
                 width = self._draw_layer(axes, row, x, picture(results.arrays["pixels"]))
                 middle = x + width / 2
                 axes.text(
                     middle, 24, f"{row['what']}\n{typeset('x'.join(map(str, row['shape'])))}", ha="center", va="bottom"
                 )
-                axes.text(middle, -23, typeset(words[row["layer"]]), ha="center", va="top", fontsize=7)
+                if row["layer"] != "dense" or row is dense[len(dense) // 2]:
+                    axes.text(middle, -23, typeset(words[row["layer"]]), ha="center", va="top", fontsize=7)
                 if row is not rows[-1]:
                     axes.annotate(
                         "",

@@ -155,17 +155,12 @@ class Figure4(Experiment):
         ]
         figure, (axes,) = plot(PAGE_WIDTH, 2.6, caption)
         with styled():
-            for x, row in enumerate(rows):
-                relative = [np.log2(height / rows[-1]["rows"] + 1) for height in (row["rows"], rows[0]["rows"])]
-                sizes = f"{row['channels']}x\n{row['rows']}"
-                _block(axes, x, 0.35 + 0.65 * relative[0] / relative[1], row["seen"], row["rows"], sizes)
             B = rows[-1]
-            sizes = f"{network['its outputs']}x{B['channels']}x\n{B['rows']}"
-            _block(axes, len(rows), 0.56, B["seen"], B["rows"], sizes, "#fdd0a2")
-            for x in range(len(rows)):
-                axes.annotate(
-                    "", (x + 0.62, 0), (x + 0.38, 0), arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "0.5"}
-                )
+            boxes = [(row["rows"], row["seen"], f"{row['channels']}x\n{row['rows']}") for row in rows]
+            boxes += [(B["rows"], B["seen"], f"{network['its outputs']}x{B['channels']}x\n{B['rows']}")]
+            for x, (height, seen, words) in enumerate(boxes):
+                relative = np.log2(height / B["rows"] + 1) / np.log2(rows[0]["rows"] / B["rows"] + 1)
+                _block(axes, x, 0.35 + 0.65 * relative, seen, height, words, "#9ecae1" if x < len(rows) else "#fdd0a2")
             axes.set_xlim(-0.6, len(rows) + 0.6)
             axes.set_ylim(-0.62, 0.68)
             labels = [*(row["layer"].partition(" ")[0] for row in rows), "dense W"]
@@ -180,7 +175,7 @@ def _exact(metric: str, column: Column, value: float, null: Column | float, cont
     return Compared(metric, column, exactly(value), null=null, control=control)
 
 
-def _block(axes: Any, x: float, height: float, seen: int, rows: int, words: str, color: str = "#9ecae1") -> None:
+def _block(axes: Any, x: float, height: float, seen: int, rows: int, words: str, color: str) -> None:
     """Draw a layer as a box at x with its unseen rows hatched, its size above and their number below."""
     top, live = height / 2, height * seen / rows
     box: dict[str, Any] = {"linewidth": 0.7, "edgecolor": "0.3"}

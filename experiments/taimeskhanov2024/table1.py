@@ -103,7 +103,7 @@ class Table1(WallCheck):
                 text = f"{mean(ours):.1f} ± {spread(ours):.1f}" if len(ours) > 1 else "-"
                 value = self.paper(method, name)
                 row[NAMES.get(name, "these images")] = f"{text} | {value[0]} ± {value[1]}" if value else text
-                means += [{"method": method, "dataset": name, "mu x 100": mean(ours)}] if ours else []
+                means += [{"method": method, "dataset": name, "mu": mean(ours) / 100}] if ours else []
             printed.append(row)
             mix, gen = (by_data.get(d, []) for d in NAMES)
             if len(mix) > 1 and len(gen) > 1:
@@ -215,20 +215,15 @@ class Table1(WallCheck):
 
         def rule(value: float, deviation: float) -> Rule:
             if same:  # deterministic: only rounding and versions differ
-                return exactly(value, tolerance)
-            return near(value, 3, fails=3 + 1.98 * deviation / IMAGES**0.5, ours="3 points are ours")
+                return exactly(value / 100, tolerance / 100)
+            return near(value / 100, 0.03, fails=0.03 + 1.98 * deviation / 100 / IMAGES**0.5, ours="0.03 is ours")
 
         def compared(name: str, dataset: str, value: float, deviation: float) -> Compared:
-            where = {"method": name, "dataset": dataset}
-            measured = [
-                r | {"mu x 100": 100 * r["mu_minmax"]} for r in results.rows(**where) if r["mu_minmax"] is not None
-            ]
-            column = Column(
-                results.rows("means", **where) if same else measured, "mu x 100", "dataset" if same else "image"
-            )
-            constant = 100 * results.rows("network")[0]["constant"]
-            return Compared(f"mu x 100 of {name} on {NAMES[dataset]}", column, rule(value, deviation), null=constant,
-                            control="a constant map")  # fmt: skip
+            where = {"method": name} | ({"dataset": dataset} if dataset in datasets(results) else {})
+            table, column, per = ("means", "mu", "dataset") if same else ("table", "mu_minmax", "image")
+            constant = results.rows("network")[0]["constant"]
+            return Compared(f"mu of {name}, {NAMES[dataset]}", Column(results.rows(table, **where), column, per),
+                            rule(value, deviation), null=constant, control="a constant map")  # fmt: skip
 
         signs = [method, "eigencam_flipped"] if method == "eigencam" else [method]
         each = [compared(name, d, *value) for name in signs for d, value in values.items()]
