@@ -150,7 +150,9 @@ class WallCheck(Experiment):
                     "label": labels[i],
                 }
                 row |= {"mu": mu[i], "mu_minmax": shifted[i], "mu_unwalled": control[i]}
-                over = (shifted[i] or 0.0) / constant  # a map of zeros highlights nothing
+                over = (
+                    shifted[i] or mu[i] or 0.0
+                ) / constant  # a shift makes a constant map 0; a map of zeros highlights nothing
                 row |= {"over constant": over, "highlighted": float(over > HIGHLIGHTED)}
                 row["unwalled over constant"] = (control[i] or 0.0) / constant if twin else None
                 output.tables["table"].append(row | {"drop": drops[i], "note": notes[method][i]})

@@ -91,10 +91,15 @@ class Table1(WallCheck):
         return PAPER.get(method, {}).get(dataset)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        means: Rows = []
         z: Rows = []
         printed: Rows = []
         found = datasets(results)
+        means = [
+            {"method": str(m), "dataset": d, "mu": mean(values)}
+            for m in results.config.methods
+            for d in found
+            if (values := numbers(results.rows(method=m, dataset=d), "mu_minmax"))
+        ]
         for method in PAPER:
             row: dict[str, Any] = {"method": method_title(results.config, method)}
             by_data = {d: numbers(results.rows(method=method, dataset=d), "mu_minmax") for d in found}
@@ -103,7 +108,6 @@ class Table1(WallCheck):
                 text = f"{mean(ours):.1f} ± {spread(ours):.1f}" if len(ours) > 1 else "-"
                 value = self.paper(method, name)
                 row[NAMES.get(name, "these images")] = f"{text} | {value[0]} ± {value[1]}" if value else text
-                means += [{"method": method, "dataset": name, "mu": mean(ours) / 100}] if ours else []
             printed.append(row)
             mix, gen = (by_data.get(d, []) for d in NAMES)
             if len(mix) > 1 and len(gen) > 1:
@@ -225,7 +229,7 @@ class Table1(WallCheck):
             return Compared(f"mu of {name}, {NAMES[dataset]}", Column(results.rows(table, **where), column, per),
                             rule(value, deviation), null=constant, control="a constant map")  # fmt: skip
 
-        signs = [method, "eigencam_flipped"] if method == "eigencam" else [method]
+        signs = [m for m in results.config.methods if m == method or m == f"{method}_flipped"] or [method]
         each = [compared(name, d, *value) for name in signs for d, value in values.items()]
         network = results.rows("network")[0]
         reason = ""
