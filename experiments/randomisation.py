@@ -1,7 +1,7 @@
-"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
+"""Test whether maps depend on the weights: the sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
 
-Weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent), and the maps of
-the class that the trained network predicts are compared with those of the trained network.
+The weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent). The maps
+of the class that the trained network predicts are compared with the maps of the trained network.
 
 The floor is the similarity of the maps of one image by two independent random networks: what images have in common whatever the
 weights. A map passes if it ends there.
@@ -129,7 +129,7 @@ class Randomisation(Experiment):
         kinds = [kind for kind in ("cascading", "independent") if results.rows(kind=kind)]
         caption = [
             "Correlation of a map with that of the trained network as weights become random: mean and standard deviation "
-            f"over {images} images",
+            f"over {plural(images, 'image')}",
             "Cascading: from the named layer to the logits"
             + ("; independent: the named layer alone" if len(kinds) > 1 else ""),
             "Dotted: the correlation of the maps of two independent random networks",
@@ -173,8 +173,7 @@ class Randomisation(Experiment):
         config = results.config
         caption = [
             "r: correlation with the map of the trained network",
-            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config),
             f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         return panel_grid(rows, caption)

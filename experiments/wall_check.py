@@ -1,4 +1,4 @@
-"""Do methods see through a wall? Measure the activity mu of maps in rows of an image that the network provably cannot see.
+"""Measure the activity mu of maps in the rows of an image that the network provably cannot see.
 
     mu = ||map[dead rows]||_2 / ||map||_2          taimeskhanov2024, Eq. (7)
 
@@ -170,7 +170,7 @@ class WallCheck(Experiment):
         return output
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
-        """Return for each image the largest gradient in and just above the dead rows, and how blanking changes the logits."""
+        """Return, by image, the largest gradients in and just above the dead rows, and the effects of blanking on the logits."""
         assert model.dead_rows is not None
         first, last = model.dead_rows
         by_row = torch.stack([gradient_by_row(model.net, x[None]) for x in batch.x]).cpu()
@@ -190,7 +190,7 @@ class WallCheck(Experiment):
     def _drop(
         self, run: Run, model: Model, batch: Batch, maps: Tensor, logits: Tensor, classes: list[int]
     ) -> list[float | None]:
-        """Return the average drop of each image, masked by its min-max scaled map; None for signed maps."""
+        """Return the average drop of each image when it is masked by its min-max scaled map; None for signed maps."""
         if maps.shape[1] != 1 or maps.amin() < 0:
             return [None] * len(maps)
         low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
@@ -258,7 +258,7 @@ class WallCheck(Experiment):
         data = dict.fromkeys(row["data"] for row in results.rows("network"))
         caption = [
             f"Activity mu x 100 of the maps in the rows {first}..{last}, which the network cannot see: mean and standard "
-            f"deviation over {len(results.rows('wall'))} images; maps without a sign are min-max scaled",
+            f"deviation over {plural(len(results.rows('wall')), 'image')}; maps without a sign are min-max scaled",
             f"Dashed: mu of a constant map, {constant:.1f}",
             f"Crosses: the same maps of the network without its wall, {network['unwalled']}"
             if network["unwalled"]
@@ -267,7 +267,7 @@ class WallCheck(Experiment):
             if wide
             else "",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
-            f"{zeros} maps of zeros have no mu and are left out" if zeros else "",
+            f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
             *method_words(results.config),
             *sentences(results.rows(), results.config),
             f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",
