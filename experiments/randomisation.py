@@ -20,7 +20,8 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 PASSES = "{}: the map depends on the weights of the network, as the sanity check of Adebayo et al. 2018 asks."
@@ -32,8 +33,8 @@ SIMILARITIES = {"spearman": metrics.spearman, "ssim": metrics.ssim, "pearson": m
 class Randomisation(Experiment):
     """Compare maps of trained and randomised networks.
 
-    samples: images whose maps are kept; independent: randomise also each layer alone; sentence: the id of a paper's sentence
-    about GradCAM, None for findings about each method.
+    samples: number of images whose maps are stored. independent: also randomise each layer alone. sentence: the id of a paper's
+    sentence about GradCAM; None for a finding about each method.
     """
 
     metrics = ("pearson", "ssim")

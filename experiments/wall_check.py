@@ -2,13 +2,14 @@
 
     mu = ||map[dead rows]||_2 / ||map||_2          taimeskhanov2024, Eq. (7)
 
-For any network with a wall (`model=vgg16_masked`, or `model.wall.rows=` on another), any methods, a user's own too
-(`+methods.mine._target_=my.module.MyMethod`), and any images. Each image proves that the wall is one: the gradient of the logits
-is exactly 0 in the dead rows, and blanking them changes no logit. Two controls stand beside each map: a constant map, and the
+The check takes any network with a wall (`model=vgg16_masked`, or another one with `model.wall.rows=`), any methods, including
+a user's own (`+methods.mine._target_=my.module.MyMethod`), and any images. It verifies the wall on each image: the gradient
+of the logits is exactly 0 in the dead rows, and blanking them changes no logit. There are two controls: a constant map, and the
 map of the same class by the same network without its wall.
 
-mu ignores the scale of a map but not a shift, so it is given twice: of the map as it is, and with its minimum shifted to 0
-(min-max), which is how taimeskhanov2024's numbers were made. A map with a sign is not shifted. A map of zeros has no mu.
+mu does not depend on the scale of a map, but it does on a shift. So it is measured twice: on the map as it is, and on the map
+with its minimum shifted to 0 (min-max), as for the numbers of taimeskhanov2024. Signed maps are not shifted. A map of zeros
+has no mu.
 """
 
 import math
@@ -29,7 +30,7 @@ from vis.methods.forward import Forward
 from vis.models import Model
 from vis.models.wall import gradient_by_row
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
-from vis.runner.remarks import remarks, sentences
+from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import local_convolutions
@@ -64,8 +65,8 @@ def unwalled(run: Run, model: Model, x: Tensor, seed: int | None = None, **chang
 class WallCheck(Experiment):
     """Measure mu of any method.
 
-    samples: images of each dataset whose maps are kept; datasets: {name: config node} or none; unwalled: changes to the model
-    for the control without a wall beside the wall itself (such as other weights), None for no such control.
+    samples: number of images of each dataset whose maps are stored. datasets: {name: config node}; {}: the run's own dataset.
+    unwalled: changes to the model's config for the control without a wall, such as other weights; None: no such control.
     """
 
     metrics = ("mu", "mu_minmax")
