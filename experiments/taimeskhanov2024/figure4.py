@@ -24,7 +24,7 @@ from vis.claims import Claim, Column, Compared, each_above, exactly, replicated
 from vis.figures.layout import PAGE_WIDTH, plot, styled, typeset
 from vis.methods import HiResCAM
 from vis.methods.forward import Forward
-from vis.methods.layers import run_rest
+from vis.methods.from_layer import run_rest
 from vis.models import VGG16, Model, dead_rows
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
