@@ -152,7 +152,7 @@ class Definitions(Experiment):
         flat = compared("the same, flattening head", "flatten variation", above(0.1, ours="a tenth is ours"),
                         null=pooling.column, control="global pooling and one dense layer")  # fmt: skip
         appendix = ("XGradCAM", "GradCAM++", "ScoreCAM", "AblationCAM")
-        shortfall = compared("shortfall of Opti-CAM's objective behind 10 times the steps from 3 starts, over the gain", "shortfall",
+        shortfall = compared("shortfall of Opti-CAM behind 10 times the steps from 3 starts, over the gain", "shortfall",
                              below(0.01, fails=0.05, ours="1 % and 5 % are ours"), null=1.0, control="equal weights")  # fmt: skip
         zero, relative = exactly(0, TO), "relative difference of map and formula"
         hidden = [

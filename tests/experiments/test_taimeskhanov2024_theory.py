@@ -114,7 +114,7 @@ THEOREM1 = ("experiment=taimeskhanov2024/theorem1", "experiment.filters=[24,64]"
 
 
 def test_theorem_1_and_its_appendix(vis_run):
-    small = ("seeds=4", "experiment.samples=2000", "experiment.networks=100", "experiment.taus=[1.0,2.0]")
+    small = ("seeds=4", "experiment.samples=8000", "experiment.networks=100", "experiment.taus=[1.0,2.0]")
     folder = vis_run(*THEOREM1, *small).folder
     verdicts = {id_: c["verdict"] for id_, c in claims(folder).items()}
     assert verdicts.pop("T-E8") == "fails", "tau^2 is missing, which tau = 1 hides"
