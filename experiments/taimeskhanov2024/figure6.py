@@ -87,6 +87,7 @@ class Figure6(Experiment):
                      above(1.2, fails=1.1, ours="1.2 is ours"), null=column("above the seam"), control="10 rows higher"),
             Compared("the same, STACK-GEN", column("seam", GEN), below(1.2, fails=1.3), null=column("seam"), control="STACK-MIX"),
         ]  # fmt: skip
+        seams = seams if self.stack_gen else seams[:1]
         small = at_small_sizes(config)
         return [
             Claim("T-3.2-a", [wrong, distinct], differences=other, reason=small or ("" if wrong.column.values else built)),

@@ -121,7 +121,7 @@ def test_theorem_1_and_its_appendix(vis_run):
     assert verdicts.pop("T-D-a") == "fails", "there is a closed form"
     assert set(verdicts) == {"T-T1", "T-2.3-b", "T-L1", "T-L2", "T-L3", "T-D-10", "T-D-11", "T-D-12", "T-D-13"}
     assert set(verdicts.values()) == {"holds"}
-    assert load_run(folder).rows("bound")
+    assert (folder / "bound.csv").is_file()
     assert (folder / "figure.png").is_file()
 
 
