@@ -102,7 +102,7 @@ def test_table_1_lacks_weights_and_images_and_names_the_way_out(vis_run):
 @pytest.fixture
 def untrained_table(vis_run):
     """Table 1's code on the masked CNN with random weights in the stand-in's place."""
-    weights = ("model.weights=null", "model.init=kaiming_normal", "experiment.unwalled={weights:null}")
+    weights = ("model.weights=null", "model.init=kaiming_normal")
     return vis_run("experiment=taimeskhanov2024/table1", "preset=small", "model=cnn_masked", *weights, "dataset=stacked_digits",
                    "dataset.limit=12", "methods.opticam.iterations=5", "~methods.scorecam").folder  # fmt: skip
 
