@@ -34,7 +34,7 @@ class Figure17(EvidenceMaps):
             batch = run.batch(model, task["images"])
             layer = feature_layer(model.net, batch.x)
             with Forward(model.net, batch.x, [layer]) as forward:
-                output.arrays[f"{batch.names[0]}/features"] = forward.layers[layer][0].cpu().numpy()
+                output.arrays[f"{batch.names[0]}/features"] = forward.layers[layer][0].detach().cpu().numpy()
         return output
 
     def summaries(self, results: Results) -> dict[str, Rows]:
