@@ -43,8 +43,9 @@ from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 from vis.system.allocator import keep_freed_memory
 from vis.training.fit import NetworkInputs
-from vis.windows.engine import Incremental, is_native
+from vis.windows.engine import Incremental
 from vis.windows.gaussian import PatchGaussian
+from vis.windows.low_precision import is_native
 
 
 @dataclass

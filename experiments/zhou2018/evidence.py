@@ -26,7 +26,7 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.graph.modes import evaluating
-from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
+from vis.methods.perturbation import PDAGradient, accumulate, log2_odds, windows_of
 from vis.methods.target import Target
 from vis.models import Model, skeleton
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_title, method_words
@@ -47,7 +47,7 @@ HIGH, LOW = (
 )  # ranks of evidence
 
 
-@lru_cache(1)  # to look for the images takes long where they have to be downloaded
+@lru_cache(maxsize=1)  # each task asks for them
 def training_images(run: Run) -> Dataset:
     """Return all training images of the run's dataset, or all its images if it has no training part."""
     node = OmegaConf.to_container(run.config.dataset, resolve=True)
@@ -58,41 +58,28 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """Fit the run's methods to patches once, of the images that `gaussian=` names, by default bundled photographs.
+    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default bundled photographs.
 
     own_images: the default is the training images of the run's dataset.
     """
-    known: dict[Any, Any] = {}
-    for method in run.methods.values():
-        if not isinstance(method, Learnt) or method.learnt is not None:
-            continue
-        key = (method.conditional, method.patch, method.joint, method.gaussian)
-        if key in known:
-            method.learnt = known[key]
-        else:
-            learn_windows(run, model, method, own_images)
-        known[key] = method.learnt
-
-
-def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
-    """Fit one method to patches of a model's inputs; see `learn`."""
-    default = training_images(run) if own_images and method.gaussian is None else None
-    method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
+    default, images = training_images(run) if own_images else None, run.batch(model, [0]).x
+    for name in run.methods:
+        run.explainer.prepare(name, model, images, [], default)
 
 
 def learnt_from(run: Run, own_images: bool) -> str:
     """Name the images from which the methods learnt."""
-    method = next((m for m in run.methods.values() if isinstance(m, Learnt)), None)
-    if method is None:
+    sources = [method.gaussian for method in run.methods.values() if hasattr(method, "gaussian")]
+    if not sources:
         return "no images"
-    if own_images and method.gaussian is None:
+    if own_images and sources[0] is None:
         return training_images(run).origin
-    return str(method.gaussian or "photographs bundled with scikit-image")
+    return str(sources[0] or "photographs bundled with scikit-image")
 
 
 def learnt(run: Run, own_images: bool) -> dict[str, Any]:
     """Return the columns that say from which images, and how many, the methods learnt; None if the number is unknown."""
-    fitted = next((m.learnt for m in run.methods.values() if isinstance(m, Learnt)), None)
+    fitted = next((m.learnt for m in run.methods.values() if hasattr(m, "learnt")), None)
     return {
         "learnt_from": learnt_from(run, own_images),
         "learnt_images": getattr(fitted, "provenance", {}).get("images"),
