@@ -107,16 +107,19 @@ def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> Tensor:
 
 
 def differences(results: Results, network: str, first: Mapping[str, Any]) -> list[str]:
-    """Say how a run's network, windows and learnt images differ from the paper's.
-
-    first: a row with `weights` and the columns of `learnt`.
-    """
+    """Say how a run's network and windows differ from the paper's. first: a row with `weights` and the columns of `learnt`."""
     node = results.config.model
     found = [f"{node.name} instead of {network}"] if departures(node, NETWORKS[network]) else []
     if not node.weights:
         found.append("random weights instead of trained ones")
     elif node.weights in ("standin", "torchvision"):
         found.append(f"{first['weights']} instead of Caffe's")
+    return [*found, *windows(results, first)]
+
+
+def windows(results: Results, first: Mapping[str, Any]) -> list[str]:
+    """Say how a run's windows differ from the paper's. first: a row with the columns of `learnt`."""
+    found: list[str] = []
     for method in results.config.methods.values():
         if "patch" in method:
             found += departures(method, SETTINGS | ({"samples": 10} if method.get("samples") else {}))

@@ -27,7 +27,7 @@ from experiments.zhou2018.evidence import (
     middle,
     window_logits,
 )
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, interval, replicated
+from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
 from vis.figures.layout import plot, styled
 from vis.methods.perturbation import cut
 from vis.models import Model
@@ -97,7 +97,7 @@ class Figure11(OnePicture):
         return row | {"network": model.name, "data": run.dataset.origin}
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Return the errors of each image, the order of histograms of 20 images each, and a verdict for each network.
+        """Return the errors of each image, and the order of histograms of 20 images each.
 
         log_...: log10 of an error over the window's effect; log_ten: over the error of PDA with 10 draws. near_...: 1 if the
         error is below a tenth of the effect or two standard errors.
@@ -108,11 +108,7 @@ class Figure11(OnePicture):
             sizes = [row["error"] for row in errors[number * GROUP : (number + 1) * GROUP]]
             uniform = np.random.default_rng(number).random(GROUP)
             groups.append({"group": number, "tau": order(sizes), "tau_uniform": order(uniform)})
-        networks = []
-        for name in dict.fromkeys(row["network"] for row in errors):
-            values = [row["log_ten"] for row in errors if row["network"] == name]
-            networks.append({"network": name, "better": float(interval(values)[1] < 0)})
-        return {"errors": errors, "groups": groups, "networks": networks}
+        return {"errors": errors, "groups": groups}
 
     def claims(self, results: Results) -> list[Claim]:
         rows, config = results.rows(), results.config
@@ -228,12 +224,5 @@ def _sources(results: Results) -> list[Claim]:
         null=0.0,
         control=ten,
     )
-    most = Compared(
-        "networks where the error is below that of PDA with 10 draws, by the interval over images",
-        Column(results.rows("networks"), "better", "network"),
-        above(0.5, of="share", least=6),
-        null=0.5,
-        control="half of the networks",
-    )
-    ids = {"Z-2.1-b": equal, "Z-1-p": patches, "Z-1-u": accurate, "Z-2.1-y": most}
+    ids = {"Z-2.1-b": equal, "Z-1-p": patches, "Z-1-u": accurate}
     return [Claim(id_, [compared]) for id_, compared in ids.items()]

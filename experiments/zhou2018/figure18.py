@@ -68,13 +68,14 @@ class Figure18(EvidenceMaps):
             parts = self.parts.get(fact["image"], {})
             boxes: list[Sequence[float]] = [*parts.get("ears", []), *parts.get("nose", [])]
             if boxes and not fact["view"]:
-                model, pixels = run.model(), run.batch(run.model(), task["images"]).pixels
+                model, laplace = run.model(), next(iter(run.config.methods.values())).laplace
+                pixels = run.batch(model, task["images"]).pixels
                 places = (self._elsewhere(fact["image"], boxes, seed) for seed in range(PLACES))
                 pictures = [filled(pixels, boxes), *(filled(pixels, each) for each in places)]
                 x = run.preprocess(model)(torch.cat(pictures).to(run.dtype))
                 with torch.no_grad():
                     p = model.net(x.to(run.device)).double().softmax(1)[:, fact["unit"]].cpu()
-                lost = fact["log2_odds"] - log2_odds(p, model.num_classes or 2)
+                lost = fact["log2_odds"] - log2_odds(p, model.num_classes or 2, laplace)
                 row = {"image": fact["image"], "lost": float(lost[0]), "lost_elsewhere": float(lost[1:].mean())}
                 output.tables["filled"] = [row]
         return output
