@@ -341,14 +341,14 @@ def of_parts(results: Results, id_: str, parts: Sequence[str], compared: Sequenc
     if all(results.rows("parts", part=part) for part in parts):
         return Claim(id_, compared)
     boxes = ", ".join(f"{part}: [[TOP, LEFT, BOTTOM, RIGHT]]" for part in parts)
-    why = f"no image has boxes of {', '.join(parts)}: image=[FILE,...] experiment.parts={{NAME: {{{boxes}}}}}"
+    why = f"no image has boxes of {', '.join(parts)}: image=[FILE,...] '+experiment.parts={{NAME: {{{boxes}}}}}'"
     return Claim(id_, [], reason=why)
 
 
 def on_objects(results: Results) -> str:
     """Return the reason for no verdict on where evidence lies; "" if an image has a box of its object."""
     known = any(row["object"] for row in results.rows("maps"))
-    return "" if known else "no image has a box of its object: experiment.object={NAME: [TOP, LEFT, BOTTOM, RIGHT]}"
+    return "" if known else "no image has a box of its object: '+experiment.object={NAME: [TOP, LEFT, BOTTOM, RIGHT]}'"
 
 
 def photographs(results: Results) -> list[str]:
