@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.zhou2018.measures import boxes_mask, of_map, of_pair, of_part
+from experiments.zhou2018.setting import another_network
 from vis.claims import Claim, Column, Compared, Rule, above, below, departures
 from vis.config.instantiate import construct
 from vis.data import Dataset
@@ -35,10 +36,6 @@ from vis.store.tables import Rows
 from vis.windows.engine import Incremental
 from vis.windows.plan import relative_work
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "VGG-16": {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224},
-    "AlexNet": {"arch": "alexnet", "num_classes": 1000},
-}
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}
 ILSVRC = 50_000  # images to which the paper fits its Gaussians
 HIGH, LOW = (
@@ -108,13 +105,7 @@ def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> Tensor:
 
 def differences(results: Results, network: str, first: Mapping[str, Any]) -> list[str]:
     """Say how a run's network and windows differ from the paper's. first: a row with `weights` and the columns of `learnt`."""
-    node = results.config.model
-    found = [f"{node.name} instead of {network}"] if departures(node, NETWORKS[network]) else []
-    if not node.weights:
-        found.append("random weights instead of trained ones")
-    elif node.weights in ("standin", "torchvision"):
-        found.append(f"{first['weights']} instead of Caffe's")
-    return [*found, *windows(results, first)]
+    return [*another_network(results, network, first["weights"]), *windows(results, first)]
 
 
 def windows(results: Results, first: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from vis.training.standin import STANDIN_RECIPES
 
 PAPER = {"methods": {name: {"window": 4, "conditional": False} for name in ("pda", "pda_fast")}}
 BEST = 4  # the paper's window
+SHADE = 1 / 127  # a step of the colour table
 ACCURACY = 0.992
 LEAST = 0.9902  # lower 95 % limit of .992, by Clopper and Pearson for 10,000 test images
 
@@ -106,7 +107,7 @@ class Figure13(EvidenceMaps):
         linear = Compared(
             "deviation of the colour's distance from white from the share of the largest evidence",
             Column(results.rows("colours"), "deviation", "value"),
-            exactly(0, 1 / 255),
+            exactly(0, SHADE),
             null=1.0,
             control="colours in random order",
         )
