@@ -106,7 +106,7 @@ class Figure9(OnePicture):
         images = (
             []
             if results.config.get("dataset", {}).get("_target_") == "vis.data.imagenet"
-            else [f"images: {first['data']}"]
+            else [f"{first['data']} instead of ILSVRC"]
         )
         others = [*differences(results, NETWORK[self.source], first), *images]
         return replicated(found, others, at_small_sizes(results.config))
