@@ -19,7 +19,6 @@ from vis.claims import Claim, Column, Compared, below, exactly
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
-from vis.store.tables import Rows
 
 FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # pieces in Figure 8, and the function
     "ReLU": (2, torch.relu),

@@ -140,7 +140,12 @@ class GaussianInputs(Experiment):
         rows: Rows = []
         for r in results.rows("maxout", tied=False):
             if r["k"] > 1:
-                row = {"seed": r["seed"], "k": r["k"], "scale": r["scale"], "t = 1 over best t": r["bound"] / r["best t"]}
+                row = {
+                    "seed": r["seed"],
+                    "k": r["k"],
+                    "scale": r["scale"],
+                    "t = 1 over best t": r["bound"] / r["best t"],
+                }
                 rows.append(row | {"Eq. 31": r["bound"] / (math.log(r["k"]) + 0.5), "Eq. 28": r["sigma"]})
         return {"bounds": rows}
 

@@ -19,6 +19,7 @@ from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
+
 def softmax(z: np.ndarray) -> np.ndarray:
     """Return the softmax over the last axis."""
     e = np.exp(z - z.max(-1, keepdims=True))
@@ -88,7 +89,10 @@ class GeometricMean(Experiment):
             Column(results.rows(), "exact", each), exactly(0, within=1e-12),
             null=Column(results.rows(), "error", each), control="the arithmetic mean in place of the geometric",
         )  # fmt: skip
-        return [Claim("Z-2.1-a", [equal]), Claim("Z-3-g", [second_order(Column(results.rows("powers"), "power", each[:2]))])]
+        return [
+            Claim("Z-2.1-a", [equal]),
+            Claim("Z-3-g", [second_order(Column(results.rows("powers"), "power", each[:2]))]),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         caption = [

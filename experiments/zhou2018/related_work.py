@@ -27,6 +27,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import LRP, DeconvNet, GradCAM, GradCAMGradient, Saliency
 from vis.methods.forward import Forward
+from vis.metrics.deletion import curves
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
@@ -54,8 +55,15 @@ class RelatedWork(Experiment):
         x, image = batch.x, batch.names[0]
         c, logits = chosen_class(run, model, batch)
         second = int(logits.scatter(0, torch.tensor(c), -torch.inf).argmax())
-        row = {"image": image, "label": batch.labels[0], "class": model.class_name(c), "second": model.class_name(second)}
-        row |= {"p": float(logits.softmax(0)[c]), "weights": model.weights} | relevance(net, x, c) | cam_and_eq8(net, x, c)
+        row = {
+            "image": image,
+            "label": batch.labels[0],
+            "class": model.class_name(c),
+            "second": model.class_name(second),
+        }
+        row |= (
+            {"p": float(logits.softmax(0)[c]), "weights": model.weights} | relevance(net, x, c) | cam_and_eq8(net, x, c)
+        )
         arrays = {"pixels": batch.pixels[0], "eq8": GradCAMGradient()(net, x, [c])[0]}
         edges = [sobel(each) for each in (batch.pixels, *others.pixels.split(1))]
         for name, network, unit in (("", net, c), ("random_", random, None)):
@@ -132,7 +140,11 @@ class RelatedWork(Experiment):
             below(0.5, 0.9, ours="the bounds are ours"), null=column("flip_noise"), control="one class, noise in the image",
         )  # fmt: skip
         claims = [
-            Claim("Z-1-g", [patterns, learnt], reason="" if classes[0].rows else "no two images have one label: dataset=mnist"),
+            Claim(
+                "Z-1-g",
+                [patterns, learnt],
+                reason="" if classes[0].rows else "no two images have one label: dataset=mnist",
+            ),
             Claim("Z-1-h", contour),
             Claim("Z-1-j", [conserved]),
             Claim("Z-1-m", self._last_layer(results)),
@@ -165,10 +177,10 @@ class RelatedWork(Experiment):
             rows.append(PanelRow(panels))
         first = results.rows()[0]
         caption = [
-            f"Figures 3, 4 and 6 and Eq. 8: {results.config.model.name}, {first['weights']}; {len(results.rows())} images measured",
+            f"Figures 3, 4, 6 and Eq. 8: {results.config.model.name}, {first['weights']}; {len(results.rows())} images measured",
             "DeconvNet's patterns are shifted so that the centre of their energy is in the middle; contour: correlation of the "
             "saliency map with the image's edges, minus that with another image's",
-            "Eq. 8 multiplies Grad-CAM by df/dx and has the size of the image, but the paper goes on \"L_CAM is of the same size "
+            'Eq. 8 multiplies Grad-CAM by df/dx and has the size of the image, but the paper goes on "L_CAM is of the same size '
             'as the last feature map"',
         ]
         return {"figure": panel_grid(rows, caption)}
@@ -182,8 +194,8 @@ SHOWN = {
 
 def sobel(pixels: Tensor) -> Tensor:
     """Return the size of the Sobel gradient of images [B, C, H, W] in gray: [B, 1, H, W]."""
-    kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).to(pixels)
-    gray = F.pad(metrics.luma(pixels), (1, 1, 1, 1), mode="replicate")
+    kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=torch.float64)
+    gray = F.pad(metrics.luma(pixels).double(), (1, 1, 1, 1), mode="replicate")
     return F.conv2d(gray, torch.stack([kernel, kernel.T])[:, None]).norm(dim=1, keepdim=True)
 
 
@@ -221,7 +233,9 @@ def cam_and_eq8(net: nn.Module, x: Tensor, c: int) -> dict[str, float]:
     """Return the difference of Grad-CAM from CAM in a random network with average pooling, and Eq. (8)'s size."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pooled = nn.Sequential(nn.Conv2d(x.shape[1], 6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        pooled = nn.Sequential(
+            nn.Conv2d(x.shape[1], 6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+        )
     pooled = pooled.double().to(x.device)
     with Forward(pooled, x.double(), ["1"]) as forward:
         gradcam = GradCAM().sum(forward, [0], "1")
@@ -248,6 +262,6 @@ def information(net: nn.Module, x: Tensor, c: int, second: int, layer: str | Non
     first, other = (GradCAM(layer)(net, x, [k]) for k in (c, second))
     shifted = first.roll([n // 2 for n in first.shape[2:]], (2, 3))
     gray = x.mean((2, 3), keepdim=True)
-    lost = [metrics.curves(net, x, map_, [c], gray, steps=16).deletion_auc for map_ in (shifted, first)]
+    lost = [curves(net, x, map_, [c], gray, steps=16).deletion_auc for map_ in (shifted, first)]
     alike = correlation(first, other)
     return {"spatial": float(lost[0] - lost[1]), "semantic": None if alike is None else 1 - alike}

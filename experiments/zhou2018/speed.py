@@ -40,7 +40,12 @@ SPEED_UPS = {  # of one and the same ratio
     "Abstract": "approximately 10", "Section 1": "up to 10", "Section 2.1": "at least S", "Section 3": "10",
     "Section 4": "at least 10",
 }  # fmt: skip
-ALGORITHMS = {"pda": "PDA", "efficient": "efficient", "pda_engine": "PDA, engine", "efficient_engine": "efficient, engine"}
+ALGORITHMS = {
+    "pda": "PDA",
+    "efficient": "efficient",
+    "pda_engine": "PDA, engine",
+    "efficient_engine": "efficient, engine",
+}
 
 
 class Counted(TorchDispatchMode):
@@ -67,7 +72,13 @@ class Speed(Experiment):
     """
 
     def __init__(
-        self, models: Mapping[str, Mapping[str, Any]], source: str, batch: int, rounds: int, windows: int, pairs: int = 16
+        self,
+        models: Mapping[str, Mapping[str, Any]],
+        source: str,
+        batch: int,
+        rounds: int,
+        windows: int,
+        pairs: int = 16,
     ) -> None:
         self.models, self.source, self.batch, self.rounds = models, source, batch, rounds
         self.windows, self.pairs = windows, pairs
@@ -131,7 +142,9 @@ class Speed(Experiment):
             of_means, _ = timed(x, lambda: full(few, means[:, None]), lambda: None)
             hook.remove()
             base, engine = timed(x, lambda: Incremental(net, x, method.memory_gb))
-            rest, logits = timed(x, lambda: engine.logits(some, contents), lambda: engine.logits(some[:4], contents[:4]))
+            rest, logits = timed(
+                x, lambda: engine.logits(some, contents), lambda: engine.logits(some[:4], contents[:4])
+            )
             tenth = slice(None, None, max(1, len(some) // 10))
             whole = full(some[tenth], contents[tenth, None])
             error = (logits[tenth] - whole).abs().max() / whole.abs().max()
@@ -142,7 +155,12 @@ class Speed(Experiment):
         n, engine_pass = len(every), rest / len(some)
         row = {"windows": n, "samples": S, "batch": size, "draw": draw / len(some), "mean": mean / len(some)}
         row |= {"forward": of_draws / (S * len(few)), "pda": row["draw"] + of_draws / len(few)}
-        row |= {"efficient": row["mean"] + of_means / len(few), "engine": engine_pass, "fit": fit, "simplified": gradient}
+        row |= {
+            "efficient": row["mean"] + of_means / len(few),
+            "engine": engine_pass,
+            "fit": fit,
+            "simplified": gradient,
+        }
         row |= {"pda_engine": base / n + S * engine_pass + row["draw"], "error": float(error)}
         row |= {"efficient_engine": base / n + engine_pass + row["mean"]}
         row |= {"passes": sum(passed[1:-1]) / len(few), "passes_efficient": passed[-1] / len(few)}
@@ -155,7 +173,7 @@ class Speed(Experiment):
         row["max_poolings"] = sum(isinstance(m, nn.MaxPool2d) for m in leaves)
         with FlopCounterMode(display=False) as operations, Counted() as once, torch.no_grad():
             net(x)
-        row["operations"] = operations.get_total_flops()
+        row["operations"], passed = operations.get_total_flops(), list[int]()
         for found in methods.values():
             method: Any = found
             size, S = (x.shape[2], x.shape[3]), method.samples
@@ -168,7 +186,6 @@ class Speed(Experiment):
             row |= {"samples_of_windows": S * row["windows"], "samples_of_pixels": S * size[0] * size[1]}
             simplified = PDAGradient(window=method.window, patch=method.patch)
             simplified.learnt = method.learnt
-            passed: list[int] = []
             hook = net.register_forward_hook(lambda _, inputs, output: passed.append(len(inputs[0])))
             with Counted() as counted:
                 simplified(net, x, [0])
@@ -201,8 +218,9 @@ class Speed(Experiment):
                     f"seconds of {name} over AlexNet's (paper {paper:.2f})",
                     Column(results.rows("rounds"), f"{name} / alexnet", "round"),
                     near(paper, 0.25 * paper, ours="a quarter of the paper's ratio is ours"),
-                    null=counts[name] / counts["alexnet"], control="the ratio of their operations",
-                )  # fmt: skip
+                    null=counts[name] / counts["alexnet"],
+                    control="the ratio of their operations",
+                )
             )
         expensive = Compared(
             "seconds of VGG-16 over the next slowest", Column(results.rows("rounds"), "vgg16 / next", "round"),
@@ -357,7 +375,10 @@ class Speed(Experiment):
                 row[f"{title}, s ({count} windows)"] = mean_and_spread([count * r[name] for r in rows])
                 row |= {f"paper (K80), {title}, s": paper_seconds(n, name)} if name in ("pda", "efficient") else {}
             row["draws of all windows, s"] = mean_and_spread([count * r["draw"] for r in rows])
-            row |= {"paper (Core i5), 501,760 draws, s": 300, "simplified, s": mean_and_spread([r["simplified"] for r in rows])}
+            row |= {
+                "paper (Core i5), 501,760 draws, s": 300,
+                "simplified, s": mean_and_spread([r["simplified"] for r in rows]),
+            }
             row["PDA of 300 samples, engine, s"] = mean_and_spread([r["seconds_300"] for r in rows])
             summary.append(row)
             speed_ups.append(device | {"PDA / efficient": mean_and_spread([r["ratio"] for r in rows])} | SPEED_UPS)
@@ -369,7 +390,9 @@ class Speed(Experiment):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names, first = networks(results), results.rows()[0]
-        where = f"{first['device']}, {first['threads']} threads, {results.config.precision}, mean of {self.rounds} rounds"
+        where = (
+            f"{first['device']}, {first['threads']} threads, {results.config.precision}, mean of {self.rounds} rounds"
+        )
         if not self.windows:
             sentence = f"{self.source}: forward pass of {PAPER_BATCH} images, measured with a batch of {first['batch']}; {where}"
             figure, (axes,) = plot(3.4, 2.2, [sentence, "Rings: the paper's Tesla K80"])
