@@ -182,8 +182,8 @@ def high_share(x: Tensor) -> float | None:
 class ActivationMaximisation(Experiment):
     """Maximise classes under several regularisers.
 
-    columns: {name: parameters of a Regulariser}, the first without any. judge: config node of the second network. generator:
-    {images, epochs} of its training; null for none. The rows are the run's targets, at most `rows` drawn.
+    columns: {name: parameters of a Regulariser}, the first without any. networks: the config node of the second network,
+    `judge`. generator: {images, epochs} of its training; null for none. The rows are the run's targets, at most `rows` drawn.
     """
 
     metrics = ("high", "variation", "p")
@@ -192,7 +192,7 @@ class ActivationMaximisation(Experiment):
     def __init__(
         self,
         columns: Mapping[str, Mapping[str, float]],
-        judge: Mapping[str, Any],
+        networks: Mapping[str, Any],
         generator: Mapping[str, int] | None,
         steps: int,
         eta: float,
@@ -204,7 +204,7 @@ class ActivationMaximisation(Experiment):
             name: construct({"_target_": f"{__name__}.Regulariser", **each}, f"experiment.columns.{name}")
             for name, each in columns.items()
         }
-        self.judge, self.generator, self.steps, self.eta, self.rows = judge, generator, steps, eta, rows
+        self.judge, self.generator, self.steps, self.eta, self.rows = networks["judge"], generator, steps, eta, rows
         self._built: Any = None
 
     def tasks(self, run: Run) -> Sequence[Task]:

@@ -35,11 +35,12 @@ DIGIT_WINDOW, DIGIT_PATCH = 4, 8
 class GaussianFit(Experiment):
     """Measure predictions of held-out windows.
 
-    digits: config node of the digits. count: digits. windows: windows of an image. patches: to which a Gaussian is fitted.
+    datasets: the config node of the `digits`. count: how many of them. windows: windows of an image. patches: to which a
+    Gaussian is fitted.
     """
 
-    def __init__(self, digits: Mapping[str, Any], count: int, windows: int, patches: int) -> None:
-        self.digits, self.count, self.windows, self.patches = digits, count, windows, patches
+    def __init__(self, datasets: Mapping[str, Any], count: int, windows: int, patches: int) -> None:
+        self.digits, self.count, self.windows, self.patches = datasets["digits"], count, windows, patches
 
     def tasks(self, run: Run) -> list[Task]:
         kinds = ("photographs", "white noise", "digits")

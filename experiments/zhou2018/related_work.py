@@ -11,6 +11,7 @@ map".
 """
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -249,12 +250,13 @@ def cam_and_eq8(net: nn.Module, x: Tensor, c: int) -> dict[str, float]:
 
 
 def poolings(net: nn.Module, x: Tensor) -> list[str]:
-    """Return the max-poolings whose maps are larger than the last feature map."""
+    """Return the max-poolings whose maps are larger than the last feature map, or the layers in front of them that are."""
     (last,) = GradCAM().layers(net, x)
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.MaxPool2d)]
-    with Forward(net, x, [*names, last]) as forward:
-        sides = {name: forward.layers[name].shape[-1] for name in (*names, last)}
-    return [name for name in names if sides[name] > sides[last]]
+    leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
+    pairs = [(name, before) for (before, _), (name, module) in pairwise(leaves) if isinstance(module, nn.MaxPool2d)]
+    with Forward(net, x, [last, *(name for pair in pairs for name in pair)]) as forward:
+        larger = {name for name, values in forward.layers.items() if values.shape[-1] > forward.layers[last].shape[-1]}
+    return [next(name for name in pair if name in larger) for pair in pairs if larger & set(pair)]
 
 
 def information(net: nn.Module, x: Tensor, c: int, second: int, layer: str | None) -> dict[str, float | None]:
