@@ -54,7 +54,11 @@ def at_roots(net: nn.Module, x: Tensor, low: Tensor, high: Tensor) -> Rows:
     """
     net, rows, inputs = copy.deepcopy(net).double(), [], {}
     layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    hooks = [m.register_forward_hook(lambda m, i, _: inputs.setdefault(m, i[0].detach())) for m in layers.values()]
+
+    def keep(layer: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+        inputs[layer] = given[0].detach()
+
+    hooks = [m.register_forward_hook(keep) for m in layers.values()]
     with torch.no_grad():
         net(x.double())
     for hook in hooks:
