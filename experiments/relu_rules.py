@@ -1,9 +1,9 @@
-"""A numeric example of how a gradient passes a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
+"""A numeric example of the gradient of a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
 
     T = h(R) * g'(y)      h = identity (saliency) or ReLU (DeconvNet, GBP)      g = identity (DeconvNet) or ReLU
 
-y is the input of the ReLU, R the gradient that arrives behind it, T the one that leaves it. All numbers are computed by the
-methods themselves, on the network that consists of this ReLU and the weights R.
+y is the input of the ReLU, R the gradient at its output and T the gradient at its input. The methods themselves compute all
+numbers, on a network that consists of this ReLU and the weights R.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from vis.store.run_folder import Output, Results
 
 
 class OneReLU(nn.Module):
-    """A network with one logit, the sum of R times ReLU(y); y [B, C, H, W]."""
+    """A network with one logit, sum(R * ReLU(y)), for y [B, C, H, W]."""
 
     def __init__(self, R: Tensor) -> None:
         super().__init__()
@@ -34,9 +34,10 @@ class OneReLU(nn.Module):
 
 
 class ReluRules(Experiment):
-    """Apply each method to one ReLU. y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
+    """Apply each method to one ReLU.
 
-    sentences: {method: (sentence of the paper on its T, source)}; titles: {array: title of its panel}, in their order.
+    y: inputs of the ReLU; R: gradients at its output; both are lists of rows of numbers.
+    sentences: {method: (sentence of the paper on its T, source)}. titles: {array: title of its panel}, in order.
     """
 
     sentences: ClassVar[Mapping[str, tuple[str, str]]]
@@ -45,7 +46,7 @@ class ReluRules(Experiment):
     def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
         self.y, self.R = (torch.tensor(rows, dtype=torch.float64) for rows in (y, R))
         if self.y.shape != self.R.shape or self.y.ndim != 2:
-            raise UserError("experiment.y and experiment.R must be lists of rows, equally many and equally long")
+            raise UserError("experiment.y and experiment.R must be lists of rows of the same shape")
 
     def compute(self, run: Run, task: Task) -> Output:
         (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])

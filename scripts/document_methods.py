@@ -1,4 +1,4 @@
-"""Generate the documentation of the methods: docs/methods.md, their pictures, and their row in the README.
+"""Generate docs/methods.md, its pictures, the README's row of methods and the exports of vis.methods.
 
 python scripts/document_methods.py              in the repository; redraws the pictures of changed methods
 python scripts/document_methods.py rise fem     redraws these two
@@ -13,23 +13,28 @@ import hashlib
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from vis.config.compose import compose_config, describe, options
+import vis.methods
+from vis.config.compose import compose_config, describe, load_node, options
 from vis.config.instantiate import locate
+from vis.config.signature import completed
 from vis.figures.display import scaling
 from vis.methods import Method, explain_all
 from vis.runner.experiment import Run, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
+INIT = ROOT / "vis" / "methods" / "__init__.py"
 PAGE = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
@@ -61,16 +66,13 @@ project trained on these digits; `cam` needs global average pooling, so its netw
 Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. Maps of other networks look
 different.
 
-*`make docs` generates this page from docstrings and configs.*
+*`make docs` writes this page from docstrings, constructors and configs.*
 """
 
 
 def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
     """Yield (title, modules, methods) of each family; methods are (config name, file, class), in the order of their code."""
-    found = {
-        name: (file, locate(str(OmegaConf.select(OmegaConf.load(file), "_target_")), name))
-        for name, file in options("method").items()
-    }
+    found = {name: (file, locate(str(config(name)._target_), name)) for name, file in options("method").items()}
     for title, names in FAMILIES.items():
         modules = [importlib.import_module(f"vis.methods.{name}") for name in names]
         own = [
@@ -83,6 +85,22 @@ def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
         yield title, modules, own
     if found:
         raise SystemExit(f"FAMILIES does not contain the modules of {', '.join(found)}")
+
+
+def exports() -> str:
+    """Return the text of vis/methods/__init__.py with every class that conf/method names; ruff puts new lines in their place."""
+    text = INIT.read_text(encoding="utf-8")
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in INIT.parent.glob("*.py")}
+    for file in options("method").values():
+        package, _, name = load_node(file)["_target_"].rpartition(".")
+        if package != "vis.methods" or f'"{name}"' in text:
+            continue
+        module = next((module for module, source in sources.items() if f"\nclass {name}(" in source), None)
+        if module is None:
+            raise SystemExit(f"{file}: no module of vis.methods has a class {name}")
+        text = text.replace("__all__", f"from vis.methods.{module} import {name}\n\n__all__", 1)
+        text = text.replace("__all__ = [", f'__all__ = [\n    "{name}",', 1)
+    return text
 
 
 def markdown(doc: str) -> str:
@@ -106,11 +124,26 @@ def anchor(text: str) -> str:
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
+def config(name: str) -> DictConfig:
+    """Return the config of a method, with its constructor's defaults."""
+    return completed(OmegaConf.create(load_node(options("method")[name])))
+
+
+def inherited(class_: Any, methods: set[Any]) -> Iterator[str]:
+    """Yield the paragraphs on parameters from the docstrings of a method's parents that are not methods themselves."""
+    for parent in class_.__mro__[1:]:
+        if parent.__module__.startswith("vis.methods.") and parent not in methods:
+            paragraphs = inspect.cleandoc(vars(parent).get("__doc__") or "").split("\n\n")
+            yield from (markdown(each) for each in paragraphs if re.match(r"\w+(, \w+)*: ", each))
+
+
 def page() -> str:
     """Return the text of docs/methods.md."""
     index, body = [], []
-    first: dict[Any, str] = {}  # class -> link to its section
-    for title, modules, methods in families():
+    first: dict[Any, str] = {}  # link to the section of each class
+    found = list(families())
+    classes = {class_ for *_, own in found for *_, class_ in own}
+    for title, modules, methods in found:
         index.append(f"**{title}**\n")
         body.append(f"## {title}")
         body += [markdown(module.__doc__) for module in modules if "\n\n" in module.__doc__]
@@ -123,12 +156,12 @@ def page() -> str:
                 else f"{describe(file)}. The class of {known}, where it is described."
             )
             index.append(f"- {link}: {describe(file)}")
-            yaml = re.sub(r"^# @package.*\n", "", file.read_text(encoding="utf-8"))
             body += [
                 f"### {heading(name, class_)}",
                 f"![The digit and the map of {name}](images/methods/{name}.png)",
                 text,
-                f"```yaml\n{yaml.rstrip()}\n```",
+                *(inherited(class_, classes) if known == link else ()),
+                f"```yaml\n{OmegaConf.to_yaml(config(name)).rstrip()}\n```",
                 f"Display: `{class_.display}`, {scaling(class_.display)[1]}.",
             ]
         index.append("")
@@ -166,9 +199,9 @@ def code(class_: type[Method]) -> Iterator[str]:
 
 def fingerprint(name: str) -> str:
     """Return a hash of a method's config and code."""
-    config = OmegaConf.load(options("method")[name])
-    class_ = locate(str(OmegaConf.select(config, "_target_")), name)
-    return hashlib.sha256("\n".join([OmegaConf.to_yaml(config), *code(class_)]).encode()).hexdigest()
+    node = config(name)
+    values = OmegaConf.to_yaml(node, sort_keys=True)
+    return hashlib.sha256("\n".join([values, *code(locate(node._target_, name))]).encode()).hexdigest()
 
 
 def outdated(folder: Path) -> list[str]:
@@ -215,10 +248,21 @@ def draw(methods: list[str], *model: str) -> None:
         canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True, pnginfo=facts)
 
 
+def export() -> None:
+    """Write the missing exports, and reload vis.methods."""
+    if (text := exports()) != INIT.read_text(encoding="utf-8"):
+        INIT.write_text(text, encoding="utf-8")
+        for command in (["check", "--fix"], ["format"]):
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", INIT], check=True)
+        importlib.reload(vis.methods)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="redraw these; by default those that changed")
-    methods = parser.parse_args().methods or outdated(PICTURES)
+    given = parser.parse_args().methods
+    export()
+    methods = given or outdated(PICTURES)
     if unknown := set(methods) - set(options("method")):
         parser.error(f"there is no method {', '.join(sorted(unknown))}: vis-run --list names them")
     torch.manual_seed(0)

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from bench import evenly, hardware, photographs, random_network, with_windows
 from torch import Tensor, nn
 
 from vis import methods
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.data import digits, preprocessing
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds
@@ -40,9 +39,7 @@ def precisions(device: str, quick: bool) -> Iterator[str]:
 
 def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -> str:
     if name == "vgg_small":
-        node = yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text(encoding="utf-8")) | {
-            "trained_on": "digits"
-        }
+        node = load_node(options("model")["vgg_small"]) | {"trained_on": "digits"}
         trained = standin(node, Path("outputs/standins"), device)
         model = build_model(node | {"weights": str(trained.path)}, device=device)
         net, words, method = model.net, trained.words, methods.PDAFast(window=4, patch=8)

@@ -24,7 +24,7 @@ from vis import metrics
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.oldclaims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title
 from vis.store.run_folder import Output, Results
 
 
@@ -163,8 +163,7 @@ class Gallery(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"{config.model.name}, {results.rows()[0]['weights']}",
-            *display.sentences({self.title(config, m).replace("\n", " "): how for m, how in shown.items()}),
-            *method_words(config),
+            *map_words(config, self.title, self.scalings),
         ]
         return {"figure": panel_grid(rows, caption)}
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from experiments.zhou2018.evidence import chosen_class, learn_windows
+from experiments.zhou2018.evidence import chosen_class, training_images
 from vis.claims import Claim, Column, Compared, above, at_small_sizes, mean_and_spread, replicated
 from vis.config.instantiate import construct
 from vis.data import preprocessing
@@ -52,7 +52,7 @@ class Depth(Experiment):
         model = self._trained(run, task["network"], task["seed"])
         (key,) = run.methods
         method = construct(dict(run.config.methods[key]), f"methods.{key}")
-        learn_windows(run, model, method, own_images=True)
+        method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], training_images(run)))
         output = Output(tables={"table": [], "layers": []})
         for i in range(len(run.dataset)):
             batch = run.batch(model, [i])

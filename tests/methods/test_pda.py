@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vis.errors import UserError
 from vis.methods import PDA, NotApplicable, Occlusion, PDAFast, PDAGradient, Target
+from vis.methods.base import explain_all
 from vis.methods.perturbation import accumulate, log2_odds, windows_of
 from vis.windows.gaussian import Marginal, PatchGaussian
 
@@ -377,5 +378,7 @@ def test_layers_and_windows_that_do_not_fit_are_errors():
     net, x = networks.build("vgg_like"), networks.images(1)
     with pytest.raises(UserError, match="13x13 does not fit into an image of 12x12"):
         Occlusion(window=13)(net, x)
+    with pytest.raises(UserError, match=r"^methods\.mine: a window of 13x13 does not fit"):
+        explain_all({"mine": Occlusion(window=13)}, net, x, [0])
     with pytest.raises(NotApplicable, match="the network's output"):
         Occlusion(window=3, fill="zero")(net, x, Target(0, layer="0"))

@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.errors import UserError
 from vis.models import build_model, imagenet_classes, skeleton
 from vis.models.initialise import initialise
@@ -18,12 +17,12 @@ from vis.models.networks import CNN3, FCN3, torchvision_classifier
 from vis.models.random_weight import BLOCK, INITIALISATIONS, RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 
-CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+CONFIGS = list(options("model"))
 SMALL_CNN = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
 
 def node(name: str, **changes):
-    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    values = load_node(options("model")[name]) | changes
     return values | ({"name": values["arch"]} if values["name"] == "${.arch}" else {})
 
 

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.errors import UserError
 from vis.graph.receptive_field import receptive_field
 from vis.graph.trace import NotTraceable, trace
@@ -33,7 +32,7 @@ def _seeded():
 
 
 def node(name: str, **changes):
-    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    return load_node(options("model")[name]) | changes
 
 
 def walled(net: nn.Module, rows: int, shape: tuple[int, int, int]) -> tuple[tuple[int, int] | None, torch.Tensor]:

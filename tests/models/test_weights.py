@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
+from vis.config.home import HOME
 from vis.errors import UserError
 from vis.graph.names import resolve_layer
 from vis.models import build_model
@@ -24,7 +24,7 @@ SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
 
 def node(name: str, **changes):
-    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    return load_node(options("model")[name]) | changes
 
 
 @pytest.fixture
@@ -318,9 +318,9 @@ def test_torchvision_has_no_weights_for_a_users_network():
 
 def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
     code = (
-        "import sys, yaml, pathlib; from vis.models import build_model; from vis.config.home import CONF\n"
-        "values = yaml.safe_load((CONF / 'model/cnn3_random.yaml').read_text()) | dict(num_filters=4)\n"
+        "import sys; from vis.models import build_model; from vis.config.compose import load_node, options\n"
+        "values = {**load_node(options('model')['cnn3_random']), 'num_filters': 4}\n"
         "build_model(values); print([m for m in ('sympy', 'torchvision') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"  # each import takes half a second or more

@@ -28,6 +28,7 @@ from vis.methods.target import Target, Targets, as_targets, score
 from vis.system.device import backward_precision
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
+PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,11 @@ def output_targets(forward: Forward, targets: Targets, method: str) -> list[Targ
     forward.scores(targets)  # raises for a unit that is not there
     largest = forward.logits.argmax(1).tolist()
     return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
+
+
+def in_passes(rows: Tensor, values: int) -> list[Tensor]:
+    """Split rows [n, ...] into parts that fit into one forward pass, where each row stands for `values` values."""
+    return [part for part in rows.split(max(1, PASS_VALUES // values)) if len(part)]
 
 
 def _is_relu(node: Any, name: str) -> bool:

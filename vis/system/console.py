@@ -39,4 +39,4 @@ class Bar(tqdm):
 
 def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
     """Make a progress bar with rate and remaining time, which appears if the work takes more than a second."""
-    return Bar(items, total=total, unit=f" {unit}", initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)
+    return Bar(items, total=total, unit=unit, initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)
