@@ -228,6 +228,8 @@ class GaussianInputs(Experiment):
             "form (line) and quadrature (points); dashed: 1/√(2π), Eq. 18",
             f"Right: random maxout units of k pieces on {self.dimension} Gaussian inputs ({self.samples} samples), pieces of one "
             "mean (crosses) and of several (points); the bound of Eq. 31, t = 1 (dashed), and of Eq. 28 with the best t (lines)",
+            "Eq. 18 needs μ = 0 and Eq. 19 a large |μ| / σ, so no input meets both. Misprints: Eq. 26 lacks E on its left side, "
+            "Eq. 29 ends at x₂ for xₖ",
         ]
         figure, (left, right) = plot(6.9, 2.5, caption, columns=2)
         with styled():

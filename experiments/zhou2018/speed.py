@@ -395,7 +395,11 @@ class Speed(Experiment):
         )
         if not self.windows:
             sentence = f"{self.source}: forward pass of {PAPER_BATCH} images, measured with a batch of {first['batch']}; {where}"
-            figure, (axes,) = plot(3.4, 2.2, [sentence, "Rings: the paper's Tesla K80"])
+            misprints = (
+                "Rings: the paper's Tesla K80. Its 501,760 passes count 224 x 224 windows, its own loop has 215 x 215; its "
+                "VGG-16 has 4 max-poolings, the network 5"
+            )
+            figure, (axes,) = plot(3.4, 2.2, [sentence, misprints])
             with styled():
                 axes.bar(names, [1000 * PAPER_BATCH * _mean(results, n, "forward") for n in names], color="tab:blue")
                 axes.plot(names, [PAPER_MS.get(n, np.nan) for n in names], "o", mfc="none", color="black")
