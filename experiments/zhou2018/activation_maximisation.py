@@ -369,8 +369,8 @@ class ActivationMaximisation(Experiment):
             f"{config.model.name}, {results.rows()[0]['weights']}: images that maximise the logit of a class, after {self.steps} "
             f"steps of {self.eta} from random pixels",
             f"P: the class's probability; judge: by a second network, {results.rows()[0]['judge']}. Shuffled: a control, L2 with "
-            "gradients of random signs; generator: Eq. 4. The paper prints that without a regulariser images are interpretable, and "
-            "means the opposite",
+            "gradients of random signs; generator: Eq. 4",
+            "The paper prints that without a regulariser images are interpretable, and means the opposite",
             "; ".join(words[1:]),
         ]
         return {"figure": panel_grid(rows, caption)}

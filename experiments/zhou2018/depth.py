@@ -71,8 +71,7 @@ class Depth(Experiment):
 
     def _trained(self, run: Run, name: str, seed: int) -> Model:
         """Return a network, trained with this seed on the run's dataset if its weights are a stand-in's."""
-        node = OmegaConf.to_container(OmegaConf.create(self.models[name]), resolve=True)
-        assert isinstance(node, dict)
+        node: Any = self.models[name]
         if node.get("weights") != "standin":
             return run.model(node, seed=seed)
         model = run.model(node, seed=seed, weights=None, init="kaiming_normal")

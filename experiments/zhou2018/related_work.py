@@ -234,14 +234,13 @@ def cam_and_eq8(net: nn.Module, x: Tensor, c: int) -> dict[str, float]:
     """Return the difference of Grad-CAM from CAM in a random network with average pooling, and Eq. (8)'s size."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pooled = nn.Sequential(
-            nn.Conv2d(x.shape[1], 6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
-        )
-    pooled = pooled.double().to(x.device)
+        dense = nn.Linear(6, 4)
+        layers = nn.Conv2d(x.shape[1], 6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense
+    pooled = nn.Sequential(*layers).double().to(x.device)
     with Forward(pooled, x.double(), ["1"]) as forward:
         gradcam = GradCAM().sum(forward, [0], "1")
         maps = forward.layers["1"].detach()
-    cams = [torch.einsum("k,bkhw->bhw", pooled[4].weight[k].detach(), maps) / maps[0, 0].numel() for k in (0, 1)]
+    cams = [torch.einsum("k,bkhw->bhw", dense.weight[k].detach(), maps) / maps[0, 0].numel() for k in (0, 1)]
     errors = [float((gradcam - cam).abs().max() / cam.abs().max()) for cam in cams]
     (layer,) = GradCAM().layers(net, x)
     with Forward(net, x, [layer]) as forward:
