@@ -148,15 +148,16 @@ class Figure8(Experiment):
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         seeds = list(dict.fromkeys(row["seed"] for row in results.rows()))
         caption = [
-            "Figure 8: maxout units of one input with 2, 2 and 5 linear pieces (gray), trained from random weights (black: seed "
-            f"{seeds[0]}) to be a ReLU, an absolute value and a quadratic function (blue); under each the largest error of "
-            f"{len(seeds)} trainings, median and range",
+            f"Figure 8: maxout units of one input with 2, 2 and 5 linear pieces (gray), trained from random weights {len(seeds)} "
+            "times to be a ReLU, an absolute value and a quadratic function (blue). Black: the training with the smallest error; "
+            "under each: the largest error on [-1, 1], median and range over the trainings",
         ]
         figure, panels = plot(6.9, 2.2, caption, columns=3)
         with styled():
             for axes, (name, (k, function)) in zip(panels, FUNCTIONS.items(), strict=True):
-                w, b = map(torch.from_numpy, results.arrays[f"{seeds[0]}/{name}/{k}"])
-                errors = [row["error"] for row in results.rows(function=name, pieces=k)]
+                rows = sorted(results.rows(function=name, pieces=k), key=lambda row: row["error"])
+                w, b = map(torch.from_numpy, results.arrays[f"{rows[0]['seed']}/{name}/{k}"])
+                errors = [row["error"] for row in rows]
                 axes.plot(X, X[:, None] * w + b, color="0.7", linewidth=0.7, linestyle="--")
                 axes.plot(X, function(X), color="tab:blue", linewidth=2.4, alpha=0.5)
                 axes.plot(X, maxout(X, w, b), color="black")

@@ -169,7 +169,7 @@ class RelatedWork(Experiment):
         rows: list[PanelRow] = []
         for row in results.rows()[: self.rows]:
             pixels = results.arrays[f"{row['image']}/pixels"]
-            notes = {"second": row["second"], "first": row["class"], "deconvnet": f"contour {row['contour']:.2f}"}
+            notes = {"second": row["second"], "first": row["class"], "saliency": f"contour {row['contour']:.2f}"}
             panels = [Panel(display.picture(pixels), "" if rows else "input", f"P = {row['p']:.3f}")]
             for name, title in SHOWN.items():
                 map_ = results.arrays[f"{row['image']}/{name}"]

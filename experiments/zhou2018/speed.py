@@ -29,6 +29,7 @@ from vis.methods.perturbation import windows_of
 from vis.methods.target import Target
 from vis.models import Model
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import hardware, synchronise
@@ -390,9 +391,8 @@ class Speed(Experiment):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         names, first = networks(results), results.rows()[0]
-        where = (
-            f"{first['device']}, {first['threads']} threads, {results.config.precision}, mean of {self.rounds} rounds"
-        )
+        rounds, threads = plural(self.rounds, "round"), plural(first["threads"], "thread")
+        where = f"{first['device']}, {threads}, {results.config.precision}, mean of {rounds}"
         if not self.windows:
             sentence = f"{self.source}: forward pass of {PAPER_BATCH} images, measured with a batch of {first['batch']}; {where}"
             misprints = (
