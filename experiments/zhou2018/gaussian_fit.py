@@ -123,16 +123,11 @@ class GaussianFit(Experiment):
         count = len(dict.fromkeys(row["image"] for row in rows))
         pictures = [f"{count} photographs ({rows[0]['data']}) instead of the 50,000 of ILSVRC's validation set"]
         source = results.rows(kind="digits")[0]["data"]
-        enlarged = (
-            ""
-            if source.startswith("MNIST")
-            else (
-                f"{source} are enlarged from 8x8, so pixels predict their neighbours: experiment.datasets.digits.path=FOLDER of MNIST"
-            )
-        )
+        enlarged = f"{source} are enlarged from 8x8, so pixels predict their neighbours: experiment.datasets.digits.path=FOLDER"
+        reason = "" if source.startswith("MNIST") else enlarged
         return [
             *replicated([Claim("Z-1-r", [wider]), Claim("Z-1-s", [tails])], pictures),
-            *replicated([Claim("Z-3-p", [weak], reason=enlarged)], pictures),
+            *replicated([Claim("Z-3-p", [weak], reason=reason)], pictures),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
