@@ -253,7 +253,7 @@ def poolings(net: nn.Module, x: Tensor) -> list[str]:
     (last,) = GradCAM().layers(net, x)
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     pairs = [(name, before) for (before, _), (name, module) in pairwise(leaves) if isinstance(module, nn.MaxPool2d)]
-    with Forward(net, x, [last, *(name for pair in pairs for name in pair)]) as forward:
+    with Forward(net, x, list({last, *(name for pair in pairs for name in pair)})) as forward:
         larger = {name for name, values in forward.layers.items() if values.shape[-1] > forward.layers[last].shape[-1]}
     return [next(name for name in pair if name in larger) for pair in pairs if larger & set(pair)]
 
