@@ -98,7 +98,8 @@ class GaussianFit(Experiment):
             [r["R2"] for r in sorted(results.rows(kind=kind, window=DIGIT_WINDOW), key=lambda row: row["number"])]
             for kind in ("photographs", "digits")
         )
-        pairs: Rows = [{"pair": i, "digits": d, "photographs": p} for i, (d, p) in enumerate(zip(digits, photographs))]
+        both = enumerate(zip(digits, photographs, strict=False))
+        pairs: Rows = [{"pair": i, "digits": d, "photographs": p} for i, (d, p) in both]
         return {"gains": gains, "pairs": pairs}
 
     def claims(self, results: Results) -> list[Claim]:
