@@ -206,7 +206,7 @@ def centred(map_: Tensor) -> Tensor:
     if not energy.sum() > 0:
         return map_[None]
     where = [(energy.sum(1 - d) @ torch.arange(float(n)).double()) / energy.sum() for d, n in enumerate(map_.shape)]
-    return map_.roll([round(n / 2 - float(at)) for at, n in zip(where, map_.shape, strict=True)], (0, 1))[None]
+    return map_.roll([round((n - 1) / 2 - float(at)) for at, n in zip(where, map_.shape, strict=True)], (0, 1))[None]
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
