@@ -19,12 +19,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from experiments.ayyar2021.mosaic import MOSAIC, mosaic, share_on
+from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
-from vis.claims import Claim
+from vis.claims import Claim, Column, Compared, above, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.store.run_folder import Output, Results
+
+SHARPNESS = "correlation of the map's gradient magnitude with the image's"
+MEXCULTURE = "buildings of MexCulture"
 
 
 def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
@@ -109,15 +114,21 @@ class Gallery(Experiment):
             if task["images"][i] < self.rows:
                 output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
                 output.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
-        for method, each in maps.items():
-            found = numbers_of(each, batch.pixels)
-            errors = run.methods[method].axiom_error(model.net, batch.x, units, each, run.preprocess(model))
+        found = {method: numbers_of(each, batch.pixels) for method, each in maps.items()}
+        for method, numbers in self.further(run, task["images"], batch, maps, classes).items():
+            found.setdefault(method, {}).update(numbers)
+        for method, numbers in found.items():
             for i, image in enumerate(batch.names):
                 row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
-                row |= {name: values[i].item() for name, values in found.items()}
-                row |= {"axiom_error": None if errors is None else errors[i].item(), "weights": model.weights}
-                output.tables["table"].append(row)
+                row |= {name: values[i].item() for name, values in numbers.items()}
+                output.tables["table"].append(row | {"weights": model.weights})
         return output
+
+    def further(
+        self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Compute more numbers [B] of maps, or of controls: {method or control: {column: numbers}}."""
+        return {}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
@@ -143,3 +154,54 @@ class Gallery(Experiment):
     def title(self, config: Any, method: str) -> str:
         """Return the title of a method in the figure."""
         return method_title(config, method)
+
+
+class Figure6(Gallery):
+    """Compare the gradient with guided backpropagation."""
+
+    note = ("high", "high pixels")
+
+    def claims(self, results: Results) -> list[Claim]:
+        sharper = lead(results, "sharpness", "gbp", "saliency", metric=SHARPNESS)
+        fewer = lead(results, "high", "saliency", "gbp", metric="share of pixels above half of the maximum")
+        sharp = on_trained(results, [Claim("A-4.3-c", [sharper])])
+        return [*sharp, *on_trained(results, [Claim("A-4.3-d", [fewer])], "resnet34", MEXCULTURE)]
+
+
+class Figure8(Gallery):
+    """Compare Grad-CAM with Guided Grad-CAM and other methods of the gradient, and explain mosaics of four photographs."""
+
+    note = ("cutoff", "cutoff")
+
+    def further(
+        self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        if len(run.dataset) < 4 or "gradcam" not in run.methods:
+            return {}
+        model, found = run.model(), []
+        for i in images:
+            x, targets, cells = mosaic(run, i)
+            own, other = (run.methods["gradcam"](model.net, x, [c]) for c in (targets[0], targets[1]))
+            found.append([share_on(own, cells[0]), share_on(other, cells[0])])
+        own, other = torch.tensor(found, dtype=torch.float64).T
+        return {"gradcam": {"own_cell": own, "own_cell_of_another_class": other}}
+
+    def claims(self, results: Results) -> list[Claim]:
+        frequency = "frequency below which 99 % of the map's energy lies"
+        others = [method for method in results.config.methods if method not in ("gradcam", "guided_gradcam")]
+        finer = [lead(results, "cutoff", method, "gradcam", metric=frequency) for method in others]
+        guided = [
+            lead(results, name, "guided_gradcam", "gradcam", metric=metric)
+            for name, metric in (("cutoff", frequency), ("sharpness", SHARPNESS))
+        ]
+        rows = results.rows(method="gradcam")
+        own, other = (Column(rows, name, "image") for name in ("own_cell", "own_cell_of_another_class"))
+        share = "share of Grad-CAM of a class on that class's photograph, in a mosaic of four"
+        discriminative = [
+            Compared(share, own, above(0.25), null=0.25, control="a constant map: 1/4"),
+            Compared(f"{share}, - of another class in it", own - other, POSITIVE, null=0.0, control="no difference: 0"),
+        ]
+        return [
+            *on_trained(results, [Claim("A-4.6-g", finer), Claim("A-4.6-h", guided)]),
+            *replicated(on_trained(results, [Claim("A-4.6-a", discriminative)]), [MOSAIC]),
+        ]
