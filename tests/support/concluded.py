@@ -19,7 +19,7 @@ def concluded(*overrides: str) -> tuple[Results, dict]:
         results.arrays.update(part.arrays)  # type: ignore[attr-defined]  # a dictionary here
         for table, rows in json.loads(json.dumps(part.tables)).items():
             results.tables.setdefault(table, []).extend(rows)
+    results.tables |= experiment.summaries(results)
     claims = experiment.claims(results)
-    experiment.summaries(results)
     assert all(figure.caption for figure in experiment.draw(results, claims).values())
     return results, {claim.name: claim.record() for claim in claims}
