@@ -120,7 +120,7 @@ class Gallery(Experiment):
         for method, numbers in found.items():
             for i, image in enumerate(batch.names):
                 row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
-                row |= {name: values[i].item() for name, values in numbers.items()}
+                row |= {name: None if values[i].isnan() else values[i].item() for name, values in numbers.items()}
                 output.tables["table"].append(row | {"weights": model.weights})
         return output
 
