@@ -226,6 +226,7 @@ def _of_layers(net: nn.Sequential, x: Tensor, R: Tensor, rule: Shares) -> dict[s
         (part,) = rule.parts
         z, below, _ = denominators(module, a, part, rule.epsilon)
         active = (R_out != 0) & (below != 0)
+        assert module.bias is not None
         bias = part.products[0][1](module.bias).view(-1, *[1] * (z.ndim - 2))
         passed = ((z - bias) / below).detach()
         if active.sum() > 2:

@@ -6,6 +6,8 @@ The rules are those of `vis.methods.rules`, the sums are computed here. epsilon 
 denominators, since z has no unit; unsigned as printed, or with the sign of the sum.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ def network(kind: str, seed: int, biases: bool = True) -> nn.Sequential:
     return net
 
 
-def linear(layer: nn.Module, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+def linear(layer: Any, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Apply a convolution or dense layer with other weights."""
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(a, w, b, padding=layer.padding)
@@ -50,7 +52,7 @@ def linear(layer: nn.Module, a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def denominators(
-    layer: nn.Module, a: Tensor, part: Part, epsilon: float, signed: bool = True
+    layer: Any, a: Tensor, part: Part, epsilon: float, signed: bool = True
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return z of a layer for a part of a rule, z with its epsilon, and the part's inputs a', from which z depends."""
     inputs = [of_a(a.detach()).requires_grad_() for of_a, _ in part.products]
