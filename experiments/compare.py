@@ -1,9 +1,9 @@
-"""Compare methods by numbers: do they agree, does the network use the pixels they mark, how much do they cost?
+"""Compare methods by numbers: whether they agree, whether the network uses the pixels that they mark, and what they cost.
 
-For each image and method: deletion and insertion (Petsiuk et al. 2018; pixels are replaced by, or replace, those of a blurred
-copy), participation ratio, total variation, correlation with the input, seconds and memory. For each pair of methods: rank
-correlation, Pearson correlation, SIM and the Dice coefficient of the largest tenth. Maps of different kinds are compared as
-importance: the absolute value, summed over channels.
+For each image and method it measures deletion and insertion (Petsiuk et al. 2018; a blurred copy of the image replaces the
+deleted pixels), participation ratio, total variation, correlation with the input, seconds and memory. For each pair of
+methods it measures rank correlation, Pearson correlation, SIM and the Dice coefficient of the largest tenth of the pixels.
+Pairs are compared by importance, the absolute value of a map summed over channels, since methods have maps of different kinds.
 """
 
 import time
@@ -24,7 +24,7 @@ from vis.methods.forward import NotApplicable
 from vis.metrics.deletion import curves
 from vis.oldclaims import Claim, mean, spread
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
-from vis.runner.remarks import remarks, sentences
+from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import peak_memory_gb, reset_peak_memory, synchronise
@@ -38,16 +38,19 @@ AGREEMENT = {
 COLUMNS = {
     "deletion": "area under the deletion curve, low is good",
     "insertion": "area under the insertion curve, high is good",
-    "participation": "share of pixels on which the map lies",
+    "participation": "effective share of pixels that carry the map",
     "variation": "total variation over the sum of values",
     "pearson_input": "correlation with the input",
     "seconds": "seconds per image, forward pass included",
-    "memory_gb": "peak memory beyond what was there, GB",
+    "memory_gb": "additional peak memory, GB",
 }
 
 
 class Compare(Experiment):
-    """Measure and compare methods. samples: images whose maps are kept; steps: steps of the deletion and insertion curves."""
+    """Measure and compare methods.
+
+    samples: number of images whose maps are stored. steps: number of steps of the deletion and insertion curves.
+    """
 
     metrics = ("deletion", "insertion", "seconds")
     series = "method"
@@ -118,7 +121,7 @@ class Compare(Experiment):
         return output
 
     def methods(self, results: Results) -> list[str]:
-        """Return the methods that apply to the network."""
+        """Return the names of the methods that apply to the network."""
         return list(dict.fromkeys(row["method"] for row in results.rows()))
 
     def matrix(self, results: Results, metric: str) -> np.ndarray:
@@ -158,7 +161,7 @@ class Compare(Experiment):
     def _about(self, results: Results) -> str:
         count = len({row["image"] for row in results.rows()})
         out = {row["method"]: row["why"] for row in results.rows("left_out")}
-        network = f"{results.config.model.name}, {results.rows()[0]['weights']}, {count} images"
+        network = f"{results.config.model.name}, {results.rows()[0]['weights']}, {plural(count, 'image')}"
         words = "; ".join([*method_words(results.config), network])
         some = {name: " of some images" if name in self.methods(results) else "" for name in out}
         return words + "".join(f"; {name} is left out{some[name]}: {why}" for name, why in out.items())
@@ -192,8 +195,8 @@ class Compare(Experiment):
 
     def _faithfulness(self, results: Results) -> Figure:
         caption = [
-            "Probability of the class as pixels go (left) or come (right) in the order of a map, largest first; mean over "
-            "images, the area under it in the legend. A pixel that is gone is one of the blurred image",
+            "Probability of the class as pixels are deleted (left) or inserted (right), those with the largest values of the map "
+            "first: mean over images; legend: area under the curve. A deleted pixel shows the blurred image",
             self._about(results),
         ]
         figure, axes = plot(PAGE_WIDTH, 2.6, caption, columns=2)

@@ -1,7 +1,7 @@
-"""Do maps depend on the weights? The sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
+"""Test whether maps depend on the weights: the sanity check of Adebayo et al. 2018 (arXiv 1810.03292).
 
-Weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent), and the maps of
-the class that the trained network predicts are compared with those of the trained network.
+The weights are randomised layer by layer from the logits down (cascading), or in one layer alone (independent). The maps
+of the class that the trained network predicts are compared with the maps of the trained network.
 
 taimeskhanov2024, section 1.1: "We note that Grad-CAM passes the sanity checks proposed by [12]".
 """
@@ -19,7 +19,8 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
 from vis.oldclaims import Claim, below, mean, paper_and_here, spread
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 PASSES = "{} passes the sanity check: it depends on the weights"
@@ -29,7 +30,7 @@ TRAINED = "trained"
 class Randomisation(Experiment):
     """Compare maps of trained and randomised networks.
 
-    samples: images whose maps are kept; independent: randomise also each layer alone; source: where the claim stands.
+    samples: number of images whose maps are stored. independent: also randomise each layer alone. source: of the claim.
     """
 
     metrics = ("pearson", "ssim")
@@ -103,7 +104,7 @@ class Randomisation(Experiment):
         kinds = [kind for kind in ("cascading", "independent") if results.rows(kind=kind)]
         caption = [
             "Correlation of a map with that of the trained network as weights become random: mean and standard deviation "
-            f"over {images} images",
+            f"over {plural(images, 'image')}",
             "Cascading: from the named layer to the logits"
             + ("; independent: the named layer alone" if len(kinds) > 1 else ""),
             *method_words(results.config),
@@ -144,8 +145,7 @@ class Randomisation(Experiment):
         config = results.config
         caption = [
             "r: correlation with the map of the trained network",
-            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config),
             f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         return panel_grid(rows, caption)

@@ -1,9 +1,9 @@
-"""A numeric example of how a gradient passes a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
+"""A numeric example of the gradient of a ReLU under the rules of backpropagation (nie2018 and ayyar2021).
 
     T = h(R) * g'(y)      h = identity (saliency) or ReLU (DeconvNet, GBP)      g = identity (DeconvNet) or ReLU
 
-y is the input of the ReLU, R the gradient that arrives behind it, T the one that leaves it. All numbers are computed by the
-methods themselves, on the network that consists of this ReLU and the weights R.
+y is the input of the ReLU, R the gradient at its output and T the gradient at its input. The methods themselves compute all
+numbers, on a network that consists of this ReLU and the weights R.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vis.errors import UserError
-from vis.figures.layout import numbers, plot, styled
+from vis.figures.layout import draw_matrix, plot, styled
 from vis.methods import explain_all
 from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
@@ -23,7 +23,7 @@ from vis.store.run_folder import Output, Results
 
 
 class OneReLU(nn.Module):
-    """A network with one logit, the sum of R times ReLU(y); y [B, C, H, W]."""
+    """A network with one logit, sum(R * ReLU(y)), for y [B, C, H, W]."""
 
     def __init__(self, R: Tensor) -> None:
         super().__init__()
@@ -34,9 +34,10 @@ class OneReLU(nn.Module):
 
 
 class ReluRules(Experiment):
-    """Apply each method to one ReLU. y: inputs of the ReLU; R: gradients that arrive; both lists of rows.
+    """Apply each method to one ReLU.
 
-    sentences: {method: (sentence of the paper on its T, source)}; titles: {array: title of its panel}, in their order.
+    y: inputs of the ReLU; R: gradients at its output; both are lists of rows of numbers.
+    sentences: {method: (sentence of the paper on its T, source)}. titles: {array: title of its panel}, in order.
     """
 
     sentences: ClassVar[Mapping[str, tuple[str, str]]]
@@ -45,14 +46,14 @@ class ReluRules(Experiment):
     def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
         self.y, self.R = (torch.tensor(rows, dtype=torch.float64) for rows in (y, R))
         if self.y.shape != self.R.shape or self.y.ndim != 2:
-            raise UserError("experiment.y and experiment.R must be lists of rows, equally many and equally long")
+            raise UserError("experiment.y and experiment.R must be lists of rows of the same shape")
 
     def compute(self, run: Run, task: Task) -> Output:
         (maps,), _ = explain_all(run.methods, OneReLU(self.R), self.y[None, None], [0])
         arrays = {"y": self.y.numpy(), "o": self.y.clamp(min=0).numpy(), "R": self.R.numpy()}
         return Output(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
 
-    def claims(self, results: Results) -> list[Claim]:
+    def claims(self, results: Results) -> list[Any]:
         y, R = results.arrays["y"], results.arrays["R"]
         rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
         metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
@@ -63,7 +64,7 @@ class ReluRules(Experiment):
             found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
         return found
 
-    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
         caption = [
             "One ReLU: its input y and output o in the forward pass; a gradient R arrives behind it in the backward pass, and "
             "leaves it as T under three rules. Red is positive, blue negative; each method's T is computed by the method",
@@ -73,5 +74,5 @@ class ReluRules(Experiment):
         bound = max(float(np.abs(results.arrays[name]).max()) for name in titles)
         with styled():
             for each, (name, title) in zip(axes, titles.items(), strict=True):
-                numbers(each, results.arrays[name], title, bound)
+                draw_matrix(each, results.arrays[name], title, bound)
         return {"figure": figure}

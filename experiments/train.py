@@ -1,7 +1,7 @@
-"""Train a classifier, a stand-in or a user's own network. A task is an epoch.
+"""Train a classifier: a network of the project or one of the user's own. A task is an epoch.
 
-The state of the training lies in the journal of the run (`parts/training_<seed>/`), so that `--resume` continues within
-the epoch in which a run was killed. Processes started by torchrun train together.
+The journal of the run (`parts/training_<seed>/`) holds the state of the training, so that `--resume` continues in the
+middle of the epoch in which the run was killed. The processes that torchrun starts train one network together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ from vis.training.recipe import Recipe
 class Train(Experiment):
     """Train a network by a recipe.
 
-    recipe: parameters of vis.training.recipe.Recipe; init: initial weights if no file gives them; tensorboard: write its logs.
+    recipe: parameters of `vis.training.recipe.Recipe`. init: the initialisation of the weights unless they come from a file.
+    tensorboard: write logs for TensorBoard.
     """
 
     metrics: ClassVar[Sequence[str]] = ("val_top1", "val_loss")
@@ -39,15 +40,15 @@ class Train(Experiment):
         self._training: tuple[Task, Training] | None = None
 
     def networks(self, run: Run) -> Mapping[str, Mapping[str, Any]]:
-        """Return {name: config node} of the networks to train, in their order; the name "" is the run's own."""
+        """Return the networks to train in order, {name: config node}; "" names the run's own model."""
         return {"": run.config.model}
 
     def tasks(self, run: Run) -> Sequence[Task]:
         epochs = range(self.recipe.epochs)
-        return [self._unit(net, seed, epoch) for net in self.networks(run) for seed in run.seeds for epoch in epochs]
+        return [self._task(net, seed, epoch) for net in self.networks(run) for seed in run.seeds for epoch in epochs]
 
     @staticmethod
-    def _unit(network: str, seed: int, epoch: int) -> Task:
+    def _task(network: str, seed: int, epoch: int) -> Task:
         return ({"network": network} if network else {}) | {"seed": seed, "epoch": epoch}
 
     def load(self, run: Run, task: Task) -> Load:
@@ -70,7 +71,7 @@ class Train(Experiment):
         return Output(tables=tables)
 
     def result(self, training: Training) -> dict[str, Any]:
-        """Return facts about a trained network beside its rows."""
+        """Return facts about a trained network for the table `networks`."""
         return {
             "parameters": sum(p.numel() for p in training.net.parameters()),
             "train_images": len(training.train),
@@ -89,7 +90,7 @@ class Train(Experiment):
         return self._split
 
     def _trained(self, run: Run, place: Task) -> Training:
-        """Return the training of a network with a seed, restored from its last checkpoint if it has one."""
+        """Return the training of a network and seed, restored from its last checkpoint if there is one."""
         if self._training is None or self._training[0] != place:
             self._training = None
             seed, recipe = place["seed"], self._recipe(run)
@@ -120,7 +121,7 @@ class Train(Experiment):
             f"{config.model.name} trained on {str(config.dataset._target_).rpartition('.')[2]}, seed {seed}",
             f"After {last['epoch']} epochs: validation loss {last['val_loss']:.3f}, top-1 {last['val_top1']:.2%}, "
             f"top-5 {last['val_top5']:.2%}",
-            "Training's numbers are means over the epoch, with dropout and augmentation",
+            "Training loss and accuracy are means over the epoch, with dropout and augmentation",
         ]
         figure, axes = plot(PAGE_WIDTH, 2.6, caption, columns=3)
         epochs = [row["epoch"] for row in rows]
@@ -137,6 +138,6 @@ class Train(Experiment):
 
 
 def _suffix(run: Run, place: Task) -> str:
-    """Return the suffix of the files of a network and seed; "" for a single network and the run's first seed."""
+    """Return the suffix of the file names of a network and seed; "" for a single network and the run's first seed."""
     name = f"_{place['network']}" if "network" in place else ""
     return name + (f"_seed{place['seed']}" if place["seed"] != run.config.seed else "")

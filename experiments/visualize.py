@@ -1,4 +1,4 @@
-"""The default experiment: draw methods x targets x images of one model as a labelled grid, with a table of metrics."""
+"""The default experiment: draw the maps of one model, by method, target and image, and write a table of metrics."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ from vis.runner.remarks import remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
-BATCH = 4  # images at a time where batch_size is auto
+BATCH = 4  # the batch size if batch_size is auto
 
 
 class Visualize(Experiment):
     """Explain images by one model and draw the maps.
 
-    scaling: a name in vis.figures.display.SCALINGS, or "method" for each method's own.
-    clip: the percentile of a map's magnitudes at which its colours end; 100 shows the full range.
-    rows: the most rows that the figure gets.
+    scaling: a name in `vis.figures.display.SCALINGS`, or "method" for the default of each method.
+    clip: the percentile of a map's magnitudes at which its colours saturate; 100 shows the full range.
+    rows: the largest number of rows of the figure.
     """
 
     metrics = ("pearson_input", "high_pass_pearson_input")
@@ -128,7 +128,7 @@ class Visualize(Experiment):
             *self._words(config, scalings),
             *method_words(config),
             *_layers(table, config),
-            "r is the correlation of map and input",
+            "r: correlation of the map with the input",
             *sentences(table, config),
         ]
         if len(keys) > self.rows:
@@ -136,12 +136,15 @@ class Visualize(Experiment):
         return {"figure": panel_grid(wrapped(rows), caption)}
 
     def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
-        """Return the caption's sentences on the scalings and on the images from which methods learnt."""
+        """Return a caption's sentences on the scalings of maps and on the images that methods learnt from."""
         learnt = [m for m in config.methods if "gaussian" in config.methods[m]]
         sources = {m: config.methods[m].gaussian or "photographs bundled with scikit-image" for m in learnt}
         return [
             *display.sentences({method_title(config, m): scaling for m, scaling in scalings.items()}, self.clip),
-            *(f"{method_title(config, m)} learnt what windows hold from {source}" for m, source in sources.items()),
+            *(
+                f"{method_title(config, m)} learnt the content of windows from {source}"
+                for m, source in sources.items()
+            ),
         ]
 
     def _scaling(self, method: str, config: DictConfig) -> str:
@@ -151,12 +154,12 @@ class Visualize(Experiment):
 
 
 def _targets(rows: Rows) -> list[tuple[str, str]]:
-    """Return the distinct pairs (target as given, class it meant) of an image's rows."""
+    """Return the distinct pairs (target as given, its class) in the rows of an image."""
     return list(dict.fromkeys((row["target"], row["class"]) for row in rows))
 
 
 def _layers(rows: Rows, config: DictConfig) -> list[str]:
-    """Return a sentence for each layer from which methods take feature maps."""
+    """Return a sentence for each layer whose feature maps methods use."""
     methods: dict[str, dict[str, None]] = {}
     for row in rows:
         methods.setdefault(row.get("layer") or "", {})[method_title(config, row["method"])] = None

@@ -1,12 +1,13 @@
-"""Do methods see through a wall? Measure the activity mu of maps in rows of an image that the network provably cannot see.
+"""Measure the activity mu of maps in the rows of an image that the network provably cannot see.
 
     mu = ||map[dead rows]||_2 / ||map||_2          taimeskhanov2024, Eq. (7)
 
-For any network with a wall (`model=vgg16_masked`, or `model.wall.rows=` on another), any methods, a user's own too
-(`+methods.mine._target_=my.module.MyMethod`), and any images. Each image proves that the wall is one:
-the gradient of the logits is exactly 0 in the dead rows, and blanking them changes no logit.
-mu ignores the scale of a map but not a shift, so it is given twice: of the map as it is, and with its minimum shifted to 0
-(min-max), which is how taimeskhanov2024's numbers were made. A map with a sign is not shifted. A map of zeros has no mu.
+The check takes any network with a wall (`model=vgg16_masked`, or another one with `model.wall.rows=`), any methods, including
+a user's own (`+methods.mine._target_=my.module.MyMethod`), and any images. It verifies the wall on each image: the gradient
+of the logits is exactly 0 in the dead rows, and blanking them changes no logit.
+mu does not depend on the scale of a map, but it does on a shift. So it is measured twice: on the map as it is, and on the map
+with its minimum shifted to 0 (min-max), as for the numbers of taimeskhanov2024. Signed maps are not shifted. A map of zeros
+has no mu.
 """
 
 import math
@@ -24,8 +25,18 @@ from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, st
 from vis.models import Model
 from vis.models.wall import gradient_by_row
 from vis.oldclaims import Claim, Criterion, mean, spread
-from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
-from vis.runner.remarks import remarks, sentences
+from vis.runner.experiment import (
+    Batch,
+    Experiment,
+    Load,
+    Run,
+    Task,
+    map_words,
+    method_class,
+    method_title,
+    method_words,
+)
+from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import local_convolutions
@@ -38,7 +49,10 @@ BATCH = 4
 
 
 class WallCheck(Experiment):
-    """Measure mu of any method. samples: images of each dataset whose maps are kept; datasets: {name: config node} or none."""
+    """Measure mu of any method.
+
+    samples: number of images of each dataset whose maps are stored. datasets: {name: config node}; {}: the run's own dataset.
+    """
 
     metrics = ("mu", "mu_minmax")
     series = "method"
@@ -70,8 +84,8 @@ class WallCheck(Experiment):
         model = run.model(seed=seed)
         if model.dead_rows is None:
             raise UserError(
-                f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (the rows of the last feature "
-                "map that it reads), or take model=vgg16_masked or cnn_masked"
+                f"{model.name} has no wall: it sees the whole image. Give model.wall.rows=... (the number of rows of the last "
+                "feature map that it reads), or take model=vgg16_masked or cnn_masked"
             )
         on = self._runs(run)[name]
         batch = on.batch(model, task["images"])
@@ -94,7 +108,7 @@ class WallCheck(Experiment):
         for method, values in maps.items():
             low = values.amin((1, 2, 3), keepdim=True)
             mu, shifted = (metrics.unseen_activity(m, model.dead_rows).tolist() for m in (values, values - low))
-            if low.min() < 0:  # a shift would make a signed map's 0 an activity
+            if low.min() < 0:  # a shift would turn the zeros of a signed map into activity
                 shifted = mu
             for i, image in enumerate(batch.names):
                 row = {"seed": seed, "dataset": name, "image": image, "method": method}
@@ -116,7 +130,7 @@ class WallCheck(Experiment):
         return output
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
-        """Return for each image the largest gradient in and just above the dead rows, and how blanking changes the logits."""
+        """Return, by image, the largest gradients in and just above the dead rows, and the effects of blanking on the logits."""
         assert model.dead_rows is not None
         first, last = model.dead_rows
         by_row = torch.stack([gradient_by_row(model.net, x[None]) for x in batch.x]).cpu()
@@ -135,7 +149,7 @@ class WallCheck(Experiment):
     def _drop(
         self, run: Run, model: Model, batch: Batch, maps: Tensor, logits: Tensor, classes: list[int]
     ) -> list[float | None]:
-        """Return the average drop of each image, masked by its min-max scaled map; None for signed maps."""
+        """Return the average drop of each image when it is masked by its min-max scaled map; None for signed maps."""
         if maps.shape[1] != 1 or maps.amin() < 0:
             return [None] * len(maps)
         low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
@@ -229,10 +243,10 @@ class WallCheck(Experiment):
         data = dict.fromkeys(row["data"] for row in results.rows("network"))
         caption = [
             f"Activity mu x 100 of the maps in the rows {first}..{last}, which the network cannot see: mean and standard "
-            f"deviation over {len(results.rows('wall'))} images; maps without a sign are min-max scaled",
+            f"deviation over {plural(len(results.rows('wall')), 'image')}; maps without a sign are min-max scaled",
             f"Dashed: mu of a constant map, {constant:.1f}",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
-            f"{zeros} maps of zeros have no mu and are left out" if zeros else "",
+            f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
             *method_words(results.config),
             *sentences(results.rows(), results.config),
             f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",
@@ -283,8 +297,7 @@ class WallCheck(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
-            *display.sentences({method_title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config),
             f"{config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)

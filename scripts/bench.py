@@ -1,14 +1,13 @@
-"""Speed against other libraries, with the equality of the results checked in the same run.
+"""Compare the speed of other libraries, and check in the same run that the results agree.
 
 python scripts/bench.py [--device cuda] [--quick]
 
-Peer and project compute the same maps of the same network and images, in turn, in one process; the times are medians,
-the error is the largest of ||ours - peer|| / ||peer|| over the maps (float32: an l2 error, since single ReLUs near 0
-flip between two correct implementations). Each library gets the network as its users have it: the peer as its
-constructor makes it, this project as `vis-run` does: in channels_last, with freed memory kept (`vis.system.allocator`). Weights
-are random.
+Peer and project compute the same maps of the same network and images, alternately, in one process. Times are medians; the
+error is the largest ||ours - peer|| / ||peer|| over the maps (float32; an l2 error, since single ReLUs near 0 flip between
+two correct implementations). Each library gets the network as its users would: the peer as the constructor returns it, this
+project as `vis-run` does, in channels_last and with freed memory kept (`vis.system.allocator`). Weights are random.
 
-A paper adds a function that yields rows, and its name to BENCHMARKS.
+To benchmark another paper, write a function that yields rows, and add it to BENCHMARKS.
 """
 
 import argparse
@@ -43,9 +42,10 @@ from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 from vis.system.allocator import keep_freed_memory
-from vis.training.fit import Seen
-from vis.windows.engine import Incremental, is_native
+from vis.training.fit import NetworkInputs
+from vis.windows.engine import Incremental
 from vis.windows.gaussian import PatchGaussian
+from vis.windows.low_precision import is_native
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Row:
 def compare(
     work: str, peer: str, theirs: Callable[[], list[Tensor]], ours: Callable[[], list[Tensor]], repeats: int
 ) -> Row:
-    """Both once for the equality (and to warm up), then in turn for the medians."""
+    """Run both once to compare results (and to warm up), then alternately for the median times."""
 
     def in_turn() -> tuple[float, float]:
         keep_freed_memory(False)
@@ -75,7 +75,7 @@ def compare(
         return peer_time, timed(ours)[0]
 
     pairs = zip(timed(ours)[1], timed(theirs)[1], strict=True)
-    error = torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()  # NaN if one is
+    error = torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()  # NaN if any is
     times = [in_turn() for _ in range(repeats)]
     return Row(work, peer, median(t for t, _ in times), median(t for _, t in times), error)
 
@@ -94,7 +94,7 @@ def _synchronise() -> None:
 
 
 def backpropagation(device: str, quick: bool) -> Iterator[Row]:
-    """nie2018: saliency map, DeconvNet and guided backpropagation of two logits, against captum."""
+    """nie2018: saliency, DeconvNet and guided backpropagation of two logits, against captum."""
     yield _backpropagation("vgg16", VGG16(), 1, device, 3 if quick else 11)
     if not quick:
         yield _backpropagation("vgg16", VGG16(), 8, device, 5)
@@ -145,7 +145,7 @@ def _cams(work: str, net: nn.Module, layer: str, names: list[str], device: str, 
     net = net.eval().to(device)
     our_net = copy.deepcopy(net).to(memory_format=torch.channels_last)
     our_methods = {name: getattr(methods, name)(layer=layer, convention="table1") for name in names}
-    if "EigenCAM" in names:  # its sign is arbitrary: that of the peer
+    if "EigenCAM" in names:  # its sign is arbitrary: use the peer's
         (peer_map,) = _peer_maps(net, layer, names, images)
         ours_map = our_methods["EigenCAM"](net, images)[:, 0]
         our_methods["EigenCAM"].sign = 1 if (ours_map - peer_map).norm() < 0.1 * peer_map.norm() else -1
@@ -160,7 +160,7 @@ def _cams(work: str, net: nn.Module, layer: str, names: list[str], device: str, 
 def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> list[Tensor]:
     maps = []
     for name in names:
-        with redirect_stderr(io.StringIO()):  # its progress bars
+        with redirect_stderr(io.StringIO()):  # hides its progress bars
             cam = getattr(pytorch_grad_cam, name)(net, [net.get_submodule(layer)])
             maps.append(torch.from_numpy(cam(images, None)).to(images.device))
             cam.activations_and_grads.release()
@@ -168,10 +168,10 @@ def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> 
 
 
 def windows(device: str, quick: bool) -> Iterator[Row]:
-    """zhou2018: 10x10 windows of 224x224, an even sample of all 46,225, against full passes in batches.
+    """zhou2018: evenly spaced 10x10 windows of the 46,225 in 224x224, against full passes in batches.
 
-    The error is of the change that a window makes in the logits, not of the logits. Arithmetic: convolutions and dense
-    layers, in parts of this project's time.
+    The error is that of a window's change in the logits, not of the logits. Arithmetic is the share of convolutions and
+    dense layers in this project's time.
     """
     counts = {"alexnet": 2048, "vgg16": 256, "googlenet": 512, "resnet50": 256}
     native = is_native(torch.bfloat16, torch.device(device))
@@ -194,7 +194,7 @@ def evenly(everywhere: Tensor, count: int) -> Tensor:
 
 
 def _whole_image(device: str) -> Row:
-    """Efficient PDA of all windows of an image: the engine in bfloat16 against the engine in float32."""
+    """Fast PDA of all windows of an image: the engine in bfloat16 against the engine in float32."""
     net, seen = random_network("vgg16", device), photographs()
     image = seen[0][None].to(device)
     peer, ours = (methods.PDAFast(precision=precision, memory_gb=16) for precision in ("float32", "bfloat16"))
@@ -237,12 +237,12 @@ def _windows(name: str, count: int, device: str, repeats: int, low: torch.dtype 
     return row
 
 
-def photographs() -> Seen:
-    return Seen(samples("all"), preprocessing("imagenet"), (224, 224), 3)
+def photographs() -> NetworkInputs:
+    return NetworkInputs(samples("all"), preprocessing("imagenet"), (224, 224), 3)
 
 
 def with_windows(image: Tensor, at: Tensor, patches: Tensor) -> Iterator[Tensor]:
-    """The image [1, C, H, W] with each of its windows [n, 2] replaced, 16 at a time."""
+    """Yield copies of an image [1, C, H, W] with one of the windows at [n, 2] replaced in each, 16 at a time."""
     for some, contents in zip(at.split(16), patches.split(16), strict=True):
         images = image.repeat(len(some), 1, 1, 1)
         for each, (top, left), content in zip(images, some, contents, strict=True):
@@ -251,10 +251,10 @@ def with_windows(image: Tensor, at: Tensor, patches: Tensor) -> Iterator[Tensor]
 
 
 def _means(device: str) -> Iterator[Row]:
-    """Conditional means of all windows of an image, and their accumulation, against a loop over windows (a part of them)."""
+    """Conditional means of all windows of an image, against a loop over a sample of them; their accumulation, against a loop."""
     image = torch.nn.functional.avg_pool2d(torch.randn(4, 3, 228, 228), 5, 1).to(device)
     gaussian, everywhere = PatchGaussian.fit(image[1:]), windows_of((224, 224), 10)
-    means = gaussian.means(image[0], everywhere, 10)  # also prepares the matrices
+    means = gaussian.means(image[0], everywhere, 10)  # also computes the cached matrices
     sample = torch.arange(0, len(everywhere), 46)
 
     def one_by_one() -> list[Tensor]:
@@ -280,9 +280,9 @@ def _means(device: str) -> Iterator[Row]:
 
 
 def attribution(device: str, quick: bool) -> Iterator[Row]:
-    """ayyar2021: integrated gradients and SmoothGrad of one image against captum at its best batch size, LRP and DeepLIFT.
+    """ayyar2021: integrated gradients, SmoothGrad, LRP and DeepLIFT of one image, against captum at its best batch size.
 
-    zennit is no dependency: its rows are there where it is installed. captum's DeepLift is wrong on vgg16.
+    zennit is not a dependency: its rows appear if it is installed. captum's DeepLift is wrong on vgg16.
     """
     torch.manual_seed(0)
     images, repeats, steps = torch.randn(1, 3, 224, 224).to(device), 1 if quick else 5, 8 if quick else 32
@@ -313,7 +313,7 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
     name = f"captum {captum.__version__}"
     for work, theirs, method in (
         ("integrated gradients", integrated, methods.IntegratedGradients(steps, baseline="zero")),
-        ("SmoothGrad", smoothed, methods.SmoothGrad(samples=steps)),  # its noise is another one
+        ("SmoothGrad", smoothed, methods.SmoothGrad(samples=steps)),  # with different noise
     ):
         best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
         yield row(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method)
@@ -341,7 +341,7 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
 
 
 def perturbation(device: str, quick: bool) -> Iterator[Row]:
-    """Occlusion against captum at its best batch size; deletion and insertion against a pass for each step."""
+    """Occlusion against captum at its best batch size; deletion and insertion against one pass per step."""
     torch.manual_seed(0)
     image, net = torch.randn(1, 3, 224, 224).to(device), random_network("alexnet", device)
     side, stride, repeats = 16, 8, 1 if quick else 3
@@ -390,7 +390,7 @@ BENCHMARKS = (backpropagation, class_activation_maps, windows, attribution, pert
 
 
 def hardware(device: str) -> str:
-    """The processor in words."""
+    """Return the name of the processor."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -405,7 +405,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer networks and repetitions")
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda"):
-        torch.cuda.set_device(arguments.device)  # that the clocks wait for
+        torch.cuda.set_device(arguments.device)  # the device that `timed` synchronises
     torch.backends.cudnn.allow_tf32 = False  # as in a run with precision=float32
     warnings.filterwarnings("ignore", module="captum")
     print(f"{hardware(arguments.device)}; Python {platform.python_version()}, torch {torch.__version__}; float32\n")

@@ -1,8 +1,8 @@
-"""Which composite is the default of LRP? The comparison of docs/lrp.md, whose protocol came first; prints its tables.
+"""Compare composites to choose LRP's default, by the protocol fixed beforehand in docs/lrp.md; print the tables.
 
 python scripts/compare_composites.py FOLDER [--photographs 128] [--steps 16]
 
-FOLDER holds weights/squeezenet1_1_imagenet.pt, photographs in data/images/imagenet, and OSIE's photographs and fixation
+FOLDER contains weights/squeezenet1_1_imagenet.pt, photographs in data/images/imagenet, and OSIE's photographs and fixation
 maps in data/gaze/osie.
 """
 
@@ -27,12 +27,12 @@ CANDIDATES = (
 )  # fmt: skip
 CONTROLS: dict[str, Method] = {"epsilon, no composite": LRP("epsilon")}
 METHODS: dict[str, Method] = {name: LRP(composite=name) for name in CANDIDATES} | CONTROLS
-METRICS = {"deletion": -1, "insertion": 1, "own - other gaze": 1}  # the sign of good
+METRICS = {"deletion": -1, "insertion": 1, "own - other gaze": 1}  # the sign of an improvement
 SHORTER, CROP, FIXATED = 256, 224, 0.3
 
 
 def opened(path: Path, mode: str = "RGB") -> Tensor:
-    """[1, channels, 224, 224] in [0, 1]: shorter side 256, centre crop."""
+    """Read an image as [1, channels, 224, 224] in [0, 1]: shorter side 256, centre crop."""
     image = Image.open(path).convert(mode)
     scale = SHORTER / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
@@ -47,7 +47,7 @@ def shuffled(paths: list[Path], count: int) -> list[Path]:
 
 
 def explained(net: nn.Module, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The network's input, and the maps of its top logit, [1, 1, H, W]."""
+    """Return the network's input, and the maps of its largest logit, [1, 1, H, W]."""
     preprocess = preprocessing("imagenet")
     x = preprocess(pixels)
     (maps,), _ = explain_all(METHODS, net, x, [None], preprocess)
@@ -57,7 +57,7 @@ def explained(net: nn.Module, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]
 
 
 def fixated(path: Path) -> Tensor:
-    """The three tenths of the crop that people look at most, [1, 1, H, W]."""
+    """Return a mask of the most fixated 30 % of the crop, [1, 1, H, W]."""
     density = opened(path, "L").flatten()
     area = torch.zeros_like(density)
     area[density.argsort(descending=True, stable=True)[: round(FIXATED * density.numel())]] = 1
@@ -65,7 +65,7 @@ def fixated(path: Path) -> Tensor:
 
 
 def deletion_and_insertion(net: nn.Module, paths: list[Path], steps: int) -> dict[str, dict[str, list[float]]]:
-    """{metric: {method: a number for each photograph}}."""
+    """Return {metric: {method: one value per photograph}}."""
     found: dict[str, dict[str, list[float]]] = {"deletion": {}, "insertion": {}}
     for path in paths:
         x, maps = explained(net, opened(path))
@@ -77,7 +77,7 @@ def deletion_and_insertion(net: nn.Module, paths: list[Path], steps: int) -> dic
 
 
 def gaze(net: nn.Module, paths: list[Path], fixations: list[Path]) -> dict[str, dict[str, list[float]]]:
-    """The same: the share of a map's magnitude in its own fixated area, and that minus the share in the next one's."""
+    """Return, in the same form, a map's share in its own fixated area, and that minus its share in the next image's."""
     found: dict[str, dict[str, list[float]]] = {"fixated share": {}, "own - other gaze": {}}
     areas = [fixated(path) for path in fixations]
     for i, path in enumerate(paths):
@@ -90,7 +90,7 @@ def gaze(net: nn.Module, paths: list[Path], fixations: list[Path]) -> dict[str, 
 
 
 def chosen(found: dict[str, dict[str, list[float]]]) -> Iterator[str]:
-    """The tie rule: for each metric the best candidate against its runner-up, then the default."""
+    """Yield the table of the tie rule, which compares the best candidate with its runner-up, and the resulting default."""
     winners = []
     yield "| metric | best | runner-up | best - runner-up | decided |"
     yield "|---|---|---|---|---|"
@@ -121,8 +121,10 @@ def table(found: dict[str, dict[str, list[float]]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--photographs", type=int, default=128, help="of each kind; half of them choose")
-    parser.add_argument("--steps", type=int, default=16, help="of deletion and insertion")
+    parser.add_argument(
+        "--photographs", type=int, default=128, help="number of each kind; one half chooses the default"
+    )
+    parser.add_argument("--steps", type=int, default=16, help="steps of deletion and insertion")
     arguments = parser.parse_args()
     net = torchvision_classifier("squeezenet1_1").eval().to(memory_format=torch.channels_last)
     net.load_state_dict(torch.load(arguments.folder / "weights" / "squeezenet1_1_imagenet.pt"))

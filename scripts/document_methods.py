@@ -1,10 +1,10 @@
-"""Write what the documentation says of the methods: docs/methods.md, their pictures, and the row of the README.
+"""Generate docs/methods.md, its pictures, the README's row of methods and the exports of vis.methods.
 
-python scripts/document_methods.py              in the repository; draws the pictures whose method changed
-python scripts/document_methods.py rise fem     draws these two again
+python scripts/document_methods.py              in the repository; redraws the pictures of changed methods
+python scripts/document_methods.py rise fem     redraws these two
 
-A picture holds a fingerprint of its method's config and code, without docstrings and comments. What a method takes from other
-modules is not in it: name the methods to draw them again.
+A picture stores a fingerprint of its method's config and code, without docstrings and comments. The fingerprint does not cover
+code from other modules: after changing that, name the methods to redraw.
 """
 
 import argparse
@@ -13,64 +13,66 @@ import hashlib
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from vis.config.compose import compose_config, describe, options
+import vis.methods
+from vis.config.compose import compose_config, describe, load_node, options
 from vis.config.instantiate import locate
+from vis.config.signature import completed
 from vis.figures.display import scaling
 from vis.methods import Method, explain_all
 from vis.runner.experiment import Run, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
+INIT = ROOT / "vis" / "methods" / "__init__.py"
 PAGE = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
 PICTURES = ROOT / "docs" / "images" / "methods"
 
-FAMILIES = {  # modules of vis.methods, in the page's order
+FAMILIES = {  # modules of vis.methods, in the order of the page
     "Gradients": ("backprop", "gradients", "guided_ig", "fullgrad"),
     "Feature maps": ("cam", "fem"),
     "Relevance": ("relevance", "deeplift"),
     "Perturbations": ("perturbation", "superpixels", "rise", "meaningful_perturbation"),
     "Generators": ("generators",),
 }
-_IMAGE, _SIDE, _GAP = 8, 140, 10  # the digit that is shown; pixels of a panel
+_IMAGE, _SIDE, _GAP = 8, 140, 10  # index of the digit; sizes in pixels
 _PATCH = ("window=4", "patch=8")
 _WINDOWS = {"occlusion": ("window=4",), "pda": _PATCH, "pda_fast": _PATCH, "pda_gradient": _PATCH}
 
 INTRODUCTION = """\
 # Methods
 
-What each method computes, where it comes from, its parameters and what it costs. `vis-run method=lrp` chooses one,
-`methods.lrp.rule=gamma` a parameter of it; the class under `_target_` is the same in Python. Maps are raw; Display says how
-figures show them by default.
+For each method: what it computes, its source, parameters and cost. `vis-run method=lrp` selects a method and
+`methods.lrp.rule=gamma` sets one of its parameters; `_target_` is its class in Python. Maps are raw; Display names the scaling
+that figures use by default.
 
-Costs are passes through the network for one image and target, as torch's counter of products finds them: a backward pass to
-the image is about one forward pass. The shared forward pass is one for all methods and targets (`vis.methods.explain_all`).
-`vis-run experiment=ayyar2021/cost` measures them, and the seconds, on any model.
+Costs are passes through the network for one image and target, measured by torch's FLOP counter: a backward pass to the image
+costs about one forward pass. All methods and targets share one forward pass (`vis.methods.explain_all`).
+`vis-run experiment=ayyar2021/cost` measures passes and seconds on any model.
 
-The pictures: one of scikit-learn's digits, and the map of its largest logit in zhou2018's small network for MNIST, which the
-project trained on these digits; `cam` needs global average pooling, and has a network of three convolutions that ends in it.
-Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. A map of another network looks
+The pictures show one of scikit-learn's digits and the map of its largest logit, in zhou2018's small MNIST network, which the
+project trained on these digits; `cam` needs global average pooling, so its network has three convolutions that end in it.
+Windows are 4 pixels wide (patches 8) on these 28 x 28; all else is as in the configs below. Maps of other networks look
 different.
 
-*`make docs` writes this page from docstrings and configs.*
+*`make docs` writes this page from docstrings, constructors and configs.*
 """
 
 
 def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
-    """(title, modules, methods) of each family; methods as (config name, file, class), in the order of their code."""
-    found = {
-        name: (file, locate(str(OmegaConf.select(OmegaConf.load(file), "_target_")), name))
-        for name, file in options("method").items()
-    }
+    """Yield (title, modules, methods) of each family; methods are (config name, file, class), in the order of their code."""
+    found = {name: (file, locate(str(config(name)._target_), name)) for name, file in options("method").items()}
     for title, names in FAMILIES.items():
         modules = [importlib.import_module(f"vis.methods.{name}") for name in names]
         own = [
@@ -82,16 +84,32 @@ def families() -> Iterator[tuple[str, list[Any], list[tuple[str, Path, Any]]]]:
         ]
         yield title, modules, own
     if found:
-        raise SystemExit(f"no family in FAMILIES has the module of {', '.join(found)}")
+        raise SystemExit(f"FAMILIES does not contain the modules of {', '.join(found)}")
+
+
+def exports() -> str:
+    """Return the text of vis/methods/__init__.py with every class that conf/method names; ruff puts new lines in their place."""
+    text = INIT.read_text(encoding="utf-8")
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in INIT.parent.glob("*.py")}
+    for file in options("method").values():
+        package, _, name = load_node(file)["_target_"].rpartition(".")
+        if package != "vis.methods" or f'"{name}"' in text:
+            continue
+        module = next((module for module, source in sources.items() if f"\nclass {name}(" in source), None)
+        if module is None:
+            raise SystemExit(f"{file}: no module of vis.methods has a class {name}")
+        text = text.replace("__all__", f"from vis.methods.{module} import {name}\n\n__all__", 1)
+        text = text.replace("__all__ = [", f'__all__ = [\n    "{name}",', 1)
+    return text
 
 
 def markdown(doc: str) -> str:
-    """A docstring as Markdown: indented lines are an equation; parameters, axiom, errors and costs are paragraphs."""
+    """Convert a docstring to Markdown: indented lines are equations; parameters, axiom, errors and costs are paragraphs."""
     parts = []
     for block in re.split(r"\n\n|\n(?=Costs\b|Raises |\w+(?:, \w+)*: )", inspect.cleandoc(doc)):
         if block.startswith("    "):
             parts.append("```text\n" + inspect.cleandoc(block) + "\n```")
-        else:  # code stays, the rest is no markup
+        else:  # keep code, escape markup in the rest
             pieces = re.split(r"(`[^`]*`)", block)
             parts.append("".join(p if p.startswith("`") else re.sub(r"([*_<|\[\]])", r"\\\1", p) for p in pieces))
     return "\n\n".join(parts)
@@ -102,15 +120,30 @@ def heading(name: str, class_: Any) -> str:
 
 
 def anchor(text: str) -> str:
-    """GitHub's anchor of a heading."""
+    """Return GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
+def config(name: str) -> DictConfig:
+    """Return the config of a method, with its constructor's defaults."""
+    return completed(OmegaConf.create(load_node(options("method")[name])))
+
+
+def inherited(class_: Any, methods: set[Any]) -> Iterator[str]:
+    """Yield the paragraphs on parameters from the docstrings of a method's parents that are not methods themselves."""
+    for parent in class_.__mro__[1:]:
+        if parent.__module__.startswith("vis.methods.") and parent not in methods:
+            paragraphs = inspect.cleandoc(vars(parent).get("__doc__") or "").split("\n\n")
+            yield from (markdown(each) for each in paragraphs if re.match(r"\w+(, \w+)*: ", each))
+
+
 def page() -> str:
-    """The text of docs/methods.md."""
+    """Return the text of docs/methods.md."""
     index, body = [], []
     first: dict[Any, str] = {}  # link to the section of each class
-    for title, modules, methods in families():
+    found = list(families())
+    classes = {class_ for *_, own in found for *_, class_ in own}
+    for title, modules, methods in found:
         index.append(f"**{title}**\n")
         body.append(f"## {title}")
         body += [markdown(module.__doc__) for module in modules if "\n\n" in module.__doc__]
@@ -123,12 +156,12 @@ def page() -> str:
                 else f"{describe(file)}. The class of {known}, where it is described."
             )
             index.append(f"- {link}: {describe(file)}")
-            yaml = re.sub(r"^# @package.*\n", "", file.read_text(encoding="utf-8"))
             body += [
                 f"### {heading(name, class_)}",
                 f"![The digit and the map of {name}](images/methods/{name}.png)",
                 text,
-                f"```yaml\n{yaml.rstrip()}\n```",
+                *(inherited(class_, classes) if known == link else ()),
+                f"```yaml\n{OmegaConf.to_yaml(config(name)).rstrip()}\n```",
                 f"Display: `{class_.display}`, {scaling(class_.display)[1]}.",
             ]
         index.append("")
@@ -136,15 +169,15 @@ def page() -> str:
 
 
 def readme() -> str:
-    """The README with its row of methods, one group for each family."""
+    """Return the README with an updated row of methods, one group per family."""
     row = "; ".join(" ".join(f"`{name}`" for name, *_ in own) for _, _, own in families())
     return re.sub(r"^\| methods \|.*$", f"| methods | {row} |", README.read_text(encoding="utf-8"), flags=re.M)
 
 
 def code(class_: type[Method]) -> Iterator[str]:
-    """The code of a method: its class, its parents, and what else their modules hold, except for other methods.
+    """Yield the code of a method: its class, its parents and the rest of their modules, except for other methods.
 
-    Without imports, docstrings and comments, so that a change of words is no change.
+    Imports, docstrings and comments are removed, so that rewording them changes nothing.
     """
     for name in sorted({parent.__module__ for parent in class_.__mro__} - {Method.__module__}):
         if not name.startswith("vis.methods."):
@@ -165,14 +198,14 @@ def code(class_: type[Method]) -> Iterator[str]:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of a method's config and code."""
-    config = OmegaConf.load(options("method")[name])
-    class_ = locate(str(OmegaConf.select(config, "_target_")), name)
-    return hashlib.sha256("\n".join([OmegaConf.to_yaml(config), *code(class_)]).encode()).hexdigest()
+    """Return a hash of a method's config and code."""
+    node = config(name)
+    values = OmegaConf.to_yaml(node, sort_keys=True)
+    return hashlib.sha256("\n".join([values, *code(locate(node._target_, name))]).encode()).hexdigest()
 
 
 def outdated(folder: Path) -> list[str]:
-    """The methods whose picture is missing from a folder, or is of another config or code."""
+    """List the methods whose picture in a folder is missing or was drawn with another config or code."""
     drawn = {}
     for file in folder.glob("*.png"):
         with Image.open(file) as picture:
@@ -181,7 +214,7 @@ def outdated(folder: Path) -> list[str]:
 
 
 def pooled(num_classes: int = 10) -> nn.Module:
-    """Three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
+    """Build three convolutions, global average pooling and one dense layer, for digits [B, 1, 28, 28]."""
     layers: list[nn.Module] = []
     for before, after in ((1, 32), (32, 64), (64, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -189,7 +222,7 @@ def pooled(num_classes: int = 10) -> nn.Module:
 
 
 def draw(methods: list[str], *model: str) -> None:
-    """Draw a picture of each method: the digit, and its map of a network that is trained on digits."""
+    """Draw a picture of each method: the digit, and its map for a network trained on digits."""
     small = [f"methods.{m}.{key}" for m, keys in _WINDOWS.items() if m in methods for key in keys]
     words = [f"method=[{','.join(methods)}]", "dataset=digits", "dataset.limit=1797", *small, *model]
     run = Run(compose_config(words))
@@ -215,10 +248,21 @@ def draw(methods: list[str], *model: str) -> None:
         canvas.quantize(128).save(PICTURES / f"{name}.png", optimize=True, pnginfo=facts)
 
 
+def export() -> None:
+    """Write the missing exports, and reload vis.methods."""
+    if (text := exports()) != INIT.read_text(encoding="utf-8"):
+        INIT.write_text(text, encoding="utf-8")
+        for command in (["check", "--fix"], ["format"]):
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--quiet", INIT], check=True)
+        importlib.reload(vis.methods)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="draw these; without, those that changed")
-    methods = parser.parse_args().methods or outdated(PICTURES)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="redraw these; by default those that changed")
+    given = parser.parse_args().methods
+    export()
+    methods = given or outdated(PICTURES)
     if unknown := set(methods) - set(options("method")):
         parser.error(f"there is no method {', '.join(sorted(unknown))}: vis-run --list names them")
     torch.manual_seed(0)

@@ -22,14 +22,14 @@ from matplotlib.path import Path as Path_
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "packages.svg"
-_WIDTH, _HEIGHT, _GAP, _ROW = 2.75, 0.78, 0.6, 1.3  # of a box, between boxes, between the centres of rows [inches]
+_WIDTH, _HEIGHT, _GAP, _ROW = 2.75, 0.78, 0.6, 1.3  # inches: size of a box, gap between boxes, distance of row centres
 
 Edge = tuple[str, str]
 Point = tuple[float, float]
 
 
 def layers() -> list[list[str]]:
-    """The rows of the picture, from the command line down: the layers of import-linter's contract."""
+    """Return the rows of the picture from top to bottom: the layers of import-linter's contract."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
@@ -38,7 +38,7 @@ def layers() -> list[list[str]]:
 
 
 def imports() -> set[Edge]:
-    """(importer, imported) for the packages of vis/."""
+    """Return the pairs (importer, imported) of the packages of vis/."""
     graph = grimp.build_graph("vis", cache_dir=None)
     found = {
         (module.split(".")[1], other.split(".")[1])
@@ -49,7 +49,7 @@ def imports() -> set[Edge]:
 
 
 def arrows(edges: set[Edge]) -> set[Edge]:
-    """The imports without those that a chain of other imports gives as well."""
+    """Remove the imports that are implied by a chain of other imports."""
     reached = set(edges)
     while more := {(a, d) for a, b in reached for c, d in reached if b == c} - reached:
         reached |= more
@@ -57,7 +57,7 @@ def arrows(edges: set[Edge]) -> set[Edge]:
 
 
 def purpose(package: str) -> str:
-    """The first sentence of a package's docstring, without its full stop."""
+    """Return the first sentence of a package's docstring, without its full stop."""
     file = ROOT / "vis" / package / "__init__.py"
     source = (file if file.is_file() else ROOT / "vis" / f"{package}.py").read_text(encoding="utf-8")
     doc = " ".join((ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].split())
@@ -65,7 +65,7 @@ def purpose(package: str) -> str:
 
 
 def places(rows: list[list[str]], edges: set[Edge]) -> dict[str, Point]:
-    """The centre of each box: of all orders within the rows, the one with the shortest arrows."""
+    """Return the centre of each box, with the order within the rows that makes the arrows shortest."""
 
     def centres(order: tuple[tuple[str, ...], ...]) -> dict[str, Point]:
         return {
@@ -82,12 +82,12 @@ def places(rows: list[list[str]], edges: set[Edge]) -> dict[str, Point]:
 
 
 def spread(keys: list[Any], distance: float) -> dict[Any, float]:
-    """Offsets around 0 that keep arrows apart which share a side of a box or a gap, in the order of `keys`."""
+    """Return offsets around 0, in the order of `keys`, that separate arrows at the same side of a box or in the same gap."""
     return {key: (i - (len(keys) - 1) / 2) * distance for i, key in enumerate(keys)}
 
 
 def routes(at: dict[str, Point], edges: set[Edge]) -> dict[Edge, list[Point]]:
-    """The corners of each arrow, which passes the rows between its boxes through the gap nearest to the straight line."""
+    """Return the corners of each arrow, which crosses rows in between through the gap nearest to the straight line."""
     through: dict[Edge, list[Point]] = {}
     for a, b in edges:
         (x0, y0), (x1, y1) = at[a], at[b]
@@ -96,7 +96,7 @@ def routes(at: dict[str, Point], edges: set[Edge]) -> dict[Edge, list[Point]]:
             half = (_WIDTH + _GAP) / 2
             gaps = {x + side * half for x, other in at.values() if other == y for side in (-1, 1)}
             straight = x0 + (x1 - x0) * (y - y0) / (y1 - y0)
-            inside = min(gaps) < straight < max(gaps)  # beyond the outermost boxes there is room everywhere
+            inside = min(gaps) < straight < max(gaps)  # there is room anywhere beyond the outermost boxes
             nearest = min(gaps, key=lambda x: (round(abs(x - straight), 6), -abs(x), x))
             through[a, b].append((nearest if inside else straight, y))
     lines: dict[Edge, list[Point]] = {}
@@ -120,7 +120,7 @@ def routes(at: dict[str, Point], edges: set[Edge]) -> dict[Edge, list[Point]]:
 
 
 def draw(rows: list[list[str]], edges: set[Edge], file: Path) -> None:
-    """Write the picture. Each arrow has the id `importer-imports-imported`."""
+    """Draw the picture and save it. Each arrow has the id `importer-imports-imported`."""
     at = places(rows, edges)
     lines = routes(at, edges)
     width = max(abs(x) for line in lines.values() for x, _ in [*line, *at.values()]) + _WIDTH / 2 + 0.1

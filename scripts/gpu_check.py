@@ -1,26 +1,26 @@
-"""Whether a GPU computes what the CPU does, in five minutes: a page with every method, the engine, streamed layers, the papers.
+"""Check in five minutes that a GPU agrees with the CPU, on all methods, the engine, streamed layers and items of the papers.
 
 python scripts/gpu_check.py [--device cuda] [--seconds 270] [--folder docs/gpu]
 
-The error of a row is ||device - CPU|| / ||CPU|| of a map of the same image, network and target; of the engine, that of what
-windows change in the logits, against full passes on the device. Exit code 0: all rows that ran are within tolerance, 1: some
-are not, 2: there is no such device.
+The error of a row is ||device - CPU|| / ||CPU|| of a map of the same image, network and target; for the engine, that of the
+changes windows make in the logits, against full passes on the device. Exit code 0: all rows that ran are within tolerance;
+1: some are not; 2: the device does not exist.
 
-The tolerances were derived before anything was measured, each about three times what is expected:
-- The devices add in different orders: in parts of a layer's values e = 3e-7. TF32 rounds factors to 11 bits: e = 3e-4.
-  Behind l layers it is e sqrt(l). The networks have about L = 17.
-- gradient: a ReLU whose input is as near 0 as that has another sign on the other device, and its share of the gradient comes
-  or goes. It happens to 0.4 e sqrt(l) of a layer, where half are active: sqrt(sum_l 0.8 e sqrt(l)) = sqrt(0.53 e L^1.5),
-  3e-3 and 0.11. In mixed precision the signs are float32's, and the backward pass adds e sqrt(L) = 1e-3 of TF32, several
+The tolerances were derived before any measurement, each about three times the expected error:
+- The devices sum in different orders, with a relative error of e = 3e-7 in a layer. TF32 rounds factors to 11 bits: e = 3e-4.
+  After l layers it is e sqrt(l). The networks have about L = 17.
+- gradient: a ReLU whose input is within this error of 0 can switch between the devices, and its share of the gradient appears
+  or vanishes. This affects 0.4 e sqrt(l) of a layer, half of which is active: sqrt(sum_l 0.8 e sqrt(l)) = sqrt(0.53 e L^1.5),
+  3e-3 and 0.11. In mixed precision the ReLUs' signs are float32's, and the backward pass adds TF32's e sqrt(L) = 1e-3, several
   times that where contributions cancel.
-- features: those of the last layer, e sqrt(L) = 1e-6 and 1e-3, and a gradient through at most two ReLUs behind it:
+- features: those of the last layer, e sqrt(L) = 1e-6 and 1e-3, and a gradient through at most two ReLUs after it:
   sqrt(2 * 0.8 e sqrt(L)) = 1.4e-3 and 0.044.
-- windows: differences of logits, which are about 100 times smaller than these: 100 e sqrt(L) = 1e-4 and 0.12.
-- optimised: Adam's first steps have the signs of the gradient. 0.8 of its error are so near 0 that they differ:
-  sqrt(0.8 * 3e-3) = 0.05. In TF32 this is 0.3, and three times that is no check.
+- windows: differences of logits are about 100 times smaller than the logits: 100 e sqrt(L) = 1e-4 and 0.12.
+- optimised: Adam's first steps follow the signs of the gradient. A fraction of 0.8 times its error is so near 0 that signs
+  differ: sqrt(0.8 * 3e-3) = 0.05. In TF32 this is 0.3, and three times that would check nothing.
 - engine: as windows, 1e-3. In bfloat16 both factors of each of L layers err by 2^-9 / sqrt(3): 0.007; an eighth in float16.
-- Weights are generated on the CPU, and streamed products computed there: equal. Against a dense layer of n = 40,000 inputs with
-  these weights: 6e-8 sqrt(n) / 2 = 6e-6. An item of a paper: no verdict differs.
+- The CPU generates weights and computes streamed products: equal. Against a dense layer of n = 40,000 inputs with these
+  weights: 6e-8 sqrt(n) / 2 = 6e-6. For an item of a paper, no verdict may differ.
 """
 
 import argparse
@@ -66,18 +66,18 @@ NETWORKS = {
     "vgg16": ("model=vgg16_random", "model.init=kaiming_normal", "model.preprocess=imagenet"),
     "resnet18": ("model=torchvision", "model.arch=resnet18", *RANDOM),
     "squeezenet1_1": ("model=torchvision", "model.arch=squeezenet1_1", *RANDOM),
-    "cnn_mnist": ("model=cnn_mnist", *RANDOM, "dataset=digits"),  # for adversarial_generators, which learns from labels
+    "cnn_mnist": ("model=cnn_mnist", *RANDOM, "dataset=digits"),  # for adversarial_generators, which needs labels
 }
-TARGETS = {"cnn_mnist": 3}  # one of the two classes that it learns; else the CPU's largest logit
+TARGETS = {"cnn_mnist": 3}  # one of the two classes it is fitted to; for other networks, the CPU's largest logit
 METHODS = list(options("method"))
-SMALLER = {  # of what takes long
+SMALLER = {  # parameters that shorten slow methods
     "adversarial_generators": ("steps=5",),
     "expected_gradients": ("samples=2",),
     "guided_ig": ("steps=8",),
     "integrated_gradients": ("steps=8",),
     "kernel_shap": ("samples=64",),
     "lime": ("samples=32",),
-    "meaningful_perturbation": ("iterations=10", "l1=0"),  # with l1, random weights leave the mask as it is
+    "meaningful_perturbation": ("iterations=10", "l1=0"),  # with l1, the mask does not change on random weights
     "occlusion": ("stride=10",),
     "opticam": ("iterations=5",),
     "pda": ("stride=10", "samples=2"),
@@ -85,7 +85,7 @@ SMALLER = {  # of what takes long
     "rise": ("samples=32",),
     "smoothgrad": ("samples=8",),
 }
-SIDES = {  # of the part of the image they get
+SIDES = {  # side of the image crop that slow methods get
     **dict.fromkeys(("kernel_shap", "lime", "occlusion", "pda", "pda_fast", "rise"), 96),
     "scorecam": 64,
 }
@@ -95,7 +95,7 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "windows": {"float32": 1e-3, "mixed": 1e-3, "tf32": 0.4},
     "optimised": {"float32": 0.15, "mixed": 0.15},
 }
-KINDS = {  # of methods, by name or else by module
+KINDS = {  # kinds of methods, by name or else by module
     **dict.fromkeys(
         ("backprop", "gradients", "guided_ig", "relevance", "deeplift", "fullgrad", "pda_gradient"), "gradient"
     ),
@@ -110,7 +110,7 @@ Result = TypeVar("Result")
 
 
 class Meter:
-    """Seconds and peak memory of a device's part of a row."""
+    """Measure seconds and peak memory of a row on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self.megabytes = device, math.nan, math.nan
@@ -130,7 +130,7 @@ class Meter:
 
 @dataclass
 class Row:
-    """One line: what is measured, how far it may be off, and how the error is found (or in words, why there is none)."""
+    """One line: what is measured, the tolerance, and a function that returns the error, or words if there is none."""
 
     what: str
     tolerance: float
@@ -138,7 +138,7 @@ class Row:
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||; 0 where they are equal, zeros included."""
+    """Return ||found - wanted|| / ||wanted||; 0 if they are equal, even if both are 0."""
     found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
     if found.shape != wanted.shape:
         raise ValueError(f"{list(found.shape)} on the device, {list(wanted.shape)} on the CPU")
@@ -146,21 +146,21 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 class Check:
-    """The rows of a device; folder: for outputs that nobody reads."""
+    """The rows of a device. folder: for temporary outputs."""
 
     def __init__(self, device: str, folder: Path) -> None:
         self.name, self.folder = device, folder
         self.device = self.run_of(next(iter(NETWORKS)), device).device
         self.wanted = cache(partial(self.map, device="cpu", precision="float32"))
 
-    @cache  # noqa: B019  # a check is made once in a process
+    @cache  # noqa: B019  # one instance per process
     def run_of(self, network: str, device: str) -> Run:
         small = [f"methods.{name}.{word}" for name in METHODS for word in SMALLER.get(name, ())]
         words = [f"method=[{','.join(METHODS)}]", f"device={device}", f"outputs={self.folder / slug(device)}", *small]
         return Run(compose_config([*NETWORKS[network], *words]))
 
     def subject(self, network: str, device: str, precision: str = "float32") -> tuple[Run, Model, Tensor]:
-        """A network on a device, in a precision, and an image for it."""
+        """Return a run, its model on a device in a precision, and one image."""
         run = self.run_of(network, device)
         run.config.precision = precision
         prepare(run.config)
@@ -173,7 +173,7 @@ class Check:
             return TARGETS.get(network, int(model.net(x).argmax()))
 
     def rows(self) -> Iterator[Row]:
-        """All of them; what matters most comes first."""
+        """Yield all rows, the most important first."""
         first, *others = NETWORKS
         for network in NETWORKS:
             yield Row(f"weights, {network}", 0.0, partial(self.weights, network))
@@ -197,7 +197,7 @@ class Check:
                 yield Row(f"{name}, {network}, {precision}", tolerance, partial(self.compare, network, name, precision))
 
     def map(self, network: str, name: str, device: str, precision: str, meter: Meter | None = None) -> Tensor | str:
-        """A method's map; in words, why it refuses the network."""
+        """Return a method's map, or the reason why it does not support the network."""
         target = self.target(network)
         run, model, x = self.subject(network, device, precision)
         x = x[..., : SIDES.get(name), : SIDES.get(name)]
@@ -246,7 +246,7 @@ class Check:
             return error(meter(change), full - model.net(x))
 
     def _dense(self, layer: type[nn.Module], device: torch.device | str) -> Callable[[], Tensor]:
-        """Outputs of a layer of 40,000 inputs, and a gradient of them."""
+        """Return a function that computes a layer of 40,000 inputs and the gradient of an output."""
         net = nn.Sequential(layer(40_000, 64))
         initialise(net, "truncated_normal", 0.1, seed=0)
         net = net.to(device)
@@ -266,7 +266,7 @@ class Check:
         return error(meter(self._dense(StreamedLinear, self.device)), self._dense(nn.Linear, self.device)())
 
     def item(self, name: str, meter: Meter) -> float:
-        """How many verdicts differ. The device goes first: the CPU takes the networks that were trained there."""
+        """Count the verdicts that differ. The device runs first; the CPU reuses the networks trained there."""
         there, here = meter(partial(self.verdicts, name, self.name)), self.verdicts(name, "cpu")
         return float(sum(there.get(claim) != here.get(claim) for claim in there | here))
 
@@ -280,13 +280,13 @@ class Check:
 
 
 def judge(row: Row, device: torch.device) -> tuple[str, str]:
-    """(ok, alike, wrong or failed; the line of the table)."""
+    """Measure a row: (ok, alike, wrong or failed; the line of the table)."""
     meter = Meter(device)
     try:
         found = row.measure(meter)
         verdict = "alike" if isinstance(found, str) else "ok" if found <= row.tolerance else "wrong"  # NaN is wrong
         words = f"{found:.1e}" if isinstance(found, float) else found
-    except Exception as failure:  # a row, not the end
+    except Exception as failure:  # fails this row only
         verdict, words = "failed", f"{type(failure).__name__}: {failure}"
     cells = [row.what, verdict, " ".join(words.split()).replace("|", "/")[:200], f"{row.tolerance:g}"]
     return verdict, f"| {' | '.join(cells)} | {meter.seconds:.3f} | {meter.megabytes:.0f} |"
@@ -295,8 +295,8 @@ def judge(row: Row, device: torch.device) -> tuple[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps")
-    parser.add_argument("--seconds", type=float, default=270, help="after which no row is begun")
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "gpu", help="of the page")
+    parser.add_argument("--seconds", type=float, default=270, help="time limit for starting rows")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "gpu", help="folder of the page")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
     register()

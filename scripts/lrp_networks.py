@@ -1,9 +1,9 @@
-"""LRP on networks with random weights beside zennit's, in float64: how large relevance becomes, and where the two differ.
+"""Compare LRP with zennit's on random networks in float64: how large relevance becomes, and where the two differ.
 
 python scripts/lrp_networks.py [--size 48] [--seeds 3]        prints the tables of docs/lrp.md
 
-zennit gets networks whose batch norms are folded by torch (its own folding leaves an epsilon behind), and its canonizers
-for the additions of ResNets.
+zennit gets networks whose batch norms torch has folded (zennit's own folding leaves an epsilon behind), and its canonizers for
+the additions in ResNets.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Make = Callable[..., Composite]  # stabilizer=, canonizers=
 
 
 def conv_bn() -> nn.Sequential:
-    """Three convolutions with batch norm, an average and a dense layer."""
+    """Build three convolutions with batch norm, average pooling and a dense layer."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 16), (16, 32), (32, 32)):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -36,7 +36,7 @@ def conv_bn() -> nn.Sequential:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """A network in float64 and eval mode, weights He et al.'s, biases and batch norms as a training might leave them."""
+    """Build a network in float64 and eval mode, with He initialisation and random biases and batch norms, as if trained."""
     torch.manual_seed(seed)
     net = conv_bn() if name == "conv_bn" else torchvision_classifier(name)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy whose batch norms are part of the convolutions before them."""
+    """Return a copy whose batch norms are folded into the preceding convolutions."""
     net = copy.deepcopy(net)
     before, conv = "", nn.Conv2d(1, 1, 1)
     for name, module in list(net.named_modules()):
@@ -66,7 +66,7 @@ def folded(net: nn.Module) -> nn.Module:
 
 
 def zennits(net: nn.Module, x: Tensor, unit: int, make: Make, stabilizer: float) -> Tensor:
-    """The map of a logit of a folded network by a composite of zennit's."""
+    """Return the map of a folded network's logit, computed with a zennit composite."""
     composite = make(stabilizer=stabilizer, canonizers=[ResNetBottleneckCanonizer(), ResNetBasicBlockCanonizer()])
     with Gradient(net, composite) as attributor:
         return attributor(x, lambda out: nn.functional.one_hot(torch.tensor([unit]), out.shape[1]) * out)[1].detach()
@@ -84,7 +84,7 @@ def boxed(stabilizer: float, canonizers: list[object]) -> Composite:
     return zc.EpsilonGammaBox(LOW, HIGH, stabilizer=stabilizer, canonizers=canonizers)
 
 
-LOW, HIGH = -6.0, 6.0  # of the pixels, which are normal
+LOW, HIGH = -6.0, 6.0  # bounds of the normally distributed pixels
 PAIRS: dict[str, tuple[LRP, Make]] = {
     "epsilon": (LRP("epsilon"), everywhere(zr.Epsilon, epsilon=1e-6)),
     "gamma": (LRP("gamma"), everywhere(zr.Gamma, gamma=0.25)),
@@ -100,12 +100,12 @@ PAIRS: dict[str, tuple[LRP, Make]] = {
     "epsilon_alpha2_beta1_flat": (LRP(composite="epsilon_alpha2_beta1_flat"), zc.EpsilonAlpha2Beta1Flat),
     "excitation_backprop": (LRP(composite="excitation_backprop"), zc.ExcitationBackprop),
 }
-SUMS_DIFFER = ("alpha2 beta1", "alpha1 beta0", "zplus")  # one rule for all: at additions and averages too
+SUMS_DIFFER = ("alpha2 beta1", "alpha1 beta0", "zplus")  # one rule everywhere, also at additions and averages
 NETWORKS = ("vgg16", "resnet18", "resnet50", "squeezenet1_1", "conv_bn")
 
 
 def error(got: Tensor, expected: Tensor) -> float:
-    """The largest difference in parts of the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return ((got - expected).abs().max() / expected.abs().max()).item()
 
 

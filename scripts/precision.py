@@ -1,10 +1,10 @@
-"""What low precision does to the evidence of windows (zhou2018), in % of its RMS; a table, no times.
+"""Measure the error of low precision in the evidence of windows (zhou2018), in % of its RMS; print a table without times.
 
 python scripts/precision.py [--device cuda] [--quick]
 
-Values rounded (full passes), and only what a window changes (the engine). An even sample of all windows, with their conditional
-means; a photograph. In full passes weights and the inputs and outputs of layers are rounded, sums are in float32, as on
-tensor cores.
+"values" rounds everything in full passes, "changes" only the differences that a window makes (the engine). The windows are
+evenly spaced over a photograph and contain their conditional means. Full passes round weights and the inputs and outputs of
+layers, and sum in float32, as tensor cores do.
 """
 
 import argparse
@@ -13,23 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from bench import evenly, hardware, photographs, random_network, with_windows
 from torch import Tensor, nn
 
 from vis import methods
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.data import digits, preprocessing
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds
 from vis.models import build_model
-from vis.training.fit import Seen
+from vis.training.fit import NetworkInputs
 from vis.training.standin import standin
 from vis.windows.engine import Incremental
 
 
 def precisions(device: str, quick: bool) -> Iterator[str]:
-    """The lines of the table."""
+    """Yield the lines of the table."""
     dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     heads = [f"{form}, {name}" for form in ("values", "changes") for name in dtypes]
     yield f"| network | windows | RMS of the evidence [bits] | {' | '.join(heads)} |"
@@ -40,13 +39,11 @@ def precisions(device: str, quick: bool) -> Iterator[str]:
 
 def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -> str:
     if name == "vgg_small":
-        node = yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text(encoding="utf-8")) | {
-            "trained_on": "digits"
-        }
+        node = load_node(options("model")["vgg_small"]) | {"trained_on": "digits"}
         trained = standin(node, Path("outputs/standins"), device)
         model = build_model(node | {"weights": str(trained.path)}, device=device)
         net, words, method = model.net, trained.words, methods.PDAFast(window=4, patch=8)
-        images = Seen(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
+        images = NetworkInputs(digits(), preprocessing(model.preprocess), model.input_size, model.channels)
     else:
         net, words, method, images = random_network(name, device), "random weights", methods.PDAFast(), photographs()
     method.fit(images)
@@ -74,7 +71,7 @@ def _precisions(name: str, count: int, device: str, dtypes: list[torch.dtype]) -
 
 
 def _rounded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network that rounds its weights and what goes into and out of its layers."""
+    """Copy a network, rounding its weights and the inputs and outputs of its layers."""
     net = copy.deepcopy(net)
     for parameter in net.parameters():
         parameter.data = parameter.data.to(dtype).float()

@@ -15,8 +15,8 @@ from conftest import SMALL
 from PIL import Image
 
 import vis
-from vis.config.compose import GROUPS, compose_config, describe, options, register, spelled_out
-from vis.errors import Lacking
+from vis.config.compose import GROUPS, collected, compose_config, describe, options, register, spelled_out
+from vis.errors import Lacking, UserError
 from vis.oldclaims import Claim, above
 from vis.store.run_folder import Output, RunFolder
 from vis.store.tables import numbers
@@ -120,6 +120,44 @@ def test_configs_of_ones_own(vis_run, tmp_path):
     assert "0/tabby/max/mine" in vis.load_run(folder).arrays
 
 
+def test_a_method_has_its_constructors_defaults(vis_run, tmp_path):
+    folder = vis_run(*SMALL, "method=occlusion", "methods.occlusion.window=16", "methods.occlusion.stride=16").folder
+    stored = RunFolder(folder).config().methods.occlusion
+    assert (stored.window, stored.fill, stored.laplace) == (16, "gray", 100_000.0)
+    assert "Did you mean 'methods.occlusion.window'" in vis_run("method=occlusion", "methods.occlusion.windw=16").err
+    own = tmp_path / "mine" / "method"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package methods.mine\n_target_: written.Mine\n")
+    (tmp_path / "written.py").write_text(
+        "import broken\nfrom vis.methods import RISE\nN = 3\n\n\nclass Parent(RISE):\n"
+        "    def __init__(self, a, b: float = 1, c=(1, 2), d=N, *, e=None, f):\n        pass\n\n\nclass Mine(Parent):\n    pass\n"
+    )
+    shown = vis_run("--config-dir", "mine", "method=mine", "--cfg", "job", "-p", "methods").out
+    assert shown.splitlines()[1:] == [
+        "mine:",
+        "  _target_: written.Mine",
+        "  b: 1.0",
+        "  c:",
+        "  - 1",
+        "  - 2",
+        "  e: null",
+    ]
+
+
+def test_a_pattern_of_a_collection_is_a_papers_items_in_its_order(tmp_path):
+    names = ["figure2", "figure10", "table1", "lemma1", "theorem1", "proposition1", "depth", "supplement_figure1"]
+    (tmp_path / "experiment" / "mine").mkdir(parents=True)
+    for name in [*names, "finding1", "_base"]:
+        (tmp_path / "experiment" / "mine" / f"{name}.yaml").write_text(f"experiment: {{name: mine/{name}}}\n")
+    (tmp_path / "experiment" / "mine" / "all.yaml").write_text("experiment: {name: mine/all, all: [mine/*]}\n")
+    files = options("experiment", [tmp_path])
+    collection = {"all": ["mine/*", "nie2018/figure1"], "findings": ["mine/finding*"]}
+    assert collected(collection, files) == [*(f"mine/{name}" for name in names), "nie2018/figure1"]
+    assert collected(collection, files, "findings") == ["mine/finding1"]
+    with pytest.raises(UserError, match=r"mnie/\* in experiment.all matches no experiment"):
+        collected({"all": ["mnie/*"]}, files)
+
+
 def test_a_method_of_ones_own(vis_run, tmp_path, monkeypatch):
     (tmp_path / "ownmethod.py").write_text(
         "from vis.methods import Method\n\n\nclass Mine(Method):\n    def explain(self, forward, targets):\n"
@@ -131,13 +169,13 @@ def test_a_method_of_ones_own(vis_run, tmp_path, monkeypatch):
 
 
 def test_a_failing_run_exits_1_with_one_line_and_can_be_resumed(vis_run, tmp_path, monkeypatch):
-    (tmp_path / "failing.py").write_text(
+    (tmp_path / "fails_at_first.py").write_text(
         "import os\nfrom vis.methods import Saliency\n\n\nclass Failing(Saliency):\n    def explain(self, forward, targets):\n"
         "        if not os.path.exists('mended'):\n            raise RuntimeError('broken\\nin two lines')\n"
         "        return super().explain(forward, targets)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    ran = vis_run(*SMALL, "+methods.mine._target_=failing.Failing")
+    ran = vis_run(*SMALL, "+methods.mine._target_=fails_at_first.Failing")
     assert ran.code == 1
     assert "RuntimeError: broken (see" in ran.err.strip().splitlines()[-1]
     (folder,) = (tmp_path / "outputs").glob("*/*")

@@ -27,6 +27,10 @@ def test_the_page_is_what_the_script_writes():
     assert written == SCRIPT["page"](), "docs/methods.md is out of date: make docs"
 
 
+def test_the_package_exports_every_method():
+    assert SCRIPT["INIT"].read_text(encoding="utf-8") == SCRIPT["exports"](), "vis.methods is out of date: make docs"
+
+
 def test_the_readme_lists_every_method():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == SCRIPT["readme"](), "README.md is out of date: make docs"
 

@@ -28,7 +28,7 @@ MISTAKES = {
     "an empty batch": (["batch_size=0"], "batch_size=0 must be auto or a positive integer"),
     "precision": (["precision=float16"], "precision=float16 must be one of float32"),
     "no such file": (["image=nope.png"], "there is no image file nope.png"),
-    "not an image": ([*SMALL, "image=text.png"], "text.png is no image that can be read"),
+    "not an image": ([*SMALL, "image=text.png"], "text.png is not a readable image"),
     "truncated image": ([*SMALL, "image=truncated.png"], "cannot read the image truncated.png"),
     "class out of range": ([*SMALL, "target=5000"], "target=5000: cnn3_random has the classes 0 to 9"),
     "no such class": ([*SMALL, "model.num_classes=1000", "target=tabbi"], "no class 'tabbi'. Did you mean 'tabby'?"),
@@ -37,7 +37,7 @@ MISTAKES = {
     "no weights file": (["model=vgg16", "model.weights=nofile.pt"], "no weights file nofile.pt"),
     "weights that are text": (
         [*SMALL, "model.weights=text.pt"],
-        "cannot load the weights text.pt: it is damaged or no checkpoint",
+        "cannot load the weights text.pt: it is damaged or not a checkpoint",
     ),
     "weights that run code": (
         [*SMALL, "model.weights=evil.pt"],
@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "weights of another network": (
         [*SMALL, "model.weights=other.pt"],
-        "is not a checkpoint of CNN3: it lacks conv1.weight",
+        "is not a checkpoint of CNN3: it is missing conv1.weight",
     ),
     "untrained layers of a random net": (["model.trained_up_to=conv5_1"], "need trained weights"),
     "no such architecture": (
@@ -57,16 +57,19 @@ MISTAKES = {
         "no classifier 'alexnt'. Did you mean 'alexnet'?",
     ),
     "architecture missing": (["model=torchvision"], "model.arch is not given"),
-    "no such initialisation": ([*SMALL, "model.init=gaussian"], "unknown model.init=gaussian; there is default"),
+    "no such initialisation": ([*SMALL, "model.init=gaussian"], "unknown model.init=gaussian: give default"),
     "own class missing": ([*SMALL, "+methods.mine._target_=mypackage.Mine"], "there is no module mypackage"),
     "class missing in a module": (
         [*SMALL, "+methods.mine._target_=vis.methods.Mine"],
         "module vis.methods has no Mine",
     ),
     "parameter that a method does not have": ([*SMALL, "+methods.gbp.steps=3"], "takes no parameter methods.gbp.steps"),
-    "folder missing": ([*SMALL, "dataset=folder", "dataset.path=nix"], "dataset.path=nix is no folder"),
+    "folder missing": ([*SMALL, "dataset=folder", "dataset.path=nix"], "dataset.path=nix is not a folder"),
     "folder not given": ([*SMALL, "dataset=folder"], "dataset.path is not given"),
-    "folder without images": ([*SMALL, "dataset=folder", "dataset.path=empty"], "dataset.path=empty holds no image"),
+    "folder without images": (
+        [*SMALL, "dataset=folder", "dataset.path=empty"],
+        "dataset.path=empty contains no images",
+    ),
     "no such sample": ([*SMALL, "dataset.names=[taby]"], "no sample image 'taby'. Did you mean 'tabby'?"),
     "no image left": ([*SMALL, "dataset.limit=0"], "dataset.limit=0 is not an integer of 1 or more"),
     "a string for an optional count": (
@@ -85,7 +88,7 @@ MISTAKES = {
     "a boolean for a target": ([*SMALL, "target=true"], "target=true must be max, random, an index"),
     "a negative seed": ([*SMALL, "seed=-1"], "seed=-1 is not between 0 and 4294967295"),
     "a seed too large": ([*SMALL, "seed=4294967295", "seeds=2"], "is not between 0 and 4294967294"),
-    "a negative standard deviation": ([*SMALL, "model.std=-1"], "model.std=-1 is below 0"),
+    "a negative standard deviation": ([*SMALL, "model.std=-1"], "model.std=-1 is negative"),
     "a continuous range": (
         ["-m", *SMALL, "model.num_filters=interval(2,6)"],
         "is a continuous range: give values (2,4,8)",
@@ -114,7 +117,7 @@ MISTAKES = {
     "resume another folder": (["--resume", "empty"], "is not the folder of a run"),
     "redraw another folder": (["--redraw", "empty"], "is not the folder of a run: it has no config.yaml"),
     "a config that is not YAML": (["experiment=mine", "--config-dir", "own"], "cannot read the config "),
-    "outputs below a file": ([*SMALL, "outputs=text.png/x"], "cannot make a folder in outputs=text.png/x"),
+    "outputs below a file": ([*SMALL, "outputs=text.png/x"], "cannot create a folder in outputs=text.png/x"),
     "a comment above the package": (
         ["experiment=above", "--config-dir", "above"],
         "experiment/above.yaml: `# @package NAME` must be the first line, with no comment above it; that line is '# Mine'",
@@ -199,7 +202,7 @@ MISTAKES = {
     "a folder of an unknown user": (["--list", "--config-dir", "~no.one"], "there is no folder '~no.one'"),
     "a dataset that cannot be downloaded": (
         ["dataset=cifar10", "dataset.path=nix", *SMALL],
-        "CIFAR10 can neither be read from dataset.path=nix nor be downloaded",
+        "CIFAR10 can neither be read from dataset.path=nix nor downloaded",
     ),
 }
 

@@ -315,13 +315,13 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
 
 
 def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
-    """The overrides of each job of a collection, whose `experiment.all` names experiments or other collections.
+    """The overrides of each job of a collection, whose `experiment.all` names experiments, other collections or patterns.
 
     Empty for a single experiment. Raises UserError for collections that contain each other.
     """
     from omegaconf import OmegaConf
 
-    from vis.config.compose import load_option, options
+    from vis.config.compose import collected, load_option, options
 
     files = options("experiment", config_dirs)
     others = [o for o in overrides if not o.startswith("experiment=")]
@@ -329,7 +329,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
         raise UserError(f"the experiments of {config.experiment.name} choose their own methods: leave out method=")
 
     def listed(experiment: Any, above: tuple[str, ...]) -> list[str]:
-        names = experiment.get("all", [])
+        names = collected(experiment, files)
         if around := next((name for name in names if name in above), None):
             raise UserError(f"experiment.all of {above[-1]} lists {around}, which lists it")
         loaded = {name: load_option(files[name]) if name in files else OmegaConf.create() for name in names}

@@ -20,6 +20,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.oldclaims import POSITIVE, Claim, Criterion, mean, paper_and_here
 from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -187,7 +188,7 @@ class AdversarialPair(Experiment):
             name: [mean([r[key] for r in results.rows(method=name)]) for key in ("stays", "flips")] for name in both
         }
         caption = [
-            f"{config.model.name}, {first['weights']}; {first['images']}, {len(both[PAIR])} images",
+            f"{config.model.name}, {first['weights']}; {first['images']}, {plural(len(both[PAIR]), 'image')}",
             f"The class stays on g_s(x) for {shares[PAIR][0]:.1%} of them, flips on g_a(x) for {shares[PAIR][1]:.1%}, and on the "
             f"single generator's x_a for {shares[SINGLE][1]:.1%}",
             f"Maps: {display.scaling('absolute')[1]}; variation: total variation; spread: participation ratio",

@@ -22,7 +22,7 @@ from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
 from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
 from vis.oldclaims import Claim, interval_above, interval_below
-from vis.runner.experiment import Load, Run, Task, method_class, method_words
+from vis.runner.experiment import Load, Run, Task, map_words, method_class
 from vis.store.run_folder import Output, Results
 
 ATTACKS = {"fgsm": "FGSM", "deepfool": "DeepFool", "one_pixel": "One pixel"}
@@ -179,8 +179,7 @@ class Attacks(ByMethod):
                 rows.append(PanelRow(panels, title))
         caption = [
             "Maps of the class that the clean image has; Dice: of their largest values, with the clean image's",
-            *display.sentences({self.title(config, m): method_class(config, m).display for m in config.methods}),
-            *method_words(config),
+            *map_words(config, self.title),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]
         return super().draw(results, claims) | {"maps": panel_grid(wrapped(rows, 7), caption)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from vis.errors import UserError
-from vis.figures.layout import PAGE_WIDTH, numbers, plot, styled
+from vis.figures.layout import PAGE_WIDTH, draw_matrix, plot, styled
 from vis.methods import DeconvNet
 from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
@@ -148,5 +148,5 @@ class Figure10(Experiment):
         figure, axes = plot(PAGE_WIDTH, 1.75, caption, columns=len(titles))
         with styled():
             for each, (name, title) in zip(axes, titles.items(), strict=True):
-                numbers(each, results.arrays[name], title, float(np.abs(results.arrays[name]).max()) or 1.0)
+                draw_matrix(each, results.arrays[name], title, float(np.abs(results.arrays[name]).max()) or 1.0)
         return {"figure": figure}

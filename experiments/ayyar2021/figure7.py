@@ -20,6 +20,7 @@ from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import IntegratedGradients
 from vis.methods.baseline import baseline_images, several
 from vis.runner.experiment import Experiment, Load, Run, Task, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -109,7 +110,7 @@ class Figure7(Experiment):
         figure, (axes,) = plot(
             caption=[
                 "Completeness error of the map of integrated gradients, relative to S(x) - S(x0): mean over "
-                f"{count} images",
+                f"{plural(count, 'image')}",
                 *method_words(config)[:1],
                 network,
             ]

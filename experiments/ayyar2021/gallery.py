@@ -28,7 +28,7 @@ from vis import metrics
 from vis.claims import Claim, Column, Compared, above, exactly, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, map_words, method_class, method_title
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -150,8 +150,7 @@ class Gallery(Experiment):
             rows.append(PanelRow(panels))
         caption = [
             f"{config.model.name}, {results.rows()[0]['weights']}",
-            *display.sentences({self.title(config, m).replace("\n", " "): how for m, how in shown.items()}),
-            *method_words(config),
+            *map_words(config, self.title, self.scalings),
         ]
         return {"figure": panel_grid(rows, caption)}
 

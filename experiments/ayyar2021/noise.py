@@ -23,6 +23,7 @@ from vis.claims import Claim, Column, Compared, above, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Load, Run, Task, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 OTHERS = (
@@ -112,7 +113,7 @@ class Noise(ByMethod):
         config = results.config
         caption = [
             "1 - correlation of a noisy image's map with the clean image's: mean over "
-            f"{len({row['image'] for row in results.rows()})} images",
+            + plural(len({row["image"] for row in results.rows()}), "image"),
             *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
         ]

@@ -33,6 +33,7 @@ from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.console import progress
@@ -161,9 +162,11 @@ class Distillation(Experiment):
     def _teach(self, run: Run) -> tuple[Model, list[tuple[Tensor, Tensor, Tensor]]]:
         """Return the network, and for its training and its test images x, probabilities and true classes."""
         if self._taught is None:
-            model, node = run.model(), OmegaConf.to_container(run.config.dataset, resolve=True)
+            node = OmegaConf.to_container(run.config.dataset, resolve=True)
             assert isinstance(node, dict)
+            # Before the model: a download of MNIST makes it available to the training of the stand-in.
             parts = splits({str(key): value for key, value in node.items()})
+            model = run.model()
             run.reader.dataset = parts[0]  # for the provenance
             parts_of = [load_images(part, model.input_size, model.channels) for part in parts]
             self._taught = model, [answers(run, model, images) for images in parts_of]
@@ -233,7 +236,7 @@ class Distillation(Experiment):
             corner.set_axis_off()
         caption = [
             f"Accuracy on {row['val_images']} test images: {config.model.name} and trees that learnt its probabilities or the "
-            f"true classes from {row['train_images']} images of {row['data']}, {config.seeds} seed{'s' * (config.seeds > 1)}"
+            f"true classes from {row['train_images']} images of {row['data']}, {plural(config.seeds, 'seed')}"
         ]
         accuracy, (axes,) = plot(caption=caption)
         with styled():

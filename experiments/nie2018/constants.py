@@ -21,6 +21,7 @@ from vis import metrics
 from vis.figures.layout import plot, styled
 from vis.oldclaims import Claim, mean, within
 from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 DEVIATION = "std of saliency map / (c² √N)"
@@ -115,7 +116,7 @@ class Constants(Experiment):
         names, node = _names(results), results.config.experiment.models.cnn
         caption = [
             "The constants of nie2018's appendices B and C over their true values: as printed (red) and by Monte Carlo "
-            f"({results.config.seeds} seeds, black)",
+            f"({plural(results.config.seeds, 'seed')}, black)",
             f"The last two are of maps of a random CNN with {node.num_filters} filters, stride {node.stride}",
         ]
         figure, (axes,) = plot(5.2, 2.4, caption)

@@ -23,6 +23,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.oldclaims import Claim, Criterion, above, increasing, interval, mean
 from vis.runner.experiment import Load, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
@@ -124,7 +125,7 @@ class Figure7(RandomAndTrained):
         count = len({row["image"] for row in results.rows()})
         seeds = f", {results.config.seeds} seeds of the random weights" if results.config.seeds > 1 else ""
         notes = [
-            f"Bars: mean over {count} images{seeds}, and its 95 % confidence interval",
+            f"Bars: mean over {plural(count, 'image')}{seeds}, and its 95 % confidence interval",
             *(f"{n}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
             *(f"{n}: not measured, {why}" for n, why in results.config.experiment.missing.items()),
         ]

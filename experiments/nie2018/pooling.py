@@ -24,6 +24,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.oldclaims import Claim, Criterion, above, departures, mean, mean_and_spread
 from vis.runner.experiment import Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
@@ -173,7 +174,7 @@ class Pooling(ThreeLayer):
             *random_networks(results),
             "Under each map: HP, the correlation with the input after a high-pass",
         ]
-        size = f"input {image}, {results.config.seeds} seeds"
+        size = f"input {image}, {plural(results.config.seeds, 'seed')}"
         text = (
             "Left: how often the pooling chooses exactly the positive responses (circles) and how many windows choose a "
             f"positive one (stars), and how much of the fine detail DeconvNet recovers ({size}). Right: what is not recovered "

@@ -31,6 +31,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.oldclaims import Claim, Criterion, Origin, below, departures, mean, near_zero, within
 from vis.runner.experiment import Experiment, Load, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 PAPER = {"models": {"cnn": CNN | {"num_filters": 256}}}
@@ -167,8 +168,8 @@ class Theorem2(Experiment):
         grid = panel_grid(rows, [f"Two kinds of noise in {network}", *random_networks(results)[:1], SHOWN], panel=2.2)
         caption = [
             f"Maps of {network}, stride {stride}, input {image}. Left: their values, each phase normalised (seed "
-            f"{results.config.seed}), and N(0, 1). Right: autocorrelation (mean over {results.config.seeds} seeds); 1/π is "
-            "what DeconvNet's periodic pattern explains"
+            f"{results.config.seed}), and N(0, 1). Right: autocorrelation (mean over {plural(results.config.seeds, 'seed')}); "
+            "1/π is what DeconvNet's periodic pattern explains"
         ]
         figure, (left, right) = plot(6.4, 2.3, caption, columns=2)
         with styled():

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import learn_windows
+from experiments.zhou2018.evidence import training_images
 from experiments.zhou2018.figure11 import approximation
 from vis.config.instantiate import construct
 from vis.figures.layout import plot, styled
 from vis.oldclaims import POSITIVE, Claim, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 DEEPER = "we can expect the accumulated error for VGG16 to be larger than the 6-layer model in previous section"
@@ -43,7 +44,8 @@ class Depth(Experiment):
         if name not in self._learnt:
             (key,) = run.methods
             self._learnt[name] = construct(dict(run.config.methods[key]), f"methods.{key}")
-            learn_windows(run, model, self._learnt[name], own_images=True)
+            images = run.batch(model, [0]).x
+            self._learnt[name].prepare(run.explainer.subject(model, images, [], training_images(run)))
         rows = []
         for i in task["images"]:
             batch = run.batch(model, [i])
@@ -69,8 +71,8 @@ class Depth(Experiment):
         names = list(self.models)
         caption = [
             f"Size of the approximation's error at the window at row {results.rows()[0]['top']}, column "
-            f"{results.rows()[0]['left']}, {len(results.rows(network=names[0]))} images: mean probability over {self.samples} "
-            "draws of it against the probability for its mean content; line: median, cross: mean",
+            f"{results.rows()[0]['left']}, {plural(len(results.rows(network=names[0])), 'image')}: mean probability over "
+            f"{self.samples} draws of it against the probability for its mean content; line: median, cross: mean",
             "; ".join(f"{n}: {results.rows(network=n)[0]['weights']}" for n in names),
         ]
         figure, (axes,) = plot(4.4, 2.4, caption)

@@ -11,7 +11,7 @@ own claims (`here_...`) judge what is measured there.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from vis.data import Dataset
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.methods.perturbation import Learnt, PDAGradient, accumulate, log2_odds, windows_of
+from vis.methods.perturbation import PDAGradient, accumulate, log2_odds, windows_of
 from vis.methods.target import Target
 from vis.models import Model, skeleton
 from vis.oldclaims import Claim, above, below, departures, increasing, other_network, paper_and_here
@@ -47,6 +47,7 @@ CAPTURES = "the simplified version is capable of capturing some important input 
 TOO_NOISY = "but the results are too noisy and lack interpretability"
 
 
+@lru_cache(maxsize=1)  # each task asks for them
 def training_images(run: Run) -> Dataset:
     """Return all training images of the run's dataset, or all its images if it has no training part."""
     node = OmegaConf.to_container(run.config.dataset, resolve=True)
@@ -57,36 +58,23 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """Fit the run's methods to patches once, of the images that `gaussian=` names, by default bundled photographs.
+    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default bundled photographs.
 
     own_images: the default is the training images of the run's dataset.
     """
-    known: dict[Any, Any] = {}
-    for method in run.methods.values():
-        if not isinstance(method, Learnt) or method.learnt is not None:
-            continue
-        key = (method.conditional, method.patch, method.joint, method.seed, method.gaussian)
-        if key in known:
-            method.learnt = known[key]
-        else:
-            learn_windows(run, model, method, own_images)
-        known[key] = method.learnt
-
-
-def learn_windows(run: Run, model: Model, method: Learnt, own_images: bool) -> None:
-    """Fit one method to patches of a model's inputs; see `learn`."""
-    default = training_images(run) if own_images and method.gaussian is None else None
-    method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
+    default, images = training_images(run) if own_images else None, run.batch(model, [0]).x
+    for name in run.methods:
+        run.explainer.prepare(name, model, images, [], default)
 
 
 def learnt_from(run: Run, own_images: bool) -> str:
     """Name the images from which the methods learnt."""
-    method = next((m for m in run.methods.values() if isinstance(m, Learnt)), None)
-    if method is None:
+    sources = [method.gaussian for method in run.methods.values() if hasattr(method, "gaussian")]
+    if not sources:
         return "no images"
-    if own_images and method.gaussian is None:
+    if own_images and sources[0] is None:
         return training_images(run).origin
-    return str(method.gaussian or "photographs bundled with scikit-image")
+    return str(sources[0] or "photographs bundled with scikit-image")
 
 
 def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:

@@ -25,6 +25,7 @@ from vis.graph.modes import evaluating
 from vis.models import Model
 from vis.oldclaims import Claim, Criterion, above, departures, paper_and_here
 from vis.runner.experiment import Batch, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.windows.engine import Incremental
 
@@ -106,8 +107,8 @@ class Figure11(OnePicture):
         }
         caption = [
             f"Figure 11: mean probability over {self.samples} draws of the window at row {rows[0]['top']}, column "
-            f"{rows[0]['left']}, minus the probability for its conditional mean, {len(rows)} images (median standard error of "
-            f"the first: {np.median([r['standard_error'] for r in rows]):.1g})",
+            f"{rows[0]['left']}, minus the probability for its conditional mean, {plural(len(rows), 'image')} (median standard "
+            f"error of the first: {np.median([r['standard_error'] for r in rows]):.1g})",
             "Lines: its two parts, where the draws are averaged at the logits instead (geometric mean). Median size: "
             + ", ".join(f"{name} {np.median(np.abs(errors)):.1g}" for name, errors in sources.items()),
             f"{results.config.model.name}, {rows[0]['weights']}; windows learnt from {rows[0]['learnt_from']}",

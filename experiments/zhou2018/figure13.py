@@ -41,12 +41,13 @@ class Figure13(EvidenceMaps):
         with torch.no_grad():
             found = torch.cat([model.net(x).argmax(1) for x in batch.x.split(250)]).cpu()
         right = int((found == torch.tensor(batch.labels)).sum())
-        return Output(tables={"accuracy": [{"right": right, "images": len(found)}]})
+        return Output(tables={"accuracy": [{"right": right, "images": len(found), "data": run.dataset.origin}]})
 
     def not_the_papers(self, results: Results) -> str:
-        weights = results.rows("images")[0]["weights"]
-        if "MNIST" not in weights:
-            return "weights not trained on MNIST"
+        node, data = results.config.model, {row.get("data") for row in results.rows("accuracy")}
+        trained_on = str(node.get("trained_on")) if node.weights == "standin" else ""
+        if not trained_on.startswith("mnist") or data != {"MNIST test"}:
+            return "weights or images not MNIST's"
         return departures(results.config, PAPER)
 
     def claims(self, results: Results) -> list[Claim]:

@@ -23,6 +23,7 @@ from vis.methods.perturbation import cut
 from vis.methods.target import Target
 from vis.oldclaims import Claim, Criterion, above
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
 ROUNDING = 1e-14  # of differences of probabilities, in float64
@@ -117,9 +118,9 @@ class Taylor(Experiment):
         fact = results.rows("images")[0]
         images = list(dict.fromkeys(r["image"] for r in results.rows()))
         caption = [
-            f"Eqs. 37 and 38 on {len(images)} images in {results.config.precision}. Left: the true difference of the probability "
-            "against the linear one, a point for each window. Right: what remains between them (median over an "
-            "image's windows) when a share s of the way is gone, without noise (red, first order) and with noise that parts "
+            f"Eqs. 37 and 38 on {plural(len(images), 'image')} in {results.config.precision}. Left: the true difference "
+            "of the probability against the linear one, a point for each window. Right: what remains between them (median over "
+            "an image's windows) when a share s of the way is gone, without noise (red, first order) and with noise that parts "
             "equal inputs of a max-pooling (blue, second order); dashed: s and s²",
             f"{results.config.model.name}, {fact['weights']}; windows learnt from {fact['learnt_from']}",
         ]

@@ -1,4 +1,4 @@
-"""Data: any picture arrives upright, in 8 bits and at the size of the model; preprocessing has an exact inverse."""
+"""Data: any image is read upright, in 8 bits and at the model's input size; preprocessing has an exact inverse."""
 
 import gzip
 import struct
@@ -30,7 +30,7 @@ from vis.errors import UserError
 
 
 def picture(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    """Smooth enough that JPEG keeps it, without any symmetry."""
+    """Make an image without symmetry, smooth enough to survive JPEG."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
@@ -88,7 +88,7 @@ def test_three_means_on_a_gray_image_are_an_error_not_three_channels():
 
 @pytest.mark.parametrize("size", [(451, 300), (300, 451), (224, 224), (100, 333), (97, 61)])
 @pytest.mark.parametrize(("resize", "side"), [(256, 224), (224, 224), (60, 57), (None, 224), (None, 64)])
-def test_resizing_and_cutting_as_torchvision_does(size, resize, side):
+def test_resizing_and_cropping_agree_with_torchvision(size, resize, side):
     from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
     image = picture(*size)
@@ -108,7 +108,7 @@ def test_every_size_is_reached_without_borders(width, height, size, channels, re
     white = Image.new("RGB", (width, height), "white")
     pixels = to_pixels(white, size, channels, resize)
     assert pixels.shape == (channels, *size)
-    assert pixels.eq(1).all()  # a border or a cut beyond the edge would be black
+    assert pixels.eq(1).all()  # a border or a crop beyond the edge would be black
 
 
 def test_a_resize_smaller_than_the_input_keeps_the_aspect_ratio():
@@ -205,7 +205,7 @@ def test_samples_are_bundled_photographs():
             samples(names)
 
 
-def test_pictures_of_ones_own(tmp_path):
+def test_image_files_of_the_user(tmp_path):
     tree(tmp_path, "cat.png", "a/dog.jpg", "b/dog.jpg")
     assert files(str(tmp_path / "cat.png")).names == ["cat"]
     two = files([str(tmp_path / "a/dog.jpg"), str(tmp_path / "b/dog.jpg")])
@@ -224,7 +224,7 @@ def test_a_folder_is_every_visible_image_in_it_in_order(tmp_path):
     assert list(data.names) == ["a/b/c.Tiff", "a/z.JPEG", "b.PNG"]
     assert data.labels == [None] * 3
     np.testing.assert_array_equal(np.asarray(data.read(2)), np.asarray(picture(seed=0)))
-    for path, message in [(tmp_path / "none", "is no folder"), (tmp_path / "folder.png", "holds no image")]:
+    for path, message in [(tmp_path / "none", "is not a folder"), (tmp_path / "folder.png", "contains no images")]:
         with pytest.raises(UserError, match=message):
             folder(str(path))
 
@@ -293,12 +293,12 @@ def test_digits_need_no_network():
 
 
 @pytest.mark.parametrize("dataset", [mnist, cifar10])
-def test_what_cannot_be_downloaded_names_the_way_out(tmp_path, monkeypatch, capsys, dataset):
+def test_a_failed_download_names_the_ways_out(tmp_path, monkeypatch, capsys, dataset):
     def fail(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    with pytest.raises(UserError, match=r"nor be downloaded to it .* give another dataset\.path") as caught:
+    with pytest.raises(UserError, match=r"nor downloaded to it .* give another dataset\.path") as caught:
         dataset(str(tmp_path))
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -337,8 +337,8 @@ def empty() -> Dataset:
     return Dataset("mine", [], [], lambda i: None)
 
 
-def test_a_dataset_without_images_and_one_that_reads_no_picture_are_errors(vis_run):
+def test_an_empty_dataset_and_a_read_that_returns_no_image_are_errors(vis_run):
     ran = vis_run("dataset._target_=test_data.empty", "~dataset.names")
     assert (ran.code, "the dataset holds no image: mine" in ran.err) == (2, True)
-    with pytest.raises(UserError, match="read int 5: expected a picture"):
+    with pytest.raises(UserError, match="read int 5: expected an image"):
         to_pixels(5, (8, 8), 3)

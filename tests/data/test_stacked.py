@@ -1,4 +1,4 @@
-"""Stacked datasets: Eq. (6) of taimeskhanov2024 to the pixel, two pictures of one class, the same for a seed, nothing twice."""
+"""Stacked datasets: exactly Eq. (6) of taimeskhanov2024, two images of one class, reproducible, each used once."""
 
 import csv
 
@@ -15,7 +15,7 @@ from vis.training.images import splits
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """Five classes with three images of any size each, one with a single image."""
+    """Write five classes with three images of different sizes each, and one class with a single image."""
     random = np.random.default_rng(0)
     for c in range(6):
         folder = tmp_path / "val" / f"n{c:08d}"
@@ -37,7 +37,7 @@ def test_stack_mix_is_eq_6(imagenet):
         assert torch.equal(to_pixels(data.read(i), (224, 224), 3), torch.cat([above[:, :170], below[:, 170:]], dim=1))
 
 
-def test_stack_mix_depends_on_its_seed_alone(imagenet):
+def test_stack_mix_depends_only_on_its_seed(imagenet):
     one, again, other = (stack_mix(str(imagenet), count=4, seed=seed) for seed in (1, 1, 2))
     assert one.sources == again.sources != other.sources
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
@@ -45,8 +45,8 @@ def test_stack_mix_depends_on_its_seed_alone(imagenet):
 
 def test_stack_mix_of_fewer_classes_says_so(imagenet, caplog):
     data = stack_mix(str(imagenet))
-    assert len(data) == 5  # the class with one image is left out
-    assert "of 5 classes" in caplog.text
+    assert len(data) == 5  # the class with a single image is left out
+    assert "only 5 classes" in caplog.text
     assert "100 of the first 398" in caplog.text
     assert "STACK-MIX of 5 classes" in data.origin
     assert set(stack_mix(str(imagenet), classes=2).names) == {"n00000000", "n00000001"}
@@ -56,17 +56,17 @@ def test_stack_mix_of_fewer_classes_says_so(imagenet, caplog):
         stack_mix(str(imagenet))
 
 
-def test_each_picture_is_once_above_and_once_below_one_of_its_class():
+def test_each_image_is_once_on_top_of_and_once_below_one_of_its_class():
     data = stacked_digits(train=True)
     label = dict(zip(data.names, data.labels, strict=True))
     uppers, lowers = zip(*data.sources, strict=True)
     assert sorted(uppers) == sorted(lowers) == sorted(data.names)
     assert all(upper != lower and label[upper] == label[lower] for upper, lower in data.sources)
-    assert not set(data.names) & set(stacked_digits(train=False).names)  # nothing of the test images is trained on
+    assert not set(data.names) & set(stacked_digits(train=False).names)  # no test image is a training image
     assert stacked_digits(train=True, seed=1).sources != data.sources == stacked_digits(train=True).sources
 
 
-def test_the_halves_are_the_pictures_themselves():
+def test_the_halves_are_the_original_images():
     pictures = [Image.fromarray(np.full((28, 28), 40 * i, dtype=np.uint8)) for i in range(4)]
     source = Dataset("four", list("abcd"), [0, 1, 0, 1], lambda i: pictures[i])
     data = stacked(source, seed=0, side=28)
@@ -75,7 +75,7 @@ def test_the_halves_are_the_pictures_themselves():
     assert both.shape == (56, 28)
     assert (both[:28] == 40).all()
     assert (both[28:] == 120).all()
-    with pytest.raises(UserError, match="a class of one picture"):
+    with pytest.raises(UserError, match="a class with a single image"):
         stacked(Dataset("three", list("abc"), [0, 1, 0], lambda i: pictures[i]), seed=0, side=28)
 
 
@@ -88,7 +88,7 @@ def test_parts_and_limits_keep_the_sources_beside_their_images():
     assert data.first(3).sources == data.sources[:3]
 
 
-def test_training_takes_their_own_split():
+def test_training_uses_the_datasets_own_split():
     train, val = splits({"_target_": "vis.data.stacked_digits", "seed": 0, "limit": None})
     assert (len(train), len(val)) == (1437, 360)
 

@@ -1,4 +1,4 @@
-"""From maps to pictures: what a scaling shows of a map, and what the caption says of it."""
+"""Scalings: the picture of a map, and the sentence in the caption."""
 
 import json
 
@@ -23,7 +23,7 @@ def show(name: str, map_: np.ndarray, clip: float = CLIP) -> np.ndarray:
     return scaling(name, clip)[0](map_, PIXELS)
 
 
-def test_zero_is_mid_gray_and_the_ends_are_plus_and_minus_the_percentile_of_the_whole_rgb_map():
+def test_zero_is_mid_gray_and_the_ends_are_plus_and_minus_the_percentile():
     map_ = noise()
     map_[:, 0, 0] = 0
     c = np.percentile(np.abs(map_), 99)
@@ -55,7 +55,7 @@ def test_100_shows_a_map_up_to_its_largest_magnitude():
 @pytest.mark.parametrize("value", [0.0, 0.3, -0.3])
 def test_a_constant_map_is_flat(name, value):
     map_ = np.full((3, 40, 50), value, dtype=np.float32)
-    map_[0, ::2] *= 1 + np.finfo(np.float32).eps  # rounding is no content
+    map_[0, ::2] *= 1 + np.finfo(np.float32).eps  # a difference of rounding size
     shown = show(name, map_)
     assert np.isfinite(shown).all()
     assert shown.std((0, 1)).max() < 1e-6
@@ -69,7 +69,7 @@ def test_a_map_of_zeros_looks_like_zero():
 
 
 @pytest.mark.parametrize("name", CLIPPED)
-def test_what_is_rarer_than_the_clip_is_still_shown(name):
+def test_values_rarer_than_the_percentile_are_still_shown(name):
     map_ = np.zeros((3, 40, 50), dtype=np.float32)
     map_[:, 5, 5] = 2
     shown = show(name, map_)
@@ -96,8 +96,8 @@ def test_the_words_name_the_percentile():
 
 
 @pytest.mark.parametrize("clip", [0, -1, 101, float("nan")])
-def test_what_is_no_percentile_is_refused(clip):
-    with pytest.raises(UserError, match="is no percentile"):
+def test_an_invalid_percentile_is_an_error(clip):
+    with pytest.raises(UserError, match="is not a percentile"):
         scaling("midgray", clip)
 
 
@@ -117,10 +117,10 @@ def test_visualize_clips_what_it_shows_says_so_and_measures_the_raw_maps(vis_run
         assert (clipped / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_a_clip_that_cannot_be_is_one_line(vis_run):
+def test_an_invalid_clip_is_a_one_line_error(vis_run):
     ran = vis_run(*SMALL, "experiment.clip=0.0")
     assert ran.code == 2
-    assert "clip=0 is no percentile" in ran.err
+    assert "clip=0 is not a percentile" in ran.err
 
 
 def test_nie2018_keeps_the_papers_min_max(vis_run):
@@ -128,8 +128,8 @@ def test_nie2018_keeps_the_papers_min_max(vis_run):
     assert all("min-max over each RGB map" in caption for caption in captions(folder).values())
 
 
-def test_maps_of_a_trained_network_are_seen(weights, data):
-    """Deviation in gray levels on SqueezeNet: 7, 5 and 4 of 255 under min-max, 29, 27 and 24 clipped."""
+def test_maps_of_a_trained_network_are_visible(weights, data):
+    """SqueezeNet's maps deviate by 7, 5 and 4 of 255 gray levels with min-max, by 29, 27 and 24 with clipping."""
     from PIL import Image
     from torchvision.models import squeezenet1_1
 

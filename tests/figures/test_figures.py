@@ -1,4 +1,4 @@
-"""Figures that can be shown: nothing is cut off, no text lies on another or on a picture."""
+"""Figures: nothing is cut off, and no text overlaps another or a picture."""
 
 import itertools
 import warnings
@@ -44,7 +44,7 @@ def test_equal_figures_are_equal_files(tmp_path):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
-def test_a_name_in_a_script_without_a_font_is_no_warning(tmp_path):
+def test_a_name_without_a_font_raises_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save(panel_grid([PanelRow([Panel(np.ones((4, 4, 3)), "猫", "猫")], "猫")], ["猫"]), tmp_path / "figure")

@@ -30,8 +30,8 @@ from vis.methods import (
     XGradCAM,
     explain_all,
 )
-from vis.methods import cam as cam_module
-from vis.methods.layers import dense_after, feature_layer
+from vis.methods.from_layer import dense_after
+from vis.methods.layers import feature_layer
 
 GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
 PEERS = (
@@ -252,7 +252,7 @@ def test_the_model_is_left_as_it_was_found_when_a_later_pass_fails(method, passe
 def test_scorecam_masks_a_few_images_at_a_time(monkeypatch):
     net, x, rows = networks.build("vgg_like"), networks.images(), []
     expected = ScoreCAM()(net, x, 1)
-    monkeypatch.setattr(cam_module, "PASS_VALUES", 2 * x[0].numel())
+    monkeypatch.setattr("vis.methods.forward.PASS_VALUES", 2 * x[0].numel())
     net[0].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     assert close(ScoreCAM()(net, x, 1), expected)
     assert max(rows[1:]) <= 2

@@ -20,6 +20,7 @@ from torchvision.models import vgg
 import vis.methods
 from vis.config.home import CONF
 from vis.config.instantiate import construct, locate, parameters_of
+from vis.config.signature import completed
 from vis.data import preprocessing, samples, to_pixels
 from vis.methods import ActivationMap, AdversarialGenerators, Method, NotApplicable
 from vis.methods.perturbation import Learnt
@@ -237,24 +238,24 @@ def whole_vgg16() -> Subject:
 
 def test_every_method_has_a_config():
     known = {each for each in vars(vis.methods).values() if isinstance(each, type) and issubclass(each, Method)}
-    assert {locate(str(node["_target_"]), name) for name, node in NODES.items()} == known - {Method, ActivationMap}
+    missing = known - {Method, ActivationMap} - {locate(str(node["_target_"]), name) for name, node in NODES.items()}
+    assert not missing, f"conf/method has no config of {', '.join(each.__name__ for each in missing)}"
 
 
-CHANGED = {  # parameters that differ in a config from the constructor's default, or are left out
+CHANGED = {  # the parameters that a config names
     ("deeplift_reveal_cancel", "rule"),
     ("lrp", "rules"),  # its places, so that methods.lrp.rules.input= can be typed
-    ("pda_gradient", "precision"),  # one gradient: it has no products to round
-    ("smoothgrad", "base"),  # the same, as a node that can be overridden
+    ("smoothgrad", "base"),  # the default, as a node that can be overridden
 }
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_config_shows_the_defaults_of_the_constructor(name):
-    parameters = parameters_of(locate(NODES[name]["_target_"], name))
-    shown = {key: value for key, value in NODES[name].items() if key != "_target_"}
+def test_a_config_names_only_what_it_changes_of_the_constructors_defaults(name):
+    node = OmegaConf.create(NODES[name])
+    assert {(name, str(key)) for key in node if key != "_target_"} == {each for each in CHANGED if each[0] == name}
+    parameters = parameters_of(locate(node._target_, name))
     defaults = {key: list(p.default) if isinstance(p.default, tuple) else p.default for key, p in parameters.items()}
-    differ = {key for key in shown | defaults if key not in shown or shown[key] != defaults.get(key)}
-    assert {(name, key) for key in differ} == {each for each in CHANGED if each[0] == name}
+    assert OmegaConf.to_container(completed(node)) == defaults | NODES[name], "read from the source"
 
 
 def test_the_tables_name_methods_and_networks():

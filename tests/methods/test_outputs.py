@@ -207,13 +207,13 @@ def test_mistakes_with_outputs_are_named():
     net, wrapped = both("dict")
     x = networks.images()
     with pytest.raises(
-        NotApplicable, match="there is no 'logit' in what Returns returns, an object of type dict with other"
+        NotApplicable, match="the output of Returns, an object of type dict with other, logits, has no 'logit'"
     ):
         Saliency()(returning(wrapped, "logit"), x)
-    with pytest.raises(NotApplicable, match=r"there is no 0 in what Residual returns, \[3, 5\]"):
+    with pytest.raises(NotApplicable, match=r"the output of Residual, \[3, 5\], has no 0"):
         Saliency()(returning(net, 0), x)
     with pytest.raises(
-        NotApplicable, match=r"a target function makes \[B\] of what .* with other, logits, not \[3, 5\]"
+        NotApplicable, match=r"must return scores \[B\]; from the output, .* with other, logits, it made \[3, 5\]"
     ):
         Saliency()(wrapped, x, logits_of)
     with pytest.raises(NotApplicable, match=r"returned \[3, 2, 12, 12\], but logits .* give a target function"):
@@ -322,8 +322,8 @@ def test_a_part_of_the_output_is_named_on_the_command_line(vis_run):
             (),
             "SimpleNamespace with logits, other, but logits [B, K] are needed: set model.output=logits",
         ),
-        (("model.output=logit",), "there is no 'logit' in what Two returns"),
-        (("model.output=[1]",), "model.output=[1] is an index, a key or the name of an attribute"),
+        (("model.output=logit",), "has no 'logit'"),
+        (("model.output=[1]",), "model.output=[1]: give an index, a key or the name of an attribute"),
         (("model.output=logits", "target=7"), "target=7: custom has the classes 0 to 6"),
     ],
 )

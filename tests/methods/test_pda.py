@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vis.errors import UserError
 from vis.methods import PDA, NotApplicable, Occlusion, PDAFast, PDAGradient, Target
+from vis.methods.base import explain_all
 from vis.methods.perturbation import accumulate, log2_odds, windows_of
 from vis.windows.gaussian import Marginal, PatchGaussian
 
@@ -111,7 +112,7 @@ def test_it_is_saved_with_its_provenance(tmp_path):
     assert again.fingerprint() == gaussian.fingerprint()
     assert again.provenance == {"data": "pictures", "images": 6, "patches": 100, "seed": 0}
     (tmp_path / "text.pt").write_text("text")
-    for file, message in (("text.pt", "is no Gaussian"), ("nothing.pt", "no Gaussian in")):
+    for file, message in (("text.pt", "is not a Gaussian"), ("nothing.pt", "no Gaussian in")):
         with pytest.raises(UserError, match=message):
             PatchGaussian.load(tmp_path / file)
 
@@ -120,7 +121,7 @@ def test_images_it_cannot_serve_are_a_users_mistake():
     for image, k in ((pictures(1)[0, :1], WINDOW), (pictures(1)[0, :, :4], WINDOW), (pictures(1)[0], SIDE)):
         with pytest.raises(UserError):
             fitted().means(image, torch.zeros(1, 2, dtype=torch.long), k)
-    with pytest.raises(UserError, match="give a smaller patch"):
+    with pytest.raises(UserError, match="use a smaller patch"):
         PatchGaussian.fit(pictures(), 13)
 
 
@@ -377,5 +378,7 @@ def test_layers_and_windows_that_do_not_fit_are_errors():
     net, x = networks.build("vgg_like"), networks.images(1)
     with pytest.raises(UserError, match="13x13 does not fit into an image of 12x12"):
         Occlusion(window=13)(net, x)
+    with pytest.raises(UserError, match=r"^methods\.mine: a window of 13x13 does not fit"):
+        explain_all({"mine": Occlusion(window=13)}, net, x, [0])
     with pytest.raises(NotApplicable, match="the network's output"):
         Occlusion(window=3, fill="zero")(net, x, Target(0, layer="0"))

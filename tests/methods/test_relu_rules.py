@@ -28,6 +28,7 @@ from vis.methods import (
     Target,
     explain_all,
 )
+from vis.system.device import set_precision
 
 RULES = {"saliency": SALIENCY, "deconvnet": DECONVNET, "gbp": GUIDED}
 METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackprop()}
@@ -313,14 +314,13 @@ def test_large_networks_with_other_activations_are_refused(arch):
 
 
 def test_mixed_precision_is_tf32_in_the_backward_pass_alone(monkeypatch):
-    monkeypatch.setattr(Forward, "tf32_backward", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # restored at the end
+    set_precision("mixed")
     net = networks.build("vgg_like", dtype=torch.float32)
     seen = []
     handle = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
         lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
     )
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     try:
         with Forward(net, networks.images(dtype=torch.float32)) as forward:
             forward.logits.grad_fn.register_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -328,5 +328,5 @@ def test_mixed_precision_is_tf32_in_the_backward_pass_alone(monkeypatch):
         assert seen == [False, True]
         assert torch.backends.cudnn.allow_tf32 is False
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        set_precision("float32")
         handle.remove()

@@ -1,4 +1,4 @@
-"""Agreement of maps with each other and with people, deletion and insertion, against scipy, scikit-learn and by hand."""
+"""Agreement metrics, deletion and insertion, checked against scipy, scikit-learn and hand-computed values."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_dice_and_iou_of_sets(a, b):
     assert metrics.iou(p, q).item() == pytest.approx(len(A & B) / len(A | B) if A or B else 1)
 
 
-def test_where_people_look():
+def test_metrics_of_fixations():
     map_ = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
     looked = torch.tensor([[[[False, False], [False, True]]]])
     assert metrics.pointing_game(map_, looked).item() == 1
@@ -61,7 +61,7 @@ def test_participation_ratio_counts_pixels():
 
 
 class Sum(nn.Module):
-    """Two classes; the logit of the first is the sum of the image's weights times its pixels."""
+    """A network of two classes; the first logit is a weighted sum of the pixels."""
 
     def __init__(self, weight):
         super().__init__()
@@ -76,14 +76,16 @@ def test_deletion_and_insertion_by_hand():
     weight = torch.tensor([[[3.0, 1.0], [2.0, 0.0]]], dtype=torch.float64)
     images, zeros = torch.ones(1, 1, 2, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     found = curves(Sum(weight), images, weight[None], 0, zeros, steps=4)
-    left = torch.tensor([6.0, 3.0, 1.0, 0.0, 0.0], dtype=torch.float64).sigmoid()  # 3, 2, 1, 0 go in turn
+    left = torch.tensor(
+        [6.0, 3.0, 1.0, 0.0, 0.0], dtype=torch.float64
+    ).sigmoid()  # pixels 3, 2, 1, 0 are deleted in turn
     come = torch.tensor([0.0, 3.0, 5.0, 6.0, 6.0], dtype=torch.float64).sigmoid()
     torch.testing.assert_close(found.deletion, left[None])
     torch.testing.assert_close(found.insertion, come[None])
     assert found.deletion_auc.item() == pytest.approx(((left[:-1] + left[1:]) / 2).mean().item())
 
 
-def test_the_best_order_has_the_least_deletion_and_the_largest_insertion_area():
+def test_the_best_order_has_the_smallest_deletion_and_the_largest_insertion_area():
     weight = maps(3, (1, 4, 4)).abs()
     images = torch.ones(2, 1, 4, 4, dtype=torch.float64)
     best = curves(Sum(weight), images[:1], weight[None], 0, torch.zeros(1), steps=16)
@@ -93,7 +95,7 @@ def test_the_best_order_has_the_least_deletion_and_the_largest_insertion_area():
         assert best.insertion_auc >= other.insertion_auc
 
 
-def test_curves_of_a_batch_are_those_of_its_images():
+def test_curves_do_not_depend_on_the_batch():
     weight, images, order = maps(1, (3, 4, 4)), maps(2, (3, 3, 4, 4)), maps(4, (3, 3, 4, 4))
     whole = curves(Sum(weight), images, order, [0, 1, 0], torch.zeros(1), steps=7, batch=3)
     for i, target in enumerate((0, 1, 0)):

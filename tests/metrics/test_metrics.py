@@ -1,4 +1,4 @@
-"""Metrics against numpy, scipy, scikit-image and loops over pixels."""
+"""Metrics, checked against numpy, scipy, scikit-image and loops over pixels."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("metric", TWO_IMAGES)
-def test_a_batch_gives_what_its_images_give(metric, pair):
+def test_metrics_do_not_depend_on_the_batch(metric, pair):
     a, b = pair
     single = torch.cat([metric(a[i : i + 1], b[i : i + 1]) for i in range(len(a))])
     torch.testing.assert_close(metric(a, b), single)
@@ -51,7 +51,7 @@ def test_pearson_is_numpys(pair):
         assert metrics.pearson_per_channel(a, b)[i].item() == pytest.approx(np.mean(channels), abs=1e-12)
 
 
-def test_pearson_per_channel_is_blind_to_offsets_between_channels(pair):
+def test_pearson_per_channel_ignores_offsets_between_channels(pair):
     a, b = pair
     moved = b + torch.tensor([5.0, -40.0, 100.0]).view(3, 1, 1)
     torch.testing.assert_close(metrics.pearson_per_channel(a, moved), metrics.pearson_per_channel(a, b))

@@ -1,16 +1,15 @@
-"""Models: every network of the list can be built; random weights are what their name and seed say."""
+"""Models: every listed network can be built; random weights have the named distribution and depend on the seed."""
 
 import math
 import sys
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.errors import UserError
 from vis.models import build_model, imagenet_classes, skeleton
 from vis.models.initialise import initialise
@@ -18,12 +17,12 @@ from vis.models.networks import CNN3, FCN3, torchvision_classifier
 from vis.models.random_weight import BLOCK, INITIALISATIONS, RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 
-CONFIGS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+CONFIGS = list(options("model"))
 SMALL_CNN = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
 
 def node(name: str, **changes):
-    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    values = load_node(options("model")[name]) | changes
     return values | ({"name": values["arch"]} if values["name"] == "${.arch}" else {})
 
 
@@ -81,7 +80,7 @@ def test_any_classifier_of_torchvision(arch, init):
     assert logits.isfinite().all()
     assert model.classes == imagenet_classes()
     assert not model.trained
-    assert model.class_name(281) == "logit 281"  # random logits have no meaning
+    assert model.class_name(281) == "logit 281"  # logits of random weights have no meaning
 
 
 @pytest.mark.slow
@@ -114,7 +113,7 @@ def test_input_size_and_preprocessing_follow_the_architecture():
         assert torchvision_classifier("efficientnet_v2_l").preprocess == "symmetric"
 
 
-def test_a_network_of_ones_own(tmp_path, monkeypatch):
+def test_a_users_network(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n"
         "def tiny():\n"
@@ -125,7 +124,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
         "        self.fc = nn.Linear(2, width)\n"
         "number = 3\n"
     )
-    monkeypatch.chdir(tmp_path)  # where the user stands is enough
+    monkeypatch.chdir(tmp_path)  # modules in the current directory are found
     monkeypatch.setattr(sys, "path", list(sys.path))
     model = build_model(node("custom", _target_="my_networks.tiny", init="default", input_size=8))
     assert model.channels == 1
@@ -150,9 +149,9 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
     [
         ("cnn3_random", {"num_filters": "many"}, "model.num_filters=many is not of type int"),
         ("cnn3_random", {"num_filters": -1}, "1 or more"),
-        ("cnn3_random", {"num_classes": 0}, "model.num_classes is 1 or more"),
-        ("cnn3_random", {"pool": "3x3"}, "pool is 9x9, 2x2 or null"),
-        ("cnn3_random", {"input_size": [1, 2, 3]}, "input_size is the side of a square or [height, width]"),
+        ("cnn3_random", {"num_classes": 0}, "model.num_classes=0: give 1 or more"),
+        ("cnn3_random", {"pool": "3x3"}, "give 9x9, 2x2 or null"),
+        ("cnn3_random", {"input_size": [1, 2, 3]}, "give the side of a square or [height, width]"),
         ("vgg16_random", {"init": "glorot"}, "unknown model.init=glorot"),
         ("vgg16_random", {"trained_up_to": "conv1_1"}, "need trained weights"),
         ("vgg16_masked", {"input_size": 16, "init": "normal"}, "32x32 or more"),
@@ -170,7 +169,7 @@ def test_mistakes_get_one_clear_line(name, changes, message):
 
 # --- random weights ---------------------------------------------------------------------------------------------------
 
-_FAN_IN, _FAN_OUT = 5 * 9, 4000 * 9  # of Conv2d(5, 4000, 3), as torch.nn.init counts
+_FAN_IN, _FAN_OUT = 5 * 9, 4000 * 9  # of Conv2d(5, 4000, 3), counted as in torch.nn.init
 _STDS = {
     "truncated_normal": 0.1 * math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))),
     "normal": 0.1,
@@ -182,7 +181,7 @@ _STDS = {
 
 
 @pytest.mark.parametrize("init", INITIALISATIONS)
-def test_named_initialisations_have_the_distribution_of_their_name(init):
+def test_initialisations_have_the_named_distribution(init):
     conv = nn.Conv2d(5, 4000, 3)
     initialise(conv, init, 0.1, seed=3)
     w = conv.weight.detach().double().flatten()
@@ -251,7 +250,7 @@ def test_weights_do_not_depend_on_the_state_or_layout_of_torch():
 
 
 def test_weights_of_a_seed_are_fixed_for_good():
-    # numpy guarantees the stream of SFC64; these values were written down once.
+    # numpy guarantees the stream of SFC64; these values were recorded once.
     first = RandomWeight("kaiming_uniform", 0.1, 0, "conv1.weight", 2, 3, 2)
     expected = torch.tensor([-1.1321061, -0.7761806, 0.4681889, 1.01837, 1.2804718, 1.3273798])
     torch.testing.assert_close(generate(first).flatten(), expected, rtol=1e-6, atol=0)
@@ -265,11 +264,11 @@ def test_blocks_tile_the_matrix_in_any_order(rows, columns, order):
     order.shuffle(tiles)
     matrix = torch.full((rows, columns), math.nan)
     for r, c in tiles:
-        assert matrix[r, c].isnan().all()  # nothing twice
+        assert matrix[r, c].isnan().all()  # no element is covered twice
         block = weight.block(r, c)
         assert block.numel() <= BLOCK
         matrix[r, c] = block
-    assert torch.equal(matrix, generate(weight))  # nothing left out
+    assert torch.equal(matrix, generate(weight))  # no element is left out
 
 
 def test_blocks_weights_and_seeds_are_independent():
@@ -281,7 +280,7 @@ def test_blocks_weights_and_seeds_are_independent():
         assert torch.corrcoef(torch.stack([row(), other]))[0, 1].abs() < 5 / math.sqrt(BLOCK)
 
 
-def test_an_error_in_a_thread_comes_out_and_threads_are_restored():
+def test_an_error_in_a_thread_propagates_and_the_thread_count_is_restored():
     threads = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
         parallel(lambda i: 1 // i, [1, 0, 2])

@@ -1,4 +1,4 @@
-"""Walls and the receptive field: what the graph says is unseen has a gradient of exactly 0, the row above has not."""
+"""Walls and the receptive field: rows that the graph calls unseen have a gradient of exactly 0, the row above does not."""
 
 import copy
 
@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
 from vis.errors import UserError
 from vis.graph.receptive_field import receptive_field
 from vis.graph.trace import NotTraceable, trace
@@ -26,18 +25,18 @@ from vis.models.wall import build_wall, gradient_by_row
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """A ReLU or a maximum may hide a row by chance: the same chance each time."""
+    """Fix the seed: a ReLU or a maximum may hide a row by chance."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
 def node(name: str, **changes):
-    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    return load_node(options("model")[name]) | changes
 
 
 def walled(net: nn.Module, rows: int, shape: tuple[int, int, int]) -> tuple[tuple[int, int] | None, torch.Tensor]:
-    """The dead zone that the wall claims, and the gradient by rows over a few images."""
+    """Return the dead zone that the wall reports, and the gradient by row over a few images."""
     dead = build_wall(net, rows, shape[0], shape[1:])
     images = 1 if shape[1] > 100 else 16
     x = torch.randn(images, *shape, dtype=next(net.parameters()).dtype)
@@ -49,7 +48,7 @@ def assert_dead(dead: tuple[int, int] | None, gradient: torch.Tensor) -> None:
     first, last = dead
     assert last == len(gradient) - 1
     assert gradient[first:].max() == 0
-    assert gradient[first - 1] > 0  # not a row too many
+    assert gradient[first - 1] > 0  # the dead zone is not a row too large
 
 
 # --- the receptive field ----------------------------------------------------------------------------------------------
@@ -70,7 +69,7 @@ LAYERS = {
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), *(st.integers(1, 3) for _ in range(4))), min_size=1, max_size=4)
 )
-def test_the_receptive_field_holds_whatever_the_gradient_reaches(layers):
+def test_the_receptive_field_contains_every_pixel_with_a_gradient(layers):
     net = nn.Sequential(*(LAYERS[name](k, s, p, d) for name, k, s, p, d in layers)).double().eval()
     for parameter in net.parameters():
         nn.init.uniform_(parameter, 0.5, 1.0)  # positive: nothing cancels, no ReLU dies
@@ -91,11 +90,11 @@ def test_the_receptive_field_holds_whatever_the_gradient_reaches(layers):
             if reached:
                 assert first <= reached[0]
                 assert reached[-1] <= last
-                if exact:  # a pool whose windows start apart may leave a gap, but never at its ends
+                if exact:  # a pool with a stride above its window leaves gaps, but never at its ends
                     assert (reached[0], reached[-1]) == (first, last)
 
 
-def test_every_position_of_an_unknown_operation_sees_all_and_it_is_named():
+def test_an_unknown_operation_sees_the_whole_image_and_is_named():
     class Flip(nn.Module):
         def forward(self, x):
             return torch.cat([x.flip(2), F.max_pool2d(x, 3, 1, padding=1)[:, :, 1:-1].new_ones(x.shape)], 1) + x[:, :1]
@@ -124,7 +123,7 @@ def test_branches_skips_and_functional_operations(name):
                 assert first <= reached[0] <= reached[-1] <= last
 
 
-def test_what_cannot_be_traced_is_named():
+def test_the_error_names_the_module_that_cannot_be_traced():
     class Branch(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -133,7 +132,7 @@ def test_what_cannot_be_traced_is_named():
         trace(nn.Sequential(nn.ReLU(), Branch()), 1, (4, 4))
     with pytest.raises(NotTraceable, match="Branch cannot be traced"):
         trace(Branch(), 1, (4, 4))
-    with pytest.raises(UserError, match=r"receptive field of Sequential is not known for .*, 1 \(Branch\)"):
+    with pytest.raises(UserError, match=r"cannot find the receptive field of Sequential for .*, 1 \(Branch\)"):
         build_wall(nn.Sequential(nn.ReLU(), Branch()), 2, 1, (4, 4))
 
 
@@ -148,11 +147,11 @@ def test_what_cannot_be_traced_is_named():
         ("one_layer", 1, (29, 29), (15, 28)),
     ],
 )
-def test_the_masked_cnn_does_not_see_the_lower_picture(variant, channels, size, dead):
+def test_the_masked_cnn_does_not_see_the_lower_image(variant, channels, size, dead):
     changes = {"variant": variant, "in_channels": channels, "input_size": list(size), "init": "normal", "std": 0.1}
     model = build_model(node("cnn_masked", **changes))
     assert model.dead_rows == dead
-    assert dead[0] <= (size[0] + 1) // 2  # all of the lower picture
+    assert dead[0] <= (size[0] + 1) // 2  # all of the lower image
     x = torch.randn(2, channels, *size)
     assert_dead(model.dead_rows, gradient_by_row(model.net, x))
     blank = x.clone()
@@ -166,7 +165,7 @@ def test_the_masked_vgg_has_the_published_number_of_parameters():
 
 
 def masked_vgg() -> MaskedVGG16:
-    """The paper's network with two units in the first dense layer in place of 4096."""
+    """Build the paper's network with 2 instead of 4096 units in the first dense layer."""
     with torch.device("meta"):
         net = MaskedVGG16()
     net.classifier = nn.Sequential(nn.Linear(256 * 14 * 14, 2))
@@ -202,7 +201,7 @@ def test_the_real_masked_vgg_in_float64():
 
 
 class Spelled(nn.Module):
-    """Global pooling as people write it."""
+    """Global pooling in the spellings that users write."""
 
     def __init__(self, pool, width: int = 4) -> None:
         super().__init__()
@@ -234,9 +233,9 @@ def test_a_global_pooling_in_any_spelling(spelling):
     assert_dead(dead, gradient)
     assert list(net.state_dict()) == keys
     assert isinstance(net, Spelled)
-    features = before.features(image)[:, :, :5]  # what it must compute
+    features = before.features(image)[:, :, :5]  # expected result
     torch.testing.assert_close(net(image), net.fc(SPELLINGS[spelling](features).flatten(1)), rtol=0, atol=0)
-    with Forward(net, image, ["features"]) as forward:  # a CAM's layer is whole
+    with Forward(net, image, ["features"]) as forward:  # a CAM sees the whole feature map
         assert forward.layers["features"].shape == (16, 4, 8, 8)
     torch.testing.assert_close(copy.deepcopy(net)(image), net(image), rtol=0, atol=0)
     assert_dead((20, 31), gradient_by_row(copy.deepcopy(net), image))
@@ -276,7 +275,7 @@ def test_vgg_reads_its_map_through_a_7x7_pooling(size):
 
 
 def transposed() -> nn.Module:
-    """A dense layer that reads the map in another order."""
+    """A network whose dense layer reads the map in another order."""
 
     class Swap(nn.Module):
         def forward(self, x):
@@ -288,18 +287,18 @@ def transposed() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "rows", "message"),
     [
-        (lambda: get_model("resnet18"), 3, "row 2 of its last feature map .7 rows. sees .* give 1 or less"),
+        (lambda: get_model("resnet18"), 3, "row 2 of its last feature map .7 rows. reaches .* give 1 or less"),
         (lambda: get_model("resnet18"), 9, "has 7 rows; give 1 to 6"),
         (
             lambda: get_model("densenet121"),
             1,
-            r"every row from features\.denseblock3.* on\. A larger model\.input_size",
+            r"all rows from features\.denseblock3.* on\. A larger model\.input_size",
         ),
-        (lambda: get_model("efficientnet_b0"), 2, r"every row from mul in features\.1\.0\.block\.1 on$"),
+        (lambda: get_model("efficientnet_b0"), 2, r"all rows from mul in features\.1\.0\.block\.1 on$"),
         (lambda: get_model("vit_b_32"), 2, "neither a dense layer nor a global pooling .* reshape"),
         (transposed, 2, "neither a dense layer nor a global pooling .* flatten"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 2, "no feature map of several rows"),
-        (  # made for images of 32 x 32
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)), 2, "no feature map with several rows"),
+        (  # built for images of 32 x 32
             lambda: nn.Sequential(nn.Conv2d(3, 2, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 8 * 8, 2)),
             2,
             r"for images of 224 x 224 \(model\.input_size\), .* cannot be traced",
@@ -312,7 +311,7 @@ def test_a_wall_that_hides_nothing_says_why(make, rows, message):
 
 
 @pytest.mark.parametrize("wall", [{"rows": "three"}, 3, {"rows": True}, {"rows": 0}])
-def test_a_wall_that_is_no_number_of_rows(wall):
+def test_a_wall_must_be_a_number_of_rows(wall):
     with pytest.raises(UserError, match=r"model\.wall.*rows"):
         build_model(node("cnn_masked", init="normal", wall=wall))
 
@@ -327,12 +326,12 @@ def test_a_failed_wall_leaves_the_network_as_it_was():
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
 
 
-def test_the_wall_of_a_dense_layer_comes_back_after_a_step():
+def test_the_wall_of_a_dense_layer_is_restored_after_a_step():
     net = MaskedCNN(num_classes=3)
     build_wall(net, net.wall_rows, 1, (56, 28))
     with torch.no_grad():
         net.classifier[0].weight.add_(1)
-    other = copy.deepcopy(net)  # its wall is its own
+    other = copy.deepcopy(net)  # the copy has its own wall
     other.apply_wall()
     assert net.classifier[0].weight.view(-1, 64, 14, 7)[:, :, 5:].any()
     assert not other.classifier[0].weight.view(-1, 64, 14, 7)[:, :, 5:].any()

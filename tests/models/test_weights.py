@@ -1,4 +1,4 @@
-"""Weights from files: what fits is loaded as it is, what does not gets one clear line and leaves nothing half-loaded."""
+"""Weights from files: a matching file loads unchanged; any other raises a one-line error and changes nothing."""
 
 import hashlib
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
-from vis.config.home import CONF
+from vis.config.compose import load_node, options
+from vis.config.home import HOME
 from vis.errors import UserError
 from vis.graph.names import resolve_layer
 from vis.models import build_model
@@ -24,7 +24,7 @@ SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
 
 def node(name: str, **changes):
-    return yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
+    return load_node(options("model")[name]) | changes
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def test_damaged_and_foreign_files_get_one_clear_line(tmp_path, state):
         content = (tmp_path / "whole.pt").read_bytes()
         for length in (0, 3, 100, len(content) // 2, len(content) - 40):
             (tmp_path / "cut.pt").write_bytes(content[:length])
-            with pytest.raises(UserError, match=r"cut\.pt: it is damaged or no checkpoint$"):
+            with pytest.raises(UserError, match=r"cut\.pt: it is damaged or not a checkpoint$"):
                 read_checkpoint(tmp_path / "cut.pt")
     (tmp_path / "text.pt").write_text("hello world")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         read_checkpoint(tmp_path / "text.pt")
     for content in ({}, {"lr": 0.1}, torch.zeros(3)):
         torch.save(content, tmp_path / "other.pt")
-        with pytest.raises(UserError, match="holds no state dict"):
+        with pytest.raises(UserError, match="contains no state dict"):
             read_checkpoint(tmp_path / "other.pt")
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(UserError, match="no weights file"):
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_network(tmp_path, state):
     with pytest.raises(UserError, match=r"more\.pt is not a checkpoint of CNN3: it has fc2\.weight, which the network"):
         build_small(tmp_path / "more.pt")
     torch.save({key: value for key, value in state.items() if "fc" not in key}, tmp_path / "less.pt")
-    with pytest.raises(UserError, match=r"it lacks fc\.weight and 1 more$"):
+    with pytest.raises(UserError, match=r"it is missing fc\.weight and 1 more$"):
         build_small(tmp_path / "less.pt")
 
 
@@ -136,11 +136,11 @@ def test_a_wrong_checkpoint_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_a_streamed_layer_takes_no_weights_from_a_file_but_its_neighbours_do(tmp_path, state):
+def test_a_streamed_layer_loads_no_weights_but_its_neighbours_do(tmp_path, state):
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"layer fc has 12\.8 GB of weights, .* cannot come from a file"):
         build_model(node("cnn3_random", weights=str(tmp_path / "weights.pt")))
-    # 2000x2000 pixels make the dense layer of four filters a streamed one
+    # at 2000x2000 pixels, the dense layer after four filters is streamed
     values = node(
         "cnn3_random", num_filters=4, input_size=2000, weights=str(tmp_path / "weights.pt"), trained_up_to="conv1"
     )
@@ -203,7 +203,7 @@ def test_the_rest_is_the_random_network_of_the_same_seed(tmp_path, state):
     assert torch.equal(partly.net.conv1.weight, state["conv1.weight"])
     assert torch.equal(partly.net.fc.weight, random.fc.weight)
     assert partly.weights == "weights weights.pt except fc, random weights (truncated_normal, std 0.1, seed 5)"
-    # a layer that is not taken from the file may have another shape
+    # a layer that is not loaded may have another shape
     other = build_small(tmp_path / "weights.pt", num_classes=3, trained_up_to="conv1")
     assert other.net.fc.out_features == 3
 
@@ -212,7 +212,7 @@ def test_the_rest_is_the_random_network_of_the_same_seed(tmp_path, state):
 
 
 def test_the_authors_state_dict_loads_as_it_is_and_gets_its_wall():
-    # Views of one number: all shapes of a network of a gigabyte at no cost.
+    # Views of one number have all shapes of a 1 GB network at no cost.
     with torch.device("meta"):
         net = MaskedVGG16()
     indices = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -222,7 +222,7 @@ def test_the_authors_state_dict_loads_as_it_is_and_gets_its_wall():
         net.adapt_state_dict({f"{n}.{k}": torch.empty(0) for n in theirs for k in ("weight", "bias")})
     ) == sorted(f"{n}.{k}" for n in own for k in ("weight", "bias"))
     assert sorted(net.state_dict()) == sorted(f"{n}.{k}" for n in own for k in ("weight", "bias"))
-    assert net.adapt_state_dict(net.state_dict()).keys() == net.state_dict().keys()  # this project's own checkpoints
+    assert net.adapt_state_dict(net.state_dict()).keys() == net.state_dict().keys()  # the project's own checkpoints
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def torchvision_path(arch: str, home: Path) -> Path:
 
 
 @pytest.mark.parametrize("arch", ["densenet121", "vit_b_32"])
-def test_the_old_names_in_torchvisions_files_are_understood(arch):
+def test_old_layer_names_in_torchvisions_files_are_renamed(arch):
     with torch.device("meta"):
         net = torchvision_classifier(arch, input_size=32)
     new = dict(net.state_dict())
@@ -311,16 +311,16 @@ def test_a_hub_folder_that_cannot_be_written(tmp_path, monkeypatch):
         torchvision_weights("vgg16")
 
 
-def test_torchvision_has_no_weights_for_ones_own_network():
+def test_torchvision_has_no_weights_for_a_users_network():
     with pytest.raises(UserError, match=r"no pretrained weights for 'cnn3_random': give model\.weights=FILE"):
         build_model(node("cnn3_random", weights="torchvision", **SMALL))
 
 
 def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
     code = (
-        "import sys, yaml, pathlib; from vis.models import build_model; from vis.config.home import CONF\n"
-        "values = yaml.safe_load((CONF / 'model/cnn3_random.yaml').read_text()) | dict(num_filters=4)\n"
+        "import sys; from vis.models import build_model; from vis.config.compose import load_node, options\n"
+        "values = {**load_node(options('model')['cnn3_random']), 'num_filters': 4}\n"
         "build_model(values); print([m for m in ('sympy', 'torchvision') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
-    assert done.stdout.strip() == "[]"  # each is half a second and more
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME)
+    assert done.stdout.strip() == "[]"  # each import takes half a second or more

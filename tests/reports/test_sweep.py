@@ -115,7 +115,7 @@ def test_a_damaged_job_is_named_and_the_others_stand_in_the_table(vis_run):
     ran = vis_run("--resume", str(folder))
     assert ran.code == 1
     assert [row["state"] for row in rows(folder)] == ["damaged", "done"]
-    assert "0_model.num_filters=2 has no results to read" in ran.err
+    assert "0_model.num_filters=2 has no readable results" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, int | tuple[int, int]]] = {
     "in-place ReLU, read before": (lambda: Body(of(in_place_and_read_before, conv())), RECTANGLES, 96),
     "in-place sum of rectangles": (lambda: Body(of(in_place_sum, conv(1), conv(5, padding=2))), RECTANGLES, 96),
     "+= under another name": (
-        lambda: Body(of(augmented, conv(1), conv(5, padding=2))), "each window is a full pass: Body does what", 96),
+        lambda: Body(of(augmented, conv(1), conv(5, padding=2))), "each window takes a full pass: Body has effects", 96),
     "in place on a part": (lambda: Body(of(in_place_on_a_part, conv())), "mul in middle changes", 96),
     "in place behind a padding": (lambda: Body(of(padded_and_changed, conv())), "no rule for getitem", 96),
     "in place on the image": (InPlaceFirst, RECTANGLES, 96),
@@ -337,7 +337,7 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, int | tuple[int, int]]] = {
     "chunks": (lambda: Body(lambda x: torch.cat([x.chunk(2, 1)[0], x], 1), 6), "no rule for chunk in Body", 96),
     "functions": (lambda: Body(of(functional, conv())), "no rule for getitem in middle", 96),
     "rolled": (lambda: Body(lambda x: x.roll(5, 3) + x), "no rule for roll in Body", 96),
-    "branch on a value": (Branch, "each window is a full pass: Branch cannot be traced", 96),
+    "branch on a value": (Branch, "each window takes a full pass: Branch cannot be traced", 96),
     "narrow image": (lambda: Body(conv(padding=2)), RECTANGLES, (160, 24)),
 }  # fmt: skip
 

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import yaml
 
 import vis
 import vis.data
-from vis.config.compose import compose_config, register
-from vis.config.home import CONF
+from vis.config.compose import compose_config, load_node, options, register
 from vis.errors import UserError
 from vis.models import build_model
 from vis.runner.experiment import Run
@@ -32,7 +30,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def node(**changes: object) -> dict[str, object]:
-    return yaml.safe_load((CONF / "model" / "vgg_small.yaml").read_text()) | {"width": 0.02} | changes
+    return load_node(options("model")["vgg_small"]) | {"width": 0.02} | changes
 
 
 @pytest.mark.usefixtures("few_digits")

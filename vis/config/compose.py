@@ -4,6 +4,7 @@ Only Hydra and OmegaConf are imported here, so that mistakes are reported at onc
 """
 
 import copy
+import fnmatch
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vis.config.check import check, check_parts, check_types, leaves
 from vis.config.home import CONF
+from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean, first_line
 
 GROUPS = ("experiment", "model", "method", "dataset")
@@ -36,12 +39,13 @@ def slug(text: str, longest: int = 80) -> str:
 
 
 def register() -> None:
-    """Register the resolver that conf/config.yaml uses, and make Hydra list nested options (nie2018/figure4).
+    """Register the resolver that conf/config.yaml uses; make Hydra complete methods and list nested options.
 
     Stock Hydra lists one level of a group, so that completion, `experiment=glob(nie2018/*)` and listings would miss the
-    papers' items. `get_group_options` is private: Hydra is pinned to 1.3, and a test covers this.
+    papers' items. `get_group_options` and `SourcesRegistry` are private: Hydra is pinned to 1.3, and tests cover this.
     """
     OmegaConf.register_new_resolver("vis.slug", slug, replace=True)
+    SourcesRegistry.instance().types["file"] = FileConfigSource
     if getattr(ConfigLoaderImpl.get_group_options, "nested", False):
         return
     stock = ConfigLoaderImpl.get_group_options
@@ -82,6 +86,34 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
+_ORDER = ("figure", "table", "lemma", "theorem", "proposition", "", "supplement", "finding")  # "": every other item
+
+
+def collected(collection: Mapping[str, Any], files: Mapping[str, Path], key: str = "all") -> list[str]:
+    """List the experiments that a collection names under `all` or `findings`, a pattern (nie2018/*) by those that match.
+
+    The matches of a pattern are in `_ORDER`, each kind by number. A pattern leaves out collections, and `all` the findings.
+    Raises UserError for a pattern without a match.
+    """
+
+    def place(name: str) -> int:
+        stem = name.rpartition("/")[2]
+        return next((i for i, kind in enumerate(_ORDER) if kind and stem.startswith(kind)), _ORDER.index(""))
+
+    def single(name: str) -> bool:
+        values: Any = OmegaConf.to_container(load_option(files[name]))
+        return not isinstance(values.get("experiment"), dict) or "all" not in values["experiment"]
+
+    left_out = collected(collection, files, "findings") if key == "all" else []
+    names = []
+    for pattern in map(str, collection.get(key, [])):
+        matches = sorted(fnmatch.filter(files, pattern), key=place)
+        if "*" in pattern and not matches:
+            raise UserError(f"{pattern} in experiment.{key} matches no experiment. See vis-run --list")
+        names += [n for n in matches if n not in left_out and single(n)] if "*" in pattern else [pattern]
+    return names
+
+
 def describe(file: Path) -> str:
     """The line that describes an option: the first comment of its file that is not a Hydra directive."""
     for line in file.read_text(encoding="utf-8").splitlines():
@@ -101,6 +133,14 @@ def load_option(file: Path) -> Any:
     if not isinstance(config, DictConfig):
         raise UserError(f"the config {file} is not a YAML mapping (key: value)")
     return config
+
+
+def load_node(file: Path) -> dict[str, Any]:
+    """Load the option of a file with the bases beside it that its defaults list names (`_base`). Raises UserError."""
+    config = load_option(file)
+    bases = [load_option(file.with_name(f"{base}.yaml")) for base in config.pop("defaults", []) if base != "_self_"]
+    values: Any = OmegaConf.to_container(OmegaConf.merge(*bases, config))
+    return values
 
 
 def own_configs(config_dirs: Sequence[Path]) -> list[Path]:
@@ -216,7 +256,7 @@ def _load_named(config: DictConfig, before: DictConfig, chosen: set[str]) -> Non
         own = OmegaConf.select(before, key)
         if not isinstance(name, str) or not OmegaConf.is_dict(own):
             continue
-        other = load_option(options("dataset" if key == "dataset" else "model")[name])
+        other = OmegaConf.create(load_node(options("dataset" if key == "dataset" else "model")[name]))
         if key == "dataset":
             other.limit = own.limit  # the experiment sets the number of images
         node = own if key in chosen else other
@@ -360,6 +400,7 @@ def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
 
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
     search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
     GlobalHydra.instance().clear()
     try:

@@ -1,7 +1,7 @@
-"""Datasets: images with names and, where known, labels; and what they go through before a network.
+"""Load datasets of named, optionally labelled images, and preprocess them for a network.
 
-A dataset is a sequence of pictures. What size they get and what preprocessing they go through is the model's choice
-(`vis.data.preprocess`), unless the config says otherwise.
+A dataset is a sequence of images. The model sets their size and preprocessing (`vis.data.preprocess`), unless the
+config overrides them.
 """
 
 from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, mnist, samples

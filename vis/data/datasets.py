@@ -1,7 +1,7 @@
-"""Datasets: images with names and, where known, labels.
+"""Datasets: named images with optional labels.
 
-A dataset is a sequence of pictures. What size they get and what preprocessing they go through is the model's choice
-(`vis.data.preprocess`), unless the config says otherwise.
+A dataset is a sequence of images. The model sets their size and preprocessing (`vis.data.preprocess`), unless the
+config overrides them.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Named pictures: `read(i)` is the i-th as a PIL image, `names[i]` its unique name, `labels[i]` its class or None.
+    """Named images: `read(i)` loads the i-th as a PIL image, `names[i]` is its unique name, `labels[i]` its class or None.
 
-    classes: names of the labels, where known. origin: in words, for provenance. sources: the names of the pictures that
-    each is composed of, where it is.
+    classes: class names, if known. origin: a description for the provenance. sources: for composed images, the names of
+    the originals of each.
     """
 
     origin: str
@@ -42,15 +42,15 @@ class Dataset:
         return len(self.names)
 
     def first(self, limit: int | None) -> "Dataset":
-        """The first `limit` pictures; all for None."""
+        """Return the first `limit` images; all if None."""
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
-            raise UserError(f"dataset.limit={limit} leaves no image: give 1 or more")
+            raise UserError(f"dataset.limit={limit} leaves no images: give 1 or more")
         return self.part(range(limit))
 
     def part(self, kept: Sequence[int]) -> "Dataset":
-        """The pictures with these indices."""
+        """Return the images with these indices."""
         return replace(
             self,
             names=[self.names[i] for i in kept],
@@ -60,14 +60,14 @@ class Dataset:
         )
 
     def manifest(self) -> list[dict[str, Any]]:
-        """What each picture is composed of: rows of image, label, source_1, source_2."""
+        """List the sources of each image: rows of image, label, source_1, source_2."""
         return [
             {"image": name, "label": label} | {f"source_{k}": source for k, source in enumerate(sources, 1)}
             for name, label, sources in zip(self.names, self.labels, self.sources or (), strict=True)
         ]
 
     def fingerprint(self) -> str:
-        """sha256 over names, labels and up to 64 pictures spread evenly: enough to notice other data."""
+        """Return the sha256 of all names and labels and up to 64 evenly spaced images: enough to detect other data."""
         digest = hashlib.sha256(repr((list(self.names), list(self.labels))).encode())
         for i in np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).round().astype(int)):
             picture = self.read(int(i))
@@ -75,7 +75,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-# The photographs that scikit-image ships, all CC0 or public domain. Their files are read without importing it.
+# Photographs shipped with scikit-image, all CC0 or public domain. Their files are read without importing it.
 _SAMPLES = {
     "tabby": "chelsea.png",
     "astronaut": "astronaut.png",
@@ -86,12 +86,12 @@ _SAMPLES = {
 
 
 def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
-    """The bundled photographs, by name: tabby (scikit-image's cat Chelsea), astronaut, coffee, rocket, cameraman."""
+    """Load bundled photographs by name: tabby (scikit-image's cat Chelsea), astronaut, coffee, rocket, cameraman."""
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if names == ["all"]:
         names = list(_SAMPLES)
     if not names:
-        raise UserError(f"dataset.names is empty: there is {', '.join(_SAMPLES)}, or all")
+        raise UserError(f"dataset.names is empty: give some of {', '.join(_SAMPLES)}, or all")
     for name in names:
         if name not in _SAMPLES:
             raise UserError(f"there is no sample image {name!r}.{did_you_mean(name, _SAMPLES)}")
@@ -113,21 +113,21 @@ def _from_files(origin: str, files: list[Path], root: Path, labels: list[int | N
 
 
 def _image_files(root: Path) -> list[Path]:
-    """The image files under a folder in the order of their paths; nothing that is hidden or lies in a hidden folder."""
+    """List the image files under a folder, sorted by path, without hidden files and folders."""
     found = [f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
     return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts))
 
 
 def _class_folders(root: Path) -> tuple[list[str], list[Path]]:
-    """The names of the folders in `root` that hold images, and those images. UserError where there are none."""
+    """Return the names of the class folders in `root`, and their images. Raises UserError if there are none."""
     found = [f for f in _image_files(root) if f.parent != root]
     if not found:
-        raise UserError(f"{root} holds no class folders with images: <class>/<image>.jpg")
+        raise UserError(f"{root} contains no class folders with images (<class>/<image>.jpg)")
     return sorted({f.relative_to(root).parts[0] for f in found}), found
 
 
 def files(paths: Sequence[str] | str) -> Dataset:
-    """Single pictures (`image=cat.jpg`); names are the files' names. Raises UserError for a missing file."""
+    """Load single image files (`image=cat.jpg`), named after the files. Raises UserError for a missing file."""
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     found = [Path(path).expanduser() for path in paths]
     for path in found:
@@ -141,18 +141,18 @@ def files(paths: Sequence[str] | str) -> Dataset:
 
 
 def folder(path: str) -> Dataset:
-    """All images of a folder and the folders in it, in the order of their names; no labels."""
+    """Load all images of a folder and its subfolders, sorted by path, without labels."""
     root = _existing(path)
     found = _image_files(root)
     if not found:
-        raise UserError(f"dataset.path={path} holds no image ({', '.join(SUFFIXES)})")
+        raise UserError(f"dataset.path={path} contains no images ({', '.join(SUFFIXES)})")
     return _from_files(f"folder {root}", found, root, [None] * len(found))
 
 
 def imagenet(path: str, split: str = "val") -> Dataset:
-    """ImageNet in torchvision's layout, `path/val/<wnid>/*.JPEG`; the label is the rank of the wnid among 1000.
+    """Load ImageNet in torchvision's layout, `path/val/<wnid>/*.JPEG`; the label is the rank of the wnid among 1000.
 
-    A folder with fewer classes has no labels, since their ranks would be wrong.
+    With fewer class folders the ranks would be wrong, so there are no labels.
     """
     root = _existing(path)
     root = root / split if (root / split).is_dir() else root
@@ -169,15 +169,15 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
     root = Path(path).expanduser()
     made = [root / name / "raw", root / name] + [root] * (not root.exists())
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it downloads; stdout is for the run's path
+        with contextlib.redirect_stdout(sys.stderr):  # it reports downloads on stdout, which is for the run's path
             data = getattr(torchvision.datasets, name)(root, train=train, download=True)
-    except Exception as error:  # no network, nowhere to write; on damaged files it raises almost anything
-        for folder in made:  # which it makes before it finds that it cannot download; only empty ones go
-            with contextlib.suppress(OSError):  # not empty, or never made
+    except Exception as error:  # no network, a read-only folder; damaged files can raise almost anything
+        for folder in made:  # it creates them before a download that fails; remove the empty ones
+            with contextlib.suppress(OSError):  # not empty, or never created
                 folder.rmdir()
         reason = str(getattr(error, "reason", error)).split("\n")[0].rstrip(":") or "damaged files"
         raise Lacking(
-            f"{name} can neither be read from dataset.path={path} nor be downloaded to it ({reason}): put torchvision's "
+            f"{name} can neither be read from dataset.path={path} nor downloaded to it ({reason}): put torchvision's "
             "files there, or give another dataset.path"
         ) from error
     split = "train" if train else "test"
@@ -187,22 +187,22 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
 
 
 def mnist(path: str = "data", train: bool = False, fallback: bool = False) -> Dataset:
-    """MNIST through torchvision, downloaded into `path` on first use.
+    """Load MNIST through torchvision, which downloads it into `path` on first use.
 
-    fallback: scikit-learn's digits where MNIST can neither be read nor downloaded; every fifth is a test image.
+    fallback: use scikit-learn's digits if MNIST can neither be read nor downloaded; every fifth is a test image.
     """
     try:
         return _from_torchvision("MNIST", path, train)
     except UserError as error:
         if not fallback:
             raise
-        log.info("%s. Here scikit-learn's digits take its place", error)
+        log.info("%s. Using scikit-learn's digits instead", error)
         whole = digits()
         return whole.part([i for i in range(len(whole)) if (i % 5 != 0) == train])
 
 
 def cifar10(path: str = "data", train: bool = False) -> Dataset:
-    """CIFAR-10: an image folder `path/<train|test>/<class>/*`, or else torchvision's files, downloaded on first use."""
+    """Load CIFAR-10 from a folder `path/<train|test>/<class>/*`, else from torchvision's files, downloaded on first use."""
     root = Path(path).expanduser() / ("train" if train else "test")
     if not root.is_dir():
         return _from_torchvision("CIFAR10", path, train)
@@ -213,7 +213,7 @@ def cifar10(path: str = "data", train: bool = False) -> Dataset:
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8, offline."""
+    """Load scikit-learn's 1,797 handwritten digits, 8x8, which need no download."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -228,5 +228,5 @@ def digits() -> Dataset:
 def _existing(path: str) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"dataset.path={path} is no folder")
+        raise UserError(f"dataset.path={path} is not a folder")
     return root

@@ -1,4 +1,4 @@
-"""Reading image files: any mode, any orientation, any size."""
+"""Read image files of any mode, orientation and size."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture in a file as RGB or gray ("L"), upright, 8 bits; transparency on white.
+    """Read an image file as 8-bit RGB or gray ("L"), upright, with transparent pixels on white.
 
-    Raises UserError for a file that is missing, truncated or no image.
+    Raises UserError if the file is missing, truncated or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -23,13 +23,13 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UserError(f"no image file {path}") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no image that can be read") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise UserError(f"{path} is not a readable image") from error
+    except Exception as error:  # on damaged files Pillow's decoders can raise almost anything
         raise UserError(f"cannot read the image {path}: {str(error) or type(error).__name__}") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, or floats: PIL's convert would clip them to 255
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits per pixel, or floats: PIL's convert would clip them to 255
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         largest = values.max()
         top = 65535 if image.mode.startswith("I;16") or largest > 255 else 255 if largest > 1 else 1
@@ -42,14 +42,14 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: int | None = None) -> Tensor:
-    """Pixels [C, H, W] in [0, 1]: the image resized (bilinear, antialiased) to cover the size, cut at its centre.
+    """Resize an image (bilinear, antialiased) to cover the size, and crop its centre: pixels [C, H, W] in [0, 1].
 
-    size: (height, width). resize: the shorter side before the cut, e.g. 256 for the ImageNet convention, where that
-    covers the size; by default the image just covers it. channels: 3 or 1. Rounds as torchvision's Resize and CenterCrop.
-    Raises UserError for what is no picture.
+    size: (height, width). resize: the shorter side before the crop, e.g. 256 for the ImageNet convention, if that covers
+    the size; by default the image just covers it. channels: 3 or 1. Rounds as torchvision's Resize and CenterCrop do.
+    Raises UserError if `image` is not a PIL image.
     """
     if not isinstance(image, Image.Image):
-        raise UserError(f"the dataset read {type(image).__name__} {image!r}: expected a picture (PIL.Image.Image)")
+        raise UserError(f"the dataset read {type(image).__name__} {image!r}: expected an image (PIL.Image.Image)")
     pixels = (
         torch.from_numpy(np.array(fitted(image.convert("RGB" if channels == 3 else "L"), size, resize))).float() / 255
     )
@@ -57,7 +57,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: 
 
 
 def fitted(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> Image.Image:
-    """The picture of `to_pixels`, in its own mode."""
+    """Resize and crop as `to_pixels` does, keeping the image's mode."""
     height, width = size
     w, h = image.size
     shorter = min(w, h)

@@ -1,7 +1,7 @@
-"""Preprocessing: what pixels in [0, 1] go through before they enter a network, and the way back for display.
+"""Preprocessing: map pixels in [0, 1] to network inputs, and back for display.
 
-Each is affine, x = (scale * pixels - mean) / std, so it has an exact inverse. `unit_norm` divides by the norm of each
-image besides, since nie2018's theory speaks of ||x|| = 1; its inverse needs that norm.
+Each is affine, x = (scale * pixels - mean) / std, so it has an exact inverse. `unit_norm` also divides each image by its
+norm, since nie2018's theory assumes ||x|| = 1; its inverse needs that norm.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from vis.errors import UserError, did_you_mean
 class Preprocess:
     """x = (scale * pixels - mean) / std, divided by its l2 norm if `unit_norm`.
 
-    pixels are [B, C, H, W] in [0, 1], RGB or gray. mean and std are one number per channel, or one for all. Raises
-    UserError where the images have another number of channels.
+    pixels are [B, C, H, W] in [0, 1], RGB or gray. mean and std have one value per channel, or one for all. Raises
+    UserError if the images have another number of channels.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Preprocess:
         return (self.scale * pixels - mean) / std
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if len(self.mean) not in (1, like.shape[1]):  # broadcasting would make three channels out of a gray one
+        if len(self.mean) not in (1, like.shape[1]):  # broadcasting would turn one gray channel into three
             raise UserError(
                 f"preprocessing {self.name} is for {len(self.mean)} channels, the images have {like.shape[1]}"
             )
@@ -39,18 +39,18 @@ class Preprocess:
         return like.new_tensor(self.mean).view(shape), like.new_tensor(self.std).view(shape)
 
     def norm(self, pixels: Tensor) -> Tensor:
-        """The norm that each image is divided by: [B, 1, 1, 1]; 1 without unit_norm, and for an all-zero image."""
+        """Return the divisor of each image, [B, 1, 1, 1]; 1 without unit_norm, and for an all-zero image."""
         if not self.unit_norm:
             return pixels.new_ones(pixels.shape[0], 1, 1, 1)
         norm = self._affine(pixels).flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         return torch.where(norm == 0, torch.ones_like(norm), norm)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, C, H, W] in [0, 1] -> network input of the same shape."""
+        """Map pixels [B, C, H, W] in [0, 1] to a network input of the same shape."""
         return self._affine(pixels) / self.norm(pixels)
 
     def inverse(self, x: Tensor, norm: Tensor | float = 1.0) -> Tensor:
-        """Network input -> pixels; `norm` is what `norm(pixels)` gave (only unit_norm needs it)."""
+        """Map a network input back to pixels; norm: the value of `norm(pixels)`, which only unit_norm needs."""
         mean, std = self._constants(x)
         return (x * norm * std + mean) / self.scale
 
@@ -70,7 +70,7 @@ PREPROCESSING: dict[str, Preprocess] = {
 
 
 def preprocessing(name: str) -> Preprocess:
-    """The preprocessing of that name; ValueError with the names there are."""
+    """Return the preprocessing of that name. Raises ValueError, which suggests a similar name, for an unknown one."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}.{did_you_mean(name, PREPROCESSING)}")
     return PREPROCESSING[name]

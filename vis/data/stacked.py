@@ -1,7 +1,7 @@
-"""Two pictures of one class, one above the other (taimeskhanov2024, section 3.2): the lower one lies in the dead zone.
+"""Stack two images of the same class (taimeskhanov2024, section 3.2): the lower one lies in the dead zone.
 
-STACK-MIX, Eq. (6): of two 224x224 images of one class, rows 1 to 170 of the first over rows 171 to 224 of the second.
-The small datasets put two whole pictures one above the other.
+STACK-MIX, Eq. (6): for two 224x224 images of one class, rows 1 to 170 of the first above rows 171 to 224 of the second.
+The small datasets stack two whole images.
 """
 
 import logging
@@ -19,11 +19,11 @@ SIDE, UPPER = 224, 170  # of Eq. (6), in pixels
 
 
 def stack_mix(path: str, split: str = "val", classes: int = 398, count: int = 100, seed: int = 0) -> Dataset:
-    """STACK-MIX built from images in torchvision's layout, `path/<split>/<wnid>/*`: 224x224, one image of each class.
+    """Build STACK-MIX from images in torchvision's layout, `path/<split>/<wnid>/*`: 224x224, one image per class.
 
-    `count` classes are drawn of the first `classes` in the order of their names (animals, of ImageNet), and two images of
-    each; they are resized to a shorter side of 224 and cut at their centre. A folder with fewer classes gives fewer
-    images. `sources` are the files. Raises UserError where no class has two images.
+    Draws `count` of the first `classes` classes in the order of their names (ImageNet's animals), and two images of each;
+    they are resized to a shorter side of 224 and cropped at the centre. A folder with fewer classes gives fewer images.
+    `sources` are the files. Raises UserError if no class has two images.
     """
     whole = imagenet(path, split)
     members: dict[str, list[int]] = {}
@@ -31,10 +31,10 @@ def stack_mix(path: str, split: str = "val", classes: int = 398, count: int = 10
         members.setdefault(name.split("/")[0], []).append(i)
     pairable = [wnid for wnid in sorted(members)[:classes] if len(members[wnid]) > 1]
     if not pairable:
-        raise UserError(f"dataset.path={path} has no class with two images: STACK-MIX needs two of each class")
+        raise UserError(f"dataset.path={path} has no class with two images: STACK-MIX needs two images per class")
     if len(pairable) < count:
         log.warning(
-            "STACK-MIX of %d classes, one image each: %s has no more with two images (asked for: %d of the first %d)",
+            "STACK-MIX has only %d classes, one image each: no other in %s has two images (requested: %d of the first %d)",
             len(pairable), path, count, classes,
         )  # fmt: skip
     random = np.random.default_rng(seed)
@@ -56,18 +56,18 @@ def stack_mix(path: str, split: str = "val", classes: int = 398, count: int = 10
 
 
 def stacked(data: Dataset, seed: int, side: int) -> Dataset:
-    """Each picture of a dataset over another of its class: each is once the upper and once the lower one.
+    """Stack each image of a dataset on another of its class, so that each appears once on top and once below.
 
-    side: of the square pictures; where the dataset's are others, they are resized before they are put together.
+    side: of the square images, to which each is resized before stacking. Raises UserError if a class has one image.
     """
     random = np.random.default_rng(seed)
     below = np.arange(len(data))
     labels = np.array(data.labels)
     for label in np.unique(labels):
         order = random.permutation(np.flatnonzero(labels == label))
-        below[order] = np.roll(order, 1)  # one cycle: no picture lies over itself
+        below[order] = np.roll(order, 1)  # one cycle: no image is stacked on itself
     if (below == np.arange(len(data))).any():
-        raise UserError(f"{data.origin} has a class of one picture: stacking takes two of each class")
+        raise UserError(f"{data.origin} has a class with a single image: stacking needs two per class")
 
     def read(i: int) -> Image.Image:
         upper, lower = (fitted(data.read(j), (side, side)) for j in (i, int(below[i])))
@@ -81,25 +81,25 @@ def stacked(data: Dataset, seed: int, side: int) -> Dataset:
 
 
 def stacked_mnist(path: str = "data", train: bool = False, seed: int = 0, fallback: bool = False) -> Dataset:
-    """MNIST, two digits of one class one above the other, 1x56x28; named after the upper one.
+    """Stack two MNIST digits of one class, 1x56x28; named after the upper one.
 
-    fallback: scikit-learn's digits where MNIST can neither be read nor downloaded.
+    fallback: use scikit-learn's digits if MNIST can neither be read nor downloaded.
     """
     try:
         return stacked(mnist(path, train), seed, 28)
     except UserError as error:
         if not fallback:
             raise
-        log.info("%s. Here scikit-learn's digits take its place", error)
+        log.info("%s. Using scikit-learn's digits instead", error)
         return stacked_digits(train, seed)
 
 
 def stacked_cifar10(path: str = "data", train: bool = False, seed: int = 0) -> Dataset:
-    """CIFAR-10, two images of one class one above the other, 3x64x32; named after the upper one."""
+    """Stack two CIFAR-10 images of one class, 3x64x32; named after the upper one."""
     return stacked(cifar10(path, train), seed, 32)
 
 
 def stacked_digits(train: bool = False, seed: int = 0) -> Dataset:
-    """scikit-learn's digits in the size of MNIST, stacked alike, offline. Every fifth is a test image."""
+    """Stack scikit-learn's digits at the size of MNIST, which needs no download. Every fifth is a test image."""
     whole = digits()
     return stacked(whole.part([i for i in range(len(whole)) if (i % 5 != 0) == train]), seed, 28)

@@ -1,1 +1,1 @@
-"""Pictures: how maps are shown, and how a figure is laid out."""
+"""Turn maps into pictures, and lay out figures."""

@@ -1,10 +1,10 @@
-"""From signed maps to pictures. Named scalings, each with the sentence that a caption needs.
+"""Turn signed maps into pictures by named scalings, each with a sentence for the caption.
 
-Methods return raw maps; nothing here feeds back into a number.
+Methods return raw maps; nothing here changes a number that is reported.
 
-Single pixels set the scale of a trained network's pixel maps, at five to ten times the 99th percentile: between their extremes
-such maps are blank. So maps are clipped to [-c, c], c the `clip`-th percentile of a map's own magnitudes. Two scalings are not
-clipped: `minmax`, which is how nie2018 shows maps, and `overlay`, for upsampled maps, whose largest value is an area.
+In a trained network's pixel maps, single pixels reach five to ten times the 99th percentile: scaled to these, a map looks
+blank. So maps are clipped to [-c, c], where c is the `clip`-th percentile of the map's magnitudes. Two scalings are not
+clipped: `minmax`, as in nie2018, and `overlay`, for upsampled maps, whose largest values cover an area.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,43 +18,43 @@ CLIP = 99.0
 
 
 def picture(pixels: np.ndarray) -> Picture:
-    """Pixels [C, H, W] in [0, 1] as a picture."""
+    """Convert pixels [C, H, W] in [0, 1] to a picture."""
     image = np.moveaxis(np.asarray(pixels, dtype=np.float32), 0, -1).clip(0, 1)
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def clipped(values: np.ndarray, clip: float) -> np.ndarray:
-    """Values over the `clip`-th percentile of their magnitudes, in [-1, 1]; over the largest where that is 0. Zeros stay 0."""
+    """Divide values by the `clip`-th percentile of their magnitudes, or by the largest if that is 0; clip to [-1, 1]."""
     magnitudes = np.abs(values)
     return (values / (np.percentile(magnitudes, clip) or magnitudes.max() or 1.0)).clip(-1, 1)
 
 
 def minmax(map_: np.ndarray) -> Picture:
-    """Over the whole RGB map, from its minimum (0) to its maximum (1): how nie2018 shows maps. A constant map is mid-gray."""
+    """Scale an RGB map from its minimum (0) to its maximum (1) over all channels (nie2018). A constant map is mid-gray."""
     low, high = map_.min(), map_.max()
     constant = high - low <= 8 * np.finfo(map_.dtype).eps * np.abs(map_).max()
     return picture(np.full_like(map_, 0.5) if constant else (map_ - low) / (high - low))
 
 
 def midgray(map_: np.ndarray, clip: float = 100) -> Picture:
-    """Of a signed RGB map: 0 is mid-gray, in each channel the positive is brighter and the negative darker."""
+    """Show a signed RGB map: 0 is mid-gray; in each channel positive values are brighter, negative ones darker."""
     return picture(0.5 + 0.5 * clipped(map_, clip))
 
 
 def diverging(map_: np.ndarray, clip: float = 100) -> Picture:
-    """Sum over the channels; red is positive, blue negative, white 0, symmetric around 0."""
+    """Show the sum over channels: red is positive, blue negative, white 0, symmetric around 0."""
     from matplotlib import colormaps
 
     return colormaps["bwr"](0.5 + 0.5 * clipped(map_.sum(0), clip))[..., :3]
 
 
 def absolute(map_: np.ndarray, clip: float = CLIP) -> Picture:
-    """Largest absolute value over the channels, black 0 (ayyar2021, section 4.2)."""
+    """Show the largest absolute value over channels; black is 0 (ayyar2021, section 4.2)."""
     return picture(clipped(np.abs(map_).max(0, keepdims=True), clip))
 
 
 def heat(map_: np.ndarray) -> Picture:
-    """Of a CAM: the `jet` colours of its sum over the channels, from 0 (or its minimum, where that is below) to its maximum."""
+    """Show a CAM's sum over channels in `jet` colours, from 0 (or its minimum, if negative) to its maximum."""
     from matplotlib import colormaps
 
     values = map_.sum(0)
@@ -63,16 +63,16 @@ def heat(map_: np.ndarray) -> Picture:
 
 
 def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture:
-    """A map [1 or 3, H, W] as `heat` over the pixels [C, H, W] of its image (taimeskhanov2024, Figures 1 and 7 to 9)."""
+    """Blend the `heat` of a map [1 or 3, H, W] with its image [C, H, W] (taimeskhanov2024, Figures 1 and 7 to 9)."""
     return (alpha * heat(map_) + (1 - alpha) * picture(pixels)).clip(0, 1)
 
 
 def evidence(map_: np.ndarray, pixels: np.ndarray, clip: float = 100) -> Picture:
-    """A signed map [1 or 3, H, W] over the image [C, H, W] in pale gray: red is for, blue against (zhou2018)."""
+    """Draw a signed map [1 or 3, H, W] over its image [C, H, W] in pale gray: red is for, blue against (zhou2018)."""
     values = clipped(map_.sum(0), clip)[..., None]
     strength = np.abs(values)
     colour = np.where(values > 0, (1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-    gray = 0.4 + 0.6 * picture(pixels).mean(-1, keepdims=True)  # blue on black could not be seen
+    gray = 0.4 + 0.6 * picture(pixels).mean(-1, keepdims=True)  # blue on black would be invisible
     return ((1 - 0.85 * strength) * gray + 0.85 * strength * colour).clip(0, 1)
 
 
@@ -95,11 +95,11 @@ SCALINGS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, float], Picture], st
 
 
 def scaling(name: str, clip: float = CLIP) -> tuple[Scaling, str]:
-    """The scaling of that name, clipped at a percentile (100: not): (function, sentence). Raises UserError."""
+    """Return a scaling by name, clipped at a percentile (100: no clipping): (function, sentence). Raises UserError."""
     if name not in SCALINGS:
         raise UserError(f"there is no scaling {name!r}.{did_you_mean(name, SCALINGS)}")
     if not 0 < clip <= 100:
-        raise UserError(f"clip={clip:g} is no percentile: above 0, 100 at most (100: maps are not clipped)")
+        raise UserError(f"clip={clip:g} is not a percentile: give a value above 0, up to 100 (no clipping)")
     show, words = SCALINGS[name]
     if name not in ("minmax", "overlay") and clip < 100:
         ordinal = {"1": "st", "2": "nd", "3": "rd"}.get(f"{clip:g}"[-1], "th")
@@ -108,7 +108,7 @@ def scaling(name: str, clip: float = CLIP) -> tuple[Scaling, str]:
 
 
 def sentences(shown: Mapping[str, str], clip: float = CLIP) -> list[str]:
-    """What a caption says of maps, {title: name of its scaling}: each way with the titles that it is of."""
+    """Describe the scaling of maps {title: scaling} for a caption: one sentence for each scaling, with its titles."""
     alike: dict[str, list[str]] = {}
     for title, name in shown.items():
         alike.setdefault(scaling(name, clip)[1], []).append(title)

@@ -1,6 +1,6 @@
-"""One look for all figures: panels like the paper's, a caption with scaling, weights, seed and numbers under them.
+"""One style for all figures: panels like the papers', above a caption with the scaling, weights, seed and numbers.
 
-No pyplot: a figure is an object, and nothing global remembers it.
+No pyplot: a figure is an object without global state.
 """
 
 import io
@@ -25,11 +25,12 @@ from vis.system.files import write_bytes
 PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
 _CAPTION_SIZE = 6.8  # points
 _NOTE_SIZE = 6.5
+_GAP, _SIDE = 0.06, 0.08  # inches: between pictures, and the margin of the figure
 _CJK = """Noto Sans CJK SC, Noto Sans CJK JP, Noto Sans SC, Source Han Sans SC, WenQuanYi Micro Hei, WenQuanYi Zen Hei,
 Droid Sans Fallback, IPAGothic, Microsoft YaHei, PingFang SC, Hiragino Sans GB, Malgun Gothic, Arial Unicode MS, Unifont"""
 _INSTALLED = {font.name for font in fontManager.ttflist}
 _STYLE: Any = {
-    # Names of files may be Chinese, Japanese or Korean: fonts that know their characters come behind ours, where there are any.
+    # File names may be Chinese, Japanese or Korean: installed fonts with these characters follow ours.
     "font.family": ["sans-serif", *(name for name in re.split(r",\s", _CJK) if name in _INSTALLED)],
     "font.size": 8,
     "axes.titlesize": 8,
@@ -43,7 +44,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "image.interpolation": "antialiased",  # nearest, where a pixel of the map is larger than one of the figure
+    "image.interpolation": "antialiased",  # nearest if a pixel of the map is larger than one of the figure
     "pdf.fonttype": 42,  # embedded TrueType, which journals ask for
     "savefig.dpi": 200,
 }
@@ -51,18 +52,18 @@ _STYLE: Any = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The project's look: `with styled():` around everything that draws."""
+    """Apply the project's style: use `with styled():` around all drawing."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A character that no installed font has is a box in the figure, as everywhere on that machine.
+        # A character missing from all installed fonts is drawn as a box.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         yield
 
 
 @dataclass
 class Panel:
-    """A picture with a title above it and, where there is something to say, a line of numbers under it.
+    """A picture with an optional title above and an optional note of numbers below.
 
-    dead_rows: the first and the last row that the network cannot see: a dashed line above them, hatched.
+    dead_rows: the first and the last row that the network cannot see, drawn hatched below a dashed line.
     """
 
     picture: Picture | None
@@ -73,14 +74,14 @@ class Panel:
 
 @dataclass
 class PanelRow:
-    """Panels side by side, with a label at their left."""
+    """Panels side by side, with a label to their left."""
 
     panels: Sequence[Panel]
     label: str = ""
 
 
 def wrapped(rows: Sequence[PanelRow], columns: int = 10) -> list[PanelRow]:
-    """Rows of an input and its maps, broken where there are more than `columns`; a broken row has its titles each time."""
+    """Break rows of an input and its maps after `columns` panels; each broken row repeats the titles."""
     if all(len(row.panels) <= columns for row in rows):
         return list(rows)
     titles, broken = [panel.title for panel in rows[0].panels], []
@@ -92,18 +93,18 @@ def wrapped(rows: Sequence[PanelRow], columns: int = 10) -> list[PanelRow]:
 
 
 def typeset(text: str) -> str:
-    """A real minus before a number, a real cross between two."""
+    """Replace the hyphen before a number by a minus sign, and the x between two digits by a multiplication sign."""
     return re.sub(r"(?<=\d)x(?=\d)", "×", re.sub(r"(?<![\w.])-(?=[\d.])", "−", text))
 
 
 def _broken(text: str, width: float, size: float) -> str:
-    """A text in lines of `width` inches at most; a word that is longer, as a file's name, is cut. size: in points."""
+    """Break a text into lines of at most `width` inches, cutting longer words such as file names. size: in points."""
     measure = TextToPath().get_text_width_height_descent
     font = FontProperties(family=_STYLE["font.family"], size=size)
     lines = [""]
 
     def fits(line: str) -> bool:
-        return measure(line, font, ismath=False)[0] <= 0.98 * 72 * width  # renderers round
+        return measure(line, font, ismath=False)[0] <= 0.98 * 72 * width  # margin for the renderers' rounding
 
     with styled():
         for word in typeset(text).split():
@@ -120,78 +121,84 @@ def _broken(text: str, width: float, size: float) -> str:
 
 
 def _paragraph(sentences: Sequence[str], width: float) -> str:
-    """The sentences under a figure, broken into lines of `width` inches."""
+    """Join the sentences of a caption and break them into lines of `width` inches."""
     return _broken(" ".join(s.rstrip(".") + "." for s in sentences if s), width, _CAPTION_SIZE)
 
 
-def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
-    """Rows of pictures, as the papers show maps. panel: width of a picture in inches, less where a page is too narrow."""
+@dataclass(frozen=True)
+class _Grid:
+    """The geometry of a panel grid in inches; the texts of its rows are already broken into lines.
+
+    panel: width of a picture. width: of the figure. left: left edge of the first column.
+    """
+
+    rows: Sequence[PanelRow]
+    panel: float
+    width: float
+    left: float
+    title_size: float
+
+    def heights(self, row: PanelRow) -> tuple[float, float, float]:
+        """Return the heights of a row's titles, pictures and notes."""
+        titles = max((p.title.count("\n") + 1 for p in row.panels if p.title), default=0)
+        notes = max((p.note.count("\n") + 1 for p in row.panels if p.note), default=0)
+        return titles * 0.14 + 0.04, self.panel * _ratio(row), notes * 0.12 + 0.04
+
+
+def _ratio(row: PanelRow) -> float:
+    """Return the largest height / width of a row's pictures."""
+    return max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
+
+
+def _within(text: str, size: float, width: float) -> str:
+    """Break a text into lines of at most `width` inches, except for formulas, which must not break at their spaces."""
+    return "\n".join(typeset(line) if "$" in line else _broken(line, width, size) for line in text.split("\n"))
+
+
+def _arrange(rows: Sequence[PanelRow], panel: float) -> _Grid:
+    """Shrink the panels until the grid fits the page, and break titles, notes and labels to fit the panels."""
     columns = max(len(row.panels) for row in rows)
-    gap, side = 0.06, 0.08
 
-    def ratio(row: PanelRow) -> float:
-        return max((p.picture.shape[0] / p.picture.shape[1] for p in row.panels if p.picture is not None), default=1.0)
-
-    def within(text: str, size: float, width: float) -> str:
-        lines = text.split("\n")  # a formula's spaces are no places to break it
-        return "\n".join(typeset(line) if "$" in line else _broken(line, width, size) for line in lines)
-
-    def beside(panel: float) -> list[str]:
-        return [within(row.label, _STYLE["font.size"], panel * ratio(row)) if row.label else "" for row in rows]
+    def labels(panel: float) -> list[str]:
+        return [_within(row.label, _STYLE["font.size"], panel * _ratio(row)) if row.label else "" for row in rows]
 
     def at_most(label_width: float) -> float:
-        return min(panel, (PAGE_WIDTH - label_width - 2 * side + gap) / columns - gap)
+        return min(panel, (PAGE_WIDTH - label_width - 2 * _SIDE + _GAP) / columns - _GAP)
 
-    label_lines = max(label.count("\n") + 1 for label in beside(at_most(0.24))) if any(r.label for r in rows) else 0
+    label_lines = max(label.count("\n") + 1 for label in labels(at_most(0.24))) if any(r.label for r in rows) else 0
     label_width = 0.1 + 0.14 * label_lines if label_lines else 0.0
-    panel = at_most(label_width)
-    width = max(label_width + 2 * side + columns * (panel + gap) - gap, 3.4)
-    left = (width - (columns * (panel + gap) - gap) + label_width) / 2
-
-    title_size = _STYLE["axes.titlesize"] if panel > 0.75 else _NOTE_SIZE
+    size = at_most(label_width)
+    width = max(label_width + 2 * _SIDE + columns * (size + _GAP) - _GAP, 3.4)
+    left = (width - (columns * (size + _GAP) - _GAP) + label_width) / 2
+    title_size = _STYLE["axes.titlesize"] if size > 0.75 else _NOTE_SIZE
 
     def fitted(p: Panel) -> Panel:
-        return replace(p, title=within(p.title, title_size, panel), note=within(p.note, _NOTE_SIZE, panel))
+        return replace(p, title=_within(p.title, title_size, size), note=_within(p.note, _NOTE_SIZE, size))
 
-    labels = beside(panel)
-    rows = [
-        replace(row, panels=[fitted(p) for p in row.panels], label=label)
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    broken = [PanelRow([fitted(p) for p in row.panels], label) for row, label in zip(rows, labels(size), strict=True)]
+    return _Grid(broken, size, width, left, title_size)
 
-    def row_heights(row: PanelRow) -> tuple[float, float, float]:
-        lines = max((p.title.count("\n") + 1 for p in row.panels if p.title), default=0)
-        notes = max((p.note.count("\n") + 1 for p in row.panels if p.note), default=0)
-        return lines * 0.14 + 0.04, panel * ratio(row), notes * 0.12 + 0.04
 
-    text = _paragraph(caption, width - 2 * side)
+def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
+    """Draw rows of pictures, as the papers show maps. panel: width of a picture in inches, reduced to fit the page."""
+    grid = _arrange(rows, panel)
+    text = _paragraph(caption, grid.width - 2 * _SIDE)
     caption_height = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.05
-    height = side + sum(sum(row_heights(row)) for row in rows) + caption_height
+    height = _SIDE + sum(sum(grid.heights(row)) for row in grid.rows) + caption_height
     with styled():
-        figure = Figure(figsize=(width, height))
-        y = height - side
-        for row in rows:
-            above, tall, under = row_heights(row)
+        figure = Figure(figsize=(grid.width, height))
+        y = height - _SIDE
+        for row in grid.rows:
+            above, tall, under = grid.heights(row)
             y -= above + tall
             for column, each in enumerate(row.panels):
-                if each.picture is None:
-                    continue
-                axes = figure.add_axes(
-                    ((left + column * (panel + gap)) / width, y / height, panel / width, tall / height)
-                )
-                axes.imshow(each.picture)
-                axes.set_axis_off()
-                if each.dead_rows is not None:
-                    _dead_zone(axes, *each.dead_rows)
-                if each.title:
-                    axes.set_title(each.title, pad=3, fontsize=title_size)
-                if each.note:
-                    axes.text(
-                        0.5, -0.02, each.note, transform=axes.transAxes, ha="center", va="top", fontsize=_NOTE_SIZE
-                    )
+                if each.picture is not None:
+                    left = grid.left + column * (grid.panel + _GAP)
+                    box = left / grid.width, y / height, grid.panel / grid.width, tall / height
+                    _draw_panel(figure.add_axes(box), each, grid.title_size)
             if row.label:
                 figure.text(
-                    (left - 0.08) / width,
+                    (grid.left - 0.08) / grid.width,
                     (y + tall / 2) / height,
                     row.label,
                     rotation=90,
@@ -201,19 +208,30 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                 )
             y -= under
         _caption(figure, text, y - 0.06)
-    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # ours, for alt texts
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # our attribute, for alt texts
     return figure
 
 
+def _draw_panel(axes: Any, panel: Panel, title_size: float) -> None:
+    axes.imshow(panel.picture)
+    axes.set_axis_off()
+    if panel.dead_rows is not None:
+        _dead_zone(axes, *panel.dead_rows)
+    if panel.title:
+        axes.set_title(panel.title, pad=3, fontsize=title_size)
+    if panel.note:
+        axes.text(0.5, -0.02, panel.note, transform=axes.transAxes, ha="center", va="top", fontsize=_NOTE_SIZE)
+
+
 def _dead_zone(axes: Any, first: int, last: int) -> None:
-    """A dashed red line above the rows first .. last of a picture, and red hatching over them."""
+    """Hatch the rows first .. last of a picture in red, below a dashed red line."""
     axes.axhline(first - 0.5, color="red", linewidth=1.2, linestyle="--")
     with matplotlib.rc_context({"hatch.linewidth": 0.6}):
         axes.axhspan(first - 0.5, last + 0.5, facecolor=(1, 0, 0, 0.1), edgecolor="red", hatch="///", linewidth=0)
 
 
 def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), columns: int = 1) -> tuple[Figure, list]:
-    """An empty figure with `columns` axes side by side and room for its caption. (figure, axes)"""
+    """Make an empty figure with `columns` axes side by side and room for its caption: (figure, axes)."""
     text = _paragraph(caption, width - 0.16)
     below = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.0
     with styled():
@@ -222,12 +240,12 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
         engine.set(rect=(0, below / (height + below), 1, height / (height + below)))
         axes = figure.subplots(1, columns, squeeze=False)[0]
         _caption(figure, text, below - 0.06)
-    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # ours, for alt texts
+    figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # our attribute, for alt texts
     return figure, list(axes)
 
 
-def numbers(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
-    """A small matrix [H, W] with its numbers on red (up to `bound`), white (0) and blue (down to -`bound`)."""
+def draw_matrix(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
+    """Draw a small matrix [H, W] with its numbers on red (up to `bound`), white (0) and blue (down to -`bound`)."""
     axes.imshow(values, cmap="bwr", vmin=-2 * bound, vmax=2 * bound)
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, typeset(f"{value:g}"), ha="center", va="center", color="black" if value else "0.6")
@@ -247,7 +265,7 @@ def _caption(figure: Figure, text: str, top: float) -> None:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png (200 dpi) and `stem`.pdf, each whole or not at all; equal figures give equal bytes."""
+    """Write `stem`.png (200 dpi) and `stem`.pdf atomically; equal figures give equal bytes."""
     with styled():
         FigureCanvasAgg(figure)
         for kind, metadata in (

@@ -1,1 +1,1 @@
-"""Networks as graphs: traced, run by rules, and what of their outputs counts."""
+"""Networks as graphs: tracing them, running them by rules, and choosing the output to explain."""

@@ -1,6 +1,6 @@
-"""Running a traced network by rules of one's own for each family of operations: LRP and DeepLIFT.
+"""Run a traced network with a custom rule for each family of operations, as LRP and DeepLIFT need.
 
-An operation without a rule is an error that names it.
+An operation without a rule raises an error that names it.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _graphs: WeakKeyDictionary[nn.Module, tuple[fx.Graph, dict[str, Any]]] = WeakKey
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear,
 }  # fmt: skip
-_MOVES = {  # what puts values elsewhere and leaves them as they are
+_MOVES = {  # operations that move values without changing them
     "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "alphadropout", "stochasticdepth",
     "clone", "contiguous", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze",
     "unsqueeze", "expand", "cat", "concat", "concatenate", "stack", "getitem", "chunk", "split", "unbind", "narrow",
@@ -43,14 +43,14 @@ _PRODUCTS = {"mul", "imul", "div", "idiv", "truediv", "itruediv"}
 
 
 class NoRule(NotTraceable):
-    """An operation of a network has no rule; the message names it."""
+    """Raised for an operation that has no rule; the message names it."""
 
 
 class Affine(NamedTuple):
-    """y = f(a, w, b): a convolution, a dense layer or a scaling, linear in a, and in w and b.
+    """A convolution, dense layer or scaling y = f(a, w, b), which is affine in a and linear in (w, b).
 
-    w: None where the weights are never there (`vis.models.streamed`): then only f(a, None, None) is defined. b: as it is
-    added to y. layer: conv, dense, or nothing for a scaling.
+    w is None if the weights are never in memory (`vis.models.streamed`); then only f(a, None, None) is defined. b has the
+    shape in which it is added to y. layer is "conv", "dense", or "" for a scaling.
     """
 
     f: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
@@ -61,7 +61,7 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class _Pending:
-    """A layer that its batch norm will run, folded into it."""
+    """A layer that waits for the batch norm behind it, to run with the batch norm folded in."""
 
     node: fx.Node
     op: Affine
@@ -69,11 +69,11 @@ class _Pending:
 
 
 class Walk(fx.Interpreter):
-    """Runs the graph of a network in eval mode, operation by operation and never in place; as it is, it gives its outputs.
+    """Run the graph of a network in eval mode, one operation at a time and never in place.
 
-    A subclass gives the methods below a meaning of its own. Every ReLU and pooling is one call, whatever its spelling and
-    however often its module is used. A batch norm behind a layer is folded into it. What does not depend on the images runs
-    as it stands. Raises NoRule.
+    Unless a subclass overrides the rules below, the result is the network's output. Each ReLU or pooling is one call of
+    its rule, however it is spelled and however often its module is used. A batch norm behind a layer is folded into the
+    layer. Operations that do not depend on the images run unchanged. Raises NoRule.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -81,7 +81,7 @@ class Walk(fx.Interpreter):
         super().__init__(net, graph=graph)
         self.extra_traceback = False
         self.traced = Traced(net, self.graph, {}, net)
-        self._live: set[fx.Node] = set()  # whose values come from the images; sizes do not
+        self._live: set[fx.Node] = set()  # nodes whose values depend on the images; sizes do not
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
         return op.f(a, op.w, op.b)
@@ -90,23 +90,23 @@ class Walk(fx.Interpreter):
         return a + b
 
     def average(self, node: fx.Node, f: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        """Averages and sums over positions: linear, all weights positive."""
+        """Apply an average or sum over positions, which is linear with positive weights."""
         return f(a)
 
     def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        """What treats each value on its own."""
+        """Apply an elementwise nonlinearity."""
         return g(a)
 
     def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
-        """pool(a), or pool(a, return_indices=True): (maxima, their places in a flat map)."""
+        """Apply a max pooling; pool(a, return_indices=True) returns the maxima and their indices in the flattened map."""
         return pool(a)
 
     def product(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
-        """Of two values that depend on the image, as of a map and its gate."""
+        """Multiply two values that both depend on the image, such as a map and its gate."""
         raise self.no_rule(node, ", of two values that depend on the image")
 
     def normalisation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        """By the mean and deviation of the values themselves."""
+        """Normalise values by their own mean and standard deviation."""
         raise self.no_rule(node)
 
     def no_rule(self, node: fx.Node, why: str = "") -> NoRule:
@@ -159,7 +159,7 @@ class Walk(fx.Interpreter):
         raise self.no_rule(n)
 
     def _arithmetic(self, n: fx.Node, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Of two values of the network, or of one and a constant: then a scaling y = w a + b."""
+        """Combine two values of the network, or a value and a constant, which is a scaling y = w a + b."""
 
         def scaling(a: Tensor, w: Any, b: Any = None) -> Tensor:
             w, b = (v if v is None else torch.as_tensor(v, dtype=a.dtype, device=a.device) for v in (w, b))
@@ -187,10 +187,10 @@ class Walk(fx.Interpreter):
         return node.op == "call_module" and self.traced.kind(node) in ("batchnorm1d", "batchnorm2d", "batchnorm3d")
 
     def _batch_norm(self, node: fx.Node, a: Tensor) -> Affine:
-        """A batch norm as the scaling that it is in eval mode, for values like a."""
+        """Return the scaling that a batch norm performs in eval mode, shaped for values like a."""
         m: Any = self.traced.net.get_submodule(str(node.target))
         if m.running_mean is None:
-            raise self.no_rule(node, ", which has no statistics of its own")
+            raise self.no_rule(node, ", which has no running statistics")
         w = torch.rsqrt(m.running_var + m.eps) * (1 if m.weight is None else m.weight)
         b = (0 if m.bias is None else m.bias) - m.running_mean * w
         shape = (-1, *[1] * (a.ndim - 2))
@@ -203,15 +203,13 @@ def _scale(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
 
 
 def _layer(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Affine:
-    """A convolution or dense layer; args: those behind its input."""
+    """Return a convolution or dense layer as an Affine; args are the arguments after its input."""
     if kind == "streamedlinear":
         return Affine(lambda a, w, b: module(a), None, None, "dense")
     run: Callable[..., Tensor]
     if module is not None:
         w, b = module.weight, module.bias
-        run = (
-            module._conv_forward if LAYERS[kind] == "conv" else _FUNCTIONS[kind]
-        )  # the former knows the padding's mode
+        run = module._conv_forward if LAYERS[kind] == "conv" else _FUNCTIONS[kind]  # the former applies padding_mode
     else:
         given = dict(zip(("weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)) | kwargs
         w, b = given.pop("weight"), given.pop("bias", None)
@@ -228,7 +226,7 @@ def _layer(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _folded(op: Affine, norm: Affine) -> Affine:
-    """A layer and the scaling of its outputs as one layer."""
+    """Fold the scaling of a layer's outputs into the layer."""
     assert op.w is not None
     assert norm.w is not None
     assert norm.b is not None
@@ -237,7 +235,7 @@ def _folded(op: Affine, norm: Affine) -> Affine:
 
 
 def _max_pool(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-    """A max-pooling as torch.nn.functional has it, for any spelling; args: those behind its input."""
+    """Return a max pooling as a function of its input alone; args are the arguments after its input."""
     if module is not None:
         windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         names = ("output_size",) if "adaptive" in kind else windows
@@ -247,9 +245,9 @@ def _max_pool(kind: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
-    """A network's graph, traced once (a tenth of a second for a resnet50), and the tensors that its code makes itself.
+    """Return a network's graph, traced once (0.1 s for a resnet50), and the tensors that its forward code creates.
 
-    The graph leaves out what no output needs, as another head: nothing is done in place, so it has no effect.
+    Nodes that no output needs, such as a second head, are removed: nothing runs in place, so they have no effect.
     Raises NotTraceable.
     """
     if net not in _graphs:

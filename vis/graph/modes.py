@@ -1,4 +1,4 @@
-"""The modes of a network."""
+"""Switch a network to the state in which it is explained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters, and autograd on, whatever the caller's mode is.
+    """Put the model into eval mode, freeze its parameters and enable autograd, whatever the caller's mode is.
 
-    Every flag is put back at the end, also after an exception.
+    Every flag is restored on exit, also after an exception.
     """
     modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]

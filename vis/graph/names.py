@@ -1,4 +1,4 @@
-"""Layers by name."""
+"""Find layers by name."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from vis.errors import UserError, did_you_mean
 
 
 def resolve_layer(net: nn.Module, layer: str) -> str:
-    """The module name of a layer given by module name or by one of the network's `layer_names`. UserError if none."""
+    """Return the module name of a layer, given by module name or by a key of the network's `layer_names`. Raises UserError."""
     aliases = getattr(net, "layer_names", {})
     if layer in aliases:
         return aliases[layer]

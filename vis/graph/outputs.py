@@ -1,10 +1,10 @@
-"""Networks that return more than logits: a tuple, a list, a dict, an object with `.logits`, a map of class scores.
+"""Adapt networks that return more than logits: a tuple, a list, a dict, an object with `.logits`, a map of class scores.
 
-    returning(net, "logits")                             the network that returns only this of what `net` returns
+    returning(net, "logits")                             the same network, returning only output["logits"] or output.logits
     returning(net, lambda output: output["a"] - output["b"])
 
-`model.output=logits` on the command line is the first. A target that is a function, `targets=f`, is the second with f(output)
-[B] as its only unit. So whatever works for a classifier works for these networks.
+On the command line, `model.output=logits` does the first. A target function, `targets=f`, does the second and makes f(output)
+[B] the only unit. So every method for classifiers also works for these networks.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ from torch import Tensor, fx, nn
 
 from vis.errors import NotApplicable
 
-Score = Callable[[Any], Tensor]  # what a network returns for any number of images -> a score for each of them, [B]
+Score = Callable[[Any], Tensor]  # output of the network for B images -> one score per image, [B]
 
 
 def returning(net: nn.Module, part: int | str | Callable[[Any], Any]) -> nn.Module:
-    """The network that returns a part of what `net` returns: an index, a key, the name of an attribute, or a function of it.
+    """Return a network that returns one part of the output of `net`: an index, a key, an attribute, or a function of it.
 
-    Layers, weights, modes and hooks are those of `net`, which stays as it is: the two share their state, and a hook on the
-    network itself still sees all that `net` returns.
+    It shares layers, weights, modes and hooks with `net`, which is not changed. A hook on the network itself still sees
+    the whole output of `net`.
     """
     kind = type(net)
     of_output = part if callable(part) else lambda output: _chosen(output, part, kind.__name__)
@@ -33,7 +33,7 @@ def returning(net: nn.Module, part: int | str | Callable[[Any], Any]) -> nn.Modu
 
 
 def sharing(net: nn.Module, **methods: Callable[..., Any]) -> nn.Module:
-    """A module with the state of `net`, not a copy of it, and its class but for some methods."""
+    """Return a module that shares all state with `net` and overrides some methods of its class."""
     kind = type(net)
     other: nn.Module = object.__new__(type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods}))
     object.__setattr__(other, "__dict__", vars(net))
@@ -41,21 +41,21 @@ def sharing(net: nn.Module, **methods: Callable[..., Any]) -> nn.Module:
 
 
 def detached(net: nn.Module) -> nn.Module:
-    """A module of the same class that shares layers and weights with `net`: what it is given besides, `net` does not get."""
+    """Return a module of the same class that shares layers and weights with `net`; attributes set on it do not reach `net`."""
     other: nn.Module = object.__new__(type(net))
     object.__setattr__(other, "__dict__", dict(vars(net)))
     return other
 
 
 def scoring(net: nn.Module, f: Score) -> nn.Module:
-    """The network that returns f(output) [B, 1]. Raises NotApplicable where f does not give each image a number."""
+    """Return a network that returns f(output) as [B, 1]. It raises NotApplicable if f does not return one score per image."""
 
     def column(output: Any) -> Any:
         scores = f(output)
         if not isinstance(scores, fx.Proxy) and not (isinstance(scores, Tensor) and scores.ndim == 1):
             got = described(scores)
             raise NotApplicable(
-                f"a target function makes [B] of what the network returns, {described(output)}, not {got}"
+                f"a target function must return scores [B]; from the output, {described(output)}, it made {got}"
             )
         return scores[:, None]
 
@@ -63,7 +63,7 @@ def scoring(net: nn.Module, f: Score) -> nn.Module:
 
 
 def checked_logits(net: nn.Module, output: Any, batch: int) -> Tensor:
-    """What a network returned for a batch of images, which are logits [B, K]. Raises NotApplicable, with the ways out."""
+    """Return the output of a network if it is logits [B, K]; otherwise raise NotApplicable with the ways out."""
     if _is_logits(output, batch):
         return output
     part = next((key for key, value in _parts(output).items() if _is_logits(value, batch)), None)
@@ -75,7 +75,7 @@ def checked_logits(net: nn.Module, output: Any, batch: int) -> Tensor:
 
 
 def described(output: Any) -> str:
-    """What a network returned, in words: a shape, or the parts by which `returning` finds them."""
+    """Describe the output of a network: its shape, or the parts that `returning` can choose."""
     if isinstance(output, Tensor):
         return str(list(output.shape))
     names = ", ".join(map(str, _parts(output)))
@@ -87,19 +87,19 @@ def _is_logits(output: Any, batch: int) -> bool:
 
 
 def _parts(output: Any) -> dict[Any, Any]:
-    """What `returning` can choose from, but for the fields of named tuples, which have numbers as well."""
+    """Return the parts that `returning` can choose; the fields of a named tuple are listed by index only."""
     if isinstance(output, Mapping):
         return dict(output)
     return dict(enumerate(output)) if isinstance(output, tuple | list) else dict(getattr(output, "__dict__", {}))
 
 
 def _chosen(output: Any, part: int | str, name: str) -> Any:
-    """output[part] or output.part."""
-    if isinstance(output, fx.Proxy):  # a graph decides when it runs
+    """Return output[part] or output.part."""
+    if isinstance(output, fx.Proxy):  # while tracing: decided when the graph runs
         return output.tracer.create_proxy("call_function", _chosen, (output, part, name), {})
     try:
         if not isinstance(output, Tensor):
             return output[part] if isinstance(output, Mapping) or isinstance(part, int) else getattr(output, part)
     except (LookupError, AttributeError, TypeError):
         pass
-    raise NotApplicable(f"there is no {part!r} in what {name} returns, {described(output)}")
+    raise NotApplicable(f"the output of {name}, {described(output)}, has no {part!r}")

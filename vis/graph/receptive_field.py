@@ -1,12 +1,12 @@
-"""The receptive field: which rows of the image a position of a traced network can see.
+"""Compute receptive fields: which rows of the image each position in a traced network can depend on ("see").
 
-It follows from the operations alone. Row i of a convolution or pooling with kernel k, stride s, padding p and dilation d reads
-the rows
+They follow from the operations alone. Row i of a convolution or pooling with kernel k, stride s, padding p and dilation d
+reads the rows
 
     i s - p  ...  i s - p + d (k - 1)
 
-of its input, and so sees what those see. An operation without a rule sees, at every position, all that its inputs see:
-never too little, so that what is called unseen cannot be seen.
+of its input and sees what those rows see. For an operation without a rule, every position sees all that its inputs see.
+So the result is an upper bound: a row that is reported as unseen has no influence.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from torch import fx
 
 from vis.graph.trace import ELEMENTWISE, Traced
 
-Seen = np.ndarray  # [n, 2]: the first and the last row of the image that each of n positions sees; last < first: none
-WINDOWS = {  # where they stand among the arguments of the functions
+Seen = np.ndarray  # [n, 2]: first and last image row that each of n positions sees; last < first means none
+WINDOWS = {  # positions among the arguments of the functions
     "conv2d": {"stride": 3, "padding": 4, "dilation": 5},
     "maxpool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avgpool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
@@ -30,10 +30,10 @@ PADDINGS = {"pad", "constantpadnd", "zeropad2d", "constantpad2d"}
 def receptive_field(
     traced: Traced, axis: int = 2, live: Mapping[fx.Node, int] | None = None
 ) -> tuple[dict[fx.Node, Seen], list[fx.Node]]:
-    """What each position of each node sees of the image, and the nodes that see all that their inputs see.
+    """Return which part of the image each position of each node sees, and the nodes that mix all positions.
 
-    axis: 2 for rows, 3 for columns. A node that is no map [B, C, H, W] has one position, one that does not depend on
-    the image is left out. live: nodes of whose rows only the first so many are read.
+    axis: 2 for rows, 3 for columns. A node that is not a map [B, C, H, W] has one position; nodes that do not depend on
+    the image are omitted. live: {node: n} if only the node's first n rows are read.
     """
     seen: dict[fx.Node, Seen] = {}
     mixing: list[fx.Node] = []
@@ -59,7 +59,7 @@ def receptive_field(
 
 
 def _rule(traced: Traced, node: fx.Node, sources: list[fx.Node], axis: int) -> Callable[[Seen], Seen] | None:
-    """How a node of maps sees what its inputs see; None where it mixes their positions."""
+    """Return the function from what a node's inputs see to what the node sees; None if it mixes positions."""
     kind = traced.kind(node)
     if kind in ELEMENTWISE:
         return lambda seen: seen
@@ -89,8 +89,10 @@ def _rule(traced: Traced, node: fx.Node, sources: list[fx.Node], axis: int) -> C
 
 
 def window(traced: Traced, node: fx.Node, kind: str, i: int) -> tuple[int, int, int, int] | None:
-    """Kernel, stride, padding and dilation of a convolution or pooling along the i-th axis; None if it wraps or mirrors,
-    and where the network computes them from an image's size."""
+    """Return kernel, stride, padding and dilation of a convolution or pooling along the i-th spatial axis.
+
+    Return None if it pads circularly or by reflection, or if the network computes them from the image's size.
+    """
     places = WINDOWS[kind]
     if node.op == "call_module":
         module: Any = traced.net.get_submodule(str(node.target))
@@ -117,7 +119,7 @@ def window(traced: Traced, node: fx.Node, kind: str, i: int) -> tuple[int, int, 
 
 
 def padding(traced: Traced, node: fx.Node) -> tuple[int, int] | None:
-    """How many rows and columns a padding by a constant puts before a map; None for another padding, and if it cuts."""
+    """Return how many rows and columns a constant padding adds before a map; None for other paddings and for cropping."""
     if node.op == "call_module":
         given: Any = traced.net.get_submodule(str(node.target)).padding
     else:
@@ -130,17 +132,17 @@ def padding(traced: Traced, node: fx.Node) -> tuple[int, int] | None:
 
 
 def argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
-    """An argument of a function or method, of whatever spelling."""
+    """Return an argument of a function or method, given by position or by keyword."""
     return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
 
 def _windows(seen: Seen, first: np.ndarray, last: np.ndarray) -> Seen:
-    """The union over the positions first ... last, of those that are there."""
+    """For each output, return what the input positions first ... last see together; positions outside are ignored."""
     return np.concatenate([_hull(seen[max(a, 0) : max(b + 1, 0)]) for a, b in zip(first, last, strict=True)])
 
 
 def _hull(seen: Seen) -> Seen:
-    """[1, 2]: from the first to the last row that any of the positions sees."""
+    """Return the first and last row that any of the positions sees: [1, 2]."""
     if not len(seen):
         return np.array([[np.iinfo(int).max, -1]])
     return np.array([[seen[:, 0].min(), seen[:, 1].max()]])

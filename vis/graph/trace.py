@@ -1,7 +1,7 @@
-"""The traced graph of a network (torch.fx): its nodes, their shapes, and who calls them.
+"""Trace a network with torch.fx: the nodes of its graph, their shapes, and the modules that call them.
 
-Modules of torch.nn stay single nodes. Three things build on the graph: the receptive field (`vis.graph.receptive_field`),
-rules for each operation (`vis.graph.interpreter`), and inference of what a window changes (`vis.windows.engine`).
+Modules of torch.nn stay single nodes. Three things build on the graph: receptive fields (`vis.graph.receptive_field`),
+rules for each operation (`vis.graph.interpreter`), and incremental inference for windows (`vis.windows.engine`).
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from vis.errors import first_line
 from vis.graph.outputs import detached, sharing
 
-# Functions, methods and (lower case, without underscores) modules that treat each position of a map on its own.
+# Functions, methods and modules (in lower case, without underscores) that treat each position of a map independently.
 ELEMENTWISE = {
     "identity", "dropout", "dropout2d", "featuredropout", "alphadropout", "stochasticdepth", "clone", "contiguous",
     "detach", "float", "double", "batchnorm2d", "batchnorm", "relu", "relu6", "leakyrelu", "prelu", "rrelu", "elu",
@@ -36,19 +36,19 @@ _HOMES = {
     "builtins",
     "_operator",
     "math",
-}  # a class of the user's may be called Conv2d too
+}  # a user's own class may also be called Conv2d
 LAYERS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "linear": "dense", "streamedlinear": "dense"}
 
 
 class NotTraceable(ValueError):
-    """What a network does cannot be written down as a graph; the message says where and why."""
+    """Raised if a network cannot be traced; the message says where and why."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A network's graph with the shape of every node's output (None where it is no tensor), for a batch of one image.
+    """A network's graph with the shape of every node's output for a batch of one image (None if it is not a tensor).
 
-    runnable: the network, with the tensors that its code makes itself as attributes: what an interpreter takes.
+    runnable: the network to interpret; the tensors that its forward code creates are its attributes.
     """
 
     net: nn.Module
@@ -57,29 +57,29 @@ class Traced:
     runnable: nn.Module
 
     def size(self, node: fx.Node) -> tuple[int, int]:
-        """(height, width) of a node that is a map [B, C, H, W]."""
+        """Return (height, width) of a node that is a map [B, C, H, W]."""
         shape: Any = self.shapes[node]
         return shape[2], shape[3]
 
     def kind(self, node: fx.Node) -> str:
-        """What a node does: `conv2d`, `relu`, `add`, ..., the same word for modules, functions, methods and operators."""
+        """Return the operation of a node, such as `conv2d` or `add`: one word for modules, functions, methods and operators."""
         if node.op == "call_module":
             return kind_of(parametrize.type_before_parametrizations(self.net.get_submodule(str(node.target))))
         return kind_of(node.target)
 
     def words(self, node: fx.Node) -> str:
-        """A node for people: its module's name, or its operation and the module that calls it."""
+        """Name a node for a message: by its module, or by its operation and the module that calls it."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.net.get_submodule(str(node.target))).__name__})"
         return f"{self.kind(node)} in {node.meta['owner'] or type(self.net).__name__}"
 
 
 class Tracer(fx.Tracer):
-    """fx's, which knows whose code made a node (`node.meta["owner"]`, a module's name) and where a trace failed.
+    """An fx.Tracer that records which module made each node (`node.meta["owner"]`) and where a trace failed.
 
-    shallow: only what the root itself does; each of its children is one node, so that hooks on it still run.
-    Buffers are nodes, not numbers of the first trace. `made` are the tensors that the network's code makes itself, by the
-    names of their nodes; fx would leave them in the user's network. `traced` is the network with them.
+    shallow: trace only the root's own code; each child stays one node, so that hooks on it still run.
+    Buffers become nodes, not constants. `made` maps node names to the tensors that the forward code creates, which fx
+    would otherwise leave in the user's network; `traced` is the network that has them as attributes.
     """
 
     proxy_buffer_attributes = True
@@ -95,7 +95,7 @@ class Tracer(fx.Tracer):
         return self._shallow or super().is_leaf_module(m, module_qualified_name) or kind_of(type(m)) in LAYERS
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if m is self._root:  # without its hooks, which expect numbers
+        if m is self._root:  # skips its hooks, which expect numbers
             return m.forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -105,7 +105,7 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         except NotTraceable:
             raise
-        except Exception as error:  # a module's own code may raise anything on fx's stand-ins for tensors
+        except Exception as error:  # a module's code may raise anything on fx proxies
             raise NotTraceable(f"{path} ({type(m).__name__}) cannot be traced: {first_line(error)}") from error
         finally:
             self._owners.pop()
@@ -116,14 +116,14 @@ class Tracer(fx.Tracer):
         return node
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """The graph of a network as it is called with images alone: what else it takes has its defaults, as in a call.
+        """Return the graph of a network called with images alone; its other arguments keep their defaults.
 
         Raises NotTraceable, also for branches on values (`if x.sum() > 0`).
         """
         self._root = root
         call = root.forward if self._shallow else root
         try:
-            with suppress(TypeError):  # of a part of a network, which takes more
+            with suppress(TypeError):  # a submodule may require more arguments
                 inspect.signature(call).bind(None)
                 root = sharing(root, forward=lambda self, images: call(images))
             self.traced = detached(root)
@@ -132,14 +132,14 @@ class Tracer(fx.Tracer):
             return graph
         except NotTraceable:
             raise
-        except Exception as error:  # a network's own code may raise anything on fx's stand-ins for tensors
+        except Exception as error:  # a network's code may raise anything on fx proxies
             raise NotTraceable(f"{type(root).__name__} cannot be traced: {first_line(error)}") from error
 
 
 def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
-    """The graph of a network on an image [1, channels, height, width]; nothing is computed. Put it into eval mode before.
+    """Return the graph of a network, which is in eval mode, for an image [1, channels, height, width].
 
-    Raises NotTraceable.
+    Shapes are inferred on torch's meta device, without computing values. Raises NotTraceable.
     """
     tracer = Tracer()
     graph = tracer.trace(net)
@@ -157,22 +157,22 @@ def trace(net: nn.Module, channels: int, size: tuple[int, int]) -> Traced:
         with torch.no_grad():
             dtype = next((p.dtype for p in net.parameters()), None)
             interpreter.run(torch.empty(1, channels, *size, dtype=dtype, device="meta"))
-    except Exception as error:  # as may any operation on tensors without numbers
+    except Exception as error:  # any operation may fail on meta tensors
         at = next((node for node in graph.nodes if node not in shapes), None)
         raise NotTraceable(f"{at} of {type(net).__name__} cannot be traced: {first_line(error)}") from error
     return Traced(net, graph, shapes, tracer.traced)
 
 
 def _hollow(net: nn.Module) -> nn.Module:
-    """A copy of a network without its numbers, on torch's meta device."""
+    """Return a copy of a network on torch's meta device, without values."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
-    others = [value for m in net.modules() for value in vars(m).values() if isinstance(value, Tensor)]  # weight norm's
+    others = [value for m in net.modules() for value in vars(m).values() if isinstance(value, Tensor)]  # weight norm
     memo |= {id(t): t.detach().to("meta") for t in [*net.buffers(), *others]}
     return copy.deepcopy(net, memo)
 
 
 def kind_of(called: Any) -> str:
-    """The word for a class, function or method; those that a user wrote keep their module's name and match no rule."""
+    """Return the word for a class, function or method; a user's own include their module's name, so they match no rule."""
     name = getattr(called, "__name__", str(called))
-    home = getattr(called, "__module__", None) or "torch"  # methods are words
+    home = getattr(called, "__module__", None) or "torch"  # methods are strings
     return (name if home.partition(".")[0] in _HOMES else f"{home}.{name}").replace("_", "").lower()

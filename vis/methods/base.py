@@ -1,7 +1,8 @@
 """The base class of all methods, and how several of them share a forward pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -185,7 +186,7 @@ def explain_all(
         return [maps for (maps,), _ in parts], parts[0][1]
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for name, method in methods.items():
-        with named(_spoken(name, method)):
+        with naming(name, method):
             if images.ndim == 5 and not method.video:
                 raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
@@ -196,7 +197,7 @@ def explain_all(
 
 def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:
     """A method's maps, checked to be floating-point numbers [B, 1 or C, H, W]."""
-    with named(_spoken(name, method)):
+    with naming(name, method):
         maps = method.explain(forward, targets)
     B, C, *size = forward.images.shape
     if not isinstance(maps, Tensor) or list(maps.shape) not in ([B, 1, *size], [B, C, *size]):
@@ -206,6 +207,21 @@ def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tens
     if not maps.is_floating_point():
         raise UserError(f"{_spoken(name, method)} returned maps of {maps.dtype}, expected floating-point numbers")
     return maps.detach()
+
+
+@contextmanager
+def naming(name: str, method: Method) -> Iterator[None]:
+    """Name a method in the exceptions raised inside: a UserError in its message, others in a note (`vis.errors.named`).
+
+    name: in the config; "" for a method that is called directly.
+    """
+    with named(_spoken(name, method)):
+        try:
+            yield
+        except UserError as error:
+            if not name or type(error) is not UserError:  # a Lacking is about a resource of the run
+                raise
+            raise UserError(f"methods.{name}: {error}") from error
 
 
 def _spoken(name: str, method: Method) -> str:

@@ -21,18 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.forward import Forward, NotApplicable, output_targets
-from vis.methods.layers import Dense, OnFeatureMaps, Reshape, dense_after, run_from, run_rest
+from vis.methods.forward import Forward, NotApplicable, in_passes, output_targets
+from vis.methods.from_layer import Dense, dense_after, run_from, run_rest
+from vis.methods.layers import OnFeatureMaps, Reshape
 from vis.methods.target import Target, Targets, score
-
-PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
 class ActivationMap(OnFeatureMaps):
     """Base class of class activation maps. A subclass implements `sum`, for instance from `self.maps` and `self.gradients`.
 
-    layer, reshape: whose feature maps (`vis.methods.layers.OnFeatureMaps`); None finds the last.
-    convention: "paper" or "table1", see above.
+    convention: paper, or table1, the code behind the numbers of taimeskhanov2024 (see above).
     """
 
     def __init__(self, layer: str | None = None, convention: str = "paper", reshape: Reshape | None = None) -> None:
@@ -239,11 +237,6 @@ def masks(B: Tensor, size: torch.Size, convention: str = "paper") -> Tensor:
     return (up - low) / torch.where(high > low, span, 1)
 
 
-def _few(index: Tensor, values: int) -> list[Tensor]:
-    """Split an index [n] into parts that fit into one pass, where each entry stands for `values` values."""
-    return [part for part in index.split(max(1, PASS_VALUES // values)) if len(part)]
-
-
 class ScoreCAM(ActivationMap):
     """ScoreCAM (Wang et al. 2020; taimeskhanov2024, Definition 5): the logits of the image masked by each feature map.
 
@@ -274,7 +267,7 @@ class ScoreCAM(ActivationMap):
         scores = B.new_empty(len(B))
         if constant.any():
             scores[constant] = score(model(torch.zeros_like(image)[None]), [target])
-        for some in _few((~constant).nonzero()[:, 0], image.numel()):
+        for some in in_passes((~constant).nonzero()[:, 0], image.numel()):
             masked = image * masks(B[some], image.shape[-2:], self.convention)[:, None]
             scores[some] = score(model(masked), [target] * len(some))
         return scores
@@ -316,7 +309,7 @@ class AblationCAM(ActivationMap):
 def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Tensor:
     """Return outputs [1 + n, K]: of a layer's values A [...], and of A with 0 at each of n sets of flat places [n, h, w]."""
     outputs = [run_rest(model, image, layer, A[None])]
-    for some in _few(torch.arange(len(places)), A.numel()):
+    for some in in_passes(torch.arange(len(places)), A.numel()):
         ablated = A.flatten().repeat(len(some), 1).scatter_(1, places[some].flatten(1), 0)
         outputs.append(run_rest(model, image, layer, ablated.view(-1, *A.shape)))
     return torch.cat(outputs)

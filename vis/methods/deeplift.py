@@ -26,7 +26,7 @@ from vis.graph.interpreter import Affine, Walk
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.forward import Forward, output_targets
-from vis.methods.relevance import Slopes, by_rules, checked, logit_targets
+from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -155,7 +155,7 @@ class DeepLIFT(Method):
     with differences d from the reference, multipliers m that obey the chain rule (Eq. 21), and m = w in layers. Maps are
     signed, [B, C, H, W], in units of the logit.
     rule: rescale or reveal_cancel. baseline: the reference image, black, gray, white, zero, mean, blur, noise or a tensor
-    (`vis.methods.baseline`); of several, [black,white], R is the mean.
+    (`vis.methods.baseline`); of several, [black,white], R is the mean. seed: of noise.
 
     Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19), the mean over the references.
     Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for black pixels

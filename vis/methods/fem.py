@@ -25,8 +25,8 @@ class FEM(OnFeatureMaps):
 
     FEM uses no gradient and no class. Maps are [B, 1, H, W], of images in 3D [B, 1, T, H, W], in units of the features; behind a
     ReLU they are not negative. The paper scales the map to [0, 1]; here the display does.
-    K: the threshold, in standard deviations above the mean. layer, reshape: whose feature maps, None finds the last
-    (`vis.methods.layers.OnFeatureMaps`). Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
+    K: the threshold, in standard deviations above the mean.
+    Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
     Costs a shared forward pass.
     """
 

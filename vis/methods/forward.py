@@ -14,9 +14,8 @@ On a CPU all this is about 1.15x faster for a network in channels_last: model.to
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,10 @@ from vis.graph.modes import evaluating
 from vis.graph.outputs import checked_logits
 from vis.methods.functional import LayerName, Tap
 from vis.methods.target import Target, Targets, as_targets, score
+from vis.system.device import backward_precision
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
+PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,6 @@ _UNDEFINED = (
 )
 
 
-@contextmanager
-def _tf32() -> Iterator[None]:
-    """Compute convolutions and matrix products on NVIDIA GPUs in TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def check_images(model: nn.Module, images: Tensor) -> None:
     """Raise ValueError or TypeError for images that the model cannot take."""
     if images.ndim not in (4, 5):
@@ -99,8 +89,6 @@ class Forward:
     Raises ValueError or TypeError for images that the model cannot take, NotApplicable for a model that is no
     classifier or does not have a wanted layer.
     """
-
-    tf32_backward: ClassVar[bool] = False  # mixed precision: which ReLUs are active is decided in float32, always
 
     def __init__(
         self, model: nn.Module, images: Tensor, layers: Sequence[str] = (), preprocess: Preprocessing | None = None
@@ -181,7 +169,7 @@ class Forward:
         wrt = self.images if of is None else of
         self._rule[0] = rule
         try:
-            with _tf32() if self.tf32_backward else nullcontext():
+            with backward_precision():
                 (gradient,) = torch.autograd.grad(scores.sum(), wrt, retain_graph=True, allow_unused=True)
         finally:
             self._rule[0] = SALIENCY
@@ -263,6 +251,11 @@ def output_targets(forward: Forward, targets: Targets, method: str) -> list[Targ
     forward.scores(targets)  # raises for a unit that is not there
     largest = forward.logits.argmax(1).tolist()
     return [replace(t, unit=i) if t.unit is None else t for t, i in zip(chosen, largest, strict=True)]
+
+
+def in_passes(rows: Tensor, values: int) -> list[Tensor]:
+    """Split rows [n, ...] into parts that fit into one forward pass, where each row stands for `values` values."""
+    return [part for part in rows.split(max(1, PASS_VALUES // values)) if len(part)]
 
 
 def _is_relu(node: Any, name: str) -> bool:

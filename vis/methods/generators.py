@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from vis.errors import UserError
 from vis.graph.modes import evaluating
 from vis.methods.base import Method, Subject
-from vis.methods.cam import output_targets
-from vis.methods.forward import Forward, NotApplicable
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.target import Targets
 from vis.system.console import progress
 from vis.system.files import intact, write_bytes
@@ -123,9 +122,11 @@ class AdversarialGenerators(Method):
         R(x) = |g_s(x) - g_a(x)|        g_s(x) is classified as x, g_a(x) oppositely
 
     Maps are [B, C, H, W], 0 or more, in the units of the network's input, the same for both classes. Call `fit` first;
-    vis-run does. pair: false is the single generator, |x - x_a|. distance, closeness: weights of the loss. steps: of Adam,
-    on `batch` images each, with a learning rate that falls from lr to 0 as a cosine. A map carries no information if g_a(x)
-    keeps the class, or x is of neither: see `silent`. Raises NotApplicable for a target that is neither of the classes.
+    vis-run does, on the training images of the dataset that show one of the two `classes`. pair: false is the single
+    generator, |x - x_a|. distance, closeness: weights of the loss. width: channels of a generator at full resolution.
+    steps: of Adam, on `batch` images each, with a learning rate that falls from lr to 0 as a cosine.
+    A map carries no information if g_a(x) keeps the class, or x is of neither: see `silent`.
+    Raises NotApplicable for a target that is neither of the classes.
     Costs a training with 2 `steps` forward and backward passes of `batch` images, once for a network; a map then takes a
     pass of each generator.
     """

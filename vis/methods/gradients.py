@@ -17,7 +17,7 @@ from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.cam import GradCAM
 from vis.methods.forward import GUIDED, SALIENCY, Forward, NotApplicable, ReluRule
 from vis.methods.layers import Reshape
-from vis.methods.relevance import checked
+from vis.methods.propagation import checked
 from vis.methods.target import Target, Targets, as_targets
 
 PASS_VALUES = 1 << 20  # of images at a time through a network and back: 6 of 3x224x224
@@ -47,7 +47,7 @@ def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 class PathMethod(Method):
     """A method that sums gradients on a way from a baseline x0 to the image. A subclass implements `from_baseline`.
 
-    steps: gradients on the way. baseline: one or several (`vis.methods.baseline`); the map is the mean over them. seed: of noise.
+    It gives the meaning of `steps`; the map is the mean over the baselines (`vis.methods.baseline`), `seed` that of noise.
     """
 
     axiom = "completeness"
@@ -94,7 +94,7 @@ class IntegratedGradients(PathMethod):
     steps: gradients on the line. rule: gauss_legendre; riemann, at k / steps for k = 1 ... steps as in the paper; or uniform,
     at random (`ExpectedGradients`).
     baseline: black, gray, white, zero, mean, blur, noise or a tensor (`vis.methods.baseline`), or a list of these, as
-    [black,white,blur]; R is then the mean. Black is black pixels: NotApplicable without `preprocess`.
+    [black,white,blur]; R is then the mean. Black is black pixels: NotApplicable without `preprocess`. seed: of noise.
 
     Axiom: completeness, a map sums to S_c(x) - S_c(x0), the mean over the baselines, up to the error of the numerical
     integral.

@@ -19,7 +19,8 @@ class GuidedIG(PathMethod):
     A step moves the values whose gradient is smallest towards the image, each at most to the point max_dist ahead of the
     straight line, and no value stays more than max_dist behind. Maps are signed, [B, C, H, W], in units of the target.
     steps: T. fraction: of the values, which a step moves first. max_dist: 0 is the straight line, 1 leaves the way free.
-    baseline: one or a list, whose maps are averaged (`vis.methods.baseline`). NotApplicable for black without `preprocess`.
+    baseline: one or a list, whose maps are averaged (`vis.methods.baseline`). seed: of noise. NotApplicable for black without
+    `preprocess`.
 
     Axiom: completeness, a map sums to S_c(x) - S_c(x_0), up to the error of the sum.
     Costs `steps` forward and backward passes for each baseline, one after the other, beside the shared forward pass.

@@ -95,8 +95,9 @@ class _Windows(Method):
     """Base class of methods that replace windows.
 
     window: side k. stride: from one window to the next. per_channel: windows of one channel at a time, maps [B, C, H, W]
-    instead of [B, 1, H, W]. laplace: N of the correction. memory_gb: memory limit of the passes. precision: of the products
-    with the values that a window changes; float32 keeps the precision of the image.
+    instead of [B, 1, H, W]. laplace: N of the Laplace correction of probabilities; inf is none. memory_gb: memory limit of
+    the passes. precision: of the products with the values that a window changes, bfloat16 or float16; float32 keeps the
+    precision of the image.
     """
 
     def __init__(
@@ -191,9 +192,10 @@ class Learnt(_Windows):
     """Base class of methods that replace windows by content learnt from other images; call `fit` first.
 
     patch: side l of the patch that a window is conditioned on. samples: draws of each window; 0 takes the expectation.
-    average: over the draws, of probabilities or of logits. conditional: false takes the content of other images at the same
+    conditional: false takes the content of other images at the same
     position, whatever surrounds it. joint: one Gaussian for all channels, not one for each. gaussian: a file that
-    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images. seed: of the draws.
+    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images, and learns from the bundled photographs without one.
+    seed: of the draws.
     """
 
     def __init__(
@@ -296,7 +298,7 @@ class PDA(Learnt):
         evidence(w) = log2 odds(p(c|x)) - log2 odds(1/S sum_s p(c | x, w drawn))
 
     Maps are signed, in log2 odds: [B, 1, H, W], or [B, C, H, W] per channel. Draws depend only on the seed and the
-    window's position, and are clipped to the range of the data.
+    window's position, and are clipped to the range of the data. average: over the draws, of probabilities or of logits.
     Raises UserError without a learnt distribution (`fit`) and if no window fits, NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each window, limited to the values that the window can change (`vis.windows.engine`).
     """
@@ -320,19 +322,9 @@ class PDA(Learnt):
         precision: str = "float32",
     ) -> None:
         super().__init__(
-            window,
-            patch,
-            stride,
-            samples,
-            conditional,
-            joint,
-            per_channel,
-            laplace,
-            gaussian,
-            seed,
-            memory_gb,
-            precision,
-        )
+            window, patch, stride, samples, conditional=conditional, joint=joint, per_channel=per_channel, laplace=laplace,
+            gaussian=gaussian, seed=seed, memory_gb=memory_gb, precision=precision,
+        )  # fmt: skip
         if samples < 1:
             raise ValueError("PDA draws samples: give 1 or more, or take pda_fast, which uses their expectation")
         if average not in ("probability", "logit"):
@@ -365,6 +357,7 @@ class PDAGradient(PDAFast):
         evidence(w) = g^T (x - x')        g = dP(c|x)/dx, x' the image with the conditional mean in w
 
     Maps are signed, in units of the probability: [B, 1, H, W], or [B, C, H, W] per channel; errors are those of PDA.
+    samples: as in PDAFast. precision: without effect, since one gradient has no products to round.
     Costs a shared forward pass and a backward pass, and the conditional means of all windows.
     """
 

@@ -16,242 +16,28 @@ relevance on unchanged (Bach et al. 2015, Eq. 55-56); so does a layer norm. A pr
 gate, gives each factor half (Achtibat et al. 2024, AttnLRP: the identity and the uniform rule).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from vis.graph.interpreter import Affine, Walk
-from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
-from vis.methods.forward import Forward, NotApplicable, output_targets
-from vis.methods.target import Target, Targets, score
-
-Modify = Callable[[Tensor], Tensor]
-
-
-class Part(NamedTuple):
-    """A share `coefficient` of the relevance, by contributions a' w'; products: (makes a' of a, makes w' of w and b).
-
-    sign: of the outputs z_j whose relevance it shares; 0: of all.
-    """
-
-    coefficient: float
-    products: tuple[tuple[Modify, Modify], ...]
-    sign: int = 0
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule as above. bias: it counts in the denominators, as the weight of a neuron that is always 1."""
-
-    parts: tuple[Part, ...]
-    epsilon: float = 0.0
-    bias: bool = True
-
-
-def same(v: Tensor) -> Tensor:
-    return v
-
-
-def positive(v: Tensor) -> Tensor:
-    return v.clamp(min=0)
-
-
-def negative(v: Tensor) -> Tensor:
-    return v.clamp(max=0)
-
-
-def epsilon_rule(epsilon: float, bias: bool = True) -> Rule:
-    """LRP-epsilon (Bach et al. 2015), Eq. 13 with epsilon * sign(z); LRP-0, Eq. 12, for epsilon = 0.
-
-    R_i = sum_j c_ij / (sum_q c_qj + b_j + epsilon sign) * R_j        c_ij = a_i w_ij
-    """
-    return Rule((Part(1, ((same, same),)),), epsilon, bias)
-
-
-def gamma_rule(gamma: float, bias: bool = True) -> Rule:
-    """LRP-gamma for inputs and outputs of either sign (Andeol et al. 2021): contributions of the output's sign count more.
-
-    R_i = sum_j (c_ij + gamma c^s_ij) / (sum_q c_qj + gamma c^s_qj) * R_j        c_ij = a_i w_ij, c^s: those with z_j's sign
-
-    The bias is one of them. The denominator is at least as far from 0 as z_j. Equal to Eq. 14 where a >= 0 and z > 0.
-    """
-    up, down = (lambda w: w + gamma * positive(w)), (lambda w: w + gamma * negative(w))
-    return Rule(
-        (Part(1, ((positive, up), (negative, down)), sign=1), Part(1, ((positive, down), (negative, up)), sign=-1)),
-        bias=bias,
-    )
-
-
-def gamma_eq14_rule(gamma: float, bias: bool = True) -> Rule:
-    """LRP-gamma as Montavon et al. 2019 and Eq. 14 have it, for inputs and outputs that are not negative.
-
-    R_i = sum_j a_i (w_ij + gamma w+_ij) / sum_q a_q (w_qj + gamma w+_qj) * R_j
-
-    Where z_j < 0, as before a skip connection, or an input is negative, the denominator can pass near 0: such maps are noise.
-    """
-    return Rule((Part(1, ((same, lambda w: w + gamma * positive(w)),)),), bias=bias)
-
-
-def alpha_beta_rule(alpha: float, bias: bool = True) -> Rule:
-    """LRP-alpha-beta (Bach et al. 2015), Eq. 15, beta = alpha - 1.
-
-    R_i = sum_j (alpha c+_ij / (sum_q c+_qj + b+_j) - beta c-_ij / (sum_q c-_qj + b-_j)) * R_j        c_ij = a_i w_ij
-    """
-    parts = [Part(alpha, ((positive, positive), (negative, negative)))]
-    if alpha != 1:
-        parts.append(Part(1 - alpha, ((positive, negative), (negative, positive))))
-    return Rule(tuple(parts), bias=bias)
-
-
-def zplus_rule() -> Rule:
-    """z+ of deep Taylor decomposition (Montavon et al. 2017): LRP-alpha1beta0 without the bias.
-
-    R_i = sum_j c+_ij / sum_q c+_qj * R_j        c_ij = a_i w_ij
-
-    The bias has no relevance and no place in the denominator; other libraries' ZPlus keeps it there, as alpha1beta0 does.
-    """
-    return alpha_beta_rule(1, bias=False)
-
-
-def wsquare_rule(bias: bool = True) -> Rule:
-    """w^2 of deep Taylor decomposition (Montavon et al. 2017), for inputs without bounds; the bias counts as a weight.
-
-    R_i = sum_j w_ij^2 / (sum_q w_qj^2 + b_j^2) * R_j
-    """
-    return Rule((Part(1, ((torch.ones_like, torch.square),)),), bias=bias)
-
-
-def flat_rule() -> Rule:
-    """Every input has the same share (Lapuschkin et al. 2019): w^2 with weights 1 and no bias."""
-    return Rule((Part(1, ((torch.ones_like, torch.ones_like),)),), bias=False)
-
-
-def box_rule(x: Tensor, low: Tensor, high: Tensor) -> Rule:
-    """z^B of deep Taylor decomposition (Montavon et al. 2017), for pixels x between l and h; the bias cancels.
-
-    R_i = sum_j (x_i w_ij - l_i w+_ij - h_i w-_ij) / sum_q (x_q w_qj - l_q w+_qj - h_q w-_qj) * R_j
-    """
-
-    def minus(bound: Tensor, a: Tensor) -> Tensor:
-        if a.numel() != x.numel() or not torch.equal(a.reshape(x.shape), x):
-            raise NotApplicable("the rule zb is for layers that read the image itself; flat and wsquare are for others")
-        return -bound.expand_as(x).reshape(a.shape)
-
-    return Rule(
-        (Part(1, ((same, same), (partial(minus, low), positive), (partial(minus, high), negative))),), bias=False
-    )
-
-
-class Slopes(torch.autograd.Function):
-    """Return y, whose gradient reaches each z_k multiplied by slope_k."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, slopes: Sequence[Tensor], *zs: Tensor) -> Tensor:
-        ctx.save_for_backward(*slopes)
-        return y.view_as(y)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(gradient * slope for slope in ctx.saved_tensors)
-
-
-def counted(a: Tensor, of_a: Modify = same) -> Tensor:
-    """Return a', whose gradient reaches a multiplied by a'."""
-    v = of_a(a.detach())
-    return Slopes.apply(v, [v], a)
-
-
-def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule, signs: Tensor | None = None) -> Tensor:
-    """Return y, whose relevance is shared by the z' of a rule's parts; signs: of the outputs that the rule counts, or y's."""
-    y, slopes = y.detach(), []
-    signs = y if signs is None else signs
-    for z, part in zip((z.detach() for z in zs), rule.parts, strict=True):
-        if rule.epsilon:
-            z = torch.full_like(z, rule.epsilon).copysign_(z).add_(z)
-        lost = z.abs() < torch.finfo(z.dtype).tiny
-        if part.sign:
-            lost |= signs.sign() != part.sign
-        slopes.append((part.coefficient / z).masked_fill_(lost, 0))
-    return Slopes.apply(y, slopes, *zs)
-
-
-class Relevance(Walk):
-    """Run a network so that its gradient is the relevance; its values stay the same.
-
-    rule: of additions, averages and scalings, of one part; rule_of(name, "conv" or "dense", first): of a layer, first
-    before any other.
-    """
-
-    def __init__(self, net: nn.Module, rule: Rule, rule_of: Callable[[str, str, bool], Rule]) -> None:
-        super().__init__(net)
-        self.rule, self.rule_of = rule, rule_of
-        self._behind: set[fx.Node] = set()  # a layer
-        for node in self.graph.nodes:
-            if any(s in self._behind or self.traced.kind(s) in LAYERS for s in node.all_input_nodes):
-                self._behind.add(node)
-
-    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
-        name = str(node.target) if node.op == "call_module" else node.name
-        rule = self.rule_of(name, op.layer, node not in self._behind) if op.layer else self.rule
-        if rule.parts[0].products == ((same, same),):
-            z = op.f(counted(a), op.w, op.b if rule.bias else None)
-            return shared(z if rule.bias or op.b is None else z + op.b, [z], rule)
-        if op.w is None:
-            raise self.no_rule(node, ": its weights are streamed, and only the rules zero and epsilon do without them")
-        y, zs = op.f(a.detach(), op.w, op.b), [self._z(op, a, part, rule.bias) for part in rule.parts]
-        signed = any(part.sign for part in rule.parts) and not rule.bias and op.b is not None
-        return shared(y, zs, rule, signs=op.f(a.detach(), op.w, None) if signed else None)
-
-    def _z(self, op: Affine, a: Tensor, part: Part, bias: bool) -> Tensor:
-        """Return z' of a part."""
-        total: Any = 0
-        for of_a, of_w in part.products:
-            if of_a is negative and a.detach().amin() >= 0:
-                continue  # behind a ReLU there is nothing negative
-            b = of_w(op.b) * of_a(torch.ones_like(op.b)) if bias and op.b is not None else None
-            total = total + op.f(counted(a, of_a), of_w(cast(Tensor, op.w)), b)
-        return total
-
-    def add(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
-        return self._sum(lambda made: made(a) + made(b))
-
-    def average(self, node: fx.Node, f: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        return self._sum(lambda made: f(made(a)))
-
-    def _sum(self, sum_of: Callable[[Modify], Tensor]) -> Tensor:
-        """Share a sum with weights 1 by the rule's first a'."""
-        of_a = self.rule.parts[0].products[0][0]
-        z = sum_of(partial(counted, of_a=of_a))
-        return shared(z if of_a is same else sum_of(Tensor.detach), [z], self.rule)
-
-    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        return Slopes.apply(g(a.detach()), [a.new_ones(())], a)
-
-    normalisation = activation
-
-    def product(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
-        a, b = torch.broadcast_tensors(a, b)
-        half = a.new_full((), 0.5)
-        return Slopes.apply(a.detach() * b.detach(), [half, half], a, b)
-
-
-@contextmanager
-def by_rules() -> Iterator[None]:
-    """Raise NotApplicable for a network that cannot be traced or an operation without a rule."""
-    try:
-        yield
-    except NotTraceable as error:
-        raise NotApplicable(str(error)) from error
-
+from vis.methods.forward import Forward, NotApplicable
+from vis.methods.propagation import Relevance, by_rules, checked, counted, logit_targets
+from vis.methods.rules import (
+    Rule,
+    alpha_beta_rule,
+    box_rule,
+    epsilon_rule,
+    flat_rule,
+    gamma_eq14_rule,
+    gamma_rule,
+    wsquare_rule,
+    zplus_rule,
+)
+from vis.methods.target import Targets, score
 
 RuleName = str | Mapping[str, float]  # gamma, or {gamma: 0.5}
 Bound = float | Sequence[float] | Tensor | str | None
@@ -446,25 +232,3 @@ class DeepTaylor(LRP):
 
     def __init__(self, low: Bound = None, high: Bound = None) -> None:
         super().__init__("zplus", {"input": "zb"}, low=low, high=high)
-
-
-def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
-    """Fix the unit of each target. Raises NotApplicable for anything but a logit."""
-    chosen = output_targets(forward, targets, method)
-    if any(target.output != "logit" for target in chosen):
-        raise NotApplicable(f"{method} explains logits, not probabilities")
-    return chosen
-
-
-def checked(outputs: Tensor, forward: Forward) -> Tensor:
-    """Return outputs [B, K], or those of the first images, that equal the network's.
-
-    Raises NotApplicable if the traced graph computes something else.
-    """
-    logits = forward.logits.detach()[: len(outputs)]
-    if outputs.shape != logits.shape or (outputs.detach() - logits).norm() > 1e-2 * logits.norm():
-        raise NotApplicable(
-            f"the traced graph of {type(forward.model).__name__} gives other outputs than the network: a hook, or a value "
-            "that is read after an operation in place, changes them"
-        )
-    return outputs

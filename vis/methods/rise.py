@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES
-from vis.methods.forward import Forward, output_targets
+from vis.methods.forward import Forward, in_passes, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -19,7 +18,7 @@ class RISE(Method):
     A mask M_i is a grid of cells x cells, each cell 1 with probability p, enlarged by bilinear interpolation to a little more
     than the image and cut at random. It multiplies the network's input, as in the authors' code: a masked pixel is
     the network's zero. Maps are [B, 1, H, W], in units of f. Masks depend on the seed alone: all images have the same.
-    samples: N, 4000 to 8000 in the paper. keep: p. output: f is the probability, as in the paper, or the logit.
+    samples: N, 4000 to 8000 in the paper. keep: p. output: f is the probability (prob), as in the paper, or the logit.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """
@@ -43,7 +42,7 @@ class RISE(Method):
         chosen = [Target(t.unit, None, self.output) for t in output_targets(forward, targets, self.title)]  # type: ignore[arg-type]  # checked above
         grids, shifts = self._draws(images)
         total = torch.zeros_like(images[:, :1])
-        for some in torch.arange(self.samples).split(max(1, PASS_VALUES // images[0].numel())):
+        for some in in_passes(torch.arange(self.samples), images[0].numel()):
             masks = self._masks(grids[some], shifts[some], images)
             for i, target in enumerate(chosen):
                 f = score(forward.model(images[i] * masks), [target] * len(masks))

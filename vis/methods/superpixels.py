@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vis.methods.base import Method
-from vis.methods.cam import PASS_VALUES
-from vis.methods.forward import Forward, NotApplicable, output_targets
+from vis.methods.forward import Forward, NotApplicable, in_passes, output_targets
 from vis.methods.target import Target, Targets, score
 
 
@@ -48,7 +47,7 @@ class _Superpixels(Method):
     ) -> np.ndarray:
         """Compute f for each of n choices of superpixels, kept [n, S] of 0 and 1: [n] in float64."""
         coloured, values = means[:, segments], []
-        for some in torch.from_numpy(kept).to(image.device).split(max(1, PASS_VALUES // image.numel())):
+        for some in in_passes(torch.from_numpy(kept).to(image.device), image.numel()):
             mask = some[:, segments][:, None].bool()
             values.append(score(model(torch.where(mask, image, coloured)), [target] * len(some)))
         return torch.cat(values).cpu().double().numpy()
@@ -72,7 +71,8 @@ class LIME(_Superpixels):
     superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: the number of such images. Each keeps a superpixel with probability 1/2, the first keeps all. superpixels: their
     approximate number (SLIC). d: cosine distance from the whole image; pi is the authors' sqrt(exp(-d^2 / sigma^2)).
-    alpha: penalty of the ridge regression, whose intercept is free. output: f is the probability, as in the paper, or the logit.
+    alpha: penalty of the ridge regression, whose intercept is free. output: f is the probability (prob), as in the paper, or
+    the logit. seed: of the samples.
     Raises NotApplicable for a unit of another layer.
     Costs `samples` forward passes for each image.
     """
@@ -113,8 +113,8 @@ class KernelSHAP(_Superpixels):
     z in {0, 1}^S marks the superpixels that are kept, of S; the others have their mean colour. A pixel has the value of its
     superpixel: maps are [B, 1, H, W], signed, in units of f.
     samples: the number of choices z. If it reaches 2^S, each z counts once and the values are exact; otherwise z are drawn in
-    proportion to pi, each with its complement. superpixels: their approximate number (SLIC). output: f is the probability or
-    the logit.
+    proportion to pi, each with its complement. superpixels: their approximate number (SLIC). output: f is the probability
+    (prob) or the logit. seed: of the draws.
     Raises NotApplicable for a unit of another layer, and where the samples do not determine the values: S superpixels need
     at least 2 (S - 1).
     Costs `samples` forward passes for each image.

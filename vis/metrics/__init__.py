@@ -1,4 +1,4 @@
-"""Numbers of maps."""
+"""Measure maps: similarity, texture, and agreement with the network and with people."""
 
 from vis.metrics.maps import (
     auc_judd,

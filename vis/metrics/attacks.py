@@ -1,7 +1,7 @@
-"""Small perturbations that change what a classifier sees: FGSM, DeepFool, one pixel; and noise as their control.
+"""Adversarial perturbations (FGSM, DeepFool, one pixel), and noise as their control.
 
-Images are pixels [B, C, H, W] in [0, 1], and stay within. `logits` is the classifier on pixels, [B, C, H, W] -> [B, K]: a
-network in eval mode behind its preprocessing (`vis.graph.modes.evaluating`). A batch gives what its images give one by one.
+Images are pixels [B, C, H, W] in [0, 1], before and after. `logits` maps pixels to logits, [B, C, H, W] -> [B, K]:
+preprocessing and a network in eval mode (`vis.graph.modes.evaluating`). Images of a batch do not affect each other.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ Logits = Callable[[Tensor], Tensor]
 
 
 def fgsm(logits: Logits, pixels: Tensor, classes: Tensor, eps: float = 4 / 255) -> Tensor:
-    """x + eps sign(dL/dx), L the cross-entropy of the classes [B] (Goodfellow et al. 2015)."""
+    """Return x + eps sign(dL/dx), where L is the cross-entropy of the classes [B] (Goodfellow et al. 2015)."""
     x = pixels.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits(x), classes, reduction="sum"), x)
     return (pixels + eps * gradient.sign()).clamp(0, 1)
 
 
 def deepfool(logits: Logits, pixels: Tensor, steps: int = 50, overshoot: float = 0.02, candidates: int = 10) -> Tensor:
-    """The way to the nearest boundary of the class, as if the network were linear, again and again until the class changes.
+    """Step to the nearest decision boundary of the linearised network, repeatedly, until the class changes.
 
-    Algorithm 2 of Moosavi-Dezfooli et al. 2016, among the classes with the largest logits (`candidates`, as there).
+    Algorithm 2 of Moosavi-Dezfooli et al. 2016; as there, it considers the `candidates` classes with the largest logits.
     """
     return torch.cat([_deepfool(logits, x[None], steps, overshoot, candidates) for x in pixels.detach()])
 
@@ -32,7 +32,7 @@ def deepfool(logits: Logits, pixels: Tensor, steps: int = 50, overshoot: float =
 def _deepfool(logits: Logits, x0: Tensor, steps: int, overshoot: float, candidates: int) -> Tensor:
     with torch.no_grad():
         first = logits(x0)[0]
-    k = first.topk(min(candidates, len(first))).indices  # k[0] is the class that is to go
+    k = first.topk(min(candidates, len(first))).indices  # k[0] is the class to leave
     x, r = x0, torch.zeros_like(x0)
     for _ in range(steps):
         each = x.repeat(len(k), 1, 1, 1).requires_grad_(True)
@@ -45,7 +45,7 @@ def _deepfool(logits: Logits, x0: Tensor, steps: int, overshoot: float, candidat
         if not norm.any():  # a dead network has no boundary
             break
         nearest = (gap / norm).where(norm > 0, torch.inf).argmin()
-        step = gap[nearest] / norm[nearest] + 1e-4  # as in the authors' code: beyond what rounding leaves of the gap
+        step = gap[nearest] / norm[nearest] + 1e-4  # + 1e-4 as in the authors' code, to step past rounding errors
         r = r + step / norm[nearest] * w[nearest]
         x = (x0 + (1 + overshoot) * r).clamp(0, 1)
     return x
@@ -54,9 +54,10 @@ def _deepfool(logits: Logits, x0: Tensor, steps: int, overshoot: float, candidat
 def one_pixel(
     logits: Logits, pixels: Tensor, classes: Tensor, population: int = 100, generations: int = 30, seed: int = 0
 ) -> Tensor:
-    """The one pixel whose place and colour lower the class most against the next one (Su et al. 2019).
+    """Change the one pixel that most reduces the margin of the class over the next one (Su et al. 2019).
 
-    Found by SciPy's differential evolution with their settings (F = 0.5, no crossover), until the class has changed.
+    SciPy's differential evolution, with their settings (F = 0.5, no crossover), searches its position and colour until
+    the class changes.
     """
     return torch.cat(
         [
@@ -103,10 +104,10 @@ def _one_pixel(logits: Logits, x: Tensor, c: int, population: int, generations: 
 
 
 def equal_noise(pixels: Tensor, perturbed: Tensor, seed: int = 0) -> Tensor:
-    """The control: Gaussian noise that takes each image as far as its perturbation does, in l2, as far as it can.
+    """Add Gaussian noise with the l2 norm of each image's perturbation, as a control.
 
-    The pattern depends on the seed alone. Its deviation is found by bisection, since what leaves [0, 1] is cut; a perturbation
-    longer than the way from the image to black and white by the pattern's signs is not reached, and the noise is shorter.
+    The pattern depends only on the seed. Bisection finds its standard deviation, since pixels are clipped to [0, 1]. At
+    most, all pixels become black or white by the pattern's signs; if the perturbation is longer, the noise is shorter.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(pixels.shape[1:], dtype=torch.float64, generator=generator).to(pixels)

@@ -1,4 +1,4 @@
-"""Does the network use what a map marks? Deletion and insertion of pixels in the order of a map (Petsiuk et al. 2018)."""
+"""Does the network use the pixels that a map marks? Deletion and insertion in the order of the map (Petsiuk et al. 2018)."""
 
 from dataclasses import dataclass
 
@@ -11,30 +11,30 @@ from vis.methods.target import Target, Targets, as_targets, score
 
 @dataclass(frozen=True)
 class Curves:
-    """Probabilities [B, steps + 1] as pixels go or come, and the areas under them, [B]."""
+    """Probabilities [B, steps + 1] as pixels are deleted or inserted, and the areas under these curves, [B]."""
 
     deletion: Tensor
     insertion: Tensor
 
     @property
     def deletion_auc(self) -> Tensor:
-        """Low is good: what the map marks first carries the class."""
+        """Lower is better: deleting the highest-ranked pixels first removes the evidence for the class."""
         return _area(self.deletion)
 
     @property
     def insertion_auc(self) -> Tensor:
-        """High is good."""
+        """Higher is better."""
         return _area(self.insertion)
 
 
 def curves(
     model: nn.Module, images: Tensor, maps: Tensor, targets: Targets, baseline: Tensor, steps: int = 64, batch: int = 64
 ) -> Curves:
-    """Delete from images [B, C, H, W], and insert into the baseline, the pixels in the order of the maps, largest first.
+    """Delete pixels from images [B, C, H, W], and insert them into the baseline, by the maps' values, largest first.
 
-    maps [B, C, H, W] are summed over channels; equal values go in the order of their places. baseline: of the same shape as
-    the images, or broadcast to it (black, the mean, a blurred copy). targets: classes; their probability is followed. In
-    `steps` equal steps; `batch` images at a time go through the network.
+    maps [B, C, H, W] are summed over channels; ties keep the pixels' order. baseline: has the shape of the images, or is
+    broadcast to it (black, the mean, a blurred copy). targets: the classes whose probability is recorded; the network's
+    top class if None. steps: of equal size. batch: images per forward pass.
     """
     order = maps.sum(1).flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(

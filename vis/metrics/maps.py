@@ -1,6 +1,6 @@
-"""Numbers that say what a map shows. Maps and images are [B, C, H, W]; a metric returns one number for each image, [B].
+"""Metrics of maps. Maps and images are [B, C, H, W]; a metric returns one number per image, [B].
 
-x is the network's input (mean-subtracted image), as in nie2018.
+x is the network's input (the mean-subtracted image), as in nie2018.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation over all values of an image. 0 where one of them is constant."""
+    """Return the correlation over all values of an image; 0 if `a` or `b` is constant."""
     return (_standard(a) * _standard(b)).sum(1)
 
 
 def _standard(images: Tensor) -> Tensor:
-    """Images [B, ...] as centred vectors [B, d] of norm 1; zeros for a constant image, whatever the rounding."""
+    """Centre images [B, ...] and normalise them to vectors [B, d] of norm 1; zeros if constant up to rounding."""
     flat = images.flatten(1).double()
     centred = flat - flat.mean(1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
@@ -23,12 +23,12 @@ def _standard(images: Tensor) -> Tensor:
 
 
 def pearson_per_channel(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over channels of the correlation within each: blind to an offset between the channels."""
+    """Return the mean over channels of the correlation in each, which ignores offsets between channels."""
     return torch.stack([pearson(a[:, c], b[:, c]) for c in range(a.shape[1])]).mean(0)
 
 
 def luma(images: Tensor) -> Tensor:
-    """Gray as ITU-R 601 and PIL's mode L have it, .299 R + .587 G + .114 B; other numbers of channels: their mean."""
+    """Return gray images as ITU-R 601 and PIL's mode L do, .299 R + .587 G + .114 B; the mean if not RGB."""
     channels = images.shape[1]
     weights = images.new_tensor(
         [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels, dtype=torch.float64
@@ -37,9 +37,9 @@ def luma(images: Tensor) -> Tensor:
 
 
 def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
-    """Gray image minus its Gaussian blur: [B, 1, H, W]. The blur is `scipy.ndimage.gaussian_filter` with mode "mirror".
+    """Subtract the Gaussian blur from the gray image: [B, 1, H, W].
 
-    The kernel is cut at 4 sigma, or at the border for an image that is smaller.
+    The blur is `scipy.ndimage.gaussian_filter` with mode "mirror", truncated at 4 sigma or at the size of a small image.
     """
     gray = luma(images)
     radius = min(int(4 * sigma + 0.5), gray.shape[-1] - 1, gray.shape[-2] - 1)
@@ -52,23 +52,23 @@ def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
 
 
 def high_pass_pearson(a: Tensor, b: Tensor, sigma: float = 2.0) -> Tensor:
-    """HP: correlation of the gray high-passed images, the best measure of how far fine detail is recovered."""
+    """Return HP, the correlation of the high-passed gray images: the best measure of the recovery of fine detail."""
     return pearson(high_pass(a, sigma), high_pass(b, sigma))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the angle between two images."""
+    """Return the cosine of the angle between two images."""
     return F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1)
 
 
 def unit_distance(a: Tensor, b: Tensor) -> Tensor:
-    """l2 distance after each is divided by its l2 norm: between 0 and 2."""
+    """Return the l2 distance after dividing each by its l2 norm: between 0 and 2."""
     a, b = F.normalize(a.flatten(1).double()), F.normalize(b.flatten(1).double())
     return (a - b).norm(dim=1)
 
 
 def minmax_distance(a: Tensor, b: Tensor) -> Tensor:
-    """l2 distance after each is scaled to [0, 1], from its minimum to its maximum over all channels, as maps are shown."""
+    """Return the l2 distance after min-max scaling each to [0, 1] over all channels, as maps are shown."""
 
     def unit(maps: Tensor) -> Tensor:
         flat = maps.flatten(1).double()
@@ -79,15 +79,15 @@ def minmax_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """l2 distance of the two as they are."""
+    """Return the l2 distance without any scaling."""
     return (a.double() - b.double()).flatten(1).norm(dim=1)
 
 
 def patch_weight(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """The matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over the patches j on it.
+    """Return the matrix A of Theorem 1 as a map [B, 1, H, W]: at each pixel, the sum of 1 / ||y_j|| over its patches j.
 
     In a random three-layer CNN guided backpropagation tends to A x, not to x (nie2018, appendix B, without its
-    assumption that all patches have the same norm). Patches of zero norm count 0; so do pixels that no patch covers.
+    assumption that all patches have the same norm). Patches of zero norm count 0; pixels outside all patches are 0.
     """
     ones = x.new_ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)
     energy = x.double().square().sum(1, keepdim=True)
@@ -99,21 +99,21 @@ def patch_weight(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tens
 
 
 def cosine_weighted(map_: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """cosL: cosine of map and image after dividing the map by `patch_weight`, 0 where that is 0."""
+    """Return cosL, the cosine of image and map after dividing the map by `patch_weight` (0 where the weight is 0)."""
     return cosine(torch.where(weight > 0, map_.double() / weight, 0.0), x)
 
 
 def tan2(cosine: Tensor) -> Tensor:
-    """tan^2 of the angle: energy of the noise over that of the signal. Falls as 1/N (Theorem 1)."""
+    """Return tan^2 of the angle, the energy of the noise over that of the signal. It falls as 1/N (Theorem 1)."""
     return 1 / cosine**2 - 1
 
 
 def grid4(maps: Tensor) -> Tensor:
-    """g4: strength of a texture with a period of 4 pixels, about 1 where there is none.
+    """Return g4, the strength of a texture with a period of 4 pixels; about 1 without such a texture.
 
-    The power of the gray map's Fourier transform at a frequency over the median power of its neighbours (up to 5 bins
-    away); of that the median over all 15 frequencies but 0 whose two parts are multiples of 1/4. Sides are cut to
-    multiples of 4, so that these are bins.
+    At each of the 15 nonzero frequencies whose two components are multiples of 1/4, divide the power of the gray map's
+    Fourier transform by the median power of its neighbours (up to 5 bins away); g4 is the median of these ratios. Sides
+    are cropped to multiples of 4, so that the frequencies are bins.
     """
     gray = luma(maps)[:, 0]
     height, width = (side // 4 * 4 for side in gray.shape[1:])
@@ -129,7 +129,7 @@ def grid4(maps: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of the two after min-max scaling to [0, 1]. It has a noise floor of .05 to .12."""
+    """Return the structural similarity after min-max scaling to [0, 1]. Its noise floor is .05 to .12."""
     from skimage.metrics import structural_similarity
 
     def unit(image: Tensor) -> Tensor:
@@ -148,32 +148,32 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sim(a: Tensor, b: Tensor) -> Tensor:
-    """SIM (Judd et al. 2012): the common part of what is positive in two maps, each scaled to a sum of 1. From 0 to 1.
+    """Return SIM (Judd et al. 2012), the sum of the minimum of the positive parts, each scaled to a sum of 1: 0 to 1.
 
-    NaN for a map with nothing positive.
+    NaN for a map without positive values.
     """
     p, q = (maps.double().flatten(1).relu() for maps in (a, b))
     return torch.minimum(p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)).sum(1)
 
 
 def total_variation(maps: Tensor) -> Tensor:
-    """How uneven maps are, whatever their scale: the sum of |differences| of neighbours over that of |values|. 0 to 4."""
+    """Return the sum of |differences| of neighbours over the sum of |values|, which ignores the scale: 0 to 4."""
     maps = maps.double()
     differences = sum(maps.diff(dim=dim).abs().flatten(1).sum(1) for dim in (2, 3))
     return differences / maps.abs().flatten(1).sum(1)
 
 
 def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
-    """mu of taimeskhanov2024, Eq. (7): the share of a map's l2 norm in the rows that the network cannot see, 0 to 1.
+    """Return mu of taimeskhanov2024, Eq. (7): the share of a map's l2 norm in rows the network cannot see, 0 to 1.
 
-    dead_rows: the first and the last of them. NaN for a map of zeros, which has no mu.
+    dead_rows: the first and the last of these rows. NaN for a map of zeros, where mu is undefined.
     """
     first, last = dead_rows
     return maps[:, :, first : last + 1].double().flatten(1).norm(dim=1) / maps.double().flatten(1).norm(dim=1)
 
 
 def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
-    """By what share the probability [B] of a class falls when the image is masked by its map: max(0, p - p_masked) / p."""
+    """Return the relative drop of a class probability [B] under masking by the map: max(0, p - p_masked) / p."""
     return (p - p_masked).relu() / p
 
 
@@ -181,7 +181,7 @@ def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation of the ranks of all values; equal values share their mean rank. 0 where one of the maps is constant."""
+    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
     from scipy.stats import rankdata
 
     ranks = [torch.from_numpy(rankdata(m.flatten(1).double().cpu().numpy(), axis=1)) for m in (a, b)]
@@ -189,10 +189,10 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL divergence sum p log(p / q) of the positive parts of two maps, each scaled to a sum of 1; q is the explanation.
+    """Return the KL divergence sum p log(p / q) of the positive parts, each scaled to a sum of 1; q is the explanation.
 
-    As in the MIT saliency benchmark (Bylinskii et al. 2016) 2.2e-16 is added where q is 0. NaN for a map with nothing
-    positive.
+    2.2e-16 is added to q and to the ratio, as in the MIT saliency benchmark (Bylinskii et al. 2016). NaN for a map
+    without positive values.
     """
     p, q = (m.double().flatten(1).relu() for m in (p, q))
     p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
@@ -201,7 +201,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def largest(maps: Tensor, share: float) -> Tensor:
-    """The pixels with the largest values, `share` of all, summed over channels: a mask [B, 1, H, W]; equal ones by place."""
+    """Return a mask [B, 1, H, W] of the largest pixels, `share` of all, after summing channels; ties by position."""
     flat = maps.double().sum(1).flatten(1)
     count = max(1, round(share * flat.shape[1]))
     chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
@@ -210,26 +210,26 @@ def largest(maps: Tensor, share: float) -> Tensor:
 
 
 def dice(a: Tensor, b: Tensor) -> Tensor:
-    """Dice coefficient 2 |a and b| / (|a| + |b|) of two masks; 1 where both are empty."""
+    """Return the Dice coefficient 2 |a and b| / (|a| + |b|) of two masks; 1 if both are empty."""
     both = (a & b).flatten(1).sum(1).double()
-    total = a.flatten(1).sum(1) + b.flatten(1).sum(1)
-    return torch.where(total > 0, 2 * both / total, 1.0)
+    sizes = a.flatten(1).sum(1) + b.flatten(1).sum(1)
+    return torch.where(sizes > 0, 2 * both / sizes, 1.0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of two masks; 1 where both are empty."""
+    """Return the intersection over union of two masks; 1 if both are empty."""
     union = (a | b).flatten(1).sum(1)
     return torch.where(union > 0, (a & b).flatten(1).sum(1).double() / union, 1.0)
 
 
 def pointing_game(maps: Tensor, mask: Tensor) -> Tensor:
-    """1 where the largest value of a map (summed over channels) lies in the mask [B, 1, H, W], else 0 (Zhang et al. 2018)."""
+    """Return 1 if a map's maximum, after summing channels, lies in the mask [B, 1, H, W], else 0 (Zhang et al. 2018)."""
     place = maps.double().sum(1).flatten(1).argmax(1)
     return mask.flatten(1).gather(1, place[:, None])[:, 0].double()
 
 
 def nss(maps: Tensor, fixations: Tensor) -> Tensor:
-    """Normalised scanpath saliency: the mean of the standardised map at the fixated pixels, a mask [B, 1, H, W].
+    """Return the normalised scanpath saliency, the mean of the standardised map at the fixations (mask [B, 1, H, W]).
 
     0 for a constant map, NaN without fixations.
     """
@@ -240,9 +240,9 @@ def nss(maps: Tensor, fixations: Tensor) -> Tensor:
 
 
 def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
-    """Area under the ROC curve of a map (summed over channels) as a classifier of the fixated pixels [B, 1, H, W].
+    """Return the area under the ROC curve of a map, summed over channels, as a classifier of fixations [B, 1, H, W].
 
-    NaN where all or no pixels are fixated.
+    NaN if all or no pixels are fixated.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -253,6 +253,6 @@ def auc_judd(maps: Tensor, fixations: Tensor) -> Tensor:
 
 
 def participation_ratio(maps: Tensor) -> Tensor:
-    """On how many of its pixels a map's energy lies: (sum v^2)^2 / (n sum v^4), from 1/n (one pixel) to 1 (all alike)."""
+    """Return the fraction of pixels that carry a map's energy, (sum v^2)^2 / (n sum v^4): 1/n (one pixel) to 1 (uniform)."""
     energy = maps.double().square().sum(1).flatten(1)
     return energy.sum(1).square() / (energy.shape[1] * energy.square().sum(1))

@@ -1,17 +1,17 @@
 """Models: classifiers with named layers and a named initialisation or checkpoint.
 
-`build_model` makes one from a config node such as conf/model/vgg16_random.yaml. Every node has the keys below; what
-else it holds goes to the constructor `_target_`.
+`build_model` makes one from a config node such as conf/model/vgg16_random.yaml. Every node has the keys below; all other
+keys are arguments of the constructor `_target_`.
 
     init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
-    std           of the initialisations truncated_normal and normal
-    weights       null, "torchvision" (pretrained), "standin" (vis.training.standin trains them on the spot), or a checkpoint file
-    trained_on    of a stand-in: cifar10, mnist or digits, or with the folder, cifar10:FOLDER
+    std           standard deviation of the initialisations truncated_normal and normal
+    weights       null, "torchvision" (pretrained), "standin" (trained on demand by vis.training.standin), or a checkpoint file
+    trained_on    training data of a stand-in: cifar10, mnist or digits, or with its folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
-    preprocess    what images go through before they enter (vis.data.preprocess); null is the network's own, or imagenet
-    input_size    side of the square images it takes, or [height, width]; null is the network's own, or 224
-    wall          {rows: n}: of its last feature map only n rows are read (vis.models.wall); null is the network's own, or none
-    output        index, key or attribute of the logits in what the network returns (vis.graph.outputs); null is all of it
+    preprocess    preprocessing of the images (vis.data.preprocess); null: the network's own, or imagenet
+    input_size    side of its square input images, or [height, width]; null: the network's own, or 224
+    wall          {rows: n}: read only the first n rows of its last feature map (vis.models.wall); null: its own, or none
+    output        index, key or attribute of the logits in the network's output (vis.graph.outputs); null: the whole output
 """
 
 from collections.abc import Mapping
@@ -69,15 +69,15 @@ _OWN_KEYS = (
 
 @dataclass
 class Model:
-    """A network in eval mode with what is known about it.
+    """A network in eval mode with its metadata.
 
-    weights: where they come from, in words for captions; sha256 of the file, if any.
-    trained: whether a file filled any of them, i.e. whether its classes mean something.
-    node: the config node that it was built from.
-    dead_rows: the first and the last row of its images that no logit sees, where it has a wall.
-    standin: whether the project trained them itself, so that what a paper says of its own weights is not measured.
-    num_classes: how many logits, as far as the layers or an image of zeros tell; classes: their names, where known.
-    input_size: (height, width); channels: 3 or 1; memory_format: of its weights, and so of its images.
+    weights: their origin, worded for captions; sha256: of their file, if any.
+    trained: True if some weights come from a file, so that the classes have a meaning.
+    node: the config node it was built from.
+    dead_rows: the first and the last row of its images that no logit sees, if it has a wall.
+    standin: True if the project trained the weights, so that claims about a paper's own weights are not measured.
+    num_classes: the number of logits, if the layers or an image of zeros reveal it; classes: their names, if known.
+    input_size: (height, width); channels: 3 or 1; memory_format: of its weights, and therefore of its images.
     """
 
     name: str
@@ -96,33 +96,33 @@ class Model:
     standin: bool = False
 
     def class_name(self, index: int) -> str:
-        """`logit 281`, with the name of the class where trained weights give it a meaning."""
+        """Return `logit 281`, or `tabby (281)` if trained weights give the logit a meaning."""
         if self.trained and self.classes and index < len(self.classes):
             return f"{self.classes[index]} ({index})"
         return f"logit {index}"
 
 
 def imagenet_classes() -> list[str]:
-    """The 1000 class names of ImageNet-1k in the order of the logits, as torchvision names them."""
+    """Return the 1000 class names of ImageNet-1k in the order of the logits, as in torchvision."""
     return resources.files("vis.data").joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device | str = "cpu") -> Model:
     """Build the model of a config node on a device, in eval mode.
 
-    Raises UserError if it has neither weights nor an initialisation, or if its weights do not fit.
+    Raises UserError if the node has neither weights nor an initialisation, or if the weights do not fit.
     """
     node, own = _split(config)
     name = own["name"] or str(node.get("_target_", "model")).rpartition(".")[2]
     _check(name, own)
     net: Any = _construct(node, own, seed, "meta" if own["init"] != "default" and _holds_only_weights(node) else "cpu")
     weights, sha256 = _fill(net, name, node, own, seed)
-    if hasattr(net, "apply_wall"):  # a wall of its own
+    if hasattr(net, "apply_wall"):  # the network defines its own wall
         net.apply_wall()
     input_size, channels = _input_size(net, own), _channels(net, node)
     rows = _wall_rows(net, own)
     dead = None if rows is None else build_wall(net, rows, channels, input_size)
-    # Faster for convolutions on CPUs and GPUs, but a user's network may hold a `view` that takes other strides for granted.
+    # Faster for convolutions on CPUs and GPUs, but a user's network may call `view`, which assumes contiguous strides.
     memory_format = torch.channels_last if _is_ours(node) else torch.contiguous_format
     net = net.eval().to(device).to(memory_format=memory_format)
     num_classes = _num_classes(net) if _is_ours(node) else _num_logits(net, channels, input_size, device)
@@ -144,27 +144,27 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
 
 
 def _check(name: str, own: Mapping[str, Any]) -> None:
-    """Raise UserError for weights and initialisations that contradict each other."""
+    """Raise UserError if the weights and the initialisation contradict each other."""
     init, weights = own["init"], own["weights"]
     if (own["std"] or 0) < 0:
-        raise UserError(f"model.std={own['std']} is below 0")
+        raise UserError(f"model.std={own['std']} is negative: give 0 or more")
     if init is None and weights is None:
         raise UserError(
             f"model {name} has no weights. Ways out: model.weights=FILE (a checkpoint), model.init=truncated_normal "
             "(random; model.init=default keeps what the constructor makes), or another model (vis-run --list)"
         )
     if init not in (None, "default", *INITIALISATIONS):
-        raise UserError(f"unknown model.init={init}; there is default, {', '.join(INITIALISATIONS)}")
+        raise UserError(f"unknown model.init={init}: give default, {', '.join(INITIALISATIONS)}")
     if _partly(own) and weights is None:
-        raise UserError("model.trained_up_to and model.trained_except need trained weights: use model.weights=")
+        raise UserError("model.trained_up_to and model.trained_except need trained weights: give model.weights=FILE")
 
 
 def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], seed: int) -> tuple[str, str | None]:
-    """Initialise a network and load its weights: their description for captions, and the sha256 of their file."""
+    """Initialise a network and load its weights; return their description for captions and the sha256 of their file."""
     init, weights = own["init"], own["weights"]
     for module in net.modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta:  # not with to_empty, which imports sympy first: half a second
+            if parameter.is_meta:  # not to_empty, whose import of sympy takes half a second
                 setattr(module, key, nn.Parameter(torch.empty(tuple(parameter.shape))))
     trained = trained_modules(net, own["trained_up_to"], own["trained_except"])
     for layer, module in net.named_modules():
@@ -186,7 +186,7 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
         if weights == "torchvision":
             path = torchvision_weights(str(node.get("arch") or getattr(net, "arch", name)))
             if hasattr(net, "transform_input"):
-                net.transform_input = True  # those files of googlenet and inception_v3 expect another normalisation
+                net.transform_input = True  # the files of googlenet and inception_v3 expect a different normalisation
         state, sha256 = read_checkpoint(path)
         load_state(net, state, str(path), only=trained)
         part = ""
@@ -197,14 +197,14 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
 
 
 def _partly(own: Mapping[str, Any]) -> bool:
-    """Whether only some layers keep the loaded weights."""
+    """Return True if only some layers keep the loaded weights."""
     return own["trained_up_to"] is not None or own["trained_except"] is not None
 
 
 def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]]:
-    """The network of a config node without weights, on torch's meta device; channels and (height, width) of its images.
+    """Build the network of a config node on torch's meta device: (network, channels, (height, width) of its images).
 
-    Raises UserError where it is no classifier.
+    Raises UserError if it is not a classifier.
     """
     node, own = _split(config)
     net = _construct(node, own, 0, "meta" if _holds_only_weights(node) else "cpu")
@@ -215,14 +215,14 @@ def skeleton(config: Mapping[str, Any]) -> tuple[nn.Module, int, tuple[int, int]
 
 
 def dead_rows(config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """`Model.dead_rows` of a config node, without its weights. Raises UserError as `build_model` does for its wall."""
+    """Return `Model.dead_rows` of a config node without loading weights. Raises UserError for an invalid wall."""
     net, channels, size = skeleton(config)
     rows = _wall_rows(net, _split(config)[1])
     return None if rows is None else build_wall(net, rows, channels, size)
 
 
 def _split(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes to the constructor, and the keys of every node."""
+    """Split a node into the constructor's arguments and the keys that every node has."""
     node = dict(config)
     own = {key: node.pop(key, None) for key in _OWN_KEYS}
     return node, own
@@ -233,15 +233,15 @@ def _is_ours(node: Mapping[str, Any]) -> bool:
 
 
 def _holds_only_weights(node: Mapping[str, Any]) -> bool:
-    """Our own networks do: no need to draw what is overwritten at once. torchvision's have buffers besides."""
+    """Return True for our own networks, which can start on the meta device; torchvision's also have buffers."""
     return _is_ours(node) and "arch" not in node
 
 
 def _construct(node: dict[str, Any], own: Mapping[str, Any], seed: int, device: str) -> nn.Module:
-    """What `_target_` makes. It gets the input size if it takes one."""
+    """Call `_target_`, with the input size if it accepts one."""
     for key in ("num_classes", "in_channels"):
         if isinstance(node.get(key), int) and node[key] < 1:
-            raise UserError(f"model.{key} is 1 or more, not {node[key]}")
+            raise UserError(f"model.{key}={node[key]}: give 1 or more")
     target, size = node.get("_target_"), own["input_size"]
     if size is not None and target and "input_size" in parameters_of(locate(str(target), "model._target_")):
         node = {**node, "input_size": size}
@@ -252,7 +252,7 @@ def _construct(node: dict[str, Any], own: Mapping[str, Any], seed: int, device: 
         raise UserError(f"model._target_={target} made a {type(net).__name__}, not a torch.nn.Module")
     output = own["output"]
     if isinstance(output, bool) or not isinstance(output, int | str | None):
-        raise UserError(f"model.output={output} is an index, a key or the name of an attribute")
+        raise UserError(f"model.output={output}: give an index, a key or the name of an attribute")
     return net if output is None else returning(net, output)
 
 
@@ -267,7 +267,7 @@ def _wall_rows(net: nn.Module, own: Mapping[str, Any]) -> int | None:
     wall = own["wall"] or {}
     rows = wall.get("rows") if isinstance(wall, Mapping) else wall
     if not isinstance(wall, Mapping) or not isinstance(rows, int | None) or isinstance(rows, bool):
-        raise UserError(f"model.wall={wall}: give a number of rows, as in model.wall.rows=3")
+        raise UserError(f"model.wall={wall}: give the number of rows, as in model.wall.rows=3")
     return getattr(net, "wall_rows", None) if rows is None else rows
 
 
@@ -277,20 +277,20 @@ def _channels(net: nn.Module, node: Mapping[str, Any]) -> int:
 
 
 def _num_classes(net: nn.Module) -> int | None:
-    """The width of the last layer that has one: dense, or a 1x1 convolution as in SqueezeNet."""
+    """Return the output width of the last dense layer or convolution (SqueezeNet ends in a 1x1 convolution)."""
     widths = [getattr(module, "out_features", getattr(module, "out_channels", None)) for module in net.modules()]
     return next((int(width) for width in reversed(widths) if width), None)
 
 
 @torch.no_grad()
 def _num_logits(net: nn.Module, channels: int, size: tuple[int, int], device: torch.device | str) -> int | None:
-    """How many logits somebody's network returns for an image of zeros; if it takes none, the width of its last layer.
+    """Count the logits a user's network returns for an image of zeros; if it fails, use the width of its last layer.
 
-    Raises UserError where it returns something else.
+    Raises UserError if the output is not logits.
     """
     try:
         return checked_logits(net, net(torch.zeros(1, channels, *size, device=device)), 1).shape[1]
     except NotApplicable as error:
         raise UserError(str(error)) from error
-    except Exception:  # whatever its code raises: its images may have another size or number of channels
+    except Exception:  # user code may raise anything: its images may have another size or number of channels
         return _num_classes(net)

@@ -18,12 +18,12 @@ def initialise(
 ) -> None:
     """Fill the parameters of `net` in place: weights by the named initialisation, biases 0, norms the identity.
 
-    only: which modules (by name) to fill; all by default. Streamed layers learn what they have to generate. What is
-    neither weight nor bias (the layer scale of ConvNeXt, the slope of a PReLU) keeps its value.
-    Raises ValueError for an unknown name.
+    only: selects the modules to fill, by name; all by default. A streamed layer gets the generator of its weights.
+    Parameters that are neither weight nor bias (ConvNeXt's layer scale, a PReLU's slope) keep their values.
+    Raises ValueError for an unknown initialisation.
     """
     if init not in INITIALISATIONS:
-        raise ValueError(f"unknown initialisation {init!r}; there is {', '.join(INITIALISATIONS)} and default")
+        raise ValueError(f"unknown initialisation {init!r}: give {', '.join(INITIALISATIONS)} or default")
     blocks: list[tuple[RandomWeight, Tensor, slice, slice]] = []
     for module_name, module in net.named_modules():
         if not only(module_name):
@@ -40,7 +40,7 @@ def initialise(
             if "bias" in own_name:
                 parameter.zero_()
             elif columns > 1 or (parameter.ndim >= 2 and "weight" in own_name):
-                parameter.data = parameter.contiguous()  # the same tensor, unless it was in channels_last
+                parameter.data = parameter.contiguous()  # a copy only if it was in channels_last
                 rows, kernel = len(parameter), math.prod(parameter.shape[2:])
                 source = RandomWeight(init, std, seed, name, rows, columns, rows * kernel)
                 matrix = parameter.detach().view(rows, columns)

@@ -1,4 +1,4 @@
-"""The networks of the papers that torchvision does not have, or has only behind an import of seconds."""
+"""The papers' networks that torchvision does not have, or whose import from torchvision takes seconds."""
 
 import re
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 51
 VGG11_BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
-Size = int | Sequence[int]  # of images: the side of a square, or (height, width)
+Size = int | Sequence[int]  # of an image: the side of a square, or (height, width)
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """(height, width) of a size. ValueError for anything that is no size."""
+    """Return a size as (height, width). Raises ValueError if it is not one or two positive integers."""
     sides = list(size) if isinstance(size, Sequence) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"input_size is the side of a square or [height, width], not {size}")
+        raise ValueError(f"input_size={size}: give the side of a square or [height, width]")
     return sides[0], sides[1]
 
 
 class CNN3(nn.Module):
     """nie2018, section 3.1: convolution, ReLU, (max-pooling,) dense layer; f_k(x) of Eq. (3).
 
-    "SAME" padding, as its authors use: 224x224 with stride 2 gives 112x112 positions.
+    "SAME" padding, as in the authors' code: 224x224 with stride 2 gives 112x112 positions.
     pool: None, "9x9" (stride 1, the authors' choice for Figure 6) or "2x2" (stride 2).
     """
 
@@ -41,14 +41,14 @@ class CNN3(nn.Module):
     ) -> None:
         super().__init__()
         if min(num_filters, kernel_size, stride) < 1:
-            raise ValueError("num_filters, kernel_size and stride are 1 or more")
+            raise ValueError("num_filters, kernel_size and stride must be 1 or more")
         pools = {
             None: nn.Identity(),
             "9x9": nn.MaxPool2d(9, stride=1, padding=4),
             "2x2": nn.MaxPool2d(2, stride=2),
         }
         if pool not in pools:
-            raise ValueError(f"pool is 9x9, 2x2 or null, not {pool!r}")
+            raise ValueError(f"pool={pool!r}: give 9x9, 2x2 or null")
         self.conv1 = nn.Conv2d(in_channels, num_filters, kernel_size, stride, padding=kernel_size // 2)
         self.relu = nn.ReLU()
         self.pool = pools[pool]
@@ -69,7 +69,7 @@ class FCN3(nn.Module):
     ) -> None:
         super().__init__()
         if hidden < 1:
-            raise ValueError("hidden is 1 or more")
+            raise ValueError("hidden must be 1 or more")
         height, width = height_and_width(input_size)
         self.fc1 = dense(in_channels * height * width, hidden)
         self.relu = nn.ReLU()
@@ -86,7 +86,7 @@ def vgg_features(
     blocks: Sequence[Sequence[int]] = VGG16_BLOCKS,
     in_channels: int = 3,
 ) -> nn.Sequential:
-    """The convolutions of VGG-16: [B, 3, H, W] -> [B, last_channels, H/32, W/32], or H/16 without the last pool."""
+    """Build VGG-16's convolutions, [B, 3, H, W] -> [B, last_channels, H/32, W/32], or H/16 without the last pool."""
     layers: list[nn.Module] = []
     channels = in_channels
     for block in blocks:
@@ -113,7 +113,7 @@ def _vgg_classifier(features: int, num_classes: int, hidden: int = 4096) -> nn.S
 
 
 def vgg_layer_names(blocks: Sequence[Sequence[int]] = VGG16_BLOCKS) -> dict[str, str]:
-    """nie2018's layer names (conv1_1 ... conv5_3, fc1, fc2, fc3) -> names of modules."""
+    """Map nie2018's layer names (conv1_1 ... conv5_3, fc1, fc2, fc3) to module names."""
     names, index = {}, 0
     for b, block in enumerate(blocks, start=1):
         for c in range(1, len(block) + 1):
@@ -124,17 +124,17 @@ def vgg_layer_names(blocks: Sequence[Sequence[int]] = VGG16_BLOCKS) -> dict[str,
 
 
 class VGG16(nn.Module):
-    """VGG-16 (configuration D), with the module names of torchvision's, so that its state dicts load as they are.
+    """VGG-16 (configuration D) with torchvision's module names, so that torchvision's state dicts load unchanged.
 
-    pool: "max", or "avg" for the ablation that shows what DeconvNet owes to max-pooling.
+    pool: "max", or "avg" for the ablation of max-pooling's effect on DeconvNet.
     """
 
-    arch = "vgg16"  # whose pretrained weights it takes
+    arch = "vgg16"  # the torchvision model whose pretrained weights fit
 
     def __init__(self, num_classes: int = 1000, pool: str = "max") -> None:
         super().__init__()
         if pool not in ("max", "avg"):
-            raise ValueError(f"pool is max or avg, not {pool!r}")
+            raise ValueError(f"pool={pool!r}: give max or avg")
         self.features = vgg_features(pool=pool)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = _vgg_classifier(512 * 7 * 7, num_classes)
@@ -145,7 +145,7 @@ class VGG16(nn.Module):
 
 
 class VGGSmall(nn.Module):
-    """VGG for small images, `width` times as wide: 32x32 ends as one position. No batch norm, as in the papers.
+    """VGG for small images, `width` times as wide, without batch norm, as in the papers; 32x32 ends at one position.
 
     depth: 11 (configuration A of Simonyan & Zisserman, the default: it has conv1_1 ... conv5_1 and fc1 ... fc3 of
     nie2018's Figure 9, and trains in half the time) or 16 (D). depth=16 with width=1 is VGG-16 for CIFAR-10, 33.6 M weights.
@@ -159,7 +159,7 @@ class VGGSmall(nn.Module):
         super().__init__()
         self.input_size = height, breadth = height_and_width(input_size)
         if width <= 0 or min(height, breadth) < 32 or depth not in (11, 16):
-            raise ValueError("depth is 11 or 16, width above 0, input_size 32 or more")
+            raise ValueError("depth must be 11 or 16, width above 0, input_size 32 or more")
         full = VGG16_BLOCKS if depth == 16 else VGG11_BLOCKS
         blocks = [[max(1, round(filters * width)) for filters in block] for block in full]
         self.features = vgg_features(blocks=blocks, in_channels=in_channels)
@@ -172,10 +172,10 @@ class VGGSmall(nn.Module):
 
 
 class MaskedVGG16(nn.Module):
-    """taimeskhanov2024, section 3.1: a VGG-16 made for a wall (vis.models.wall) under row 5 of its 14 x 14 feature map.
+    """taimeskhanov2024, section 3.1: a VGG-16 with a wall (vis.models.wall) below row 5 of its 14 x 14 feature map.
 
-    No last max-pool, 256 channels in the last convolution. At 224x224 it does not see the lower quarter of its image;
-    with all 14 rows live it is the paper's unmasked baseline.
+    It has no last max-pool, and 256 channels in the last convolution. At 224x224 it cannot see the lower quarter of its
+    image; with all 14 rows live it is the paper's unmasked baseline.
     """
 
     wall_rows = 5
@@ -184,13 +184,13 @@ class MaskedVGG16(nn.Module):
         super().__init__()
         self.input_size = height, width = height_and_width(input_size)
         if min(height, width) < 32:
-            raise ValueError(f"the masked VGG takes images of 32x32 or more, not {height}x{width}")
+            raise ValueError(f"the masked VGG needs images of 32x32 or more, not {height}x{width}")
         self.features = vgg_features(last_pool=False, last_channels=256)
         self.classifier = _vgg_classifier(256 * (height // 16) * (width // 16), num_classes)
         self.layer_names = vgg_layer_names()
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' state dicts are those of one nn.Sequential: 0..29 convolutions, 31.* the classifier."""
+        """Rename the keys of the authors' single nn.Sequential: 0..29 are the features, 31.* the classifier."""
         if "0.weight" not in state:
             return state
         return {
@@ -203,10 +203,10 @@ class MaskedVGG16(nn.Module):
 
 
 class MaskedCNN(nn.Module):
-    """Small networks made for a wall (vis.models.wall), for two pictures one above the other (taimeskhanov2024).
+    """Small networks with a wall (vis.models.wall), for two stacked images (taimeskhanov2024).
 
     variant "stacked":   three 3x3 convolutions, by default on two digits, 1x56x28. A cell of the last feature map sees
-                         18x18 pixels, so the wall stands two rows above the middle: the lower picture is never seen.
+                         18x18 pixels, so the wall is two rows above the middle: the lower image is never seen.
     variant "one_layer": the network of Figure 3 at initialisation, [CNN] with L = 1, on a digit padded to 1x29x29.
     """
 
@@ -215,11 +215,11 @@ class MaskedCNN(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in ("stacked", "one_layer"):
-            raise ValueError(f"variant is stacked or one_layer, not {variant!r}")
+            raise ValueError(f"variant={variant!r}: give stacked or one_layer")
         one_layer = variant == "one_layer"
         self.input_size = height, width = height_and_width(input_size or (29 if one_layer else (56, 28)))
         if min(height, width) < 24:
-            raise ValueError(f"the masked CNN takes images of 24x24 or more, not {height}x{width}")
+            raise ValueError(f"the masked CNN needs images of 24x24 or more, not {height}x{width}")
         if one_layer:
             rows, columns = (height - 1) // 2, (width - 1) // 2
             self.wall_rows = rows // 2
@@ -247,15 +247,15 @@ class MaskedCNN(nn.Module):
 
 
 class CNNMnist(nn.Module):
-    """zhou2018's network for MNIST, TensorFlow's tutorial "Deep MNIST for Experts": two 5x5 convolutions with "SAME"
-    padding, each with a 2x2 max-pooling, two dense layers.
+    """zhou2018's MNIST network, from TensorFlow's tutorial "Deep MNIST for Experts": two 5x5 convolutions with "SAME"
+    padding, each followed by 2x2 max-pooling, and two dense layers.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, input_size: Size = 28) -> None:
         super().__init__()
         self.input_size = height, width = height_and_width(input_size)
         if min(height, width) < 4:
-            raise ValueError(f"the MNIST network takes images of 4x4 or more, not {height}x{width}")
+            raise ValueError(f"the MNIST network needs images of 4x4 or more, not {height}x{width}")
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 32, 5, padding=2),
             nn.ReLU(),
@@ -273,10 +273,10 @@ class CNNMnist(nn.Module):
 
 
 def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size | None = None) -> nn.Module:
-    """Any classifier of torchvision by its name, with the random weights of its constructor.
+    """Build a torchvision classifier by name, with the random weights of its constructor.
 
-    input_size: by default that of its pretrained weights: 224, 299 for inception_v3, ...
-    Raises ValueError for a name that torchvision does not have.
+    input_size: by default that of the pretrained weights: 224, 299 for inception_v3, ...
+    Raises ValueError if torchvision has no such classifier.
     """
     from torchvision import models
 
@@ -289,8 +289,8 @@ def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size 
     size = height_and_width(published["crop_size"] if input_size is None else input_size)
     extra: dict[str, object] = {}
     if arch in ("googlenet", "inception_v3"):
-        extra["init_weights"] = True  # said aloud: otherwise a warning. Pretrained files contain their training heads
-    elif arch.startswith("vit_"):  # these two are made for one size
+        extra["init_weights"] = True  # avoids a warning. Pretrained files contain the auxiliary heads
+    elif arch.startswith("vit_"):  # ViT and MaxViT are built for one input size
         extra["image_size"] = size[0]
     elif arch.startswith("maxvit"):
         extra["input_size"] = size
@@ -304,7 +304,7 @@ def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size 
 
 
 def _current_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's older files of DenseNet and ViT name their layers otherwise, its constructors rename them."""
+    """Rename layers of torchvision's older DenseNet and ViT files, as its constructors do."""
     renamed = {}
     for key, value in state.items():
         key = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)

@@ -1,9 +1,9 @@
 """Random weights of named distributions, generated in blocks.
 
-A weight [out, in, ...] is seen as a matrix [out, in * ...] and cut into fixed blocks, each with a bit generator of its
-own that is seeded by (seed, name of the weight, place of the block). So the same seed gives the same weights for any
-number of threads, in any order, on any device (the CPU generates), and for a layer that never holds its weights at all
-(`vis.models.streamed`). The bits are numpy's SFC64, whose stream is fixed for good, which PyTorch's is not.
+A weight [out, in, ...] is treated as a matrix [out, in * ...] and cut into fixed blocks, each with its own bit generator
+seeded by (seed, name of the weight, position of the block). So a seed gives the same weights for any number of threads, in
+any order, on any device (the CPU generates them), and for a layer that never stores its weights (`vis.models.streamed`).
+The bits come from numpy's SFC64, whose stream is guaranteed not to change; PyTorch's is not.
 """
 
 import math
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 18  # numbers: one megabyte of float32, which stays in the cache of one core
-_ROWS = 8  # at least, in a block: a product reads its other factor once for all of them
+BLOCK = 1 << 18  # values: one megabyte of float32, which fits the cache of one core
+_ROWS = 8  # minimum rows of a block: a product reads its other factor once for all of them
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,13 +30,13 @@ def _gaussian(u: Tensor, std: float) -> Tensor:
 
 
 def _truncated_normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
-    # A Gaussian cut at two (nominal) standard deviations, so that the true one is 0.880 std. PyTorch's trunc_normal_
-    # with its default bounds (-2, 2) does not cut at all for std = 0.1.
+    # A Gaussian truncated at two (nominal) standard deviations, so the actual one is 0.880 std. PyTorch's trunc_normal_
+    # with its default bounds (-2, 2) truncates nothing for std = 0.1.
     return _gaussian(u.mul_(math.erf(math.sqrt(2))), std)
 
 
 def _normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
-    return _gaussian(u.mul_(1 - 2**-24), std)  # the largest float32 below 1, where the inverse is still finite
+    return _gaussian(u.mul_(1 - 2**-24), std)  # the largest float32 below 1 keeps the inverse finite
 
 
 def _kaiming_normal(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
@@ -55,7 +55,7 @@ def _xavier_uniform(u: Tensor, std: float, fan_in: int, fan_out: int) -> Tensor:
     return u.mul_(math.sqrt(6 / (fan_in + fan_out)))
 
 
-# Each turns u, uniform in [-1, 1], into its distribution, in place: the inverse of the cumulative distribution.
+# Each maps u, uniform in [-1, 1], to its distribution in place, by the inverse of the cumulative distribution.
 INITIALISATIONS: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
     "truncated_normal": _truncated_normal,
     "normal": _normal,
@@ -68,9 +68,9 @@ INITIALISATIONS: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
 
 @dataclass(frozen=True)
 class RandomWeight:
-    """A random weight matrix [rows, columns] that is generated a block at a time.
+    """A random weight matrix [rows, columns] that is generated one block at a time.
 
-    columns is the fan-in; fan_out counts connections as torch.nn.init does: for a convolution, kernel size included.
+    columns is the fan-in; fan_out counts connections as torch.nn.init does, including a convolution's kernel size.
     """
 
     init: str
@@ -82,20 +82,20 @@ class RandomWeight:
     fan_out: int
 
     def column_tiles(self) -> list[slice]:
-        """The columns of the blocks."""
+        """Return the column range of each block."""
         return _tiles(self.columns, BLOCK // _ROWS)
 
     def row_tiles(self) -> list[slice]:
-        """The rows of the blocks."""
+        """Return the row range of each block."""
         return _tiles(self.rows, BLOCK // min(self.columns, BLOCK // _ROWS))
 
     def block(self, rows: slice, columns: slice) -> Tensor:
-        """The weights of one block, given by one of `row_tiles` and one of `column_tiles`: float32, on the CPU."""
+        """Generate the block at one of `row_tiles` and one of `column_tiles`: float32, on the CPU."""
         shape = rows.stop - rows.start, columns.stop - columns.start
         count = math.prod(shape)
         key = [self.seed % 2**64, zlib.crc32(self.name.encode()), rows.start, columns.start]
         bits = np.random.SFC64(key).random_raw((count + 1) // 2).view(np.int32)[:count]
-        # numpy's memory, not torch's: aligned allocations of this size fragment the heap, by 2 GB for a streamed layer.
+        # Allocate with numpy: torch's aligned allocations of this size fragment the heap, by 2 GB for a streamed layer.
         u = torch.from_numpy(bits.astype(np.float32)).mul_(2**-31)
         return INITIALISATIONS[self.init](u, self.std, self.columns, self.fan_out).view(shape)
 
@@ -105,11 +105,11 @@ def _tiles(length: int, size: int) -> list[slice]:
 
 
 def parallel(task: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """[task(item) for item in items] on all cores, whatever torch.set_num_threads says."""
+    """Return [task(item) for item in items], computed on all cores whatever torch.set_num_threads says."""
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        # One thread within each: two levels of them would fight for the cores.
+        # One torch thread per worker: nested threads would compete for the cores.
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(task, items))
     finally:

@@ -1,9 +1,9 @@
-"""A dense layer that never holds its weights.
+"""A dense layer that never stores its weights.
 
-`cnn3_random` at 224x224 with N = 256 filters ends in a layer of 1000 x 3,211,264 weights (12.8 GB), nie2018's fully
-connected network with 70,000 hidden units starts with one of 3.4 GB. Being random, such weights need not be stored:
-each block is generated when it is needed, multiplied while it is in the cache, and forgotten. The layer equals the
-dense one with the same seed.
+`cnn3_random` at 224x224 with N = 256 filters ends in a layer of 1000 x 3,211,264 weights (12.8 GB); nie2018's fully
+connected network at 64x64 with 70,000 hidden units starts with one of 3.4 GB. Random weights need not be stored: each
+block is generated when it is needed, multiplied while it is in the cache, and discarded. The layer equals the dense one
+with the same seed.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from vis.models.random_weight import RandomWeight, parallel
 
-STREAM_BYTES = 2_500_000_000  # float32 weights beyond this are streamed
-_GROUP = 64  # tiles of rows that are added up at once: fixed, so that rounding is the same for any number of threads
+STREAM_BYTES = 2_500_000_000  # larger float32 weights are streamed
+_GROUP = 64  # row tiles per partial sum: fixed, so that rounding does not depend on the number of threads
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T for x [B, in], W [out, in]; its gradient R W generates only the rows where R is not 0.
+    """y = x W^T for x [B, in], W [out, in]; the gradient R W generates only the rows where R is nonzero.
 
-    Both are computed on the CPU, where the weights are generated: that takes longer than any product with them.
+    Both run on the CPU, which generates the weights: generating them takes longer than multiplying by them.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _Product(torch.autograd.Function):
 
 
 class StreamedLinear(nn.Module):
-    """`nn.Linear` without bias whose random weights are generated at each use; `initialise` gives it its source.
+    """`nn.Linear` without bias that generates its random weights at each use; `initialise` sets their `source`.
 
     x [B, in_features] -> [B, out_features], on x's device and in its precision.
     """
@@ -72,7 +72,9 @@ class StreamedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.source is None:
-            raise RuntimeError("a streamed layer has no weights before `initialise`: it cannot be trained or loaded")
+            raise RuntimeError(
+                "a streamed layer has no weights before `initialise`: it can be neither trained nor loaded"
+            )
         return _Product.apply(x, self.source)
 
     def extra_repr(self) -> str:
@@ -80,7 +82,7 @@ class StreamedLinear(nn.Module):
 
 
 def dense(in_features: int, out_features: int) -> nn.Module:
-    """A dense layer with (zero) bias where it fits into memory, a streamed one where it does not."""
+    """Build a dense layer with bias, or a streamed one if its weights exceed STREAM_BYTES."""
     if 4 * in_features * out_features > STREAM_BYTES:
         return StreamedLinear(in_features, out_features)
     return nn.Linear(in_features, out_features)

@@ -1,10 +1,10 @@
 """A wall: the head of a network reads only the upper rows of its last feature map (taimeskhanov2024, section 3.1).
 
-What lies below cannot reach a logit. Traced back to the image through the receptive field that leaves a dead zone: the
-rows at the bottom of the image that no logit can see. Two kinds of heads have a wall:
+The lower rows cannot reach a logit. Traced back through the receptive field, they leave a dead zone: the rows at the
+bottom of the image that no logit sees. Two kinds of head can have a wall:
 
-    a dense layer           its weights that read the other rows are 0: W[:, :, live:, :] = 0
-    a global pooling        it pools over the upper rows only
+    a dense layer           its weights for the lower rows are 0: W[:, :, live:, :] = 0
+    a global pooling        pools over the upper rows only
 """
 
 import math
@@ -23,14 +23,14 @@ _GLOBAL = ("adaptiveavgpool2d", "adaptivemaxpool2d", "mean", "amax")
 
 
 def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Build a wall into a network, in place, under row `rows` - 1 of its last feature map; returns its dead zone.
+    """Build a wall into a network, in place, below row `rows` - 1 of its last feature map; return its dead zone.
 
-    That is the first and the last row that no logit sees, of images [channels, *size]; None where all rows of the
-    feature map are live, i.e. for no wall. The network's modules, their names and its state dict stay. A dense layer's
-    zeros need `apply_wall`, which the network gets, after loading and after each step of an optimiser. The module that
-    does a global pooling keeps the branches of its own code (`if self.training`) that it takes in eval mode.
+    The dead zone is the first and the last row of images [channels, *size] that no logit sees; None, without a wall, if
+    all rows of the feature map are live. Modules, their names and the state dict stay. For a dense layer the network gets
+    `apply_wall`; call it after loading weights and after each optimiser step. The module that calls a global pooling
+    keeps only the branches of its code (`if self.training`) taken in eval mode.
 
-    Raises UserError where the network has no such head, or where the wall would hide nothing.
+    Raises UserError if the network has no such head, or if the wall would hide nothing.
     """
     name = type(net).__name__
     try:
@@ -38,12 +38,12 @@ def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) 
             traced = trace(net, channels, size)
             seen, mixing = receptive_field(traced)
             last = _last_map(traced, seen)
-            total = len(seen[last])
-            if rows == total:
+            height = len(seen[last])
+            if rows == height:
                 return None
-            if not 1 <= rows < total:
+            if not 1 <= rows < height:
                 raise UserError(
-                    f"model.wall.rows={rows}: the last feature map of {name} has {total} rows; give 1 to {total - 1}"
+                    f"model.wall.rows={rows}: the last feature map of {name} has {height} rows; give 1 to {height - 1}"
                 )
             linear, poolings = _head(traced, last)
             walled, _ = receptive_field(traced, live={last: rows})
@@ -53,24 +53,24 @@ def build_wall(net: nn.Module, rows: int, channels: int, size: tuple[int, int]) 
                 raise UserError(_hides_nothing(traced, rows, seen, last, mixing))
             if linear is None:
                 _pool_live_rows(traced, poolings, rows)
-                trace(net, channels, size)  # does what follows take fewer rows?
+                trace(net, channels, size)  # raises if a later layer rejects fewer rows
             else:
                 shape: Any = traced.shapes[last]
                 wall = _Zeros(linear, rows, *shape[1:])
                 wall()
-                net.apply_wall = wall  # type: ignore[assignment]  # for those who change the weights
+                net.apply_wall = wall  # type: ignore[assignment]  # for code that changes the weights
     except NotTraceable as error:
         raise UserError(
-            f"model.wall.rows={rows}: the receptive field of {name} is not known for images of {size[0]} x {size[1]} "
+            f"model.wall.rows={rows}: cannot find the receptive field of {name} for images of {size[0]} x {size[1]} "
             f"(model.input_size), {error}"
         ) from error
     return first, size[0] - 1
 
 
 def gradient_by_row(net: nn.Module, x: Tensor) -> Tensor:
-    """max |d logit / d pixel| over each row of images x [B, C, H, W]: [H]. Exactly 0 in a dead zone.
+    """Return max |d logit / d pixel| over each row of images x [B, C, H, W]: [H]. Exactly 0 in a dead zone.
 
-    Of random combinations of all logits, in which none cancels another.
+    "logit" is a random combination of all logits, so that none cancels another.
     """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -82,7 +82,7 @@ def gradient_by_row(net: nn.Module, x: Tensor) -> Tensor:
 
 
 class _Zeros:
-    """The wall of a dense layer that reads a feature map [C, H, W]: called, it makes the weights below it 0."""
+    """The wall of a dense layer that reads a feature map [C, H, W]; a call sets the weights of the lower rows to 0."""
 
     def __init__(self, linear: nn.Linear, rows: int, *shape: int) -> None:
         self.linear, self.rows, self.shape = linear, rows, shape
@@ -93,15 +93,15 @@ class _Zeros:
 
 
 def _last_map(traced: Traced, seen: dict[fx.Node, Seen]) -> fx.Node:
-    """The last node that is a map of several rows."""
+    """Return the last node whose output is a map with several rows."""
     maps = [n for n in seen if len(traced.shapes[n] or ()) == 4 and len(seen[n]) > 1 and n.op != "placeholder"]
     if not maps:
-        raise UserError(f"model.wall: {type(traced.net).__name__} has no feature map of several rows")
+        raise UserError(f"model.wall: {type(traced.net).__name__} has no feature map with several rows")
     return maps[-1]
 
 
 def _head(traced: Traced, last: fx.Node) -> tuple[nn.Linear | None, list[fx.Node]]:
-    """Who reads the last feature map: a dense layer, or the nodes that pool over it."""
+    """Return what reads the last feature map: a dense layer, or the nodes that pool over it."""
     readers = list(last.users)
     if readers and all(traced.kind(reader) in _GLOBAL for reader in readers):
         return None, readers
@@ -114,18 +114,18 @@ def _head(traced: Traced, last: fx.Node) -> tuple[nn.Linear | None, list[fx.Node
         if traced.kind(node) not in {"flatten", "view", "reshape", *ELEMENTWISE} or values != math.prod(
             traced.shapes[node] or ()
         ):
-            break  # the order of the values is not known any more
+            break  # the order of the values is no longer known
     raise UserError(
-        f"model.wall: {type(traced.net).__name__} has neither a dense layer nor a global pooling behind its last feature map, "
+        f"model.wall: {type(traced.net).__name__} has neither a dense layer nor a global pooling after its last feature map, "
         f"but {', '.join(map(traced.words, readers)) or 'nothing'}"
     )
 
 
 def _pool_live_rows(traced: Traced, poolings: list[fx.Node], rows: int) -> None:
-    """Put `[:, :, :rows]` before poolings, in the code of the modules that call them; nothing else of the network changes."""
+    """Insert `[:, :, :rows]` before poolings, in the code of the modules that call them; all else stays."""
     for path in {pooling.meta["owner"] for pooling in poolings}:
         owner = traced.net.get_submodule(path)
-        tracer = Tracer(shallow=True)  # its children are nodes, so that hooks on them still run
+        tracer = Tracer(shallow=True)  # children stay nodes, so that their hooks still run
         graph = tracer.trace(owner)
         vars(owner).update(tracer.made)
         own = [n for n in traced.graph.nodes if n.meta["owner"] == path and n.op in ("call_function", "call_method")]
@@ -143,17 +143,21 @@ def _pool_live_rows(traced: Traced, poolings: list[fx.Node], rows: int) -> None:
 
 
 def _hides_nothing(traced: Traced, rows: int, seen: dict[fx.Node, Seen], last: fx.Node, mixing: list[fx.Node]) -> str:
-    """Why a wall would hide nothing, and what would help."""
-    name, total, bottom = (
+    """Say why a wall would hide nothing, and what to change."""
+    name, height, bottom = (
         type(traced.net).__name__,
         len(seen[last]),
         int(max(each[:, 1].max() for each in seen.values())),
     )
-    what = f"model.wall.rows={rows} hides nothing in {name}: row {rows - 1} of its last feature map ({total} rows) sees"
+    what = (
+        f"model.wall.rows={rows} hides nothing in {name}: the receptive field of row {rows - 1} of its last feature map"
+    )
     hiding = int((seen[last][:, 1] < bottom).sum())
     if hiding:
-        return f"{what} the image down to its last row; give {hiding} or less"
+        return f"{what} ({height} rows) reaches the bottom of the image; give {hiding} or less"
     blind = next(n for n in seen if len(seen[n]) > 1 and seen[n][0, 1] == bottom)
-    rule = ", for which there is no rule," if blind in mixing else ""
+    rule = ", an operation without a rule" if blind in mixing else ""
     wider = ". A larger model.input_size may help" if traced.kind(blind) in ("conv2d", "maxpool2d", "avgpool2d") else ""
-    return f"{what} all of the image, as does every row from {traced.words(blind)}{rule} on{wider}"
+    return (
+        f"{what} ({height} rows) covers the image, as do those of all rows from {traced.words(blind)} on{rule}{wider}"
+    )

@@ -1,4 +1,4 @@
-"""Weights from files: checkpoints, torchvision's pretrained weights, partly trained networks."""
+"""Load weights from files: checkpoints, torchvision's pretrained weights, and parts of either."""
 
 import hashlib
 import logging
@@ -16,14 +16,14 @@ from vis.system.files import intact
 
 log = logging.getLogger(__name__)
 
-_HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub: the first digits of the file's sha256 stand in its name
+_HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub puts the first digits of the sha256 into the file's name
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a checkpoint file, and the file's sha256.
+    """Read a checkpoint file: its state dict, and the file's sha256.
 
-    Accepts a plain state dict or one under "state_dict" or "model", with or without the prefix "module.".
-    Raises UserError for a file that is missing, unreadable, damaged, unsafe (it loads with weights_only) or holds no weights.
+    Accepts a plain state dict, or one under "state_dict", "model" or "model_state_dict", with or without the prefix
+    "module.". Raises UserError if the file is missing, unreadable, damaged, contains code or contains no weights.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path}")
@@ -31,36 +31,40 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            zipped = file.read(4) == b"PK\x03\x04"  # torch >= 1.6 writes zip files, and only those can be mapped
+            zipped = file.read(4) == b"PK\x03\x04"  # torch >= 1.6 writes zip files; only these can be memory-mapped
         whole = not zipped or intact(path)
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
     if not whole:
-        raise UserError(f"cannot load the weights {path}: it is damaged or no checkpoint")
+        raise UserError(f"cannot load the weights {path}: it is damaged or not a checkpoint")
     if (named := _HASH.search(path.name)) and not sha256.startswith(named[1]):
-        log.warning("%s has the sha256 %s..., not the one in its name: it is damaged or another file", path, sha256[:8])
+        log.warning(
+            "the sha256 of %s is %s..., which differs from its name: it is damaged or renamed", path, sha256[:8]
+        )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of strange pickles: the error says enough
+        with warnings.catch_warnings(action="ignore"):  # about unusual pickles: our error is enough
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch.load raises whatever its unpickler or zip reader meets
-        # Its own advice, to load with weights_only=False, would run any code that the file contains.
+    except Exception as error:  # the unpickler and the zip reader can raise anything
+        # Drop torch's advice to load with weights_only=False, which would run any code in the file.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
-            f"it contains code or objects ({code[1]}), not only weights" if code else "it is damaged or no checkpoint"
+            f"it contains code or objects ({code[1]}), not only weights"
+            if code
+            else "it is damaged or not a checkpoint"
         )
         raise UserError(f"cannot load the weights {path}: {reason}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict (a dictionary of tensors)")
+        raise UserError(f"{path} contains no state dict (a dictionary of tensors)")
     return {str(key).removeprefix("module."): value for key, value in state.items()}, sha256
 
 
 def torchvision_weights(arch: str) -> Path:
-    """The file of torchvision's pretrained weights in torch's hub folder, downloaded on first use.
+    """Return the file of torchvision's pretrained weights in torch's hub folder, downloading it on first use.
 
-    Raises UserError where torchvision has none, Lacking where they cannot be downloaded.
+    Raises UserError if torchvision has no weights for `arch`, Lacking if they cannot be downloaded.
     """
     from torchvision import models
 
@@ -74,7 +78,7 @@ def torchvision_weights(arch: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
-        except (OSError, RuntimeError) as error:  # no network (URLError), nowhere to write, another hash
+        except (OSError, RuntimeError) as error:  # no network (URLError), a read-only folder, a wrong hash
             raise Lacking(
                 f"torchvision's weights could not be downloaded ({getattr(error, 'reason', error)})",
                 f"Ways out: put {url} at {path}, give your own with model.weights=FILE, or use random weights with "
@@ -84,22 +88,22 @@ def torchvision_weights(arch: str) -> Path:
 
 
 def load_state(net: nn.Module, state: dict[str, Tensor], origin: str, only: Callable[[str], bool]) -> None:
-    """Copy the tensors of the modules chosen by `only` (a predicate on their names) into `net`.
+    """Copy the tensors of the modules selected by `only` (a predicate on their names) into `net`.
 
-    Those of the other modules may be missing or of another shape. Raises UserError that names the first of the chosen
-    that is missing, unexpected or of another shape.
+    Tensors of other modules may be missing or have another shape. Raises UserError, naming the first tensor, if a
+    selected one is missing, unexpected or has another shape.
     """
     adapt = getattr(net, "adapt_state_dict", None)
     state = adapt(state) if adapt else state
 
     def chosen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        counter = "num_batches_tracked"  # of batch norm's training: old files lack it, and no map depends on it
+        counter = "num_batches_tracked"  # used only to train batch norm; old files do not have it
         return {k: v for k, v in tensors.items() if only(k.rpartition(".")[0]) and not k.endswith(counter)}
 
     state, own = chosen(state), chosen(net.state_dict())
     unexpected = [key for key in state if key not in own]
     missing = [key for key in own if key not in state]
-    problems = [f"lacks {_first(missing)}"] if missing else []
+    problems = [f"is missing {_first(missing)}"] if missing else []
     problems += [f"has {_first(unexpected)}, which the network does not have"] if unexpected else []
     if problems:
         raise UserError(f"{origin} is not a checkpoint of {type(net).__name__}: it {' and '.join(problems)}")
@@ -120,14 +124,15 @@ def _first(keys: list[str]) -> str:
 
 
 def trained_modules(net: nn.Module, up_to: str | None, except_layer: str | None) -> Callable[[str], bool]:
-    """Which modules keep their trained weights (nie2018, Figure 9): all up to and with a layer, or all but one.
+    """Return a predicate on module names: True if the module keeps its trained weights (nie2018, Figure 9).
 
-    Layers are given by module name or by the network's own names (`layer_names`: conv1_1 ... fc3 for VGG-16).
+    These are all modules up to and including a layer, or all but one. A layer is given by its module name or by the
+    network's own name for it (`layer_names`: conv1_1 ... fc3 for VGG-16). Raises UserError for a layer without weights.
     """
     if up_to is None and except_layer is None:
         return lambda name: True
     if up_to is not None and except_layer is not None:
-        raise UserError("model.trained_up_to and model.trained_except exclude each other")
+        raise UserError("model.trained_up_to and model.trained_except exclude each other: give one of them")
     layer = resolve_layer(net, str(up_to or except_layer))
     order = list(dict.fromkeys(key.rpartition(".")[0] for key in net.state_dict()))
     if layer not in order:

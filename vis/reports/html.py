@@ -1,7 +1,7 @@
 """HTML pages from the templates beside this file; index.html of a run.
 
-The pages are static and work from the file system. The style sheet and thumbnails are inside, so that a page can be read
-where it is sent alone; full figures, PDFs and tables are links to the run folders beside it.
+The pages are static and open from the file system. They contain the style sheet and thumbnails, so that a page can be sent
+alone; full figures, PDFs and tables are links to the run folders beside it.
 """
 
 import base64
@@ -39,7 +39,7 @@ TEMPLATES = Environment(
 def write_page(page: Path, template: str, **values: Any) -> None:
     """Render a template and write the page.
 
-    Beside its values, a template has `place(path)`, a path as the page's links name it, and `name(path)`, as its texts do.
+    Beside the values, a template can call `place(path)`, the link from the page to a path, and `name(path)`, the relative path.
     """
     start = page.parent
     paths = {"place": partial(place, start=start), "name": partial(os.path.relpath, start=start)}
@@ -47,7 +47,7 @@ def write_page(page: Path, template: str, **values: Any) -> None:
 
 
 def place(path: Path, start: Path) -> str:
-    """A path as the links of a page in the folder `start` name it."""
+    """Return the link to a path from a page in the folder `start`."""
     return quote(Path(os.path.relpath(path, start)).as_posix(), safe="/=,")
 
 
@@ -80,7 +80,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """A value as text, numbers to four digits."""
+    """Format a value as text, numbers to four digits."""
     text = "" if value is None else str(value)
     if "." in text or "e" in text:
         with contextlib.suppress(ValueError):  # a text, which stays as it is
@@ -89,12 +89,12 @@ def _short(value: Any) -> str:
 
 
 def _shell(words: Sequence[Any]) -> str:
-    """Words as a shell command."""
+    """Join words to a shell command."""
     return shlex.join(map(str, words))
 
 
 def _thumbnail(file: Path) -> str:
-    """A figure as a data URI; nothing where its file is missing or damaged, so that one run does not hide the others."""
+    """Return a figure as a data URI; "" if its file is missing or damaged, so that the page still shows the other runs."""
     try:
         return _small(file, file.stat().st_mtime_ns)
     except (OSError, Image.DecompressionBombError):
@@ -103,7 +103,7 @@ def _thumbnail(file: Path) -> str:
 
 @cache  # the page of a collection is written after each of its items
 def _small(file: Path, changed: int) -> str:
-    """A figure, 640 pixels wide at most, as a data URI. changed: its modification time, so that a redrawn one is read again."""
+    """Return a figure, at most 640 pixels wide, as a data URI. changed: its modification time, a part of the cache key."""
     with Image.open(file) as image:
         small = image.convert("RGB")
     small.thumbnail((640, 1280))

@@ -1,4 +1,4 @@
-"""The experiments of a paper, each with its runs, as the pages over several runs show them."""
+"""Experiments with their runs, for the pages over several runs."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from vis.config.compose import describe, load_option
+from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
 from vis.store.stored import ClaimRecord, Status, Stored, stored
@@ -22,7 +22,7 @@ from vis.store.tables import Rows
 
 @dataclass
 class Item:
-    """An experiment: its config name, a title from its config, and the folder of the run that counts, if any.
+    """An experiment on a page: its config name, a title from its config, and the folder of its latest finished run, if any.
 
     others: its other runs, newest first. A run with a damaged file has the state `damaged` and shows nothing else.
     """
@@ -34,7 +34,7 @@ class Item:
 
     @cached_property
     def stored(self) -> Stored:
-        """The files of its run; before the run is done, its status alone."""
+        """The contents of the run's files; only the status if the run is not done."""
         found = stored(self.folder) if self.folder else Stored()
         done = found.status.state == "done"
         try:
@@ -69,7 +69,7 @@ class Item:
 
     @cached_property
     def config(self) -> DictConfig:
-        """The run's resolved config. Raises UserError where there is none."""
+        """The run's resolved config. Raises UserError if there is none."""
         if self.folder is None:
             raise UserError(f"{self.name} has no run")
         config = RunFolder(self.folder).config()
@@ -79,18 +79,18 @@ class Item:
 
     @property
     def small(self) -> bool:
-        """Whether its run is done, at the small sizes."""
+        """True if the run is done and used preset=small."""
         return self.state == "done" and self.config.get("preset") == "small"
 
     @cached_property
     def reduced(self) -> str:
-        """How its run falls short of the paper's setting, in words; empty where it does not."""
+        """How the run is reduced compared with the paper, in words; "" if it is not."""
         standin = self.stored.provenance.standin
         return ", ".join(["reduced sizes"] * self.small + ["on a stand-in"] * standin)
 
     @cached_property
     def command(self) -> str:
-        """The command that runs it (again)."""
+        """The command that runs the experiment, or runs it again."""
         whole = plan(self.folder.parent) if self.folder else None
         number = self.folder.name.partition("_")[0] if self.folder else ""
         if whole is None or not number.isdecimal() or int(number) >= len(whole["jobs"]):
@@ -102,14 +102,14 @@ class Item:
 
     @property
     def when(self) -> float:
-        """When it finished, or before that, when its state last changed; seconds since 1970."""
+        """When the run finished, or when its state last changed if it has not; seconds since 1970."""
         assert self.folder is not None
         finished = self.stored.provenance.finished
         return finished.timestamp() if finished else os.path.getmtime(self.folder / "status.json")
 
 
 def item_of(folder: Path, files: Mapping[str, Path]) -> Item:
-    """Read the item of a run; files: the experiments' configs, for its title. Raises UserError for a damaged run, or none."""
+    """Read the item of a run; files: experiment configs, for the title. Raises UserError if the run is damaged or missing."""
     item = Item("", "", folder)
     if item.state == "damaged":
         raise UserError(item.status.error or "")
@@ -122,7 +122,7 @@ def item_of(folder: Path, files: Mapping[str, Path]) -> Item:
 class Section:
     """Items that belong together, such as a paper's.
 
-    findings: experiment configs each of which stands on another and selects claims of it.
+    findings: experiment configs that each extend another experiment and select some of its claims.
     """
 
     title: str
@@ -135,7 +135,7 @@ class Section:
         return sum((item.verdicts for item in self.items), Counter())
 
     def claims_of_findings(self) -> Iterator[tuple[str, list[ClaimRecord]]]:
-        """Each finding's title, and the claims that it selects."""
+        """Yield the title of each finding and the claims that it selects."""
         for finding in self.findings:
             config = load_option(finding)
             base = str(config.defaults[0]).removeprefix("/experiment/")
@@ -145,9 +145,9 @@ class Section:
 
 
 def runs_in(root: Path) -> Iterator[Path]:
-    """Find the folders of runs, and of sweeps over a key, whose jobs count for no item: they show the sweep's values.
+    """Find the folders of runs and of sweeps over a key, including sweeps with a damaged plan.
 
-    A sweep with a damaged plan is one of them.
+    The jobs of a sweep are not searched: their settings are those of the sweep, not those of an experiment.
     """
     for place, folders, files in os.walk(root):
         try:
@@ -162,7 +162,7 @@ def runs_in(root: Path) -> Iterator[Path]:
 
 
 def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[Section]:
-    """Make a section of each paper that has a run, with all that `<paper>/all` lists; then one of the other experiments.
+    """Make a section for each paper that has a run, with all items of `<paper>/all`, and a last one for other experiments.
 
     files: the experiments' configs; a paper is a folder of them.
     """
@@ -173,18 +173,18 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         if not own:
             continue
         collection = load_option(files[f"{group}/all"]).experiment if f"{group}/all" in files else {}
-        listed = list(collection.get("all", []))
+        listed = collected(collection, files)
         names = [n for n in dict.fromkeys([*listed, *files, *sorted(own)]) if n in own or n in listed]
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
         title = items[0].title.partition(",")[0] or group
         for item in items if group else []:
             item.title = item.title.removeprefix(f"{title}, ")
-        findings = [files[n] for n in collection.get("findings", [])]
+        findings = [files[n] for n in collected(collection, files, "findings")]
         yield Section(title if group else "Other experiments", items, findings)
 
 
 def summary_rows(item: Item) -> Rows:
-    """An item's rows in report.md: one for each claim; the first also has the command that runs it again."""
+    """Return an item's rows in report.md, one for each claim; the first also has the command that runs it again."""
     again, what = f"`{item.command}`", item.reduced or (item.state if item.state != "done" else "")
     claims: Rows = [
         {
@@ -201,7 +201,7 @@ def summary_rows(item: Item) -> Rows:
 
 
 def _words(value: Any) -> str:
-    """A piece of JSON in words."""
+    """Format a JSON value as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_words(each)}" for key, each in value.items() if each is not None)
     return "; ".join(map(_words, value)) if isinstance(value, list) else str(value)

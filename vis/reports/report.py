@@ -1,4 +1,4 @@
-"""Pages over several runs: of a collection (nie2018/all), of all runs in a folder (`vis-report`), of two side by side."""
+"""Pages over several runs: a collection (nie2018/all), all runs in a folder, or two runs side by side (`vis-report`)."""
 
 import argparse
 import os
@@ -42,7 +42,7 @@ def write_report(
 ) -> None:
     """Write a page over the sections' items, and beside it report.md and claims.csv.
 
-    lists: {heading: folders with a text} behind the sections, without those that are empty. note: a line at the end.
+    lists: {heading: [(folder, text)]} to print after the sections; empty ones are left out. note: a line at the end.
     """
     rows = []
     for item in (item for section in sections for item in section.items):
@@ -89,7 +89,7 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
 
 
 def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict[str, Entries]]:
-    """Read the runs below a folder: of each experiment the one that counts, with its others; lists of all other folders."""
+    """Read the runs below a folder: the latest finished run of each experiment with its others, and lists of other folders."""
     runs: dict[str, list[Item]] = {}
     unreadable: list[tuple[Path, str]] = []
     sweeps: list[tuple[Path, str]] = []
@@ -115,7 +115,7 @@ def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict
 
 
 def compare(first: Path, second: Path) -> Path:
-    """Write a page with two finished runs side by side, beside the first; returns it. Raises UserError."""
+    """Write a page with two finished runs side by side into the parent folder of the first, and return its path."""
     pair = (_finished(first), _finished(second))
     page = first.resolve().parent / f"compare_{slug(first.name)}_{slug(second.name)}.html"
     claims = _claims(*pair)
@@ -145,7 +145,7 @@ def _finished(folder: Path) -> Item:
 
 
 def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
-    """The options, and in parentheses the entries of provenance, that differ between two runs; the value of each."""
+    """Return the options, and (in parentheses) the provenance entries, that differ between two runs, with both values."""
     values = []
     for item in pair:
         facts = {
@@ -157,7 +157,7 @@ def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
 
 
 def _claims(*pair: Item) -> list[list[ClaimRecord | None]]:
-    """The claims of two runs, those of the same sentence side by side; None where one of them makes no such claim."""
+    """Return the claims of two runs, paired by id; None for a run that does not make the claim."""
     claims = [{claim.id: claim for claim in item.claims} for item in pair]
     return [[each.get(key) for each in claims] for key in claims[0] | claims[1]]
 
@@ -166,7 +166,7 @@ def _claims(*pair: Item) -> list[list[ClaimRecord | None]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser with our help text, for which a mistake is one line."""
+    """A parser that prints HELP and raises a UserError for a mistake."""
 
     def format_help(self) -> str:
         return HELP
@@ -186,7 +186,7 @@ def _existing(word: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `vis-report`, which prints the page's path; returns the exit code: 0, or 2 for a mistake of the user."""
+    """Run `vis-report`, print the page's path and return the exit code: 0, or 2 for a mistake of the user."""
     parser = _Parser("vis-report", allow_abbrev=False)
     parser.add_argument("folders", nargs="*", type=_folder)
     parser.add_argument("--config-dir", action="append", default=[], type=_existing)
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             page = compare(*folders) if len(folders) == 2 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
-            # no right to write there, a full disk; a config of the user's that is no text
+            # no permission to write, a full disk; a config of the user that is not text
             raise UserError(f"cannot read or write in {root}: {getattr(error, 'strerror', error)}") from error
     except UserError as error:
         print(f"vis-report: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One table, one figure and one page over all jobs of a sweep, with those that failed or never ran."""
+"""One table, one figure and one page over all jobs of a sweep, including those that failed or never ran."""
 
 import shlex
 import statistics
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vis.config.compose import describe, load_option, options
+from vis.config.compose import collected, describe, load_option, options
 from vis.errors import UserError
 from vis.figures.layout import plot, save, styled
 from vis.reports.html import write_page
@@ -21,7 +21,7 @@ from vis.system.files import write_text
 
 @dataclass
 class _Job:
-    """A job of a sweep: its folder, if it was started, and the rows of its table, or one row with its error."""
+    """A job of a sweep: its folder if it was started, and the rows of its table, or one row with its error."""
 
     number: int
     folder: Path | None
@@ -33,13 +33,13 @@ class _Job:
 
     @property
     def log(self) -> str:
-        """The file that tells most about why it failed."""
+        """The file with the most detail on a failure."""
         assert self.folder is not None
         return next((f for f in ("traceback.txt", "run.log") if (self.folder / f).is_file()), "")
 
 
 def aggregate(folder: Path) -> list[str]:
-    """Write the tables, figure and index.html over all jobs of a sweep; returns a line for each that is not done."""
+    """Write the tables, figure and index.html of a sweep, and return a line for each job that is not done."""
     whole = plan(folder)
     if whole is None:
         raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.json")
@@ -95,12 +95,12 @@ def _job(folder: Path, number: int) -> _Job:
 
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
-    """Write the page of a collection; returns a line for each of its experiments that is not done."""
+    """Write the page of a collection, and return a line for each experiment that is not done."""
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
     collection = files[whole["collection"]]
-    own = [files[name] for name in load_option(collection).experiment.get("findings", [])]
+    own = [files[name] for name in collected(load_option(collection).experiment, files, "findings")]
     papers = by_paper({item.name: item for item in items}, files)
     sections = [Section(paper.title, [i for i in paper.items if i in items], own or paper.findings) for paper in papers]
     write_report(folder / "index.html", describe(collection), sections)
@@ -108,7 +108,7 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
 
 
 def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any:
-    """Draw each metric against the swept key with the most values, a line for each series: mean ± std over seeds and images."""
+    """Draw each metric against the swept key with the most values, with one line for each series."""
     x = max(keys, key=lambda key: len({row[key] for row in rows}))
     others = [key for key in keys if key != x]
     columns = [c for c in dict.fromkeys([series, *others]) if c and c in rows[0]]

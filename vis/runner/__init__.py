@@ -1,1 +1,1 @@
-"""Experiments, and how one run of an experiment is executed."""
+"""The base class of experiments, and the code that executes a run of one."""

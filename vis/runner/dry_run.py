@@ -20,6 +20,7 @@ from vis.models.random_weight import RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
 from vis.runner.execute import build_experiment, prepare, tasks_of
 from vis.runner.experiment import Load, Run
+from vis.runner.remarks import plural
 from vis.system.device import synchronise
 
 BASE_GB = 0.7  # Python with torch, before any network
@@ -43,12 +44,12 @@ class Cost:
 
 
 def dry_run(config: DictConfig) -> str:
-    """The plan and its estimated cost as text. Raises UserError for mistakes that show without running."""
+    """Return the plan and its estimated cost as text. Raises UserError for mistakes that are found without running."""
     prepare(config)
     experiment, run = build_experiment(config), Run(config)
     tasks = tasks_of(experiment, run)
     loads = [experiment.load(run, task) for task in tasks]
-    lines = [f"experiment {config.experiment.name}: {len(tasks)} tasks on {run.device}"]
+    lines = [f"experiment {config.experiment.name}: {plural(len(tasks), 'task')} on {run.device}"]
     if config.get("methods"):
         lines.append(f"methods    {', '.join(config.methods)}")
     if None in loads:
@@ -65,7 +66,7 @@ def dry_run(config: DictConfig) -> str:
 
 
 def count(load: Load) -> Cost:
-    """The cost of one image, from the network's shapes."""
+    """Count the cost of one image from the shapes in the network."""
     net, channels, (height, width) = skeleton(load.model)
     streamed = [m for m in net.modules() if isinstance(m, StreamedLinear)]
     forward = sum(m.in_features * m.out_features for m in streamed)
@@ -132,7 +133,7 @@ def _seconds_per_random_number() -> float:
 
 
 def _fastest(work: Callable[[], Any]) -> float:
-    """Time the work: seconds of the fastest of four tries."""
+    """Run the work four times and return the seconds of the fastest run."""
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -24,7 +24,6 @@ from vis.config.home import HOME, provide_experiments
 from vis.config.instantiate import construct
 from vis.errors import Lacking, UserError, named
 from vis.figures.layout import save
-from vis.methods.forward import Forward
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
 from vis.store.run_folder import Output, Results, RunFolder
@@ -32,7 +31,7 @@ from vis.store.tables import csv_text, markdown_text
 from vis.system import shards
 from vis.system.allocator import keep_freed_memory
 from vis.system.console import progress
-from vis.system.device import hardware, peak_memory_gb, reset_peak_memory
+from vis.system.device import hardware, peak_memory_gb, reset_peak_memory, set_precision
 from vis.system.files import intact, write_json, write_text
 from vis.windows.engine import say_once
 
@@ -42,8 +41,8 @@ log = logging.getLogger(__name__)
 def execute(config: DictConfig, path: Path, command: str) -> None:
     """Run a config in its folder, or resume it there.
 
-    An error before the first result removes the folder. Raises UserError for mistakes of the user; after any other
-    exception status.json says `failed`, and `vis-run --resume` continues after the last finished task.
+    An error before the first result removes the folder. Raises UserError for mistakes of the user. After any other exception
+    status.json says `failed`, and `vis-run --resume` continues after the last finished task.
     """
     folder = RunFolder(path)
     started = time.perf_counter()
@@ -81,7 +80,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
 
 
 def execute_shard() -> None:
-    """Compute this process's share of the tasks of the run that rank 0 has begun, with the config in its folder."""
+    """Compute this process's share of the tasks of a run that rank 0 has begun, with the config in the run's folder."""
     path = shards.folder()
     if path is None:
         return
@@ -110,15 +109,15 @@ def build_experiment(config: DictConfig) -> Experiment:
 
 
 def tasks_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
-    """The tasks of an experiment; an exception names it."""
+    """Return the tasks of an experiment; exceptions name the experiment."""
     with named(f"{run.config.experiment.name}, tasks"):
         return [dict(task) for task in experiment.tasks(run)]
 
 
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
-    """Write tables, claims and figures from the stored results, as `vis-run --redraw` does.
+    """Write tables, claims and figures from the stored results, and return the claims.
 
-    If the config has `experiment.claims`, a list of patterns, only claims whose ids match one are kept.
+    If the config has a list of patterns `experiment.claims`, only claims whose ids match one of them are kept.
     """
     own = results.config.experiment.name
     with named(f"{own}, summaries"):
@@ -162,22 +161,19 @@ def redraw(path: Path) -> None:
 
 
 def prepare(config: DictConfig) -> None:
-    """Set the global state of random numbers and torch, the same for every job of a sweep in one process."""
+    """Set the global state of random numbers and of torch, so that all jobs of a sweep in one process start alike."""
     keep_freed_memory()
     say_once.cache_clear()  # each job's log says what is computed whole
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for code of users; the project's uses generators
     torch.manual_seed(config.seed)
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_precision(config.precision)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    Forward.tf32_backward = config.precision == "mixed"
 
 
 def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[dict[str, Any]]) -> None:
-    """Compute and journal the missing tasks. With several processes, each computes its share, or all compute each together.
+    """Compute and journal the missing tasks. Several processes share the tasks, or compute each task together.
 
     While a task is computed, threads write the previous one and read the images of the next two.
     """
@@ -215,7 +211,7 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[di
 
 
 def _provenance(folder: RunFolder, run: Run, command: str) -> None:
-    """Record what was run, with which versions, on which machine and on which data."""
+    """Record the command, the versions of packages, the machine and the data."""
     packages = {}
     for name in ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "matplotlib", "scikit-image", "scipy"):
         with contextlib.suppress(PackageNotFoundError):  # an installation from source may have no metadata
@@ -253,7 +249,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of a git command in this checkout; None outside a checkout."""
+    """Return the output of a git command in this checkout; None outside a checkout."""
     if not (HOME / ".git").exists():
         return None
     try:

@@ -1,8 +1,8 @@
-"""The base class of experiments, and the run that they work with.
+"""The base class of experiments, and the run that is passed to them.
 
-An experiment is one figure, table or theorem of a paper. It divides its work into tasks, computes each (arrays and rows),
-and then judges the paper's claims and draws figures from the stored results. The runner (`vis.runner.execute`) does the
-rest: journal, resume, progress, files.
+An experiment is one figure, table or theorem of a paper. It divides its work into tasks and computes arrays and rows of
+results for each. From the stored results it judges the paper's claims and draws figures. The runner (`vis.runner.execute`)
+does the rest: journal, resume, progress, files.
 """
 
 import copy
@@ -21,14 +21,14 @@ from vis.errors import UserError
 from vis.methods import Method
 from vis.methods.target import Targets
 from vis.models import Model
-from vis.runner.explainer import Explained, Explainer, method_class, method_title, method_words
+from vis.runner.explainer import Explained, Explainer, map_words, method_class, method_title, method_words
 from vis.runner.models import Models, missing_weights
 from vis.runner.reader import Batch, Reader
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import pick_device
 
-__all__ = ["Batch", "Experiment", "Load", "Run", "Task", "method_class", "method_title", "method_words"]
+__all__ = ["Batch", "Experiment", "Load", "Run", "Task", "map_words", "method_class", "method_title", "method_words"]
 
 Task = dict[str, Any]
 
@@ -37,8 +37,8 @@ Task = dict[str, Any]
 class Load:
     """The load that a task puts on a network, for `--dry-run`.
 
-    model: the config node. images: how many it explains. passes: of each image beyond the first forward pass, a backward
-    pass counts as one (see `Run.passes`). stored: arrays of an image's size that go to disk.
+    model: the config node. images: the number of images. passes: of each image beyond the first forward pass; a backward
+    pass counts as one (see `Run.passes`). stored: number of arrays of an image's size that go to disk.
     """
 
     model: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Load:
 class Run:
     """One execution under one resolved config, on one device in one precision: its models, images and methods.
 
-    folder: of the run, where an experiment keeps state that outlives a task, such as a training; None in a dry run.
+    folder: the run's folder, for state that outlives a task, such as a training; None in a dry run.
     """
 
     def __init__(self, config: DictConfig, folder: Path | None = None) -> None:
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def seeds(self) -> list[int]:
-        """seed, seed + 1, ...: `seeds` of them."""
+        """The seeds: seed, seed + 1, ..., seed + seeds - 1."""
         return [self.config.seed + i for i in range(self.config.seeds)]
 
     @property
@@ -93,31 +93,31 @@ class Run:
         return sum(self.explainer.passes_of.values())
 
     def model(self, node: Mapping[str, Any] | None = None, seed: int | None = None, **changes: Any) -> Model:
-        """The model of a config node (the run's own by default), with some of its values changed; the last one is kept."""
+        """Return the model of a config node (by default the run's own) with some values changed; the last one is cached."""
         return self.models.get(node, seed, **changes)
 
     def preprocess(self, model: Model) -> Preprocess:
-        """The dataset's preprocessing; the model's if the dataset says `model`."""
+        """Return the dataset's preprocessing, or the model's if the dataset says `model`."""
         return self.reader.preprocess(model)
 
     def batch(self, model: Model, indices: Sequence[int]) -> Batch:
-        """Images of the dataset, resized and preprocessed for a model, on the run's device."""
+        """Return images of the dataset, resized and preprocessed for a model, on the run's device."""
         return self.reader.batch(model, indices)
 
     def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
-        """The maps of the run's methods for each of `targets`, on the CPU; with `keep`, on the run's device."""
+        """Return the maps of the run's methods for each of `targets`, on the CPU, or on the run's device with `keep`."""
         return self.explainer.explain(model, x, targets, keep)
 
     def units_of(self, model: Model, target: int | str, images: Sequence[str]) -> list[int] | None:
-        """The logits that a target means for images of these names, see `Explainer.units_of`; None for `max`."""
+        """Return the logit that a target means for each named image, or None for `max` (`Explainer.units_of`)."""
         return self.explainer.units_of(model, target, images)
 
     def lacks_weights(self, node: Mapping[str, Any]) -> str:
-        """Why the published weights of a model's config node cannot be had; "" if they can, or if it needs none."""
+        """Say why the published weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
         return missing_weights(node)
 
     def require_model(self) -> None:
-        """Report missing weights of the run's model before images are looked for. A dry run builds no model."""
+        """Raise UserError for missing weights before the images are looked for. A dry run builds no model."""
         if self.folder is not None:
             self.model()
 
@@ -128,12 +128,12 @@ class Run:
             raise UserError(f"{self.config.experiment.name} needs {', '.join(missing)}: give method=[{whole}]")
 
     def batches(self, count: int, default: int) -> list[list[int]]:
-        """Indices 0 .. count - 1 in batches of batch_size, or of `default` if that is auto."""
+        """Divide the indices 0 .. count - 1 into batches of batch_size, or of `default` if batch_size is auto."""
         size = default if self.config.batch_size == "auto" else self.config.batch_size
         return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
     def on(self, dataset: Mapping[str, Any]) -> "Run":
-        """A run on the images of another dataset's config node, otherwise with the config of this one; models stay here."""
+        """Return a run on another dataset, given by its config node, with otherwise the same config."""
         key = str(dataset)
         if key not in self._elsewhere:
             config = copy.deepcopy(self.config)
@@ -143,7 +143,7 @@ class Run:
 
     @property
     def datasets(self) -> list[Dataset]:
-        """The datasets that were used, for the provenance."""
+        """The datasets that the run used, for the provenance."""
         own = [self.dataset] if "dataset" in vars(self.reader) else []
         return own + [data for run in self._elsewhere.values() for data in run.datasets]
 
@@ -159,18 +159,18 @@ class Experiment:
     shared_out: ClassVar[bool] = True  # torchrun's processes divide the tasks; False: they compute each task together
 
     def resolve(self, run: Run) -> None:
-        """Write to the run's config, before the run begins, what it leaves open; a resumed run reads it from there."""
+        """Fill in values of the run's config before the run begins; a resumed run reads them from its stored config."""
 
     def tasks(self, run: Run) -> Sequence[Task]:
-        """The tasks: small dictionaries that say what to compute."""
+        """Return the tasks: small dictionaries that say what to compute."""
         return [{}]
 
     def load(self, run: Run, task: Task) -> Load | None:
-        """The cost of a task; None if unknown."""
+        """Return the cost of a task; None if unknown."""
         return None
 
     def compute(self, run: Run, task: Task) -> Output:
-        """Compute one task: its arrays, named uniquely among all tasks, and rows of tables."""
+        """Compute the arrays and rows of one task. The names of arrays are unique among all tasks."""
         raise NotImplementedError
 
     def claims(self, results: Results) -> list[Any]:
@@ -182,5 +182,5 @@ class Experiment:
         return {}
 
     def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
-        """Figures by file name, from the stored results alone, each with its caption in `figure.caption`."""
+        """Return figures by file name, from the stored results alone, each with its caption in `figure.caption`."""
         return {}

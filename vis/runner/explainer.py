@@ -1,10 +1,12 @@
-"""The methods of a run, and how they explain images."""
+"""Build the methods of a run, and explain images with them."""
 
 import contextlib
 import logging
+import re
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +19,10 @@ from torch import Tensor, nn
 from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
 from vis.data import Dataset
-from vis.errors import UserError, did_you_mean, named
+from vis.errors import UserError, did_you_mean
+from vis.figures import display
 from vis.methods import Method, NotApplicable, explain_all
+from vis.methods.base import naming
 from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, skeleton
 from vis.runner.reader import Batch, Reader
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Explained(NamedTuple):
-    """maps: {method: maps} for each target. logits [B, K]. All on the CPU, or with `keep` on the device."""
+    """Maps {method: maps} for each target, and logits [B, K]; on the CPU, or on the device with `keep`."""
 
     maps: list[dict[str, Tensor]]
     logits: Tensor
@@ -53,7 +57,7 @@ class Explainer:
 
     @cached_property
     def passes_of(self) -> dict[str, float]:
-        """By method, about how many passes a map takes beyond the shared forward pass; only for methods that apply."""
+        """Estimated passes for a map beyond the shared forward pass, by method; only of methods that apply to the network."""
         net, channels, size = skeleton(self.config.model)
         image = torch.empty(1, channels, *size, device="meta")
         found = {}
@@ -63,10 +67,10 @@ class Explainer:
         return found
 
     def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
-        """The maps of the run's methods for each of `targets`, from one forward pass of images x [B, C, H, W].
+        """Explain images x [B, C, H, W] by the run's methods, for each of `targets`, from one forward pass.
 
-        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the two halves of
-        the images are explained one after the other. Raises UserError for targets and models that a method cannot explain.
+        keep: leave the results on the device; by default they are moved to the CPU. If memory runs out, the images
+        are explained in two halves. Raises UserError for targets and models that a method cannot explain.
         """
         try:
             for name in self.methods:
@@ -77,7 +81,8 @@ class Explainer:
                 return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
         except (NotApplicable, NoSuchUnit) as error:
-            raise UserError(f"{model.name}: {error}") from error
+            method = getattr(error, "__notes__", [])[:1] if isinstance(error, NotApplicable) else []  # its name
+            raise UserError(": ".join([model.name, *method, str(error)])) from error
         except RuntimeError as error:
             if len(x) == 1 or not out_of_memory(error):
                 raise
@@ -93,32 +98,32 @@ class Explainer:
     def prepare(
         self, name: str, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> None:
-        """Call the `prepare` of a method, once for a model.
+        """Call a method's `prepare`, once for each model.
 
-        x [B, C, H, W], targets: the first that it will explain. default: what `Subject.pictures` returns by default, in
-        place of the bundled photographs.
+        x [B, C, H, W], targets: the first that it will explain. default: the default of `Subject.pictures`, in place of the
+        bundled photographs.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
-            with named(f"methods.{name}"):
+            with naming(name, self.methods[name]):
                 self.methods[name].prepare(self.subject(model, x, targets, default))
             self._prepared[name] = weakref.ref(model.net)
 
     def subject(
         self, model: Model, x: Tensor, targets: Sequence[Targets], default: Dataset | None = None
     ) -> ModelOfRun:
-        """The argument of `Method.prepare`, for the arguments of `prepare`."""
+        """Return the argument of `Method.prepare`; the parameters are those of `prepare`."""
         outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
         return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, default)
 
     def _warn_of_not_finite(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
-        """Warn, once for each method, of maps that hold NaN or infinite values."""
+        """Warn of maps that hold NaN or infinite values, once for each method."""
         for name in self.methods:
             if name not in self._not_finite and not all(each[name].isfinite().all() for each in maps):
                 self._not_finite.add(name)
                 log.warning("methods.%s: a map holds NaN or infinite values", name)
 
     def warn_of_silent_maps(self, model: Model, batch: Batch) -> None:
-        """Warn of maps that carry no information, with the names of their images."""
+        """Warn of maps that carry no information, and name their images."""
         for name, method in self.methods.items():
             silent = method.silent(model.net, batch.x).tolist()
             if any(silent):
@@ -145,8 +150,14 @@ class Explainer:
             return [int(target)] * len(images)
         matches = [i for i, name in enumerate(names) if name.lower() == str(target).lower()]
         if not matches:
-            extra = did_you_mean(target, names) if names else f" {model.name} has no class names: give an index."
-            raise UserError(f"there is no class {str(target)!r}.{extra}")
+            if not names:
+                raise UserError(f"there is no class {str(target)!r}. {model.name} has no class names: give an index.")
+            word = re.compile(rf"\b{re.escape(str(target))}\b", re.IGNORECASE)
+            near = list(filter(word.search, names)) or get_close_matches(str(target), names, cutoff=0.75)
+            raise UserError(
+                f"there is no class {str(target)!r}.{did_you_mean(target, near)} Give the name of a class, its index (0 to "
+                f"{len(names) - 1}), max or random"
+            )
         return matches[:1] * len(images)
 
 
@@ -161,20 +172,34 @@ def build_method(config: DictConfig, name: str) -> Method:
 
 
 def method_words(config: DictConfig) -> list[str]:
-    """Sentences for a caption on the settings of a config's methods, such as "Integrated gradients from black pixels"."""
+    """Return a caption's sentences on the settings of methods, such as "Integrated gradients from black pixels"."""
     words = {name: build_method(config, name).words for name in map(str, config.methods)}
     return [f"{method_title(config, name)} {each}" for name, each in words.items() if each]
 
 
 def method_class(config: DictConfig, name: str) -> Any:
-    """The class of a method of the run, or of another method that has a config."""
+    """Return the class of a method of the run, or of any method that has a config."""
     node = config.methods.get(name) or load_option(options("method")[name])
     return locate(str(node._target_), f"methods.{name}._target_")
 
 
 def method_title(config: DictConfig, name: str) -> str:
-    """The name of a method in figures; a part of its config name is added if several methods are of one class."""
+    """Return the name of a method in figures, with a part of its config name if several methods have the same class."""
     own = method_class(config, name)
     first = next((str(each) for each in config.methods if method_class(config, each) is own), name)
     title = str(getattr(own, "title", "") or first)
     return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
+
+
+def map_words(
+    config: DictConfig,
+    title: Callable[[DictConfig, str], str] = method_title,
+    scalings: Mapping[str, str] = {},
+) -> list[str]:
+    """Return a caption's sentences on the scalings of the methods' maps and on the settings of the methods.
+
+    scalings: {method: scaling}, for methods whose maps are not shown in their default scaling.
+    """
+    names = [str(name) for name in config.methods]
+    shown = {title(config, m).replace("\n", " "): scalings.get(m, method_class(config, m).display) for m in names}
+    return [*display.sentences(shown), *method_words(config)]

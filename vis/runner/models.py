@@ -14,9 +14,9 @@ from vis.training.standin import StandIn, architecture, standin
 
 
 class Models:
-    """Builds the models of a run on its device and keeps the last one.
+    """Builds the models of a run on its device and caches the last one.
 
-    used: by model and seed, the weights in words and their sha256, for the provenance.
+    used: the description and sha256 of the weights, by model and seed, for the provenance.
     """
 
     def __init__(self, config: DictConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -26,7 +26,7 @@ class Models:
         self._standins: dict[str, StandIn] = {}
 
     def get(self, node: Mapping[str, Any] | None = None, seed: int | None = None, **changes: Any) -> Model:
-        """The model of a config node (the run's own by default), with some of its values changed."""
+        """Return the model of a config node (by default the run's own) with some values changed."""
         if node is None:
             node = self.config.get("model")
             if node is None:
@@ -53,7 +53,7 @@ class Models:
         return model
 
     def _standin(self, node: Mapping[str, Any]) -> StandIn:
-        """The stand-in for published weights, from the cache in `outputs` or trained now."""
+        """Return the stand-in for published weights, from the cache in `outputs` or trained now."""
         key = repr((node.get("trained_on"), sorted(architecture(node).items())))
         if key not in self._standins:
             data = self.config.get("dataset")
@@ -65,7 +65,7 @@ class Models:
 
 
 def missing_weights(node: Mapping[str, Any]) -> str:
-    """Why the published weights of a model's config node cannot be had; "" if they can, or if it needs none."""
+    """Say why the published weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
     if node.get("weights") == "torchvision":
         try:
             torchvision_weights(str(node.get("arch") or node["name"]))

@@ -33,7 +33,7 @@ class Batch:
 class Reader:
     """Reads the images of a run's dataset and prepares them for a model.
 
-    upcoming: indices of the next batches, which threads read ahead.
+    upcoming: indices of the images of the next tasks, which threads read ahead.
     """
 
     def __init__(self, config: DictConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -61,7 +61,7 @@ class Reader:
         return data.first(self.config.dataset.get("limit"))
 
     def preprocess(self, model: Model) -> Preprocess:
-        """The dataset's preprocessing, or the model's if the dataset says `model`."""
+        """Return the dataset's preprocessing, or the model's if the dataset says `model`."""
         name = (self.config.get("dataset") or {}).get("preprocess", "model")
         try:
             return preprocessing(model.preprocess if name == "model" else name)
@@ -69,7 +69,7 @@ class Reader:
             raise UserError(str(error)) from error
 
     def batch(self, model: Model, indices: Sequence[int]) -> Batch:
-        """Images of the dataset, resized and preprocessed for a model, on the run's device."""
+        """Return images of the dataset, resized and preprocessed for a model, on the run's device."""
         data = self.dataset
         resize = None if self.config.image is not None else self.config.dataset.get("resize")
         pixels = torch.stack(self._read(indices, model.input_size, model.channels, resize))
@@ -77,7 +77,7 @@ class Reader:
         return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
 
     def _read(self, indices: Sequence[int], *how: Any) -> list[Tensor]:
-        """Pixels of images, decoded by threads, which then start on `upcoming` with the same size and channels."""
+        """Decode images to pixels in threads, which then go on with `upcoming` at the same size and channels."""
 
         def read(i: int) -> Tensor:
             with named(f"image {self.dataset.names[i]} of the dataset"):

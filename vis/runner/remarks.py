@@ -1,4 +1,4 @@
-"""Remark on maps that show nothing, or nothing new, in a column of tables and in captions."""
+"""Remarks on maps that show nothing or repeat another map, for tables and captions."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,13 @@ from vis.methods.layers import OnFeatureMaps, holds_class_maps
 from vis.runner.explainer import method_title
 from vis.store.tables import Rows
 
-SHOWN = 3  # images named in a caption; more are counted
+SHOWN = 3  # a caption names so many images; it counts more of them
 
 
 def remarks(
     methods: Mapping[str, Method], maps: Mapping[str, Tensor], model: nn.Module, images: Tensor, config: DictConfig
 ) -> dict[str, list[str]]:
-    """For each method a remark on each of its maps [B, ...]: all zero, constant, not finite, the same as another's, or "".
+    """Return a remark on each map [B, ...], by method: all zero, constant, not finite, the same as another method's, or "".
 
     A map is the same as that of an earlier method in `maps` if they are equal up to a positive factor and rounding.
     """
@@ -37,9 +37,9 @@ def remarks(
 
 
 def sentences(rows: Rows, config: DictConfig) -> list[str]:
-    """Sentences for a caption from the rows of a table with `method`, `image` and `note`; each remark appears once.
+    """Return a caption's sentences on the remarks (`note`) in the rows of a table by method and image; each remark once.
 
-    Where the rows have several targets, a remark names the target as well.
+    If the rows have several targets, a remark names the target as well.
     """
     images: dict[tuple[str, str], list[str]] = {}
     total: dict[str, set[str]] = {}
@@ -59,6 +59,11 @@ def sentences(rows: Rows, config: DictConfig) -> list[str]:
         )
         said.append(f"{method_title(config, method)}{where if len(own) < count or count == 1 else ''}: {note}")
     return said
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun: `1 image`, `2 images`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _remark(method: Method, values: Tensor, eps: float) -> str:

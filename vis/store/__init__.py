@@ -1,1 +1,1 @@
-"""What is on disk."""
+"""Read and write the files of runs and sweeps."""

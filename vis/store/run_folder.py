@@ -1,7 +1,7 @@
-"""The folder of a run: reserved for one run, filled with files that are whole or absent, readable as Python objects.
+"""The folder of a run: reserved for one run, written atomically, and readable as Python objects.
 
-While a run works, `parts/` is its journal: one file for each finished task. A run that was killed goes on behind
-the last of them. At the end the parts are merged and go.
+During a run, `parts/` is its journal, with one file for each finished task. A killed run resumes after the last of them.
+At the end the parts are merged and removed.
 """
 
 import errno
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Output:
-    """What one task gave: named arrays, and rows for named tables."""
+    """The results of one task: named arrays, and rows for named tables."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Output:
 
 @dataclass
 class Results:
-    """What a whole run gave: arrays by name (read when asked for), rows of its tables, its config."""
+    """The results of a whole run: arrays by name (loaded on access), rows of its tables, its config."""
 
     arrays: Mapping[str, np.ndarray]
     tables: dict[str, Rows]
@@ -50,12 +50,12 @@ class Results:
     folder: Path
 
     def rows(self, table: str = "table", **where: Any) -> Rows:
-        """The rows of a table whose columns have the given values."""
+        """Return the rows of a table whose columns have the given values."""
         return [r for r in self.tables.get(table, []) if all(r.get(k) == v for k, v in where.items())]
 
 
 def reserve(root: Path, name: str) -> Path:
-    """A new folder `root/<date>/<time>_<name>`; two runs in the same second get two folders. Raises UserError."""
+    """Create a folder `root/<date>/<time>_<name>`, one for each run even in the same second. Raises UserError."""
     try:
         while True:
             now = time.localtime()
@@ -65,15 +65,15 @@ def reserve(root: Path, name: str) -> Path:
             for suffix in ("", *(f"_{i}" for i in range(2, 100))):
                 try:
                     (day / (stem + suffix)).mkdir()
-                except FileExistsError:  # another run began in the same second
+                except FileExistsError:  # another run started in the same second
                     continue
                 return (day / (stem + suffix)).resolve()
     except OSError as error:
-        raise UserError(f"cannot make a folder in outputs={root}: {error.strerror}") from error
+        raise UserError(f"cannot create a folder in outputs={root}: {error.strerror}") from error
 
 
 class RunFolder:
-    """One run's folder. Only one process works in it at a time."""
+    """The folder of one run, in which only one process works at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -81,7 +81,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder; UserError if another process does."""
+        """Lock the folder. Raises UserError if another process holds the lock."""
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,19 +91,19 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What status.json says; {} before the run began, and where the file is damaged."""
+        """Return the contents of status.json; {} before the run began, or if the file is damaged."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there, or no JSON: the run goes on from its config and its tasks
+        except (OSError, ValueError):  # missing or damaged: config and tasks are enough to resume
             return {}
         return status if isinstance(status, dict) else {}
 
     def set_status(self, **changes: Any) -> None:
-        """Change entries of status.json."""
+        """Update entries of status.json."""
         write_json(self.path / "status.json", self.status | changes)
 
     def config(self) -> DictConfig:
-        """The run's resolved config. Raises UserError where the folder is no run."""
+        """Return the run's resolved config. Raises UserError if the folder is not a run, or if the config was changed."""
         path = self.path / "config.yaml"
         if not path.is_file():
             raise UserError(f"{self.path} is not the folder of a run: it has no config.yaml")
@@ -114,31 +114,33 @@ class RunFolder:
         if not isinstance(config, DictConfig) or "experiment" not in config:
             raise UserError(f"{path} is damaged: it names no experiment")
         if self.status.get("config", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
-            raise UserError(f"{path} is not as the run wrote it: damaged or edited; start a new run for another config")
+            raise UserError(
+                f"{path} is damaged or was edited after the run wrote it: start a new run for another config"
+            )
         return config
 
     def begin(self, config: DictConfig, **status: Any) -> None:
-        """Write down what is run, with the checksum by which `config` knows it again."""
+        """Store the config, with the checksum by which `config` detects changes."""
         text = OmegaConf.to_yaml(config, resolve=True)
         write_text(self.path / "config.yaml", text)
         self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
 
     def done(self) -> set[int]:
-        """The numbers of the tasks that are finished."""
+        """Return the numbers of the finished tasks."""
         return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
 
     def drop_damaged(self) -> None:
-        """Remove what a kill or a failing disk left: tasks whose checksums are wrong, which are computed again."""
+        """Remove temporary files, and tasks with a wrong checksum, so that they are computed again."""
         for number in self.done():
             path = self._parts / f"{number:06d}.npz"
             if not intact(path):
-                log.warning("%s is damaged: it is computed again", path)
+                log.warning("%s is damaged: computing it again", path)
                 path.unlink(missing_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
 
     def add(self, number: int, output: Output) -> None:
-        """Journal the task `number`."""
+        """Write the output of task `number` to the journal."""
         self._parts.mkdir(exist_ok=True)
         tables = np.frombuffer(json.dumps(output.tables).encode(), dtype=np.uint8)
         data = io.BytesIO()
@@ -146,7 +148,7 @@ class RunFolder:
         write_bytes(self._parts / f"{number:06d}.npz", data.getvalue())
 
     def merge(self) -> Results:
-        """All parts as maps.npz and tables/*.json in the order of the tasks, whatever the order they were made in."""
+        """Merge all parts into maps.npz and tables.json in the order of the tasks, whatever order they finished in."""
         tables: dict[str, Rows] = {}
         temporary = self.path / f".maps.npz.{os.getpid()}.tmp"
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as merged:
@@ -163,26 +165,28 @@ class RunFolder:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.path / "maps.npz")
-        # NaN as Python reads and writes it: an undefined number is no empty cell, and a claim of it fails
+        # NaN in Python's notation: an undefined number differs from an empty cell, and claims about it fail
         write_text(self.path / "tables.json", json.dumps(tables, indent=2, ensure_ascii=False) + "\n")
         return self.results()
 
     def clear_parts(self) -> None:
-        """Remove the journal, once everything in it stands elsewhere."""
+        """Remove the journal, once its contents are stored elsewhere."""
         shutil.rmtree(self._parts, ignore_errors=True)
 
     def results(self) -> Results:
-        """The stored results. Raises UserError where the run has none yet."""
+        """Read the stored results. Raises UserError if the run has none yet."""
         try:
             arrays = np.load(self.path / "maps.npz")
             tables = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} has no results to read ({error}); finish it with vis-run --resume") from error
+            raise UserError(
+                f"{self.path} has no readable results ({error}): finish it with vis-run --resume"
+            ) from error
         return Results(arrays, tables, self.config(), self.path)
 
 
 def load_run(folder: str | Path) -> Results:
-    """The results of a finished run, for work in Python: `.arrays[name]`, `.tables`, `.config`. Raises UserError."""
+    """Load a finished run for analysis in Python: `.arrays[name]`, `.tables`, `.config`. Raises UserError."""
     run = RunFolder(Path(folder))
     if not run.path.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -191,7 +195,7 @@ def load_run(folder: str | Path) -> Results:
 
 
 def failure(error: BaseException, folder: Path) -> str:
-    """One line on why a run failed, and what to do next."""
+    """Return one line that says why a run failed, and what to do next."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -1,4 +1,4 @@
-"""The files of a run, read and checked in one place."""
+"""Read and validate the files of a run."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ from typing import Any, TypeVar, get_type_hints
 
 from vis.errors import UserError
 
-ROWS = 100  # of a table, on a page
+ROWS = 100  # of a table, shown on a page
 
 T = TypeVar("T")
 
 
 @dataclass
 class Status:
-    """What pages show of status.json."""
+    """The entries of status.json shown on pages."""
 
     state: str
     command: str | None = None
@@ -30,7 +30,7 @@ class Status:
 
 @dataclass
 class ClaimRecord:
-    """What pages show of a claim in claims.json: texts, the paper's value, and how the run differs from the paper's setting."""
+    """The entries of a claim in claims.json shown on pages; `paper` is the paper's value."""
 
     id: str
     kind: str
@@ -47,7 +47,7 @@ class ClaimRecord:
 
 @dataclass
 class Provenance:
-    """All entries of provenance.json, with the end of the run, and whether a model was a stand-in."""
+    """All entries of provenance.json; `finished` is the end of the run, `standin` True if a model was a stand-in."""
 
     entries: dict[str, Any] = field(default_factory=dict)
 
@@ -59,10 +59,10 @@ class Provenance:
 
 @dataclass
 class Stored:
-    """The files of a run as its pages show them; a file that is missing or damaged leaves its field empty.
+    """The files of a run as shown on its pages; the field of a missing or damaged file stays empty.
 
-    figures: {file name: caption}. tables: the first rows of each. damaged: a line for each damaged file that names it and
-    says how to mend it.
+    figures: {file name: caption}. tables: the first rows of each. damaged: for each damaged file, a line that names it
+    and says how to repair it.
     """
 
     status: Status = field(default_factory=lambda: Status("not started"))
@@ -92,15 +92,15 @@ def stored(path: Path) -> Stored:
         try:
             with file.open(newline="", encoding="utf-8") as lines:
                 found.tables[file.stem] = list(islice(csv.DictReader(lines), ROWS + 1))
-        except (OSError, ValueError, csv.Error):  # unreadable, no text, no table
+        except (OSError, ValueError, csv.Error):  # unreadable, not text, not a table
             found.damaged.append(f"{file} is damaged: {again}")
     return found
 
 
 def read_json(path: Path, parse: Callable[[Any], T], mend: str) -> T | None:
-    """Read a JSON file; None where there is none. Raises UserError, which says how to mend it, where it is damaged.
+    """Read a JSON file; return None if it is missing. Raises UserError, ending in `mend`, if it is damaged.
 
-    parse: makes the result from the JSON value; it may raise whatever a wrong value causes.
+    parse: converts the JSON value to the result; it may raise on malformed input. mend: says how to repair the file.
     """
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")))
@@ -111,24 +111,24 @@ def read_json(path: Path, parse: Callable[[Any], T], mend: str) -> T | None:
 
 
 def _record(kind: type[T], entries: Any) -> T:
-    """Make a dataclass from the entries of a JSON object that it names. Raises TypeError for a missing entry or a wrong type."""
+    """Build a dataclass from the matching entries of a JSON object. Raises TypeError for missing entries or wrong types."""
     kinds = get_type_hints(kind)
     record = kind(**{name: entries[name] for name in kinds if name in entries})
     for name, expected in kinds.items():
         if not isinstance(getattr(record, name), expected):
-            raise TypeError(f"{name} is no {expected}")
+            raise TypeError(f"{name} is not of type {expected}")
     return record
 
 
 def _claims(records: Any) -> list[ClaimRecord]:
     if not isinstance(records, list):
-        raise TypeError("claims are a list")
+        raise TypeError("claims must be a list")
     return [_record(ClaimRecord, record) for record in records]
 
 
 def _captions(captions: Any) -> dict[str, str]:
     if not all(isinstance(caption, str) for caption in captions.values()):
-        raise TypeError("captions are texts")
+        raise TypeError("captions must be strings")
     return captions
 
 

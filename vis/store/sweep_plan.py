@@ -1,4 +1,4 @@
-"""The plan of a sweep: what its folder says of its jobs."""
+"""The plan of a sweep: its jobs, as stored in its folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ def begin(
     command: str,
     collection: str | None = None,
 ) -> None:
-    """Write down what the sweep will do, so that it can be finished by `vis-run --resume`.
+    """Store the jobs of a sweep, so that `vis-run --resume` can finish it.
 
-    collection: the experiment config that lists the jobs' experiments (nie2018/all), where they are not values of a key.
+    collection: the experiment config that lists the jobs' experiments (nie2018/all), unless they are values of a key.
     """
     plan = {"command": command, "cwd": str(Path.cwd()), "config_dirs": list(map(str, config_dirs)), "jobs": jobs}
     write_json(folder / "sweep.json", plan | {"collection": collection})
 
 
 def plan(folder: Path) -> dict[str, Any] | None:
-    """What `begin` wrote; None where the folder is no sweep. Raises UserError where it is damaged."""
+    """Read what `begin` stored; None if the folder is not a sweep. Raises UserError if the file is damaged."""
     return read_json(folder / "sweep.json", _checked, "start the sweep again")
 
 
@@ -33,24 +33,24 @@ def _checked(plan: Any) -> dict[str, Any]:
     jobs = plan["jobs"]
     texts = [plan["command"], plan["cwd"], *plan["config_dirs"], *(word for job in jobs for word in job)]
     if not (jobs and all(isinstance(job, list) for job in jobs) and all(isinstance(text, str) for text in texts)):
-        raise ValueError("it is no plan of a sweep")
+        raise ValueError("not the plan of a sweep")
     return plan
 
 
 def job_folder(folder: Path, number: int) -> Path | None:
-    """The folder of a job, if it was started."""
+    """Return the folder of a job, or None if the job has not started."""
     return next(folder.glob(f"{number}_*"), None)
 
 
 def job_name(jobs: Sequence[Sequence[str]], number: int) -> str:
-    """The name of a job's folder, as Hydra gives it: its number and what differs between the jobs."""
+    """Return the name Hydra gives a job's folder: its number and the values that differ between jobs."""
     keys = set(swept_values(jobs)[0])
     own = sorted(o.input_line or "" for o in parse_overrides(list(jobs[number])) if o.key_or_group in keys)
     return f"{number}_{slug(','.join(own))}"
 
 
 def swept_values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """For each job, the values of the keys that differ between jobs."""
+    """Return the values of each job for the keys that differ between jobs."""
     values = [{o.key_or_group: o.value() for o in parse_overrides(list(job))} for job in jobs]
     keys = [key for key in values[0] if len({str(v.get(key)) for v in values}) > 1]
     return [{key: v[key] if isinstance(v[key], int | float) else str(v[key]) for key in keys} for v in values]

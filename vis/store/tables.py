@@ -1,4 +1,4 @@
-"""Rows of tables, and the texts of their files."""
+"""Format rows of tables as CSV and Markdown."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ Rows = list[dict[str, Any]]
 
 
 def numbers(rows: Rows, column: str) -> list[float]:
-    """What a column holds, without the cells that are empty or undefined (NaN, as the mu of a map of zeros)."""
+    """Return the values of a column without empty and undefined cells (NaN, such as the mu of a map of zeros)."""
     return [row[column] for row in rows if row.get(column) is not None and not math.isnan(row[column])]
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; columns in the order in which they first occur."""
+    """Format rows as CSV, with columns in the order of first occurrence."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -25,7 +25,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table, numbers to four digits."""
+    """Format rows as a Markdown table, with numbers to four digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
     def cell(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""The machine: devices, memory, processes, files, the console."""
+"""Control devices, memory, processes, files and the console."""

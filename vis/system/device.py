@@ -2,12 +2,15 @@
 
 import os
 import platform
-from contextlib import ContextDecorator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager, nullcontext
 
 import torch
 
 from vis.errors import UserError
 from vis.system import allocator
+
+_mixed = False
 
 
 def pick_device(name: str) -> torch.device:
@@ -38,6 +41,32 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given, as a clock must."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def set_precision(precision: str) -> None:
+    """Choose what NVIDIA GPUs compute in TF32: everything (tf32), only backward passes (mixed), or nothing (otherwise).
+
+    With mixed, the forward pass still decides in float32 which ReLUs are active.
+    """
+    global _mixed
+    _mixed = precision == "mixed"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def backward_precision() -> AbstractContextManager[None]:
+    """Return the context for backward passes under the precision set by `set_precision`."""
+    return tf32(allowed=True) if _mixed else nullcontext()
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in convolutions and matrix products on NVIDIA GPUs; restore the settings on exit."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def local_convolutions() -> ContextDecorator:

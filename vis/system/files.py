@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Write files atomically, and check them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or not there at all, also when the power goes: beside, fsync, rename."""
+    """Write a file atomically, even if the power fails: a temporary file beside it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -25,12 +25,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinities become null, since JSON has none."""
+    """Write a JSON file atomically; NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -45,9 +45,9 @@ def _finite(value: Any) -> Any:
 
 
 def intact(path: Path) -> bool:
-    """Whether the checksums of a zip file (.npz, a checkpoint) are right; so they are where it was written without any."""
+    """Return True if the checksums of a zip file (.npz, a checkpoint) are correct, or if it has none."""
     try:
         with zipfile.ZipFile(path) as file:
             return not any(entry.CRC for entry in file.infolist()) or file.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):  # what a damaged directory or entry raises
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):  # raised by a damaged directory or entry
         return False

@@ -1,9 +1,9 @@
-"""One run by several processes, which torchrun starts, on one machine or on several with a common folder:
+"""Share a run between processes started by torchrun, on one machine or on several with a common file system:
 
     torchrun --nproc-per-node 4 -m vis.run experiment=...
 
-Rank 0 does what a single process does, and tells the others the folder; rank r of n computes the tasks r, r + n, ... into
-it. All they say to each other goes through torchrun's key-value store.
+Rank 0 does what a single process does, and announces the folder; rank r of n writes tasks r, r + n, ... to it. The
+processes communicate through torchrun's key-value store.
 """
 
 import atexit
@@ -13,64 +13,64 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_LONG = timedelta(days=30)  # torchrun ends all processes when one fails
+_LONG = timedelta(days=30)  # torchrun stops all processes if one fails
 
 
 def rank() -> int:
-    """This process's number; 0 for a process of its own."""
+    """Return the rank of this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def world() -> int:
-    """How many processes share the run."""
+    """Return the number of processes that share the run."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "MASTER_ADDR" in os.environ else 1
 
 
 def begin(folder: Path) -> None:
-    """Rank 0: the run in this folder is ready to be worked on."""
+    """On rank 0, announce that the run in this folder is ready for the others."""
     if world() > 1:
         _store().set("folder", str(folder))
 
 
 def over() -> None:
-    """Rank 0: the command is done; was there no run in it, the others need not wait for one."""
+    """On rank 0, end the command; if it started no run, tell the others not to wait."""
     if world() > 1 and rank() == 0 and not _store().check(["folder"]):
         _store().set("folder", "")
 
 
 def folder() -> Path | None:
-    """The others: the folder to work in, as soon as it is ready; None where there is nothing to do."""
+    """On other ranks, wait for the folder to work in, and return it; None if there is nothing to do."""
     _store().wait(["folder"], _LONG)
     name = _store().get("folder").decode()
     return Path(name) if name else None
 
 
 def report() -> None:
-    """The others: this process's tasks are done."""
+    """On other ranks, report that this process has finished its tasks."""
     _store().set(f"done {rank()}", "")
 
 
 def wait() -> None:
-    """Rank 0: until all tasks are done."""
+    """On rank 0, wait until all tasks are done."""
     if world() > 1:
         _store().wait([f"done {other}" for other in range(1, world())], _LONG)
 
 
-# --- processes that compute one thing together ------------------------------------------------------------------------
+# --- one computation shared by all processes --------------------------------------------------------------------------
 
 
 def local_world() -> int:
-    """How many of the processes are on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
 
 
 def mine(items: Any) -> Any:
-    """Return this process's part of a sequence or of the rows of a tensor; the parts of all processes are the whole."""
+    """Return this process's part of a sequence, or of the rows of a tensor."""
     return items[rank() :: world()]
 
 
 def data_parallel(net: Any, device: Any) -> Any:
-    """`net`, with the gradients of its parameters averaged over the processes in its backward pass; all call this at once."""
+    """Make `net` average its parameters' gradients over the processes in the backward pass; all must call this."""
     if world() == 1:
         return net
     import torch
@@ -86,8 +86,8 @@ def data_parallel(net: Any, device: Any) -> Any:
     return torch.nn.parallel.DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
 
 
-def total(tensor: Any) -> Any:
-    """The sum of a tensor over the processes, in place."""
+def all_reduce(tensor: Any) -> Any:
+    """Sum a tensor over the processes, in place, and return it."""
     if world() > 1:
         from torch import distributed
 
@@ -96,7 +96,7 @@ def total(tensor: Any) -> Any:
 
 
 def broadcast(tensor: Any) -> None:
-    """Give all processes rank 0's values of a tensor."""
+    """Copy rank 0's values of a tensor to all processes."""
     if world() > 1:
         from torch import distributed
 

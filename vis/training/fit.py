@@ -1,4 +1,4 @@
-"""The images and facts that a run gives to methods that learn first (`vis.methods.base.Method.prepare`)."""
+"""Give methods that must be fitted their images and provenance (`vis.methods.base.Method.prepare`)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from vis.training.standin import architecture
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A dataset as a network sees it: image i is [C, H, W]."""
+class NetworkInputs:
+    """A dataset as inputs of a network: input i is [C, H, W]."""
 
     data: Dataset
     preprocess: Preprocess
@@ -36,15 +36,15 @@ class Seen:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The origin and fingerprint of the data, and the name of the preprocessing."""
+        """Return the origin and fingerprint of the data, and the name of the preprocessing."""
         return {
             "data": self.data.origin,
             "fingerprint": self.data.fingerprint(),
             "preprocess": self.preprocess.name,
         }
 
-    def part(self, indices: Sequence[int]) -> "Seen":
-        """The images with these indices."""
+    def part(self, indices: Sequence[int]) -> "NetworkInputs":
+        """Return the images with these indices."""
         return replace(self, data=self.data.part(indices))
 
 
@@ -77,7 +77,7 @@ class ModelOfRun:
         return self.described.channels
 
     def network(self) -> dict[str, Any]:
-        """A hash of the parameters and buffers, the weights in words, the input size and the architecture."""
+        """Return a hash of parameters and buffers, the description of the weights, the input size and the architecture."""
         digest = hashlib.sha256()
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -85,19 +85,19 @@ class ModelOfRun:
         weights = self.described.weights
         return {"network": digest.hexdigest(), "weights": weights, "size": list(self.size), "architecture": own}
 
-    def training_images(self) -> Seen:
-        """The training images of the run's dataset, all of them whatever its `limit`."""
+    def training_images(self) -> NetworkInputs:
+        """Return all training images of the run's dataset, ignoring its `limit`."""
         return self._seen(splits({**self.dataset, "limit": None})[0])
 
-    def pictures(self, source: str | None = None) -> Seen:
-        """The images of a folder; by default `default`, or the bundled photographs."""
+    def pictures(self, source: str | None = None) -> NetworkInputs:
+        """Return the images of a folder; without a folder, `default` or the bundled photographs."""
         return self._seen(folder(source) if source is not None else self.default or samples("all"))
 
     def cache(self, kind: str, key: object) -> Path:
-        """outputs/<kind>/<hash of the key>.pt"""
+        """Return the cache file outputs/<kind>/<hash of the key>.pt, and create its folder."""
         place = self.outputs / kind
         place.mkdir(parents=True, exist_ok=True)
         return place / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.pt"
 
-    def _seen(self, data: Dataset) -> Seen:
-        return Seen(data, self.preprocess, self.size, self.channels)
+    def _seen(self, data: Dataset) -> NetworkInputs:
+        return NetworkInputs(data, self.preprocess, self.size, self.channels)

@@ -1,6 +1,6 @@
-"""Serve the images of a training, from memory or from files, in the order of an epoch and with its crops and flips.
+"""Load training images, from memory or from files, in the order of an epoch, with its crops and flips.
 
-All random numbers are drawn from (seed, epoch) and (seed, epoch, image), see `vis.training.loop`.
+All random numbers are drawn from (seed, epoch) and (seed, epoch, image); see `vis.training.loop`.
 """
 
 import math
@@ -25,7 +25,7 @@ from vis.system import shards
 from vis.system.console import progress
 from vis.training.recipe import Recipe
 
-_AHEAD = 4  # batches that are decoded ahead
+_AHEAD = 4  # batches decoded in advance
 
 
 @dataclass
@@ -46,9 +46,9 @@ class Images:
     def batches(
         self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels [B, C, H, W] (uint8) and labels [B] of each batch of indices, on the device.
+        """Yield pixels [B, C, H, W] (uint8) and labels [B] for each batch of indices, on the device.
 
-        recipe: gives the crops and flips of this epoch; without it the images are unchanged.
+        recipe: defines the crops and flips of the epoch; without it the images are unchanged.
         """
         u = torch.empty(0)
         if recipe is not None:
@@ -62,9 +62,9 @@ class Images:
 
 
 class Files:
-    """A labelled dataset that is read during the training: threads decode, crop and resize the images of the next batches.
+    """A labelled dataset read during training: threads decode, crop and resize the images of the next batches.
 
-    Pillow releases Python's lock while it decodes and resizes, so threads are as fast as processes and copy nothing.
+    Pillow releases the GIL while it decodes and resizes, so threads are as fast as processes and need no copies.
     """
 
     def __init__(self, data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> None:
@@ -81,7 +81,7 @@ class Files:
     def batches(
         self, chosen: Sequence[Tensor], recipe: Recipe | None = None, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Images.batches`, with the crops of `recipe.area`. Raises UserError for an image that cannot be read."""
+        """Yield batches as `Images.batches` does, with the crops of `recipe.area`. Raises UserError for an unreadable image."""
         device = self.labels.device
 
         def read(i: int) -> Tensor:
@@ -121,8 +121,8 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Draw a crop (left, top, right, bottom) of a picture of (width, height), as torchvision's RandomResizedCrop does.
 
-    Its share of the picture is uniform within `area`, the logarithm of width / height within that of `aspect`, and its
-    position among all that fit. If ten draws do not fit, it is the largest centred crop with an aspect within the bounds.
+    Its share of the picture is uniform in `area`, log(width / height) is uniform between the logs of `aspect`, and its
+    position is uniform among all that fit. If ten draws do not fit, return the largest centred crop within `aspect`.
     """
     width, height = size
     for _ in range(10):
@@ -138,14 +138,14 @@ def random_box(
 
 
 def load_images(data: Dataset, size: tuple[int, int], channels: int, resize: int | None = None) -> Images:
-    """Read a dataset into memory, resized and cropped to (height, width). Raises UserError without labels or memory."""
+    """Read a dataset into memory, resized and cropped to (height, width). Raises UserError if labels or memory are missing."""
     labels = _labels(data)
     pixels = torch.empty(0, dtype=torch.uint8)
     try:
         pixels = torch.empty(len(data), channels, *size, dtype=torch.uint8)
     except RuntimeError as error:
         raise UserError(
-            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; to read them during the "
+            f"{data.origin}: {len(data)} images of {size[0]}x{size[1]} do not fit into memory; to read them during "
             "training, give random crops by area: experiment.recipe.area=[0.1,1]"
         ) from error
     for i in progress(range(len(data)), len(data), "images", desc=f"reading {data.origin}", leave=False):
@@ -164,10 +164,10 @@ def _bytes(pixels: Tensor) -> Tensor:
 
 
 def splits(node: Mapping[str, Any]) -> tuple[Dataset, Dataset]:
-    """The training and the validation images of a dataset's config node, at most `limit` of each.
+    """Return the training and the validation images of a dataset's config node, at most `limit` of each.
 
-    A limited part is spread evenly, since the first images of a folder are all of one class. Of a dataset without a split
-    of its own, every fifth image is for validation.
+    A limit selects evenly spaced images, since the first images of a folder all belong to one class. If a dataset has no
+    split of its own, every fifth image is for validation.
     """
     own = {key: value for key, value in node.items() if key not in ("preprocess", "resize", "limit")}
     parameters = parameters_of(locate(str(own.get("_target_")), "dataset._target_"))
@@ -189,19 +189,19 @@ def _thinned(data: Dataset, limit: int | None) -> Dataset:
 
 
 def draws_of(seed: int, *place: int) -> np.random.Generator:
-    """A random generator for one place of a training, such as (epoch, image)."""
+    """Return the random generator for one position in a training, such as (epoch, image)."""
     return np.random.default_rng([seed % 2**64, *place])
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order of the images in an epoch: a permutation of 0 .. count - 1."""
+    """Return the order of the images in an epoch: a permutation of 0 .. count - 1."""
     return torch.from_numpy(draws_of(seed, epoch, 0).permutation(count))
 
 
 def augment(pixels: Tensor, u: Tensor, crop: int, flip: bool) -> Tensor:
-    """Crop padded images at random and mirror half of them: [B, C, H, W] -> the same shape.
+    """Crop padded images at random and mirror half of them, keeping the shape [B, C, H, W].
 
-    u [B, 3]: uniform numbers in [0, 1) of each image, for the vertical and horizontal offset and the mirroring.
+    u [B, 3]: uniform numbers in [0, 1) for each image's vertical offset, horizontal offset and mirroring.
     """
     if not crop and not flip:
         return pixels

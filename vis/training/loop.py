@@ -1,16 +1,16 @@
-"""Train a classifier. A training that was killed resumes and ends with the same losses and weights.
+"""Train a classifier. A killed training resumes and ends with the same losses and weights.
 
 No random generator has a state that could be lost: the order of an epoch, the crops and flips of an image and the dropout
 of a step are drawn from (seed, epoch), (seed, epoch, image) and (seed, epoch, step, process). The learning rate is a
-function of the step. A checkpoint holds the network, the optimiser, the scaler of float16 gradients, the step in the epoch
-and the sums so far. On a CPU a resumed training ends with the same bits; on a GPU up to nondeterministic kernels.
+function of the step. A checkpoint contains the network, the optimiser, the gradient scaler of float16, the step in the
+epoch and the sums so far. On a CPU a resumed training is bit-identical; on a GPU, up to nondeterministic kernels.
 
     training = Training(net, train, val, Recipe(epochs=10), preprocess, seed=0, device="cpu", folder=Path("here"))
-    for row in training: ...        # one for each epoch; after a kill, run it again to resume
+    for row in training: ...        # one row per epoch; after a kill, run this again to resume
 
-Processes that torchrun started train together: each takes its share of every batch, and the gradients are those of the
+Processes started by torchrun train together: each takes its share of every batch, and the gradients are those of the
 whole batch. A step equals that of a single process up to the order of sums, except for dropout, which each process draws
-for its own images, and batch norm, which sees a process's share. A training may resume with another number of processes.
+for its own images, and batch norm, which sees a process's share. A training can resume with another number of processes.
 """
 
 import hashlib
@@ -39,16 +39,16 @@ from vis.training.recipe import AMP, Recipe
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_SHARE_OF_SAVING = 0.02  # largest share of the time spent on checkpoints (2 GB for the masked VGG)
+_SHARE_OF_SAVING = 0.02  # largest fraction of time spent on checkpoints (2 GB for the masked VGG)
 
 
 class Training:
-    """Trains `net` in place, with checkpoints in `folder`; iterating over it trains and yields a row for each epoch.
+    """Train `net` in place, with checkpoints in `folder`; iteration trains, and yields one row per epoch.
 
-    The training resumes from a checkpoint in the folder, from the previous one if that is damaged, or from the beginning
-    if both are. Raises UserError for the checkpoint of another training. The wall of a network (`apply_wall`) is applied
+    Training resumes from the checkpoint in the folder, from the previous one if that is damaged, or from the beginning if
+    both are. Raises UserError if the checkpoint belongs to another training. A network's wall (`apply_wall`) is applied
     after each step.
-    save_seconds: between checkpoints, longer if writing is slow, 0 for one after each step. Each epoch ends with one.
+    save_seconds: time between checkpoints, more if writing is slow; 0 saves after each step. Each epoch ends with one.
     tensorboard: a folder for the scalars of each epoch. Raises UserError if the package is not installed.
     """
 
@@ -69,7 +69,7 @@ class Training:
         if recipe.amp == "fp16" and self.device.type != "cuda":
             raise UserError(f"amp=fp16 needs an NVIDIA GPU, not {self.device}: use bf16 or null")
         if isinstance(train, Files) != (recipe.area is not None):
-            raise ValueError("a recipe with `area` trains on Files, any other on Images in memory")
+            raise ValueError("a recipe with `area` needs Files, any other recipe needs Images")
         self.net: Any = net.to(self.device).requires_grad_(True)
         last = any(p.ndim == 4 and not p.is_contiguous() for p in net.parameters())
         self._format = torch.channels_last if last else torch.contiguous_format  # of the network, and so of the images
@@ -98,12 +98,12 @@ class Training:
             self._one, self._all = torch.compile(self._one), torch.compile(self._all)
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows of all epochs, trained as they are asked for."""
+        """Yield the row of each epoch, training as needed."""
         for epoch in range(self.recipe.epochs):
             yield self.row(epoch)
 
     def row(self, epoch: int) -> Row:
-        """The row of an epoch (0, 1, ...), trained up to there if necessary: losses, top-1 and top-5, seconds."""
+        """Return the row of an epoch (0, 1, ...), training up to it if necessary: losses, top-1 and top-5, seconds."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             while len(self.rows) <= epoch:
                 self._epoch()
@@ -136,7 +136,7 @@ class Training:
         )
         self.rows.append({**row, "seconds": seconds, "images_per_second": count / seconds})
         self._step, self._seconds, self._sums = 0, 0.0, self._zeros()
-        if self._tensorboard:  # before the checkpoint: TensorBoard counts a scalar once if it is written twice
+        if self._tensorboard:  # before the checkpoint: TensorBoard keeps one of two equal scalars
             for name, value in self.rows[-1].items():
                 self._tensorboard.add_scalar(name, value, epoch + 1)
             self._tensorboard.flush()
@@ -151,7 +151,7 @@ class Training:
             )  # fmt: skip
 
     def _learn(self, pixels: Tensor, labels: Tensor, epoch: int, step: int, steps: int) -> None:
-        """One step of the optimiser on this process's share of a batch."""
+        """Take one optimiser step on this process's share of a batch."""
         torch.manual_seed(int(draws_of(self.seed, epoch, 2, step, shards.rank()).integers(2**63)))  # of dropout
         self.net.train()
         for group in self.optimiser.param_groups:
@@ -164,13 +164,13 @@ class Training:
         self.scaler.update()
         if hasattr(self.net, "apply_wall"):
             self.net.apply_wall()
-        self._sums += shards.total(_measure(logits.detach(), loss.detach(), labels, self._sums.dtype))
+        self._sums += shards.all_reduce(_measure(logits.detach(), loss.detach(), labels, self._sums.dtype))
 
     @torch.no_grad()
     def evaluate(self) -> list[float]:
-        """Mean loss, top-1 and top-5 on the validation images."""
+        """Return the mean loss, top-1 and top-5 on the validation images."""
         self.net.eval()
-        for buffer in self.net.buffers():  # those of batch norm
+        for buffer in self.net.buffers():  # of batch norm
             shards.broadcast(buffer)
         sums = self._zeros()
         chosen = torch.arange(len(self.val)).split(4 * self.recipe.batch_size)
@@ -178,10 +178,10 @@ class Training:
             for indices, (pixels, labels) in zip(chosen, self.val.batches(list(map(shards.mine, chosen))), strict=True):
                 sums += _measure(*self._forward(self._one, pixels, labels), labels, sums.dtype)
                 bar.update(len(indices))
-        return (shards.total(sums) / len(self.val)).tolist()
+        return (shards.all_reduce(sums) / len(self.val)).tolist()
 
     def _forward(self, net: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the sum of the losses."""
+        """Return the logits and the summed loss."""
         x = self.preprocess(pixels.to(self.dtype) / 255).contiguous(memory_format=self._format)
         with torch.autocast(self.device.type, AMP.get(str(self.recipe.amp)), enabled=self.recipe.amp is not None):
             logits = net(x)
@@ -192,7 +192,7 @@ class Training:
         return torch.zeros(3, dtype=kind, device=self.device)
 
     def save(self) -> None:
-        """Write a checkpoint atomically and keep the previous one. Of several processes, only the first writes."""
+        """Write a checkpoint atomically and keep the previous one. Only rank 0 writes."""
         if shards.rank() > 0:
             return
         began = time.perf_counter()
@@ -240,7 +240,7 @@ class Training:
 
 
 def _measure(logits: Tensor, loss: Tensor, labels: Tensor, kind: torch.dtype) -> Tensor:
-    """Sums over a batch of the loss, top-1 and top-5 hits: [3], on the device, so that nothing waits for them."""
+    """Sum loss, top-1 and top-5 hits over a batch: [3], kept on the device to avoid synchronisation."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([loss.to(kind), best[:, 0].sum(), best.sum()])
 
@@ -250,7 +250,7 @@ def _bar(count: int, title: str, done: int = 0) -> Any:
 
 
 def _writer(folder: Path, done: int) -> Any:
-    """A TensorBoard writer that discards scalars of epochs after the first `done`."""
+    """Open a TensorBoard writer that discards the scalars of epochs after the first `done`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The hyperparameters of a training."""
+"""Hyperparameters of a training."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of a training with cross entropy. Raises ValueError for values that are out of range.
+    """Hyperparameters of a training with cross-entropy. Raises ValueError for values out of range.
 
     optimiser: sgd (with momentum) or adamw. schedule: of the learning rate, after a linear warm-up over `warmup` epochs:
     cosine (to 0 at the end) or step (times `gamma` every `step_epochs`).
     crop: pad images by this many black pixels and crop them at random. flip: mirror half of them.
-    area: smallest and largest share of a picture that a random crop covers, with a width / height within `aspect`; the crop
+    area: smallest and largest fraction of a picture covered by a random crop with a width / height within `aspect`, which
     is resized to the network's input. These crops are taken from the files, which are read again in each epoch.
     amp: null, bf16, or fp16 with scaled gradients (NVIDIA GPUs). compile: use torch.compile.
     """
@@ -55,15 +55,15 @@ class Recipe:
             )
         if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
             raise ValueError(
-                f"area={list(self.area)}: give a smallest and a largest share, above 0 and up to 1, or null"
+                f"area={list(self.area)}: give the smallest and the largest fraction, above 0 and up to 1, or null"
             )
         if not (len(self.aspect) == 2 and 0 < self.aspect[0] <= self.aspect[1]):
-            raise ValueError(f"aspect={list(self.aspect)}: give a smallest and a largest width / height, above 0")
+            raise ValueError(f"aspect={list(self.aspect)}: give the smallest and the largest width / height, above 0")
         if self.area is not None and self.crop:
             raise ValueError("crop and area are two ways of cropping: give crop=0 or area=null")
 
     def rate(self, epoch: float) -> float:
-        """The learning rate of the step that ends after `epoch` epochs, which may be a fraction."""
+        """Return the learning rate of the step that ends after `epoch` epochs, which may be fractional."""
         if epoch < self.warmup:
             return self.lr * epoch / self.warmup
         if self.schedule == "step":

@@ -1,4 +1,4 @@
-"""Train small networks, once, as stand-ins for published weights that are not available."""
+"""Train small networks, once each, as stand-ins for published weights that are not available."""
 
 import fcntl
 import hashlib
@@ -31,7 +31,7 @@ STANDIN_RECIPES = {
     "stacked_mnist": Recipe(epochs=2, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2),
     "cifar10": Recipe(epochs=8, batch_size=64, optimiser="adamw", lr=1e-3, weight_decay=1e-2, crop=4, flip=True),
 }
-_SEED = 0  # as with published weights, there is one network whatever the seed of the run
+_SEED = 0  # one network whatever the run's seed, as with published weights
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class StandIn:
 
 
 def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, data: str = "data") -> StandIn:
-    """The stand-in for a model's config node with `trained_on`, from the folder `root` or trained now.
+    """Return the stand-in for a model's config node with `trained_on`; train it if the folder `root` does not have it.
 
     trained_on: cifar10, mnist or stacked_mnist, in the folder `data` or as `cifar10:FOLDER`; digits or stacked_digits
-    (scikit-learn's, no download), which also replace a dataset that is missing in `data`. An interrupted training resumes;
-    of two processes one trains and the other waits.
+    (scikit-learn's, no download), which also replace a dataset that is missing from `data`. An interrupted training
+    resumes; if two processes need the same stand-in, one trains it and the other waits.
     """
     name, path = _trained_on(str(node.get("trained_on") or "digits"), data)
     recipe = STANDIN_RECIPES[name]
@@ -85,18 +85,18 @@ def _splits_of(name: str, path: str) -> tuple[Dataset, Dataset]:
 
 @cache
 def _fingerprint(name: str, path: str) -> str:
-    """The fingerprint of a stand-in's data, computed once in a process: many networks of a figure ask for it."""
+    """Return the fingerprint of a stand-in's data; cached, since many networks of a figure need it."""
     return " ".join(part.fingerprint() for part in _splits_of(name, path))
 
 
 def architecture(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a model's config node that a stand-in depends on; the rest says which of its weights are used, and how."""
+    """Return the part of a model's config node that a stand-in depends on; the rest says how its weights are used."""
     other = ("name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except")
     return {key: value for key, value in node.items() if key not in other}
 
 
 def _trained_on(text: str, data: str) -> tuple[str, str]:
-    """(dataset, folder) that a stand-in trains on. Raises UserError for an unknown dataset or a missing FOLDER."""
+    """Return the (dataset, folder) to train on. Raises UserError for an unknown dataset or a missing FOLDER."""
     name, _, given = text.partition(":")
     if name not in STANDIN_RECIPES:
         raise UserError(f"model.trained_on={text}: there is no recipe for it.{did_you_mean(name, STANDIN_RECIPES)}")
@@ -109,7 +109,7 @@ def _trained_on(text: str, data: str) -> tuple[str, str]:
     if any((path / place).exists() for place in places):
         return name, str(path)
     if given:
-        raise UserError(f"model.trained_on={text}: {path} does not hold {' or '.join(places)}")
+        raise UserError(f"model.trained_on={text}: {path} does not contain {' or '.join(places)}")
     log.info(
         "there is no %s in %s (give model.trained_on=%s:FOLDER): training on scikit-learn's digits", name, path, name
     )
@@ -118,7 +118,7 @@ def _trained_on(text: str, data: str) -> tuple[str, str]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, after waiting for any other process that does."""
+    """Lock the folder, after waiting for any other process that holds the lock."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,1 +1,1 @@
-"""What a window of an image changes in a network."""
+"""Replace windows of an image and compute how the network's output changes."""

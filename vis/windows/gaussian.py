@@ -1,14 +1,14 @@
-"""What a window of an image is replaced by, learnt from images: a conditional Gaussian, or what else stood there.
+"""Distributions that replace a window of an image, learnt from images: a conditional Gaussian or the marginal.
 
-zhou2018, Section 2 (Zintgraf et al. 2017): patches of side l follow a Gaussian with mean mu and covariance S. The pixels 1
-of a window of side k, given the pixels 2 around it in the patch, have
+In the conditional Gaussian (zhou2018, Section 2; Zintgraf et al. 2017) patches of side l have mean mu and covariance S.
+The pixels 1 of a window of side k, given the pixels 2 around it in the patch, have
 
     mean        mu1 + S12 S22^-1 (x2 - mu2)
     covariance  S11 - S12 S22^-1 S21
 
-The window stands in the middle of its patch; at the border of the image the patch is shifted inside, so there are
-(l - k + 1)^2 places of a window in a patch, each with one matrix for all images. Everything is in the units of the images
-that were fitted, which are those that a network sees.
+The window is centred in its patch. At the border of the image the patch is shifted inside, so a window has (l - k + 1)^2
+possible places in a patch; each needs one matrix for all images. All values are in the units of the fitted images, which
+are the network's inputs.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from vis.system.files import write_bytes
 
 
 class ImageSequence(Protocol):
-    """N images [C, H, W]: a tensor [N, C, H, W], or what reads each when it is asked for."""
+    """N images [C, H, W]: a tensor [N, C, H, W], or an object that loads each on access."""
 
     def __len__(self) -> int: ...
 
@@ -37,17 +37,18 @@ class ImageSequence(Protocol):
 
 
 def _generators(seed: int, windows: Tensor) -> Iterator[np.random.Generator]:
-    """One for each window [n, 2]: what is drawn for a window does not depend on which others are asked for."""
+    """Yield a generator for each window [n, 2], so that a window's samples do not depend on the other windows."""
     for top, left in windows.tolist():
         yield np.random.Generator(np.random.Philox(key=[seed, top << 32 | left]))
 
 
 @dataclass
 class PatchGaussian:
-    """A Gaussian over patches of side `side`: each channel on its own, or jointly over all.
+    """A Gaussian over patches of side `side`, one per channel or one joint over all channels.
 
-    mean [G, D] and covariance [G, D, D], float64: G channels with D = l^2, or jointly, G = 1 and D = C l^2. low, high [C]:
-    the range of the data, to which samples are clipped. ridge: added to the diagonal of S, in units of the mean variance.
+    mean [G, D] and covariance [G, D, D] are float64: per channel, G = C and D = l^2; jointly, G = 1 and D = C l^2.
+    Samples are clipped to the range of the data, low to high [C]. ridge, in units of the mean variance, is added to the
+    diagonal of S.
     """
 
     side: int
@@ -72,9 +73,9 @@ class PatchGaussian:
         seed: int = 0,
         provenance: Mapping[str, Any] | None = None,
     ) -> "PatchGaussian":
-        """From `patches` patches at random places of random images, a tensor [N, C, H, W] or a sequence of N; N - 1.
+        """Fit to `patches` patches at random places of random images; the covariance is divided by patches - 1.
 
-        Of a sequence only those images are asked for that are drawn. Raises UserError for an image smaller than a patch.
+        Only images that are drawn are loaded. Raises UserError for an image smaller than a patch.
         """
         generator = torch.Generator().manual_seed(seed)
         which = torch.randint(len(images), (patches,), generator=generator).sort()[0]
@@ -83,7 +84,7 @@ class PatchGaussian:
             image = images[i].detach().cpu()
             if min(image.shape[1:]) < side:
                 size = "x".join(map(str, image.shape[1:]))
-                raise UserError(f"patches of {side}x{side} do not fit into an image of {size}: give a smaller patch")
+                raise UserError(f"patches of {side}x{side} do not fit into an image of {size}: use a smaller patch")
             top, left = (torch.randint(n - side + 1, (count,), generator=generator) for n in image.shape[1:])
             found.append(image.unfold(1, side, 1).unfold(2, side, 1)[:, top, left].transpose(0, 1).double())
             low.append(image.amin((1, 2)))
@@ -101,7 +102,7 @@ class PatchGaussian:
         return self.mean.shape[1] != self.side**2
 
     def save(self, path: Path) -> None:
-        """A file with the numbers and where they come from."""
+        """Save the Gaussian and its provenance to a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save({each.name: getattr(self, each.name) for each in fields(self)}, buffer)
@@ -109,28 +110,28 @@ class PatchGaussian:
 
     @classmethod
     def load(cls, path: Path) -> "PatchGaussian":
-        """What `save` wrote. Raises UserError where it is no such file."""
+        """Load a file written by `save`. Raises UserError if it is missing or invalid."""
         try:
             return cls(**torch.load(path, weights_only=True))
         except FileNotFoundError as error:
-            raise UserError(f"no Gaussian in {path}: fit one, or leave gaussian= out") from error
+            raise UserError(f"no Gaussian in {path}: fit one, or omit gaussian=") from error
         except Exception as error:  # damaged files make torch raise almost anything
-            raise UserError(f"{path} is no Gaussian that this project saved") from error
+            raise UserError(f"{path} is not a Gaussian saved by this project: fit one, or omit gaussian=") from error
 
     def fingerprint(self) -> str:
-        """sha256 of the numbers."""
+        """Return the SHA-256 of mean and covariance."""
         return hashlib.sha256(self.mean.numpy().tobytes() + self.covariance.numpy().tobytes()).hexdigest()
 
     def means(self, image: Tensor, windows: Tensor, k: int) -> Tensor:
-        """Conditional means [n, C, k, k] of windows [n, 2] (top, left) of side k, given the rest of an image [C, H, W].
+        """Return conditional means [n, C, k, k] of windows [n, 2] (top, left) of side k in an image [C, H, W].
 
-        Raises UserError where a window does not fit into a patch, or the image has other channels or is too small.
+        Raises UserError if the window does not fit into a patch, or the image has other channels or is too small.
         """
         out = image.new_empty(len(windows), len(image), k, k)
         for some, start, place in self._by_place(image, windows, k):
             A, b = (t.to(image) for t in self._conditional(k, *place)[:2])
             corner, last = start.amin(0), start.amax(0) + self.side
-            part = image[:, corner[0] : last[0], corner[1] : last[1]]  # all patches from the first to the last
+            part = image[:, corner[0] : last[0], corner[1] : last[1]]  # covers all patches
             row, column = (start - corner).unbind(1)
             for g, x in enumerate([part] if self.joint else part[:, None]):
                 means = F.conv2d(x[None], A[g].view(-1, len(x), self.side, self.side), b[g])[0]  # A x + b of each patch
@@ -139,7 +140,7 @@ class PatchGaussian:
         return out
 
     def samples(self, image: Tensor, windows: Tensor, k: int, count: int, seed: int) -> Tensor:
-        """`count` draws of each window, clipped to the range of the data: [n, count, C, k, k]."""
+        """Return `count` samples for each window, clipped to the range of the data: [n, count, C, k, k]."""
         out = self.means(image, windows, k)[:, None].repeat(1, count, 1, 1, 1)
         for some, _, place in self._by_place(image, windows, k):
             L = self._conditional(k, *place)[2].to(image)
@@ -152,15 +153,13 @@ class PatchGaussian:
         return out.clamp(low, high)
 
     def _by_place(self, image: Tensor, windows: Tensor, k: int) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
-        """Windows with the same place in their patch: their numbers, the corners of their patches, that place."""
+        """Group windows by their place in the patch: (their indices, the corners of their patches, the place)."""
         side, C = self.side, len(image)
         if not 0 < k < side:
-            raise UserError(
-                f"a window of {k} does not lie in a patch of {side} with pixels around it: give patch > window"
-            )
+            raise UserError(f"a window of side {k} needs a larger patch than side {side}: use patch > window")
         if len(self.low) != C or min(image.shape[1:]) < side:
             raise UserError(
-                f"the Gaussian is for {len(self.low)} channels and at least {side}x{side} pixels, not {list(image.shape)}"
+                f"the Gaussian needs {len(self.low)} channels and at least {side}x{side} pixels, the image is {list(image.shape)}"
             )
         windows = windows.to(image.device)
         last = torch.tensor([image.shape[1] - side, image.shape[2] - side], device=image.device)
@@ -171,7 +170,7 @@ class PatchGaussian:
 
     @cached_property
     def precision(self) -> Tensor:
-        """P = (S + ridge I)^-1, [G, D, D]."""
+        """P = (S + ridge v I)^-1 with v the mean variance: [G, D, D]."""
         variance = self.covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
         eye = torch.eye(self.covariance.shape[1], dtype=self.covariance.dtype)
         return torch.cholesky_inverse(
@@ -179,9 +178,9 @@ class PatchGaussian:
         )
 
     def _conditional(self, k: int, row: int, column: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a window at (row, column) of its patch: A [G, k^2, D] and b with mean A x + b, L with covariance L L^T.
+        """Return A [G, k^2, D], b and L of a window at (row, column) of its patch: mean A x + b, covariance L L^T.
 
-        From the precision: the mean is mu1 - P11^-1 P12 (x2 - mu2), the covariance P11^-1.
+        They follow from the precision: mean mu1 - P11^-1 P12 (x2 - mu2), covariance P11^-1.
         """
         key = (k, row, column)
         if key not in self._known:
@@ -203,9 +202,9 @@ class PatchGaussian:
 
 @dataclass
 class Marginal:
-    """What stood at a window's place in other images, whatever is around it (zhou2018, Section 3, MNIST).
+    """The marginal distribution: a window's pixels in other images, whatever surrounds it (zhou2018, Section 3, MNIST).
 
-    mean [C, H, W] of all images; images [M, C, H, W]: those that are drawn from.
+    mean [C, H, W] is over all images; samples are drawn from images [M, C, H, W].
     """
 
     mean: Tensor
@@ -213,7 +212,7 @@ class Marginal:
 
     @classmethod
     def fit(cls, images: ImageSequence, kept: int = 1000, seed: int = 0) -> "Marginal":
-        """The mean of all images of one size [N, C, H, W], and `kept` random ones of them."""
+        """Average all images, which have one size, and keep `kept` random ones to draw from."""
         mean = torch.zeros_like(images[0], dtype=torch.float64)
         for i in range(len(images)):
             mean += images[i]
@@ -221,11 +220,11 @@ class Marginal:
         return cls(mean / len(images), torch.stack([images[int(i)] for i in order]))
 
     def means(self, image: Tensor, windows: Tensor, k: int) -> Tensor:
-        """The mean over the images at each window's place: [n, C, k, k]."""
+        """Return the mean image at each window's place: [n, C, k, k]."""
         return self._at(self.mean[None].to(image), image, windows, k)[0]
 
     def samples(self, image: Tensor, windows: Tensor, k: int, count: int, seed: int) -> Tensor:
-        """What `count` random images have at each window's place: [n, count, C, k, k]."""
+        """Return the pixels of `count` random images at each window's place: [n, count, C, k, k]."""
         images, drawn = self.images.to(image), _generators(seed, windows)
         which = [torch.from_numpy(each.integers(len(images), size=count)).to(image.device) for each in drawn]
         return torch.stack(
@@ -234,6 +233,8 @@ class Marginal:
 
     def _at(self, images: Tensor, image: Tensor, windows: Tensor, k: int) -> Tensor:
         if images.shape[1:] != image.shape:
-            raise UserError(f"the images to learn from are {list(images.shape[1:])}, this one is {list(image.shape)}")
+            raise UserError(
+                f"the marginal was fitted to images {list(images.shape[1:])}, this one is {list(image.shape)}"
+            )
         top, left = windows.to(image.device).unbind(1)
         return images.unfold(2, k, 1).unfold(3, k, 1)[:, :, top, left].transpose(1, 2)

@@ -1,5 +1,6 @@
-"""Which rectangles of a network's maps windows of its images change: what the incremental engine has to compute, and its share
-of full passes. Nothing is computed here.
+"""Plan incremental inference: the rectangle of each feature map that a window changes, and the work and memory it takes.
+
+Only shapes are needed; no value of the network is computed here.
 """
 
 import math
@@ -13,28 +14,28 @@ from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, wind
 from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, trace
 from vis.windows.rectangles import Places, hull, reached
 
-WHOLE = 0.9  # of a map: rectangles that fill more of it, all together, are not worth cutting out
-SHAPES = {"size", "dim", "getattr"}  # what a network asks of a tensor's shape
+WHOLE = 0.9  # if rectangles fill a larger share of the maps, whole maps are faster
+SHAPES = {"size", "dim", "getattr"}  # queries of a tensor's shape
 _POINTWISE = ELEMENTWISE | {"localresponsenorm"}
 
 
 class Network:
-    """What the engine knows of a network for images of one size: its graph, and which nodes can be computed in rectangles.
+    """A network's graph for images of one size, with the nodes that can be computed in rectangles.
 
-    rules: {node: "window", "pad", "pointwise" or "join"}; all others that depend on the image are computed whole.
-    unknown: where the rectangles end, for people: operations without a rule, and those that take whole maps as well.
+    rules: {node: "window", "pad", "pointwise" or "join"}; other nodes that depend on the image are computed on whole maps.
+    unknown: the operations, in words, at which rectangles end: they have no rule, or another input is a whole map.
     """
 
     def __init__(self, model: nn.Module, channels: int, size: tuple[int, int]) -> None:
         self.traced: Traced = trace(model, channels, size)
         self.nodes = list(self.traced.graph.nodes)
-        self.image = self.nodes[0]  # later placeholders have defaults
+        self.image = self.nodes[0]  # other placeholders have defaults
         self.windows: dict[fx.Node, tuple[tuple[int, int, int, int], ...]] = {}
         self.rules: dict[fx.Node, str] = {}
         self.dependent: set[fx.Node] = set()
-        self.folded: dict[fx.Node, fx.Node] = {}  # batch norm: its convolution
+        self.folded: dict[fx.Node, fx.Node] = {}  # {batch norm: its convolution}
         self.unknown: list[str] = []
-        behind: set[fx.Node] = set()  # what is unknown
+        behind: set[fx.Node] = set()  # unknown nodes
         for node in self.nodes:
             if node is not self.image and not self.sources(node):
                 continue
@@ -53,7 +54,7 @@ class Network:
         self.last_use = {source: node for node in self.nodes for source in node.all_input_nodes}
 
     def rename(self, former: Collection[fx.Node], node: fx.Node) -> None:
-        """Let all behind a node that changed others in place read the node itself."""
+        """Let nodes after one that changed others in place read its output instead of theirs."""
         for each in self.nodes[self.nodes.index(node) + 1 :]:
             for name in former:
                 each.replace_input_with(name, node)
@@ -63,24 +64,25 @@ class Network:
         return self.traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs of a node that depend on the image."""
+        """Return the inputs of a node that depend on the image."""
         return [source for source in node.all_input_nodes if source in self.dependent]
 
     def option(self, node: fx.Node, name: str, position: int, default: Any = None) -> Any:
-        """An argument of an operation, of whatever spelling."""
+        """Return an argument of an operation: a module's attribute or a function's argument."""
         module = self.module(node)
         if module is not None:
             return getattr(module, name, default)
         return argument(node, name, position, default)
 
     def kind(self, node: fx.Node) -> str:
-        """What a node does; nothing that is known where hooks, or a `forward` put into a module, do something to it."""
+        """Return the operation of a node; "hooked", which has no rule, if hooks or a replaced `forward` may alter it."""
         return "hooked" if _is_hooked(self.module(node)) else self.traced.kind(node)
 
     def is_dense(self, node: fx.Node) -> bool:
         return self.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
 
     def _rule(self, node: fx.Node) -> str | None:
+        """Return the rule of a node, given rectangles of its sources; None if it needs whole maps."""
         kind, shapes = self.kind(node), self.traced.shapes
         sources = self.sources(node)
         if node is self.image:
@@ -103,9 +105,7 @@ class Network:
             or any(self.traced.size(each) != self.traced.size(node) for each in sources)
         ):
             return None
-        if (
-            kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None
-        ):  # of each image's own statistics
+        if kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None:  # uses the batch's statistics
             return None
         if type(self.module(node)) is nn.BatchNorm2d:
             conv = sources[0]
@@ -114,14 +114,14 @@ class Network:
         return "pointwise" if len(sources) == 1 else "join"
 
     def _is_head(self, node: fx.Node) -> bool:
-        """Whether rectangles end here in every classifier: a pooling, or vectors, in front of the dense layers."""
+        """Return True where rectangles end in every classifier: at a global pooling or a flattening."""
         kind, shape = self.traced.kind(node), self.traced.shapes[node]
         flat = shape is not None and (len(shape) <= 2 or (len(shape) == 4 and math.prod(shape[2:]) == 1))
         return flat or kind in SHAPES or kind.startswith("adaptive")
 
     def _window_rule(self, node: fx.Node, kind: str) -> str | None:
         along = tuple(window(self.traced, node, kind, i) for i in (0, 1))
-        if None in along or self.sources(node) != node.all_input_nodes[:1]:  # not weights that depend on the image
+        if None in along or self.sources(node) != node.all_input_nodes[:1]:  # its weights are computed from the image
             return None
         if kind == "conv2d":
             if self.option(node, "padding_mode", 99, "zeros") != "zeros":
@@ -131,14 +131,16 @@ class Network:
             odd = self.option(node, "divisor_override", 6) or not self.option(node, "count_include_pad", 5, True)
             if partial or (padded and odd) or self.option(node, "divisor_override", 6):
                 return None
-        self.windows[node] = along  # type: ignore[assignment]  # none is None
+        self.windows[node] = along  # type: ignore[assignment]  # checked above: none is None
         return "window"
 
     def plan(
         self, top: np.ndarray, left: np.ndarray, height: int, width: int, whole: float = WHOLE
     ) -> dict[fx.Node, Places | None]:
-        """For windows of one size at top, left [n]: the rectangles that change at each node, None where maps are whole:
-        where there is no rule, and where rectangles fill more than a share `whole` of a map."""
+        """Return the rectangles that change at each node for n windows of one size at top, left [n].
+
+        None means whole maps: the node has no rule, or the rectangles fill more than a share `whole` of the maps.
+        """
         plan: dict[fx.Node, Places | None] = {}
         for node in self.nodes:
             if node not in self.dependent:
@@ -156,7 +158,7 @@ class Network:
                 rows, columns = self.windows[node]
                 places = Places(reached(places.rows, H, *rows), reached(places.columns, W, *columns))
             elif rule == "pad":
-                above, before = padding(self.traced, node)  # type: ignore[misc]  # where there is the rule
+                above, before = padding(self.traced, node)  # type: ignore[misc]  # the rule implies it
                 places = Places(places.rows + above, places.columns + before)
             elif rule == "join" and not all(each == places for each in found):
                 places = Places(*(hull([getattr(each, axis) for each in found]) for axis in ("rows", "columns")))
@@ -164,7 +166,7 @@ class Network:
         return plan
 
     def work(self, plan: dict[fx.Node, Places | None], n: int) -> tuple[float, float]:
-        """Multiply-accumulates of convolutions and dense layers for n windows by a plan, and of n full passes."""
+        """Return the multiply-accumulates of convolutions and dense layers for a plan's n windows and for n full passes."""
         macs = full = 0.0
         for node in self.dependent:
             module, shape = self.module(node), self.traced.shapes[node]
@@ -178,7 +180,7 @@ class Network:
         return macs, full
 
     def memory(self, plan: dict[fx.Node, Places | None], n: int, itemsize: int) -> float:
-        """Bytes for each of n windows where the pass holds the most, about."""
+        """Estimate the peak memory of a pass in bytes per window, for a plan of n windows."""
         live: dict[fx.Node, float] = {}
         most = 0.0
         for node in self.nodes:
@@ -188,7 +190,7 @@ class Network:
             places = plan[node]
             live[node] = itemsize * (math.prod(shape) if places is None else places.total / n * shape[1])
             read = sum(live.get(source, 0) for source in self.sources(node))
-            most = max(most, sum(live.values()) + 2 * read)  # a table and the rectangles with their surround
+            most = max(most, sum(live.values()) + 2 * read)  # the table, and rectangles with their surroundings
             for source in self.sources(node):
                 if self.last_use[source] is node:
                     live.pop(source, None)
@@ -196,7 +198,7 @@ class Network:
 
 
 def _is_hooked(module: nn.Module | None) -> bool:
-    """Whether a module does more than its class says. Hooks of torch.nn.utils (weight norm, pruning) set its weights only."""
+    """Return True if hooks or a replaced `forward` may alter a module's output; those of torch.nn.utils only set weights."""
     if module is None:
         return False
     before = [type(hook).__module__ for hook in module._forward_pre_hooks.values()]
@@ -205,11 +207,11 @@ def _is_hooked(module: nn.Module | None) -> bool:
 
 
 def relative_work(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
-    """What windows [n, 2] of side k take of full passes, in multiply-accumulates; the network may be on torch's meta device."""
+    """Return the multiply-accumulates for windows [n, 2] of side k as a share of full passes; works on the meta device."""
     some = windows[np.linspace(0, len(windows) - 1, min(len(windows), 256)).astype(int)].numpy()
     try:
         network = Network(net, channels, size)
-    except NotTraceable:  # the engine makes full passes then
+    except NotTraceable:  # then the engine runs full passes
         return 1.0
     macs, full = network.work(network.plan(some[:, 0], some[:, 1], k, k), len(some))
     return macs / full if full else 1.0

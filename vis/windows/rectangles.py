@@ -1,7 +1,8 @@
-"""Rectangles of a feature map, one for each of n windows: where they are, and the map's values in them.
+"""Rectangles of a feature map, one for each of n windows: their positions and the map's values in them.
 
-A map of n windows is stored as rows of channels: one row of zeros (what lies outside), the base map's rows, then each
-window's rectangle. So a rectangle with its surround is one `index_select`.
+The maps for n windows are stored in one table, whose rows are positions and whose columns are channels: one row for all
+positions outside the map, the base map's rows, then the rows of each window's rectangle. So one `index_select` reads a
+rectangle together with its surroundings.
 """
 
 import itertools
@@ -14,16 +15,16 @@ from torch import Tensor
 
 
 class Places:
-    """A rectangle for each of n windows on a map: top, left, height, width, each [n]; stored one behind the other.
+    """A rectangle of a map for each of n windows, and where it is stored: rectangles of one size are contiguous.
 
-    Those of one size are neighbours.
+    rows, columns [n, 2] are half-open ranges: first, last + 1. height, width, start [n]: size and first stored row.
     """
 
     _on: Tensor | None = None
     _positions: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        self.rows, self.columns = rows, columns  # [n, 2]: first, last + 1
+        self.rows, self.columns = rows, columns
         there = ((rows[:, 1] > rows[:, 0]) & (columns[:, 1] > columns[:, 0])).astype(np.int64)
         self.height, self.width = (rows[:, 1] - rows[:, 0]) * there, (columns[:, 1] - columns[:, 0]) * there
         self.order = np.lexsort((self.width, self.height))
@@ -34,7 +35,7 @@ class Places:
 
     @cached_property
     def groups(self) -> list[tuple[slice, int, int, int, int]]:
-        """(windows, a slice of `order`; height, width, first row, last row + 1) of those of one size."""
+        """Return (slice of `order`, height, width, first stored row, last + 1) of each group of one size."""
         sizes = np.stack([self.height, self.width])[:, self.order]
         cuts = [0, *(np.flatnonzero((sizes[:, 1:] != sizes[:, :-1]).any(0)) + 1).tolist(), len(self.order)]
         found, row = [], 0
@@ -46,17 +47,17 @@ class Places:
         return found
 
     def on(self, device: torch.device) -> Tensor:
-        """[7, n]: first row, last + 1, first column, last + 1, start and width of each window; order. One transfer."""
+        """Copy rows, columns, start, width and order to the device in one transfer: [7, n]."""
         if self._on is None:
             parts = [self.rows.T, self.columns.T, self.start[None], self.width[None], self.order[None]]
             self._on = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
         return self._on
 
     def positions(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Window, row and column of each stored row: [total] each."""
+        """Return window, row and column of each stored row: [total] each."""
         if self._positions is None:
             top, _, left, _, start, width, order = held = self.on(device)
-            areas = (held[1] - top) * width  # width is 0 for what is empty
+            areas = (held[1] - top) * width  # an empty rectangle has width 0
             window = order.repeat_interleave(areas[order], output_size=self.total)
             at, width = torch.arange(self.total, device=device) - start[window], width[window]
             row = at.div(width, rounding_mode="floor")
@@ -73,9 +74,10 @@ class Places:
 
 @dataclass
 class Crops:
-    """A map [C, H, W] of n windows: base rows [H W, C] and what differs from them, [rows, C], at `places`.
+    """The maps [C, H, W] for n windows: base rows [H W, C], and the rows that differ from them, changed [total, C].
 
-    room: memory [1 + H W + rows, C] that ends in `changed`, where there is such.
+    room: the table [1 + H W + total, C] whose last rows are `changed`, if it is allocated.
+    outside: the value in its first row; None if the base rows are not copied yet.
     """
 
     places: Places
@@ -83,11 +85,11 @@ class Crops:
     size: tuple[int, int]
     changed: Tensor
     room: Tensor | None = None
-    outside: float | None = None  # in the first row; None while the base rows are not there yet
+    outside: float | None = None
     _change: "Crops | None" = None
 
     def index(self, window: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Where in the room positions of the maps of windows stand; the arguments are broadcast."""
+        """Return the table rows of positions in the windows' maps; the arguments are broadcast."""
         (H, W), places = self.size, self.places.on(self.base.device)[:6, window]
         top, bottom, left, right, start, width = places
         new = (row >= top) & (row < bottom) & (column >= left) & (column < right)
@@ -95,18 +97,18 @@ class Crops:
         return torch.where(new, 1 + H * W + start + (row - top) * width + column - left, old)
 
     def cut(self, window: Tensor, top: Tensor, left: Tensor, h: int, w: int, outside: float = 0) -> Tensor:
-        """Rectangles [g, C, h, w] of the maps of some windows [g], in channels_last."""
+        """Cut rectangles [g, C, h, w] out of the maps of some windows [g], in channels_last."""
         rows, columns = (torch.arange(n, device=self.base.device) for n in (h, w))
         index = self.index(window[:, None, None], (top[:, None] + rows)[:, :, None], (left[:, None] + columns)[:, None])
         return self.table(outside).index_select(0, index.view(-1)).view(len(window), h, w, -1).permute(0, 3, 1, 2)
 
     def base_at(self, places: Places, out: Tensor | None = None) -> Tensor:
-        """The base map where the windows' rectangles are: [rows, C]."""
+        """Return the base map's values in the windows' rectangles: [total, C]."""
         _, row, column = places.positions(self.base.device)
         return torch.index_select(self.base, 0, row * self.size[1] + column, out=out)
 
     def change(self, low: torch.dtype, held: torch.dtype) -> "Crops":
-        """What the windows change, rounded to `low` and held in `held`: a map of zeros outside the rectangles."""
+        """Return the difference from the base map, rounded to `low` and stored in `held`; it is 0 outside the rectangles."""
         if self._change is None:
             zeros = self.base.new_zeros(1, dtype=held).expand_as(self.base)
             room = room_for(zeros, self.places.total)
@@ -116,18 +118,19 @@ class Crops:
         return self._change
 
     def at(self, places: Places) -> Tensor:
-        """The rows of larger rectangles: [rows, C]."""
+        """Return the values in rectangles that contain these: [total, C]."""
         if places == self.places:
             return self.changed
         return self.table(0).index_select(0, self.index(*places.positions(self.base.device)))
 
     @cached_property
     def whole(self) -> Tensor:
-        """The maps [n, C, H, W]."""
+        """All maps in full: [n, C, H, W]."""
         windows = torch.arange(len(self.places.start), device=self.base.device)
         return self.cut(windows, windows * 0, windows * 0, *self.size)
 
     def table(self, outside: float) -> Tensor:
+        """Return the table, filled, with `outside` in its first row."""
         if self.room is None:
             self.room = room_for(self.base, len(self.changed))
             self.room[1 + len(self.base) :] = self.changed
@@ -140,11 +143,12 @@ class Crops:
 
 
 def room_for(base: Tensor, rows: int) -> Tensor:
+    """Allocate a table for a base map [H W, C] and that many changed rows."""
     return base.new_empty(1 + len(base) + rows, base.shape[1])
 
 
 def reached(changed: np.ndarray, n: int, k: int, s: int, p: int, d: int) -> np.ndarray:
-    """Outputs [n, 2] of a window operation that read one of the inputs first ... last."""
+    """Return which of n outputs of a convolution or pooling read any changed input; both are ranges [windows, 2]."""
     lo, hi = changed.T
     first = np.maximum(0, -((d * (k - 1) - lo - p) // s))
     last = np.minimum(n - 1, (hi - 1 + p) // s)
@@ -153,7 +157,7 @@ def reached(changed: np.ndarray, n: int, k: int, s: int, p: int, d: int) -> np.n
 
 
 def hull(parts: list[np.ndarray]) -> np.ndarray:
-    """[n, 2]: from the first to the last row of any of the parts that are there."""
+    """Return the smallest ranges [n, 2] that contain those of all parts [n, 2]; empty parts are ignored."""
     both = np.stack(parts)
     there = both[..., 1] > both[..., 0]
     first = np.where(there, both[..., 0], np.iinfo(np.int64).max).min(0)

@@ -1,0 +1,141 @@
+"""Propagate relevance through a network by rules, as the gradient of its traced graph (see `vis.methods.relevance`)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from vis.errors import NotApplicable
+from vis.graph.interpreter import Affine, Walk
+from vis.graph.trace import LAYERS, NotTraceable
+from vis.methods.forward import Forward, output_targets
+from vis.methods.rules import Modify, Part, Rule, negative, same
+from vis.methods.target import Target, Targets
+
+
+class Slopes(torch.autograd.Function):
+    """Return y, whose gradient reaches each z_k multiplied by slope_k."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, slopes: Sequence[Tensor], *zs: Tensor) -> Tensor:
+        ctx.save_for_backward(*slopes)
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(gradient * slope for slope in ctx.saved_tensors)
+
+
+def counted(a: Tensor, of_a: Modify = same) -> Tensor:
+    """Return a', whose gradient reaches a multiplied by a'."""
+    v = of_a(a.detach())
+    return Slopes.apply(v, [v], a)
+
+
+def shared(y: Tensor, zs: Sequence[Tensor], rule: Rule, signs: Tensor | None = None) -> Tensor:
+    """Return y, whose relevance is shared by the z' of a rule's parts; signs: of the outputs that the rule counts, or y's."""
+    y, slopes = y.detach(), []
+    signs = y if signs is None else signs
+    for z, part in zip((z.detach() for z in zs), rule.parts, strict=True):
+        if rule.epsilon:
+            z = torch.full_like(z, rule.epsilon).copysign_(z).add_(z)
+        lost = z.abs() < torch.finfo(z.dtype).tiny
+        if part.sign:
+            lost |= signs.sign() != part.sign
+        slopes.append((part.coefficient / z).masked_fill_(lost, 0))
+    return Slopes.apply(y, slopes, *zs)
+
+
+class Relevance(Walk):
+    """Run a network so that its gradient is the relevance; its values stay the same.
+
+    rule: of additions, averages and scalings, of one part; rule_of(name, "conv" or "dense", first): of a layer, first
+    before any other.
+    """
+
+    def __init__(self, net: nn.Module, rule: Rule, rule_of: Callable[[str, str, bool], Rule]) -> None:
+        super().__init__(net)
+        self.rule, self.rule_of = rule, rule_of
+        self._behind: set[fx.Node] = set()  # a layer
+        for node in self.graph.nodes:
+            if any(s in self._behind or self.traced.kind(s) in LAYERS for s in node.all_input_nodes):
+                self._behind.add(node)
+
+    def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
+        name = str(node.target) if node.op == "call_module" else node.name
+        rule = self.rule_of(name, op.layer, node not in self._behind) if op.layer else self.rule
+        if rule.parts[0].products == ((same, same),):
+            z = op.f(counted(a), op.w, op.b if rule.bias else None)
+            return shared(z if rule.bias or op.b is None else z + op.b, [z], rule)
+        if op.w is None:
+            raise self.no_rule(node, ": its weights are streamed, and only the rules zero and epsilon do without them")
+        y, zs = op.f(a.detach(), op.w, op.b), [self._z(op, a, part, rule.bias) for part in rule.parts]
+        signed = any(part.sign for part in rule.parts) and not rule.bias and op.b is not None
+        return shared(y, zs, rule, signs=op.f(a.detach(), op.w, None) if signed else None)
+
+    def _z(self, op: Affine, a: Tensor, part: Part, bias: bool) -> Tensor:
+        """Return z' of a part."""
+        total: Any = 0
+        for of_a, of_w in part.products:
+            if of_a is negative and a.detach().amin() >= 0:
+                continue  # behind a ReLU there is nothing negative
+            b = of_w(op.b) * of_a(torch.ones_like(op.b)) if bias and op.b is not None else None
+            total = total + op.f(counted(a, of_a), of_w(cast(Tensor, op.w)), b)
+        return total
+
+    def add(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        return self._sum(lambda made: made(a) + made(b))
+
+    def average(self, node: fx.Node, f: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        return self._sum(lambda made: f(made(a)))
+
+    def _sum(self, sum_of: Callable[[Modify], Tensor]) -> Tensor:
+        """Share a sum with weights 1 by the rule's first a'."""
+        of_a = self.rule.parts[0].products[0][0]
+        z = sum_of(partial(counted, of_a=of_a))
+        return shared(z if of_a is same else sum_of(Tensor.detach), [z], self.rule)
+
+    def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        return Slopes.apply(g(a.detach()), [a.new_ones(())], a)
+
+    normalisation = activation
+
+    def product(self, node: fx.Node, a: Tensor, b: Tensor) -> Tensor:
+        a, b = torch.broadcast_tensors(a, b)
+        half = a.new_full((), 0.5)
+        return Slopes.apply(a.detach() * b.detach(), [half, half], a, b)
+
+
+@contextmanager
+def by_rules() -> Iterator[None]:
+    """Raise NotApplicable for a network that cannot be traced or an operation without a rule."""
+    try:
+        yield
+    except NotTraceable as error:
+        raise NotApplicable(str(error)) from error
+
+
+def logit_targets(forward: Forward, targets: Targets, method: str) -> list[Target]:
+    """Fix the unit of each target. Raises NotApplicable for anything but a logit."""
+    chosen = output_targets(forward, targets, method)
+    if any(target.output != "logit" for target in chosen):
+        raise NotApplicable(f"{method} explains logits, not probabilities")
+    return chosen
+
+
+def checked(outputs: Tensor, forward: Forward) -> Tensor:
+    """Return outputs [B, K], or those of the first images, that equal the network's.
+
+    Raises NotApplicable if the traced graph computes something else.
+    """
+    logits = forward.logits.detach()[: len(outputs)]
+    if outputs.shape != logits.shape or (outputs.detach() - logits).norm() > 1e-2 * logits.norm():
+        raise NotApplicable(
+            f"the traced graph of {type(forward.model).__name__} gives other outputs than the network: a hook, or a value "
+            "that is read after an operation in place, changes them"
+        )
+    return outputs
