@@ -16,6 +16,7 @@ from vis.methods import GradCAM, NotApplicable
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 
+SIDE = 128  # of the image: enough for each network, and fast
 COLUMNS = {"relu": "ReLU", "max_pool": "max-pooling", "gradcam": "Grad-CAM"}
 
 
@@ -46,8 +47,9 @@ class Networks(Experiment):
         from torchvision import models
 
         torch.manual_seed(run.config.seed)
-        net = models.get_model(task["arch"], weights=None).eval().requires_grad_(False)
-        x = torch.rand(1, 3, 224, 224) * 2 - 1
+        slow = {"init_weights": False} if task["arch"] in ("googlenet", "inception_v3") else {}
+        net = models.get_model(task["arch"], weights=None, **slow).eval().requires_grad_(False)
+        x = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
         with Calls() as calls:
             logits = net(x)
         classes = models.get_model_weights(task["arch"]).DEFAULT.meta["categories"]
