@@ -53,7 +53,7 @@ class ReluRules(Experiment):
         arrays = {"y": self.y.numpy(), "o": self.y.clamp(min=0).numpy(), "R": self.R.numpy()}
         return Output(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
 
-    def claims(self, results: Results) -> list[Claim]:
+    def claims(self, results: Results) -> list[Any]:
         y, R = results.arrays["y"], results.arrays["R"]
         rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
         metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
@@ -64,7 +64,7 @@ class ReluRules(Experiment):
             found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
         return found
 
-    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
         caption = [
             "One ReLU: its input y and output o in the forward pass; a gradient R arrives behind it in the backward pass, and "
             "leaves it as T under three rules. Red is positive, blue negative; each method's T is computed by the method",

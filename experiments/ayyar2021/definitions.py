@@ -154,7 +154,7 @@ def deconvolved(
         elif isinstance(layer, nn.Flatten):
             R = R.view_as(h)
         elif switch is not None:
-            R = F.max_unpool2d(R, switch, 2)
+            R = F.max_unpool2d(R, switch, [2, 2])
             pools.append((h, R))
         elif isinstance(layer, nn.ReLU) and rectify:
             R = R.relu()
@@ -212,8 +212,8 @@ def cam_numbers(generator: torch.Generator, x: Tensor) -> dict[str, float]:
     """Compare Grad-CAM with CAM on a network of global average pooling and one dense layer; and the mean of maps with Eq. 10."""
     layers = nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU()
     net = randomise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)), generator)
-    net[-1].bias.zero_()  # type: ignore[operator,union-attr]  # so that the largest logit's map has positive values
-    net[-1].weight.copy_(net[-1].weight * net(x)[0].max().sign())  # type: ignore[operator,union-attr]
+    net[-1].bias.zero_()  # type: ignore[operator]  # so that the largest logit's map has positive values
+    net[-1].weight.copy_(net[-1].weight * net(x)[0].max().sign())  # type: ignore[operator]
     order = net(x)[0].argsort(descending=True).tolist()
     Z = (x.shape[2] - 4) * (x.shape[3] - 4)
     gradcam, cam, other = (

@@ -46,7 +46,7 @@ class Figure9(Gallery):
     ) -> dict[str, dict[str, Tensor]]:
         run.require_methods(*RULES, "fem", "occlusion")
         model, preprocess = run.model(), run.preprocess(run.model())
-        (layer,) = run.methods["fem"].layers(model.net, batch.x)  # type: ignore[misc]  # one name
+        (layer,) = run.methods["fem"].layers(model.net, batch.x)
         with torch.no_grad(), Forward(model.net, batch.x, [layer], preprocess) as forward:
             features, logits = forward.layers[layer].abs().sum(1, keepdim=True).cpu().double(), forward.logits.cpu()
         score = logits.gather(1, torch.tensor(classes)[:, None])[:, 0].double()

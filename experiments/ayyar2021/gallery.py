@@ -11,10 +11,13 @@ The survey's remarks on its pictures are measured over all images by numbers of 
     edges      correlation of the strength with the image's gradient magnitude
 """
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -22,11 +25,12 @@ from torch.nn.functional import conv2d, pad
 from experiments.ayyar2021.mosaic import MOSAIC, mosaic, share_on
 from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, replicated
+from vis.claims import Claim, Column, Compared, above, exactly, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, map_words, method_class, method_title
 from vis.store.run_folder import Output, Results
+from vis.store.tables import Rows
 
 SHARPNESS = "correlation of the map's gradient magnitude with the image's"
 MEXCULTURE = "buildings of MexCulture"
@@ -153,6 +157,36 @@ class Gallery(Experiment):
     def title(self, config: Any, method: str) -> str:
         """Return the title of a method in the figure."""
         return method_title(config, method)
+
+
+class Figure4(Gallery):
+    """Draw overlays in the colours of `jet`, and compare these with the colours that the survey names."""
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the distances of jet and viridis from the hues named, in degrees, and from straight lines between them."""
+        rows: Rows = []
+        for name in ("jet", "viridis"):
+            colours = colormaps[name](np.linspace(0, 1, 257))[:, :3]
+            hue = [360 * colorsys.rgb_to_hsv(*colours[i])[0] for i in (0, 128, 256)]
+            off = max(abs(hue[0] - 240), max(60 - hue[1], 0, hue[1] - 120), min(hue[2], 360 - hue[2]))
+            t = np.linspace(0, 1, 129)[:, None]
+            lines = np.concatenate([(1 - t) * colours[i] + t * colours[i + 128] for i in (0, 128)])
+            found = np.concatenate([colours[:129], colours[128:]])
+            rows.append({"map": name, "hue": off, "bend": float(np.abs(found - lines).max())})
+        return {"colours": rows}
+
+    def claims(self, results: Results) -> list[Claim]:
+        def column(map_: str, name: str) -> Column:
+            return Column(results.rows("colours", map=map_), name, "map")
+
+        hues = "degrees of hue from red at the maximum, yellow-green in the middle, blue at the minimum"
+        line = "largest distance of a colour's channel from the straight lines between these three colours"
+        return [
+            Claim("A-3.3-a", [
+                Compared(hues, column("jet", "hue"), exactly(0, 1), null=column("viridis", "hue"), control="viridis"),
+                Compared(line, column("jet", "bend"), exactly(0, 1 / 256), null=column("viridis", "bend"), control="viridis"),
+            ])
+        ]  # fmt: skip
 
 
 class Figure6(Gallery):

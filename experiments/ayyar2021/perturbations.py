@@ -6,6 +6,7 @@ have the values of the mask found, in another order, and so its area.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Perturbations(Experiment):
         x, net = batch.x, model.net
         with torch.no_grad():
             c = int(net(x)[0].argmax())
-        row = {"image": batch.names[0], "class": model.class_name(c), "weights": model.weights}
+        row: dict[str, Any] = {"image": batch.names[0], "class": model.class_name(c), "weights": model.weights}
         row["R2"] = self.fidelity(lime, net, x[0], Target(c, None, "prob"), run.config.seed + index)
         masks = {"full": fong(net, x, [c])}
         for name, left_out in (("no_l1", {"l1": 0.0}), ("no_tv", {"tv": 0.0})):
@@ -104,7 +105,7 @@ class Perturbations(Experiment):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         titles = {"full": "Mask", "no_l1": "Without L1", "no_tv": "Without total variation", "random": "Random mask"}
-        rows = []
+        rows: list[PanelRow] = []
         for fact in results.rows()[: self.rows]:
             image = fact["image"]
             pixels = results.arrays[f"{image}/pixels"]
