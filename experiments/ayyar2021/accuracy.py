@@ -1,9 +1,8 @@
 """ayyar2021, section 7: "a network with a higher classification accuracy generally produces more intuitive maps".
 
-Networks of several depths and widths are trained for the same time. At the end, each map of the true class (Eq. 6) is scored by
-the area under its ROC curve for the ink of the digit, the pixels brighter than half of the brightest: an intuitive map lies on the
-ink. A round, the networks of one seed, gives one number: the rank correlation of accuracy and score over its networks, mean over
-methods.
+Networks of several depths and widths are trained for the same time. Then each map of the true class (Eq. 6) is scored by the area
+under its ROC curve for the ink of the digit, the pixels brighter than half of the brightest: an intuitive map lies on the ink. A
+round, the networks of one seed, gives one number: the rank correlation of accuracy and score over its networks, mean over methods.
 """
 
 import itertools
@@ -108,7 +107,7 @@ class Accuracy(Train):
         figure, (axes,) = plot(5.4, 2.8, caption)
         with styled():
             for k, method in enumerate(config.methods):
-                dots: dict[tuple[Any, Any], list[float]] = {}
+                dots: dict[tuple[Any, Any, float], list[float]] = {}
                 for row in results.rows(method=method):
                     dots.setdefault((row["network"], row["seed"], row["val_top1"]), []).append(row["auc"])
                 xs, ys = [key[2] for key in dots], [mean(values) for values in dots.values()]

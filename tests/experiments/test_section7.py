@@ -367,7 +367,13 @@ def test_the_boxes_of_the_photographs_count_where_no_folder_is_given():
 
 
 def test_maps_of_networks_lie_on_the_ink_or_not(vis_run):
-    words = ("model.input_size=32", "dataset=digits", "dataset.limit=40", "experiment.images=5", "method=[saliency,fem]")
+    words = (
+        "model.input_size=32",
+        "dataset=digits",
+        "dataset.limit=40",
+        "experiment.images=5",
+        "method=[saliency,fem]",
+    )
     sizes = ("experiment.recipe.epochs=2", "experiment.depths=[11]", "seeds=2")
     run = load_run(vis_run("experiment=ayyar2021/accuracy", *words, *sizes).folder)
     assert len(run.rows()) == 2 * 3 * 2 * 5  # seeds, networks, methods, images
