@@ -1,8 +1,8 @@
 """ayyar2021, section 7: "a network with a higher classification accuracy generally produces more intuitive maps".
 
-Networks of several depths and widths are trained for the same time. Then each map of the true class (Eq. 6) is scored by the area
-under its ROC curve for the ink of the digit, the pixels brighter than half of the brightest: an intuitive map lies on the ink. A
-round, the networks of one seed, gives one number: the rank correlation of accuracy and score over its networks, mean over methods.
+Networks of several depths and widths are trained for the same time. Then each map of the true class (Eq. 6) is scored by the
+area under its ROC curve for the ink of the digit, the pixels brighter than half of the brightest: an intuitive map lies on the
+ink. The networks of one seed give one number: the rank correlation of accuracy and score, mean over methods.
 """
 
 import itertools

@@ -159,6 +159,7 @@ class Conservation(Experiment):
                     layers = sorted({row["layer"] for row in rows})
                     axis.plot(layers, [mean([r["sum"] for r in rows if r["layer"] == k]) for k in layers], "o-",
                               markersize=2.5, linewidth=1, label=rule)  # fmt: skip
+                axis.xaxis.get_major_locator().set_params(integer=True)
                 axis.axhline(1, color="0.7", linewidth=0.6, zorder=0)
                 axis.set(
                     title="with biases" if biases else "without biases", xlabel="module", ylabel=r"$\Sigma R\,/\,S$"
