@@ -162,9 +162,9 @@ def without_classifier(net: nn.Module, x: Tensor, layer: str, seed: int) -> tupl
 
 
 def change(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a - b| / |a| of maps [B, ...]."""
+    """Return |a - b| / |a| of maps [B, ...]; 0 for two maps of zeros."""
     a, b = (maps.double().flatten(1) for maps in (a, b))
-    return (a - b).norm(dim=1) / a.norm(dim=1)
+    return (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=torch.finfo(a.dtype).tiny)
 
 
 def live(features: Tensor) -> np.ndarray:
