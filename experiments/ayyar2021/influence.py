@@ -33,7 +33,7 @@ class Influence(ByMethod):
     the image's range. radii: of balls around the image, in parts of its norm. directions: random ones in each ball.
     """
 
-    axes = {"change of the score": {"": "change"}}  # noqa: RUF012  # as in ByMethod
+    axes = {"change of the score, in parts of it": {"": "change"}}  # noqa: RUF012  # as in ByMethod
     sentence = "How much the score changes by a small step on the highest hundredth of a map's pixels"
 
     def __init__(self, source: str, cells: int, step: float, radii: Sequence[float], directions: int) -> None:
@@ -76,7 +76,7 @@ class Influence(ByMethod):
             drawn = torch.rand(1, 1, *x.shape[1:], generator=generator)
             highest = metrics.largest(drawn if method == "random" else strength(maps[method][None]), 0.01)[0]
             moved = x + self.step * extent * gradient.sign() * highest
-            found[method]["change"] = abs(score(moved[None]).item() - S)
+            found[method]["change"] = abs(score(moved[None]).item() / S - 1)
         along = (
             0.01
             * x.norm()
@@ -116,7 +116,7 @@ class Influence(ByMethod):
 
         kept = "share of the cells with a positive DeconvNet map whose covering lowers the score"
         smallest = f"R2 {min(self.radii):g}"
-        change = "change of the score by a step on the highest hundredth of the pixels"
+        change = "relative change of the score by a step on the highest hundredth of the pixels"
         linear = Compared(f"R² of the linear model in a ball of radius {min(self.radii):g} |x|", of("saliency", smallest),
                           above(0.9, 0.5, ours="the bounds are ours"), null=of("saliency", f"{smallest}, mirrored"),
                           control="the mirrored gradient as weights")  # fmt: skip
