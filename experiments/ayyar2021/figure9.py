@@ -33,9 +33,9 @@ class Figure9(Gallery):
 
     note = ("area", "80 % on")
     titles: ClassVar = {
-        "lrp": "LRP-$\\epsilon$",
-        "lrp_no_bias": "LRP-$\\epsilon$\nignore bias",
-        "lrp_alpha1_beta0": "LRP-$\\alpha\\beta$\n$\\alpha = 1, \\beta = 0$",
+        "lrp": "LRP-ε",
+        "lrp_no_bias": "LRP-ε\nignore bias",
+        "lrp_alpha1_beta0": "LRP-αβ\nα = 1, β = 0",
     }
 
     def title(self, config: Any, method: str) -> str:

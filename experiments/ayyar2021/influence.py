@@ -33,7 +33,7 @@ class Influence(ByMethod):
     the image's range. radii: of balls around the image, in parts of its norm. directions: random ones in each ball.
     """
 
-    axes = {"change of the score": {"": "change"}}  # noqa: RUF012  # as in ByMethod
+    axes = {"change of the score, in parts of it": {"": "change"}}  # noqa: RUF012  # as in ByMethod
     sentence = "How much the score changes by a small step on the highest hundredth of a map's pixels"
 
     def __init__(self, source: str, cells: int, step: float, radii: Sequence[float], directions: int) -> None:
@@ -50,10 +50,14 @@ class Influence(ByMethod):
     ) -> dict[str, dict[str, Tensor]]:
         run.require_methods("saliency", "integrated_gradients", "lrp", "deconvnet", "gradcam")
         found: dict[str, dict[str, list[float]]] = {}
+        net, gradcam = run.model().net, run.methods["gradcam"]
         for i, c in enumerate(classes):
             generator = torch.Generator().manual_seed(images[i])
+            with torch.no_grad():
+                likely = net(batch.x[i : i + 1])[0].argsort(descending=True)[:5].tolist()
             own = {method: each[i] for method, each in maps.items()}
-            for method, numbers in self.of_image(run.model().net, batch.x[i].cpu(), c, own, generator).items():
+            own["gradcam"] = gradcam(net, batch.x[i : i + 1].expand(len(likely), -1, -1, -1), likely).cpu()
+            for method, numbers in self.of_image(net, batch.x[i].cpu(), [c, *likely], own, generator).items():
                 for name, value in numbers.items():
                     found.setdefault(method, {}).setdefault(name, []).append(value)
         return {
@@ -61,13 +65,16 @@ class Influence(ByMethod):
         }
 
     def of_image(
-        self, net: nn.Module, x: Tensor, c: int, maps: Mapping[str, Tensor], generator: torch.Generator
+        self, net: nn.Module, x: Tensor, classes: Sequence[int], maps: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, dict[str, float]]:
-        """Compute the numbers of one image x [C, H, W], by method."""
-        device = next(net.parameters()).device
+        """Compute the numbers of one image x [C, H, W], by method.
+
+        classes: the one that is explained, then those of the maps [K, 1, H, W] of gradcam.
+        """
+        device, explained = next(net.parameters()).device, classes[0]
 
         @torch.no_grad()
-        def score(changed: Tensor) -> Tensor:
+        def score(changed: Tensor, c: int = explained) -> Tensor:
             return torch.cat([net(part.to(device))[:, c].cpu().double() for part in changed.split(32)])
 
         (S,), gradient, extent = score(x[None]).tolist(), maps["saliency"].to(x), (x.amax() - x.amin()).item()
@@ -76,7 +83,7 @@ class Influence(ByMethod):
             drawn = torch.rand(1, 1, *x.shape[1:], generator=generator)
             highest = metrics.largest(drawn if method == "random" else strength(maps[method][None]), 0.01)[0]
             moved = x + self.step * extent * gradient.sign() * highest
-            found[method]["change"] = abs(score(moved[None]).item() - S)
+            found[method]["change"] = abs(score(moved[None]).item() / S - 1)
         along = (
             0.01
             * x.norm()
@@ -93,10 +100,13 @@ class Influence(ByMethod):
         covered, sums = self.covered(x, maps["deconvnet"])
         lowers, kept = (score(covered) < S).double(), sums > 0
         found["deconvnet"] = {"kept": lowers[kept].mean().item(), "all": lowers.mean().item()}
-        zero = (maps["gradcam"] <= 0).to(x)
-        lost = S - score(torch.stack([x * (1 - zero), x * zero]))
-        both = bool(0 < zero.mean() < 1)
-        found["gradcam"] = dict(zip(("loss_zeroed", "loss_kept"), lost.tolist() if both else [nan, nan], strict=True))
+        lost = []
+        for c, map_ in zip(classes[1:], maps["gradcam"], strict=True):
+            zero = (map_ <= 0).to(x)
+            if 0 < zero.mean() < 1:
+                lost.append(score(x[None], c) - score(torch.stack([x * (1 - zero), x * zero]), c))
+        both = torch.stack(lost).mean(0).tolist() if lost else [nan, nan]
+        found["gradcam"] = dict(zip(("loss_zeroed", "loss_kept"), both, strict=True))
         return found
 
     def covered(self, x: Tensor, map_: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +126,7 @@ class Influence(ByMethod):
 
         kept = "share of the cells with a positive DeconvNet map whose covering lowers the score"
         smallest = f"R2 {min(self.radii):g}"
-        change = "change of the score by a step on the highest hundredth of the pixels"
+        change = "relative change of the score by a step on the highest hundredth of the pixels"
         linear = Compared(f"R² of the linear model in a ball of radius {min(self.radii):g} |x|", of("saliency", smallest),
                           above(0.9, 0.5, ours="the bounds are ours"), null=of("saliency", f"{smallest}, mirrored"),
                           control="the mirrored gradient as weights")  # fmt: skip
@@ -127,7 +137,7 @@ class Influence(ByMethod):
         ]  # fmt: skip
         decrease = Compared("change of the score along the negative gradients' magnitudes", of("saliency", "along_negative"),
                             below(0), null=of("saliency", "along_positive"), control="along the positive ones")  # fmt: skip
-        zeroed = Compared("score lost by covering what the ReLU of Grad-CAM sets to 0", of("gradcam", "loss_zeroed"), below(0),
+        zeroed = Compared("loss of the score by covering the zeros of Grad-CAM", of("gradcam", "loss_zeroed"), below(0),
                           null=of("gradcam", "loss_kept"), control="covering what it keeps")  # fmt: skip
         most = [lead(results, "change", "saliency", other, metric=change) for other in RANKED[1:]]
         return on_trained(

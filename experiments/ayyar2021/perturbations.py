@@ -112,7 +112,7 @@ class Perturbations(Experiment):
             panels = [Panel(display.picture(pixels), "" if rows else "Image", fact["class"])]
             for name, title in titles.items():
                 drop = {"full": "drop", "random": "drop_random"}.get(name)
-                note = f"probability - {fact[drop]:.2f}" if drop else f"area {fact[f'area_{name}']:.2f}"
+                note = f"probability falls by {fact[drop]:.2f}" if drop else f"area {fact[f'area_{name}']:.2f}"
                 panels.append(
                     Panel(display.overlay(results.arrays[f"{image}/{name}"], pixels), "" if rows else title, note)
                 )

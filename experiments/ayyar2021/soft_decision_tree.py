@@ -188,8 +188,8 @@ class Distillation(Experiment):
                      of("soft", "agreement") - of("true", "agreement"), POSITIVE, null=0.0,
                      control="a tree that only learnt the classes: 0"),
         ]  # fmt: skip
-        every = Column(results.rows(), "equation_error", ("depth", "labels", "seed"))
-        equation = Compared("|p_i - σ(x w_i + b_i)| and |sum of the paths - 1|, the largest", every, exactly(0, 1e-12), null=1.0,
+        every = Column(results.rows(), "equation_error", "seed")
+        equation = Compared("largest |p_i - σ(x w_i + b_i)| or |sum of the paths - 1|", every, exactly(0, 1e-12), null=1.0,
                             control="a path that is lost: 1")  # fmt: skip
         better = Compared("test accuracy, tree of the network's probabilities - of the true classes",
                           of("soft", "accuracy") - of("true", "accuracy"), POSITIVE, null=0.0, control="no gain: 0")  # fmt: skip

@@ -237,9 +237,9 @@ def test_the_influence_of_pixels_in_a_linear_network():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     x, generator = torch.rand(1, 8, 8), torch.Generator().manual_seed(0)
     w = net[1].weight[0].detach().view(1, 8, 8)
-    maps = {"saliency": w, "integrated_gradients": w * x, "lrp": w * x, "deconvnet": w, "gradcam": w.relu()}
+    maps = {"saliency": w, "integrated_gradients": w * x, "lrp": w * x, "deconvnet": w, "gradcam": w.relu()[None]}
     item = influence.Influence("", cells=4, step=0.1, radii=[0.01], directions=8)
-    found = item.of_image(net, x, 0, maps, generator)
+    found = item.of_image(net, x, [0, 0], maps, generator)
     assert found["saliency"]["R2 0.01"] == pytest.approx(1, abs=1e-3)
     assert found["saliency"]["along_negative"] < 0 < found["saliency"]["along_positive"]
     assert found["saliency"]["change"] == pytest.approx(
