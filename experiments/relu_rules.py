@@ -64,7 +64,7 @@ class ReluRules(Experiment):
             found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
         return found
 
-    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
         caption = [
             "One ReLU: its input y and output o in the forward pass; a gradient R arrives behind it in the backward pass, and "
             "leaves it as T under three rules. Red is positive, blue negative; each method's T is computed by the method",

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from vis.claims import Claim
 from vis.config.instantiate import construct
 from vis.data import Dataset
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.oldclaims import Claim
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system import shards

@@ -9,23 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
+from vis.claims import Claim, Column, Compared, exactly
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, typeset
 from vis.methods.forward import Forward, NotApplicable
-from vis.oldclaims import Claim, Criterion
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 KINDS = {nn.Conv2d: "conv", nn.ReLU: "ReLU", nn.MaxPool2d: "max pool", nn.Linear: "FC"}
-CLASSES = "The last layer of the network has the same dimension as the number of classes in the problem"
-SERIES = (
-    "the network consists of a series of convolutional layers, a non-Linear activation layer and a pooling layer that form "
-    "the convolution (conv) block"
-)
-RELU = "ReLU(t) = max(0, t)"
-ZERO = Criterion("each exactly 0", lambda values: not any(values))
 
 
 class Architecture(Experiment):
@@ -72,38 +65,32 @@ class Architecture(Experiment):
                 module, t = model.net.get_submodule(name), h
                 h = module(h.clone())  # a clone: a ReLU may work in place
                 if kinds[name] == "ReLU":
-                    fact |= {"relu": (h - t.clamp(min=0)).abs().max().item()}
+                    fact |= {"relu": (h - t.clamp(min=0)).abs().max().item(), "identity": (h - t).abs().max().item()}
                 channels = np.linspace(0, h.shape[1] - 1, self.maps).astype(int)
                 output.arrays[name] = h[0, channels].cpu().numpy()
         output.tables["network"] = [fact]
         return output
 
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return for each convolution whether a ReLU and a max-pooling follow, which makes a conv block."""
+        rows = results.rows()
+        return {
+            "convolutions": [
+                {"layer": row["layer"], "block": int([r["kind"] for r in rows[i + 1 : i + 3]] == ["ReLU", "max pool"])}
+                for i, row in enumerate(rows)
+                if row["kind"] == "conv"
+            ]
+        }
+
     def claims(self, results: Results) -> list[Claim]:
-        (fact,), rows = results.rows("network"), results.rows()
-        kinds = [row["kind"] for row in rows]
         if self.show == "block":
+            rows = results.rows("network")
+            relu, identity = (Column(rows, name, "image") for name in ("relu", "identity"))
             metric = "largest |output of the ReLU - max(0, t)|"
-            return [Claim("relu", RELU, source="Eq. 2", metric=metric, criterion=ZERO, values=[fact["relu"]])]
-        strange = [kinds[i - 2 : i] != ["conv", "ReLU"] for i, kind in enumerate(kinds) if kind == "max pool"]
-        classes = rows[-1]["shape"][0] - int(results.config.model.num_classes)
-        return [
-            Claim(
-                "classes",
-                CLASSES,
-                source="Section 3.1",
-                metric="outputs of the last layer - classes",
-                criterion=ZERO,
-                values=[classes],
-            ),
-            Claim(
-                "series",
-                SERIES,
-                source="Section 3.1",
-                metric="poolings not behind conv and ReLU",
-                criterion=ZERO,
-                values=[sum(strange)],
-            ),
-        ]
+            return [Claim("A-3.1-c", [Compared(metric, relu, exactly(0), null=identity, control="t itself")])]
+        block = Column(results.rows("convolutions"), "block", "layer")
+        metric = "1 for a convolution that ReLU and max-pooling follow, else 0"
+        return [Claim("A-3.1-b", [Compared(metric, block, exactly(1), null=0.0, control="no pooling: 0")])]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         return {"figure": self._block(results) if self.show == "block" else self._network(results)}

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.gallery import Gallery
+from vis.claims import Claim, interval, mean, spread
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.oldclaims import Claim, interval, mean, spread
 from vis.runner.experiment import method_words
 from vis.store.run_folder import Results
 from vis.store.tables import Rows, numbers

@@ -1,38 +1,36 @@
 """ayyar2021, Figure 1: occlusion, a gray window that slides over an image, and the map of the score that is lost.
 
-"the regions where the objects are present should have a higher contribution to the prediction."
+The sentence on objects is judged on mosaics of four photographs, where the place of each object is known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import box_mask
+from experiments.ayyar2021.mosaic import MOSAIC, mosaic
+from experiments.ayyar2021.verdicts import POSITIVE, on_trained
+from vis.claims import Claim, Column, Compared, replicated
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import Occlusion
 from vis.methods.perturbation import accumulate
 from vis.methods.target import Target
-from vis.oldclaims import POSITIVE, Claim, other_network, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task, method_words
 from vis.store.run_folder import Output, Results
 
-OBJECT = "regions where the objects are present should have a higher contribution to the prediction"
-NETWORK = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
-
 
 class Figure1(Experiment):
-    """Draw the sliding window and its map, and compare the loss inside and outside the object.
+    """Draw the sliding window and its map, and compare the loss on the object's cell of a mosaic with that on others.
 
     places: pictures of the window, spread evenly over its path; one more shows where the score loses most. rows: the most
-    images in the figure. object: {image: box of the object (top, left, bottom, right), as shares of the sides}.
+    images in the figure.
     """
 
-    def __init__(self, places: int, rows: int, object: Mapping[str, Sequence[float]] = {}) -> None:
-        self.places, self.rows, self.object = places, rows, object
+    def __init__(self, places: int, rows: int) -> None:
+        self.places, self.rows = places, rows
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"images": [i]} for i in range(len(run.dataset))]
@@ -51,9 +49,12 @@ class Figure1(Experiment):
         map_ = accumulate(loss, windows, k, x.shape[1:]).cpu().double()
         output = Output(tables={"windows": []})
         row = {"image": image, "class": model.class_name(c), "score": logits[c].item(), "weights": model.weights}
-        if image in self.object:
-            inside = box_mask(self.object[image], model.input_size).bool()
-            row |= {"inside": map_[inside].mean().item(), "outside": map_[~inside].mean().item()}
+        if len(run.dataset) >= 4:
+            pixels, classes, cells = mosaic(run, task["images"][0])
+            lost = method(model.net, pixels, [classes[0]], preprocess).cpu().double()[0]
+            own, *others = (lost[cell].mean().item() for cell in cells)
+            row |= {"own_cell": own, "other_cells": sum(others) / 3, "next_cell": others[0]}
+            row |= {"beside_next": (own + others[1] + others[2]) / 3}
         output.tables["table"] = [row]
         if task["images"][0] < self.rows:
             places = [*np.linspace(0, len(windows) - 1, self.places).astype(int).tolist(), int(loss[:, 0].argmax())]
@@ -68,10 +69,12 @@ class Figure1(Experiment):
         return output
 
     def claims(self, results: Results) -> list[Claim]:
-        gains = [r["inside"] - r["outside"] for r in results.rows() if r.get("inside") is not None]
-        metric = "mean loss of the score, inside - outside the object's box"
-        claim = Claim("object", OBJECT, source="Section 2.1", metric=metric, criterion=POSITIVE, values=gains)
-        return paper_and_here([claim], other_network(results.config.model, NETWORK))
+        own, others, following, beside = (
+            Column(results.rows(), name, "image") for name in ("own_cell", "other_cells", "next_cell", "beside_next")
+        )
+        metric = "mean loss of a class's score on its photograph in a mosaic - on the three other photographs"
+        higher = Compared(metric, own - others, POSITIVE, null=following - beside, control="the photograph beside it")
+        return replicated(on_trained(results, [Claim("A-2.1-d", [higher])]), [MOSAIC])
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

@@ -16,28 +16,19 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from vis.claims import Claim, Column, Compared, exactly
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, draw_matrix, plot, styled
 from vis.methods import DeconvNet
-from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 
-EXACT = near_zero(1e-12, each=True)
-EQUATIONS = {  # name -> sentence, source, what is compared
-    "eq30": ("O is the convolution of Y and F, written out", "Eq. 30", "convolution - sums written out"),
-    "eq31": ("do_11/dy_11 = f_11, do_11/dy_12 = f_12, ...; all others 0", "Eq. 31", "Jacobian - entries of F"),
-    "eq32": ("dL/dY by the chain rule, written out", "Eqs. 28, 32", "autograd - sums of dL/dO do/dy"),
-    "eq33": (
-        "dL/dY can be written as a full convolution of the 180° inverted filter and the loss gradient matrix dL/dO",
-        "Eq. 33",
-        "autograd - full convolution",
-    ),
-    "deconvnet": (
-        "the deconvolution step of the DeconvNet and the calculation of the gradient at a convolution layer are equivalent",
-        "Appendix A",
-        "DeconvNet's map - full convolution of ReLU(dL/dO)",
-    ),
+EQUATIONS = {  # row of the ledger -> column, what is compared
+    "A-A-a": ("eq30", "convolution - sums written out"),
+    "A-A-b": ("eq31", "Jacobian - entries of F"),
+    "A-A-c": ("eq32", "autograd - sums of dL/dO do/dy"),
+    "A-A-d": ("eq33", "autograd - full convolution with the turned filter"),
+    "A-A-e": ("deconvnet", "DeconvNet's map - full convolution of ReLU(dL/dO)"),
 }
 
 
@@ -70,7 +61,10 @@ def written_out(Y: Tensor, F: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compared(Y: Tensor, F: Tensor, G: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Return the largest absolute error of each equation for Y [C, H, W], F [K, C, k, l], dL/dO = G [K, h, w]; O; dL/dY."""
+    """Return the largest absolute error of each equation, and of a filter not turned; O; dL/dY.
+
+    Y: [C, H, W], F: [K, C, k, l], dL/dO = G: [K, h, w].
+    """
     Y = Y.clone().requires_grad_()
     O = conv2d(Y[None], F)[0]  # noqa: E741  # the paper's name
     (gradient,) = torch.autograd.grad(O, Y, G)
@@ -83,6 +77,7 @@ def compared(Y: Tensor, F: Tensor, G: Tensor) -> tuple[dict[str, float], Tensor,
         "eq32": (gradient, torch.tensordot(G, J, 3)),
         "eq33": (gradient, full_convolution(G[None], F)[0]),
         "deconvnet": (map_, full_convolution(G.clamp(min=0)[None], F)[0]),
+        "unflipped": (gradient, full_convolution(G[None], F.flip(2, 3))[0]),
     }
     return {name: (a - b).abs().max().item() for name, (a, b) in pairs.items()}, O.detach(), gradient
 
@@ -109,26 +104,23 @@ class Figure10(Experiment):
         table = [{"case": "the figure's", **errors}]
         generator = torch.Generator().manual_seed(run.config.seed)
         sizes = np.random.default_rng(run.config.seed)
-        for _ in range(self.random):
+        for i in range(1, self.random + 1):
             C, K, k, length = (int(n) for n in sizes.integers(1, 4, 4))
             H, W = int(sizes.integers(k, 9)), int(sizes.integers(length, 9))
             shapes = ((C, H, W), (K, C, k, length), (K, H - k + 1, W - length + 1))
             Y, F, G = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
-            table.append({"case": " * ".join("x".join(map(str, s)) for s in shapes[:2]), **compared(Y, F, G)[0]})
+            table.append(
+                {"case": f"{i}: " + " * ".join("x".join(map(str, s)) for s in shapes[:2]), **compared(Y, F, G)[0]}
+            )
         return Output({name: each.numpy() for name, each in arrays.items()}, {"table": table})
 
     def claims(self, results: Results) -> list[Claim]:
+        unflipped = Column(results.rows(), "unflipped", "case")
         return [
-            Claim(
-                name,
-                sentence,
-                source=source,
-                metric=f"largest |{what}|",
-                criterion=EXACT,
-                values=[row[name] for row in results.rows()],
-            )
-            for name, (sentence, source, what) in EQUATIONS.items()
-        ]
+            Claim(id_, [Compared(f"largest |{what}|", Column(results.rows(), name, "case"), exactly(0, 1e-12),
+                                 null=unflipped, control="the filter not turned")])
+            for id_, (name, what) in EQUATIONS.items()
+        ]  # fmt: skip
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         titles = {
@@ -139,7 +131,7 @@ class Figure10(Experiment):
             "flipped": "filter turned\nby 180°",
             "dY": "leaving\n$\\partial L / \\partial Y$",
         }
-        worst = max(row[name] for row in results.rows() for name in EQUATIONS)
+        worst = max(row[name] for row in results.rows() for name, _ in EQUATIONS.values())
         caption = [
             "A convolution neuron, forward (left three) and backward: the gradient that leaves it is the full convolution of "
             "the one that arrives with the filter turned by 180 degrees, Eqs. (28) to (33)",

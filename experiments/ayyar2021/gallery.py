@@ -3,40 +3,37 @@
 The survey's remarks on its pictures are measured over all images by numbers of each map that do not depend on its scale:
 
     spread     participation ratio: the share of pixels that hold the map's energy
-    high       share of pixels whose largest absolute value over the channels (Eq. 6) is above half of the map's maximum
-    variation  total variation, larger for finer maps
-    edges      correlation of that largest absolute value with the image's gradient magnitude (Sobel)
-
-The survey's networks are trained on ImageNet (or on MexCulture's buildings, whose weights are not public). On other networks its
-claims have no verdict; the project's own claims (`here_...`) judge what is measured there.
+    high       share of pixels whose strength, the largest absolute value over the channels (Eq. 6), is above half of the map's
+               maximum; the maximum is the 99.5th percentile, so that single pixels do not decide
+    variation  total variation of the map, larger for noisier and finer maps
+    sharpness  correlation of the gradient magnitude (Sobel) of the strength with that of the image
+    cutoff     frequency, in cycles a pixel, below which 99 % of the energy of the strength lies
+    edges      correlation of the strength with the image's gradient magnitude
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import colorsys
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from experiments.ayyar2021.mosaic import MOSAIC, mosaic, share_on
+from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
+from vis.claims import Claim, Column, Compared, above, exactly, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.oldclaims import POSITIVE, Claim, Criterion, Origin, other_network, paper_and_here
-from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, map_words, method_class, method_title
 from vis.store.run_folder import Output, Results
+from vis.store.tables import Rows
 
-
-class NotAsked(Exception):
-    """A claim compares methods, and the run has not computed one of them."""
-
-
-class ByMethodName(dict[str, Tensor]):
-    """{method: numbers of its maps}, which raises NotAsked for a method that the run has not computed."""
-
-    def __missing__(self, method: str) -> Tensor:
-        raise NotAsked(f"needs the method {method}")
+SHARPNESS = "correlation of the map's gradient magnitude with the image's"
+MEXCULTURE = "buildings of MexCulture"
 
 
 def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
@@ -60,28 +57,44 @@ def sobel(pixels: Tensor) -> Tensor:
     return conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
 
 
-def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """Compute the four numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; NaN for a map of zeros."""
+def clipped(maps: Tensor) -> Tensor:
+    """Return the strength of maps over its 99.5th percentile, at most 1: [B, 1, H, W]; zeros for a map without strength."""
     v = strength(maps)
-    top = v.amax((1, 2, 3), keepdim=True)
+    top = v.flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
+    return (v / top.clamp(min=torch.finfo(v.dtype).tiny)).clamp(max=1)
+
+
+def cutoff(maps: Tensor) -> Tensor:
+    """Return the frequency [B], in cycles a pixel, below which 99 % of the energy of maps [B, 1, H, W] lies, mean removed."""
+    power = torch.fft.fft2(maps - maps.mean((2, 3), keepdim=True)).abs().square()[:, 0].flatten(1)
+    height, width = (torch.fft.fftfreq(n, dtype=maps.dtype) for n in maps.shape[2:])
+    frequency, order = (height[:, None].square() + width.square()).sqrt().flatten().sort()
+    within = power[:, order].cumsum(1)
+    return frequency[(within < 0.99 * within[:, -1:]).sum(1).clamp(max=len(order) - 1)]
+
+
+def numbers_of(maps: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """Compute the numbers [B] of maps [B, 1 or C, H, W] of images [B, C, H, W]; `high` is NaN for a map of zeros."""
+    v, contours = clipped(maps), sobel(pixels)
     return {
         "spread": metrics.participation_ratio(maps),
-        "high": (v > top / 2).double().mean((1, 2, 3)).where(top.flatten() > 0, torch.nan),
+        "high": (v > 0.5).double().mean((1, 2, 3)).where(v.amax((1, 2, 3)) > 0, torch.nan),
         "variation": metrics.total_variation(maps),
-        "edges": metrics.pearson(v, sobel(pixels)),
+        "sharpness": metrics.pearson(sobel(v), contours),
+        "cutoff": cutoff(v),
+        "edges": metrics.pearson(v, contours),
     }
 
 
 class Gallery(Experiment):
     """Draw maps of several methods and measure the survey's remarks on them.
 
-    source: the survey's figure. rows: the most images in the figure; the claims use all. network: the config of the survey's
-    network. note: the number under each map. scalings: {method: scaling}, for a method that is not shown in its own way.
+    source: the survey's figure. rows: the most images in the figure; the claims use all. note: the number under each map.
+    scalings: {method: scaling}, for a method that is not shown in its own way.
     """
 
-    metrics: ClassVar[Sequence[str]] = ("spread", "high", "variation", "edges")
+    metrics: ClassVar[Sequence[str]] = ("spread", "high", "variation", "sharpness", "cutoff", "edges")
     series = "method"
-    network: ClassVar[Mapping[str, Any]] = {"arch": "resnet34", "input_size": 224}
     note: ClassVar[tuple[str, str]] = ("", "")
 
     def __init__(self, source: str, rows: int = 4, scalings: Mapping[str, str] = {}) -> None:
@@ -105,47 +118,21 @@ class Gallery(Experiment):
             if task["images"][i] < self.rows:
                 output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
                 output.arrays |= {f"{image}/{method}": each[i].numpy() for method, each in maps.items()}
-        for method, each in maps.items():
-            found = numbers_of(each, batch.pixels)
-            errors = run.methods[method].axiom_error(model.net, batch.x, units, each, run.preprocess(model))
+        found = {method: numbers_of(each, batch.pixels) for method, each in maps.items()}
+        for method, numbers in self.further(run, task["images"], batch, maps, classes).items():
+            found.setdefault(method, {}).update(numbers)
+        for method, numbers in found.items():
             for i, image in enumerate(batch.names):
                 row: dict[str, Any] = {"image": image, "class": model.class_name(classes[i]), "method": method}
-                row |= {name: values[i].item() for name, values in found.items()}
-                row |= {"axiom_error": None if errors is None else errors[i].item(), "weights": model.weights}
-                output.tables["table"].append(row)
+                row |= {name: None if values[i].isnan() else values[i].item() for name, values in numbers.items()}
+                output.tables["table"].append(row | {"weights": model.weights})
         return output
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        """Return the figure's claims (see `claim`) from values[number][method], a tensor over the images."""
-        return []
-
-    def claim(
-        self,
-        name: str,
-        sentence: str,
-        *,
-        metric: str,
-        values: Callable[[], Tensor],
-        criterion: Criterion = POSITIVE,
-        origin: Origin = "paper",
-    ) -> Claim:
-        """Make a claim of `values()`, without a verdict if they need a method that the run has not computed."""
-        claim = Claim(name, sentence, source=self.source, metric=metric, criterion=criterion, origin=origin)
-        try:
-            return replace(claim, values=values().tolist())
-        except NotAsked as error:
-            return replace(claim, reason=str(error))
-
-    def claims(self, results: Results) -> list[Claim]:
-        values = {
-            name: ByMethodName(
-                (method, torch.tensor([row[name] for row in rows], dtype=torch.float64))
-                for method in results.config.methods
-                if (rows := results.rows(method=method))
-            )
-            for name in self.metrics
-        }
-        return paper_and_here(self.measured(values), other_network(results.config.model, self.network))
+    def further(
+        self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Compute more numbers [B] of maps, or of controls: {method or control: {column: numbers}}."""
+        return {}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
@@ -172,84 +159,82 @@ class Gallery(Experiment):
         return method_title(config, method)
 
 
+class Figure4(Gallery):
+    """Draw overlays in the colours of `jet`, and compare these with the colours that the survey names."""
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the distances of jet and viridis from the hues named, in degrees, and from straight lines between them."""
+        rows: Rows = []
+        for name in ("jet", "viridis"):
+            colours = colormaps[name](np.linspace(0, 1, 257))[:, :3]
+            hue = [360 * colorsys.rgb_to_hsv(*colours[i])[0] for i in (0, 128, 256)]
+            off = max(abs(hue[0] - 240), max(60 - hue[1], 0, hue[1] - 120), min(hue[2], 360 - hue[2]))
+            t = np.linspace(0, 1, 129)[:, None]
+            lines = np.concatenate([(1 - t) * colours[i] + t * colours[i + 128] for i in (0, 128)])
+            found = np.concatenate([colours[:129], colours[128:]])
+            rows.append({"map": name, "hue": off, "bend": float(np.abs(found - lines).max())})
+        return {"colours": rows}
+
+    def claims(self, results: Results) -> list[Claim]:
+        def column(map_: str, name: str) -> Column:
+            return Column(results.rows("colours", map=map_), name, "map")
+
+        hues = "degrees of hue from red at the maximum, yellow-green in the middle, blue at the minimum"
+        line = "largest distance of a colour's channel from the straight lines between these three colours"
+        return [
+            Claim("A-3.3-a", [
+                Compared(hues, column("jet", "hue"), exactly(0, 1), null=column("viridis", "hue"), control="viridis"),
+                Compared(line, column("jet", "bend"), exactly(0, 1 / 256), null=column("viridis", "bend"), control="viridis"),
+            ])
+        ]  # fmt: skip
+
+
 class Figure6(Gallery):
     """Compare the gradient with guided backpropagation."""
 
     note = ("high", "high pixels")
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        high = values["high"]
-        return [
-            self.claim(
-                "fewer_high",
-                "the guidance steps result in reducing the number of pixels that have a higher importance score",
-                metric="share of pixels above half of the maximum, gradient - guided backpropagation",
-                values=lambda: high["saliency"] - high["gbp"],
-            )
-        ]
+    def claims(self, results: Results) -> list[Claim]:
+        sharper = lead(results, "sharpness", "gbp", "saliency", metric=SHARPNESS)
+        fewer = lead(results, "high", "saliency", "gbp", metric="share of pixels above half of the maximum")
+        sharp = on_trained(results, [Claim("A-4.3-c", [sharper])])
+        return [*sharp, *on_trained(results, [Claim("A-4.3-d", [fewer])], "resnet34", MEXCULTURE)]
 
 
 class Figure8(Gallery):
-    """Compare Grad-CAM with Guided Grad-CAM."""
+    """Compare Grad-CAM with Guided Grad-CAM and other methods of the gradient, and explain mosaics of four photographs."""
 
-    note = ("variation", "total variation")
+    note = ("cutoff", "cutoff")
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        fine = values["variation"]
-        return [
-            self.claim(
-                "finer",
-                "The heat maps produced by Grad-CAM are coarse [...] The heat map that is obtained by [Guided Grad-CAM] "
-                "has been observed to have a higher resolution",
-                metric="total variation, Guided Grad-CAM - Grad-CAM",
-                values=lambda: fine["guided_gradcam"] - fine["gradcam"],
-            )
+    def further(
+        self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        if len(run.dataset) < 4 or "gradcam" not in run.methods:
+            return {}
+        model, found = run.model(), []
+        for i in images:
+            x, targets, cells = mosaic(run, i)
+            own, other = (run.methods["gradcam"](model.net, x, [c]) for c in (targets[0], targets[1]))
+            found.append([share_on(own, cells[0]), share_on(other, cells[0])])
+        own, other = torch.tensor(found, dtype=torch.float64).T
+        return {"gradcam": {"own_cell": own, "own_cell_of_another_class": other}}
+
+    def claims(self, results: Results) -> list[Claim]:
+        frequency = "frequency below which 99 % of the map's energy lies"
+        others = [method for method in results.config.methods if method not in ("gradcam", "guided_gradcam")]
+        finer = [lead(results, "cutoff", method, "gradcam", metric=frequency) for method in others]
+        guided = [
+            lead(results, name, "guided_gradcam", "gradcam", metric=metric)
+            for name, metric in (("cutoff", frequency), ("sharpness", SHARPNESS))
         ]
-
-
-class Figure9(Gallery):
-    """Compare LRP-epsilon with and without biases, LRP-alpha1beta0 and FEM."""
-
-    network: ClassVar = {"num_classes": 1000, "pool": "max", "input_size": 224, "_target_": "vis.models.VGG16"}
-    note = ("spread", "spread")
-    titles: ClassVar = {
-        "lrp": "LRP-$\\epsilon$",
-        "lrp_no_bias": "LRP-$\\epsilon$\nignore bias",
-        "lrp_alpha1_beta0": "LRP-$\\alpha\\beta$\n$\\alpha = 1, \\beta = 0$",
-    }
-
-    def title(self, config: Any, method: str) -> str:
-        return str(self.titles.get(method) or super().title(config, method))
-
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        spread, edges = values["spread"], values["edges"]
-
-        def contours() -> Tensor:
-            return edges["lrp_alpha1_beta0"] - torch.stack([edges[m] for m in ("lrp", "lrp_no_bias", "fem")]).amax(0)
-
+        rows = results.rows(method="gradcam")
+        own, other = (Column(rows, name, "image") for name in ("own_cell", "own_cell_of_another_class"))
+        share = "share of Grad-CAM of a class on that class's photograph, in a mosaic of four"
+        discriminative = [
+            Compared(share, own, above(0.25), null=0.25, control="a constant map: 1/4"),
+            Compared(f"{share}, - of another class in it", own - other, POSITIVE, null=0.0, control="no difference: 0"),
+        ]
         return [
-            self.claim(
-                "most_pixels",
-                "LRP-eps [...] most of the input pixels get assigned a higher relevance score",
-                metric="participation ratio of LRP-eps - 1/2",
-                values=lambda: spread["lrp"] - 0.5,
-            ),
-            self.claim(
-                "smaller_region",
-                "LRP-eps without bias results in a heat map that has the importance only in a smaller region",
-                metric="participation ratio, LRP-eps - LRP-eps without bias",
-                values=lambda: spread["lrp"] - spread["lrp_no_bias"],
-            ),
-            self.claim(
-                "contours",
-                "[alpha = 1, beta = 0] only highlights the contours with higher contrast in the image",
-                metric="correlation with the image's edges, LRP-alpha1beta0 - the largest of the others",
-                values=contours,
-            ),
-            self.claim(
-                "holistic",
-                "FEM [...] the heat map that is more holistic and highlights the important regions",
-                metric="participation ratio, FEM - LRP-alpha1beta0",
-                values=lambda: spread["fem"] - spread["lrp_alpha1_beta0"],
-            ),
+            *on_trained(results, [Claim("A-4.6-g", finer), Claim("A-4.6-h", guided)]),
+            *replicated(on_trained(results, [Claim("A-4.6-a", discriminative)]), [MOSAIC]),
         ]

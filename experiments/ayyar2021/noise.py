@@ -1,35 +1,39 @@
 """ayyar2021, sections 4.4 and 7: how much do maps change under noise that is too small to be seen?
 
 Noise with several standard deviations, relative to the image's range, is added to the network's input. The map of the same class
-is compared with the clean image's by 1 - correlation and by the norm of their difference over the clean map's norm. Integrated
+is compared with the clean image's by 1 - correlation and by the norm of their difference over the clean map's norm; `gain` is
+that over the noise's norm in parts of the input's. Integrated
 gradients have the image as a factor, which noise hardly changes; gradient times image has it too, and so separates the effect
 of the factor from that of the averaging.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
+from experiments.ayyar2021.verdicts import lead, on_trained
 from vis import metrics
+from vis.claims import Claim, Column, Compared, above, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
-from vis.oldclaims import Claim, mean
 from vis.runner.experiment import Load, Run, Task, method_words
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
-LESS = (
-    "integrated gradients perform an averaging operation over a sample of images and so the final relevance maps would be less "
-    "sensitive to these fluctuating gradient values"
-)
+OTHERS = (
+    "saliency",
+    "deconvnet",
+    "gbp",
+    "smoothgrad",
+    "gradcam",
+    "guided_gradcam",
+)  # the survey's methods of the gradient
 
 
 class Noise(ByMethod):
@@ -65,6 +69,9 @@ class Noise(ByMethod):
         draws = [np.random.default_rng([run.config.seed, i]).standard_normal(x.shape[1:]) for i in task["images"]]
         noise = torch.from_numpy(np.stack(draws)).to(x)
         extent = x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True)
+        parts = (
+            extent.flatten() * noise.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+        )  # of the input's norm, at level 1
         output = Output(tables={"table": [], "levels": []})
         for level in self.levels:
             (noisy,), _ = run.explain(model, x + level * extent * noise, [targets])
@@ -73,7 +80,7 @@ class Noise(ByMethod):
                 change = metrics.distance(map_, noisy[method]) / map_.double().flatten(1).norm(dim=1)
                 output.tables["levels"] += [
                     {"image": image, "method": method, "level": level, "decorrelation": decorrelation[i].item(),
-                     "change": change[i].item()}
+                     "change": change[i].item(), "gain": change[i].item() / (level * parts[i].item())}
                     for i, image in enumerate(batch.names)
                 ]  # fmt: skip
         for method in clean:
@@ -83,28 +90,24 @@ class Noise(ByMethod):
                 output.tables["table"].append(row | {name: mean([r[name] for r in own]) for name in self.metrics})
         return output
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        words = {"decorrelation": "1 - correlation with the clean image's map", "change": "change in parts of the map"}
-
-        def gain(name: str, of: str = "saliency") -> Tensor:
-            return values[name][of] - values[name]["integrated_gradients"]
-
-        found = [
-            self.claim(name, LESS, metric=f"{metric}, gradient - integrated gradients", values=partial(gain, name))
-            for name, metric in words.items()
-        ]
-        sentence = "Beyond the paper: it is the averaging, not the image that integrated gradients have as a factor"
-        metric = f"{words['decorrelation']}, gradient times image - integrated gradients"
-        return [
-            *found,
-            self.claim(
-                "averaging",
-                sentence,
-                metric=metric,
-                values=partial(gain, "decorrelation", "gradient_times_image"),
-                origin="project",
-            ),
-        ]
+    def claims(self, results: Results) -> list[Claim]:
+        smallest = results.rows("levels", method="saliency", level=min(self.levels))
+        gain, decorrelation = (Column(smallest, name, "image") for name in ("gain", "decorrelation"))
+        level = f"noise of {min(self.levels):g} of the range"
+        fluctuates = Compared(f"relative change of the gradient over that of the image, {level}", gain, above(1), null=0.0,
+                              control="a linear network: 0")  # fmt: skip
+        differs = Compared(f"1 - correlation of the gradient with the clean image's, {level}", decorrelation,
+                           above(0.1, 0.01, ours="the bounds are ours"), null=0.0, control="the same image again: 0")  # fmt: skip
+        metric = "1 - correlation with the clean image's map, mean over the levels"
+        less = [lead(results, "decorrelation", method, "integrated_gradients", metric=metric) for method in OTHERS]
+        averaging = Claim(
+            "averaging",
+            [lead(results, "decorrelation", "gradient_times_image", "integrated_gradients", metric=metric)],
+            sentence="The averaging of integrated gradients lowers their sensitivity to noise, not the image as a factor alone.",
+            source="Beside Section 4.4",
+        )
+        trained = [Claim("A-4.4-b", [fluctuates]), Claim("A-4.4-c", [differs]), Claim("A-4.4-d", less)]
+        return [*on_trained(results, trained), averaging]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config

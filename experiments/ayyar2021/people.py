@@ -12,7 +12,6 @@ are the mask; boxes are the mask, and the density is uniform in them. Maps are r
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
@@ -23,17 +22,15 @@ from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import box_mask, strength
+from experiments.ayyar2021.verdicts import POSITIVE, on_trained
 from vis import metrics
+from vis.claims import Claim, Column, Compared, Rule, below, mean
 from vis.data import read_image, to_pixels
 from vis.data.images import SUFFIXES
 from vis.errors import UserError
 from vis.models import Model
-from vis.oldclaims import POSITIVE, Claim, mean, other_network
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
-
-ALIGNS = "the saliency map closely aligns with human experts"
-FINDS = "Here: the map shows what is marked better than nearness to the image's centre does"
 
 
 def box_image(path: Path) -> Image.Image:
@@ -164,27 +161,15 @@ class People(ByMethod):
             raise UserError(
                 f"experiment.{self.given} marks nothing inside the crop that the network sees: give other images or files"
             )
-        reason = other_network(results.config.model, self.network)
-        if self.given != "fixations":
-            reason = "boxes around objects, not where experts look: experiment.fixations=FOLDER"
-        found = []
-        for method in results.config.methods:
-            gain = [row["auc"] - row["centre"] for row in results.rows(method=method)]
-            claim = Claim(
-                method,
-                ALIGNS,
-                source=self.source,
-                metric=f"AUC of {method} - AUC of nearness to the centre",
-                criterion=POSITIVE,
-                values=gain,
-            )
-            found.append(replace(claim, reason=reason))
-        ours = [
-            replace(claim, name=f"here_{claim.name}", sentence=FINDS, reason="", origin="project")
-            for claim in found
-            if reason
-        ]
-        return found + ours
+        marked = {"fixations": "places where people look", "boxes": "boxes", "object": "boxes"}[self.given]
+
+        def gain(method: str, rule: Rule) -> Compared:
+            auc, centre = (Column(results.rows(method=method), name, "image") for name in ("auc", "centre"))
+            metric = f"AUC of {method} for {marked} - AUC of nearness to the image's centre"
+            return Compared(metric, auc - centre, rule, null=0.0, control="as good as the centre: 0")
+
+        some = Claim("A-7-k", [gain(method, below(0)) for method in results.config.methods], needs=1)
+        return on_trained(results, [Claim("A-5.3-c", [gain("fem", POSITIVE)]), some])
 
     def remarks(self, results: Results) -> list[str]:
         facts = {row["image"]: row for row in results.rows()}.values()

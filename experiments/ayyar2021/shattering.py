@@ -1,13 +1,15 @@
-"""ayyar2021, section 7: gradient shattering, in the set-up of Balduzzi et al. 2017 (Figures 1 and 2).
+"""ayyar2021, section 7: gradient shattering, in the set-up of Balduzzi et al. 2017 (Figures 1 and 2), and of maps of CNNs.
 
-"the depth of the layers increased the gradients [...] progressively resembled white noise". The gradient df/dx of random
-networks with one input and one output, at evenly spaced x, and its autocorrelation:
+The gradient df/dx of random networks with one input and one output, at evenly spaced x, and its autocorrelation:
 
     plain      x_l = W_l ReLU(x_{l-1} - mean)                                    mean-centred
     residual   x_l = x_{l-1} + beta W_l ReLU(BN(x_{l-1}))                        their Eq. (2), alpha = 1
 
 W is drawn by He's normal initialisation. Means and deviations are taken of each neuron over all x and are constants for the
 gradient, so that f is a function of one x. White noise and brown noise (its running sum) are the two extremes.
+
+Maps of random CNNs of 3x3 convolutions with a global average, by the methods that the survey names: the correlation of
+neighbouring pixels, of a smooth random image. White noise has 0, the image itself nearly 1.
 """
 
 from collections.abc import Sequence
@@ -15,22 +17,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
+from experiments.ayyar2021.verdicts import POSITIVE
+from vis import metrics
+from vis.claims import Claim, Column, Compared, below, departures, interval, mean, near, replicated
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
-from vis.oldclaims import POSITIVE, Claim, Criterion, departures, interval, mean, paper_and_here
+from vis.methods import DeconvNet, GuidedBackprop, Saliency
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
-NOISE = "the depth of the layers increased the gradients [...] progressively resembled white noise"
-RESIDUAL = "the gradients in architectures with skip-connections are far more resistant to shattering"
 PAPER = {"depths": [2, 4, 10, 24, 50], "width": 200, "beta": 0.1, "points": 256, "lags": 15}
-
-WHITE = Criterion(
-    "95% interval of the mean within 0.05 of 0", lambda values: max(map(abs, interval(values))) < 0.05, least=2
-)
+METHODS = {"backpropagation": Saliency, "guided backpropagation": GuidedBackprop, "DeconvNet": DeconvNet}
 
 
 def gradient(depth: int, residual: bool, width: int, beta: float, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,27 +57,55 @@ def autocorrelation(g: Tensor, lags: int) -> Tensor:
     return torch.stack([(g[: len(g) - k] * g[k:]).sum() for k in range(lags + 1)]) / g.square().sum()
 
 
-def _less(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return [p - q for p, q in zip(a, b, strict=True)]
+def cnn(depth: int, width: int, generator: torch.Generator) -> nn.Sequential:
+    """Return a random network of `depth` 3x3 convolutions with ReLUs, a global average and a dense layer, in float64."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Conv2d(width if i else 3, width, 3, padding=1, bias=False), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10, bias=False)).double()
+    for p in net.requires_grad_(False).parameters():
+        p.copy_(torch.randn(p.shape, dtype=p.dtype, generator=generator) * (2 / p[0].numel()) ** 0.5)
+    return net
+
+
+def neighbours(maps: Tensor) -> float:
+    """Return the correlation of neighbouring pixels of a map [1, C, H, W], mean of the two directions."""
+    pairs = ((maps[:, :, 1:], maps[:, :, :-1]), (maps[..., 1:], maps[..., :-1]))
+    return mean([metrics.pearson(a, b).item() for a, b in pairs])
+
+
+def slope(depths: Sequence[int], values: Sequence[float]) -> float:
+    """Return the slope of values over log2 of the depth."""
+    return float(np.polyfit(np.log2(depths), values, 1)[0])
 
 
 class Shattering(Experiment):
     """Measure the autocorrelation of gradients of random networks.
 
     depths: numbers of hidden layers, rising; networks: number of each kind and depth; points: number of x in [-2, 2];
-    lags: number of lags of the autocorrelation.
+    lags: number of lags of the autocorrelation; channels: of the CNNs, size: side of their images.
     """
 
     metrics = ("correlation",)
     series = "kind"
 
-    def __init__(self, depths: Sequence[int], networks: int, width: int, beta: float, points: int, lags: int) -> None:
+    def __init__(
+        self,
+        depths: Sequence[int],
+        networks: int,
+        width: int,
+        beta: float,
+        points: int,
+        lags: int,
+        channels: int,
+        size: int,
+    ) -> None:
         if len(depths) < 2 or sorted(set(depths)) != list(depths) or depths[0] < 1:
             raise UserError("experiment.depths must be two or more rising numbers, from 1")
         if not 0 < lags < points:
             raise UserError("experiment.lags must lie between 1 and experiment.points - 1")
         self.depths, self.networks, self.width, self.beta = list(depths), networks, width, beta
-        self.points, self.lags = points, lags
+        self.points, self.lags, self.channels, self.size = points, lags, channels, size
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"network": i} for i in range(self.networks)]
@@ -96,43 +125,55 @@ class Shattering(Experiment):
             output.tables["table"].append(row | {"autocorrelation": found.tolist()})
             if not number:
                 output.arrays[f"{kind}/{depth}"] = g.numpy()
+        output.tables["maps"] = [{"network": number} | row for row in self.of_maps(generator)]
         return output
+
+    def of_maps(self, generator: torch.Generator) -> Rows:
+        """Return the correlation of neighbouring pixels of the maps of CNNs of each depth, of white noise and of the image."""
+        noise = torch.randn(1, 3, self.size, self.size, dtype=torch.float64, generator=generator)
+        image = avg_pool2d(noise, 5, 1, 2)
+        rows: Rows = [
+            {"kind": kind, "depth": 0, "correlation": neighbours(map_)}
+            for kind, map_ in (("white noise", noise), ("image", image))
+        ]
+        for depth in self.depths:
+            net = cnn(depth, self.channels, generator)
+            rows += [
+                {"kind": kind, "depth": depth, "correlation": neighbours(method()(net, image, [0]))}
+                for kind, method in METHODS.items()
+            ]
+        return rows
 
     def _values(self, results: Results, kind: str, depth: int) -> list[float]:
         return [row["correlation"] for row in results.rows(kind=kind, depth=depth)]
 
     def claims(self, results: Results) -> list[Claim]:
-        first, last = self.depths[0], self.depths[-1]
-        plain, deep, residual = (
-            self._values(results, *which) for which in (("plain", first), ("plain", last), ("residual", last))
-        )
+        last = self.depths[-1]
+
+        def whitens(words: str, table: str, kind: str) -> list[Compared]:
+            falls = Column(results.rows("slopes", of=table, kind=kind), "slope", "network")
+            deep, white = (Column(results.rows(table, **where), "correlation", "network")
+                           for where in ({"kind": kind, "depth": last}, {"kind": "white noise"}))  # fmt: skip
+            return [
+                Compared(f"slope of the {words} over log2 of the depth", falls, below(0), null=0.0, control="no change: 0"),
+                Compared(f"{words} at {last} layers - white noise", deep - white, near(0, 0.05, ours="the tolerance is ours"),
+                         null=1.0, control="a smooth signal: 1"),
+            ]  # fmt: skip
+
         metric = f"autocorrelation of df/dx, mean of the lags 1 to {self.lags}"
-        reason = departures(results.config.experiment, PAPER)
-        falls = Claim(
-            "falls",
-            NOISE,
-            source="Section 7",
-            metric=f"{metric}, plain, {first} layers - {last} layers",
-            criterion=POSITIVE,
-            values=_less(plain, deep),
+        shatters = whitens(metric, "table", "plain")
+        for kind in METHODS:
+            shatters += whitens(f"correlation of neighbouring pixels of the map by {kind}", "maps", kind)
+        residual, plain = (
+            Column(results.rows(kind=k, depth=last), "correlation", "network") for k in ("residual", "plain")
         )
-        white = Claim(
-            "white",
-            NOISE,
-            source="Section 7",
-            metric=f"{metric}, plain, {last} layers; white noise has 0",
-            criterion=WHITE,
-            values=deep,
-        )
-        skip = Claim(
-            "residual",
-            RESIDUAL,
-            source="Balduzzi et al. 2017",
-            metric=f"{metric}, {last} layers, residual - plain",
-            criterion=POSITIVE,
-            values=_less(residual, deep),
-        )
-        return paper_and_here([falls, white], reason) + paper_and_here([skip], reason)
+        skip = Compared(f"{metric}, {last} layers, residual - plain", residual - plain, POSITIVE, null=0.0,
+                        control="no difference: 0")  # fmt: skip
+        ours = Claim("residual_networks_resist", [skip], source="Balduzzi et al. 2017",
+                     sentence="the gradients in architectures with skip-connections are far more resistant to "
+                     "shattering")  # fmt: skip
+        differences = departures(results.config.experiment, PAPER)
+        return [*replicated([Claim("A-7-c", shatters)], [*differences, "random weights"]), ours]
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []
@@ -140,7 +181,15 @@ class Shattering(Experiment):
             values = self._values(results, kind, depth)
             low, high = interval(values)
             rows.append({"kind": kind, "layers": depth or None, "mean": mean(values), "low": low, "high": high})
-        return {"summary": rows}
+        slopes = []
+        for table, kinds in (("table", ["plain"]), ("maps", list(METHODS))):
+            for kind in kinds:
+                for number in range(self.networks):
+                    found = results.rows(table, kind=kind, network=number)
+                    values = [row["correlation"] for row in found]
+                    row = {"of": table, "kind": kind, "network": number}
+                    slopes.append(row | {"slope": slope([each["depth"] for each in found], values)})
+        return {"summary": rows, "slopes": slopes}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         first, last = self.depths[0], self.depths[-1]
@@ -163,10 +212,12 @@ class Shattering(Experiment):
         caption = [
             f"Autocorrelation of df/dx: mean of {self.networks} random networks, plain (solid) and residual (dashed); "
             "dotted: white noise (below) and brown noise",
-            f"Right: its mean over the lags 1 to {self.lags}, with the 95 % interval over networks",
+            f"Middle: its mean over the lags 1 to {self.lags}, with the 95 % interval over networks",
+            f"Right: correlation of neighbouring pixels of maps of random CNNs, {self.channels} channels, of a smooth random "
+            "image; dotted: white noise (below) and the image",
             about,
         ]
-        figure, (curves, falls) = plot(PAGE_WIDTH, 2.9, caption, columns=2)
+        figure, (curves, falls, maps) = plot(PAGE_WIDTH, 2.9, caption, columns=3)
         with styled():
             for j, depth in enumerate(self.depths):
                 for kind, line in (("plain", "-"), ("residual", "--")):
@@ -178,13 +229,19 @@ class Shattering(Experiment):
                 falls.axhline(curve[1:].mean(), color=shade, linestyle=":", linewidth=1)
             curves.set(xlabel="lag", ylabel="autocorrelation")
             curves.legend(title="hidden layers", ncols=len(self.depths), loc="lower center", bbox_to_anchor=(0.5, 1))
-            for j, kind in enumerate(("plain", "residual")):
-                values = [self._values(results, kind, depth) for depth in self.depths]
-                ends = [interval(v) if len(v) > 1 else (v[0], v[0]) for v in values]
-                middle = [mean(v) for v in values]
-                bars = [[m - low for m, (low, _) in zip(middle, ends, strict=True)],
-                        [high - m for m, (_, high) in zip(middle, ends, strict=True)]]  # fmt: skip
-                falls.errorbar(self.depths, middle, bars, fmt="o-", color=f"C{j}", capsize=2, label=kind)
+            for axis, table, kinds in ((falls, "table", ("plain", "residual")), (maps, "maps", tuple(METHODS))):
+                for j, kind in enumerate(kinds):
+                    values = [[r["correlation"] for r in results.rows(table, kind=kind, depth=d)] for d in self.depths]
+                    ends = [interval(v) if len(v) > 1 else (v[0], v[0]) for v in values]
+                    middle = [mean(v) for v in values]
+                    bars = [[m - low for m, (low, _) in zip(middle, ends, strict=True)],
+                            [high - m for m, (_, high) in zip(middle, ends, strict=True)]]  # fmt: skip
+                    axis.errorbar(self.depths, middle, bars, fmt="o-", color=f"C{j}", capsize=2, label=kind)
+                axis.legend(ncols=1, loc="lower center", bbox_to_anchor=(0.5, 1))
+            for kind, shade in (("white noise", "0.6"), ("image", "0.3")):
+                maps.axhline(
+                    mean([r["correlation"] for r in results.rows("maps", kind=kind)]), color=shade, linestyle=":"
+                )
             falls.set(xlabel="hidden layers", ylabel="mean autocorrelation")
-            falls.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+            maps.set(xlabel="convolutions", ylabel="correlation of neighbours")
         return {"figure": figure, "gradients": signals}

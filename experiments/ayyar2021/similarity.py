@@ -1,39 +1,48 @@
-"""ayyar2021, section 7: which gradient-based method gives the maps most similar to FEM's (Fuad et al. 2020)?
+"""ayyar2021, section 7: which gradient-based method gives the maps most similar to FEM's, and how sparse maps of LRP are.
 
 Maps are reduced to the largest absolute value over the channels (Eq. 6) and compared by Pearson's correlation and SIM. FEM and
-the CAMs are coarse and the other maps are not, which alone makes FEM more similar to a CAM; so maps are also compared as means
-over the cells of the feature map.
+the CAMs are coarse and the other maps are not, which alone makes FEM more similar to a CAM; so the claims compare means over the
+cells of the feature map.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import NotAsked, strength
+from experiments.ayyar2021.figure9 import drawn
+from experiments.ayyar2021.gallery import strength
+from experiments.ayyar2021.verdicts import lead, on_trained
 from vis import metrics
+from vis.claims import Claim, below
 from vis.errors import UserError
-from vis.methods import Forward
-from vis.oldclaims import Claim
+from vis.methods.forward import Forward
 from vis.runner.experiment import Run, Task
-from vis.store.run_folder import Output
+from vis.store.run_folder import Output, Results
 
-SIMILAR = "the most similar explanations [to FEM's] in terms of [...] {} are given by Grad-CAM"
 GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad", "guided_gradcam")
+NOISE = "white noise"
+
+
+def area(maps: Tensor) -> Tensor:
+    """Return the share of pixels that hold 80 % of the strength of maps [B, C, H, W], the largest first: [B]."""
+    ranked = strength(maps).flatten(1).sort(descending=True).values.cumsum(1)
+    return (ranked < 0.8 * ranked[:, -1:]).double().mean(1)
 
 
 class Similarity(ByMethod):
     """Compare the maps of all methods with FEM's."""
 
     axes: ClassVar = {
-        "Pearson CC with FEM": {"": "pearson"},
-        "SIM with FEM": {"": "sim"},
-        "CC of cells' means": {"": "coarse"},
+        "CC with FEM, means of cells": {"": "coarse"},
+        "SIM with FEM, means of cells": {"": "coarse_sim"},
+        "CC with FEM, pixels": {"": "pearson"},
     }
-    ranges: ClassVar = {"Pearson CC with FEM": (-1, 1), "SIM with FEM": (0, 1), "CC of cells' means": (-1, 1)}
-    sentence = "How like FEM's map each method's is"
+    ranges: ClassVar = dict(zip(axes, ((-1, 1), (0, 1), (-1, 1)), strict=True))
+    sentence = "How like FEM's map each method's is, by means over the cells of the feature map, and by pixels"
 
     def tasks(self, run: Run) -> Sequence[Task]:
         run.require_methods("fem")
@@ -50,42 +59,41 @@ class Similarity(ByMethod):
         (layer,) = run.methods["fem"].layers(model.net, batch.x)
         with Forward(model.net, batch.x, [layer]) as forward:
             height, width = forward.layers[layer].shape[2:]
-        cells = adaptive_avg_pool2d(fem, (height, width))
-        output = Output(tables={"table": []})
+        own = adaptive_avg_pool2d(fem, (height, width))
+        numbers = {}
         for method, map_ in found.items():
-            numbers = {
+            coarse = adaptive_avg_pool2d(map_, (height, width))
+            numbers[method] = {
                 "pearson": metrics.pearson(map_, fem),
-                "sim": metrics.sim(map_, fem),
-                "coarse": metrics.pearson(adaptive_avg_pool2d(map_, (height, width)), cells),
+                "coarse": metrics.pearson(coarse, own),
+                "coarse_sim": metrics.sim(coarse, own),
+                "area": area(map_),
             }
-            output.tables["table"] += [
-                {"image": image, "method": method, "weights": model.weights}
-                | {name: values[i].item() for name, values in numbers.items()}
-                for i, image in enumerate(batch.names)
-            ]
-        return output
+        channels = (3, *batch.x.shape[2:])
+        numbers[NOISE] = {"area": area(torch.stack([drawn(image, channels) for image in batch.names]))}
+        rows = [
+            {"image": image, "method": method, "weights": model.weights} | {key: v[i].item() for key, v in each.items()}
+            for method, each in numbers.items()
+            for i, image in enumerate(batch.names)
+        ]
+        return Output(tables={"table": rows})
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        def lead(column: str) -> Tensor:
-            others = [values[column][m] for m in GRADIENTS if m in values[column]]
-            if not others:
-                raise NotAsked(f"needs one method or more of {', '.join(GRADIENTS)}")
-            return values[column]["gradcam"] - max(others, key=Tensor.mean)
-
-        words = "FEM and Grad-CAM - FEM and the gradient-based method that is next in the mean"
+    def claims(self, results: Results) -> list[Claim]:
+        cells = {"coarse": "CC with FEM of means of cells", "coarse_sim": "SIM with FEM of means of cells"}
+        sparse = "share of pixels with 80 % of the map"
+        most = [
+            lead(results, name, "gradcam", method, metric=metric)
+            for method in GRADIENTS
+            if method in results.config.methods
+            for name, metric in cells.items()
+        ]
+        pairs = [("lrp", NOISE), ("lrp_alpha1_beta0", NOISE), ("lrp_alpha1_beta0", "input_x_gradient")]
+        few = [lead(results, "area", *pair, metric=sparse, rule=below(0)) for pair in pairs]
+        closer = [lead(results, name, "gradcam_pp", "gradcam", metric=metric) for name, metric in cells.items()]
+        ours = Claim("gradcam_pp_is_closer", closer, source="The project, section 7",
+                     sentence="GradCAM++, which the survey does not compare, is closer to FEM than Grad-CAM.")  # fmt: skip
         return [
-            self.claim(
-                "pearson",
-                SIMILAR.format("Pearson Correlation Coefficient"),
-                metric=f"CC of {words}",
-                values=lambda: lead("pearson"),
-            ),
-            self.claim("sim", SIMILAR.format("L1-Similarity"), metric=f"SIM of {words}", values=lambda: lead("sim")),
-            self.claim(
-                "coarse",
-                "Beyond the paper: also where all maps are as coarse",
-                metric=f"CC of means over the feature map's cells, of {words}",
-                values=lambda: lead("coarse"),
-                origin="project",
-            ),
+            *on_trained(results, [Claim("A-7-b", most)]),
+            *on_trained(results, [Claim("A-7-h", few)], "vgg16", "magnetic resonance images and the tiger of Figure 9"),
+            ours,
         ]

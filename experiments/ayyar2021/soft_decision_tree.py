@@ -16,8 +16,8 @@ The tree's answer is the Q of the leaf with the most probable path. A tree expla
 looks for, and the path of an image shows why it is classified so.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from experiments.ayyar2021.verdicts import POSITIVE
+from vis.claims import Claim, Column, Compared, above, at_small_sizes, exactly, mean_and_spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.models import Model
-from vis.oldclaims import POSITIVE, Claim, above, departures, mean_and_spread, paper_and_here
 from vis.runner.experiment import Experiment, Run, Task
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
@@ -38,9 +39,6 @@ from vis.store.tables import Rows
 from vis.system.console import progress
 from vis.training.images import Images, load_images, order, splits
 
-MIMIC = "train a soft decision tree that could mimic the network's behaviour"
-BETTER = "a type of soft decision tree that generalizes better than one learned directly from the training data"
-BELOW = "Frosst & Hinton: the tree that is trained with the network's probabilities stays below the network"
 LABELS = {"soft": "the network's probabilities", "true": "the true classes"}
 _DRAWN = 4  # levels of a tree that fit on a page
 
@@ -143,7 +141,11 @@ class Distillation(Experiment):
         own, network = tree(val_x).argmax(1), val_soft.argmax(1)
         row = {**task, "accuracy": agreement(own, val_true), "agreement": agreement(own, network)}
         row |= {"network": agreement(network, val_true), "train_images": len(x), "val_images": len(val_x)}
-        row |= {"weights": model.weights, "data": run.dataset.origin}
+        row |= {
+            "weights": model.weights,
+            "data": run.dataset.origin,
+            "equation_error": equation_error(tree, val_x[:100]),
+        }
         output = Output(tables={"table": [row]})
         if (task["depth"], task["labels"], task["seed"]) == (self.depths[0], "soft", run.seeds[0]):
             P = tree.paths(val_x)[1]
@@ -174,38 +176,33 @@ class Distillation(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows(depth=self.depths[-1])
-        found: dict[str, Rows] = {labels: [r for r in rows if r["labels"] == labels] for labels in LABELS}
-        soft, true = ([r["accuracy"] for r in found[labels]] for labels in LABELS)
-        claim = partial(Claim, source="Section 2.1, Frosst & Hinton 2017")
-        measured = [
-            claim(
-                "mimics",
-                MIMIC,
-                metric="share of test images that tree and network call the same",
-                criterion=above(0.9),
-                values=[r["agreement"] for r in found["soft"]],
-            ),
-            claim(
-                "soft_labels",
-                BETTER,
-                metric="test accuracy, tree trained with soft labels - with the true classes",
-                criterion=POSITIVE,
-                values=[a - b for a, b in zip(soft, true, strict=True)],
-            ),
-            claim(
-                "below_network",
-                BELOW,
-                metric="test accuracy, network - tree trained with soft labels",
-                criterion=above(0, each=True),
-                values=[r["network"] - r["accuracy"] for r in found["soft"]],
-            ),
-        ]
-        reason = departures({"experiment.depths": self.depths[-1]}, {"experiment.depths": 8})
-        node = results.config.model
-        trained_on = str(node.get("trained_on")) if node.weights == "standin" else ""
-        if not trained_on.startswith("mnist") or rows[0]["data"] != "MNIST train":
-            reason = "network or tree not trained on MNIST"
-        return paper_and_here(measured, reason)
+        found = {labels: [row for row in rows if row["labels"] == labels] for labels in LABELS}
+
+        def of(labels: str, name: str) -> Column:
+            return Column(found[labels], name, "seed")
+
+        share = "share of test images that tree and network call the same"
+        mimics = [
+            Compared(share, of("soft", "agreement"), above(0.9, ours="the bound is ours"), null=1 / 10, control="chance: 1/10"),
+            Compared(f"{share}, tree of its probabilities - of the true classes",
+                     of("soft", "agreement") - of("true", "agreement"), POSITIVE, null=0.0,
+                     control="a tree that only learnt the classes: 0"),
+        ]  # fmt: skip
+        every = Column(results.rows(), "equation_error", "seed")
+        equation = Compared("largest |p_i - σ(x w_i + b_i)| or |sum of the paths - 1|", every, exactly(0, 1e-12), null=1.0,
+                            control="a path that is lost: 1")  # fmt: skip
+        better = Compared("test accuracy, tree of the network's probabilities - of the true classes",
+                          of("soft", "accuracy") - of("true", "accuracy"), POSITIVE, null=0.0, control="no gain: 0")  # fmt: skip
+        below = Compared("test accuracy, network - tree of its probabilities", of("soft", "network") - of("soft", "accuracy"),
+                         POSITIVE, null=0.0, control="an equal tree: 0")  # fmt: skip
+        source = "Frosst & Hinton 2017, whom Section 2.1 cites"
+        return [
+            Claim("A-2.1-a", mimics, reason=at_small_sizes(results.config)),
+            Claim("A-2.1-b", [equation]),
+            Claim("soft_labels", [better], source=source,
+                  sentence="A tree that learns the network's probabilities generalizes better than one of the true classes."),
+            Claim("below_network", [below], source=source, sentence="The tree stays below the network."),
+        ]  # fmt: skip
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the accuracies by depth, mean and standard deviation over the seeds."""
@@ -276,6 +273,14 @@ def answers(run: Run, model: Model, images: Images) -> tuple[Tensor, Tensor, Ten
 def agreement(a: Tensor, b: Tensor) -> float:
     """Return the share of equal entries."""
     return (a == b).double().mean().item()
+
+
+def equation_error(tree: SoftDecisionTree, x: Tensor) -> float:
+    """Return the largest difference of p_i from Eq. 1, and of the sum of all paths from 1, in float64."""
+    tree, x = copy.deepcopy(tree).double(), x.double()
+    p, P = tree.paths(x)
+    printed = torch.sigmoid(x.flatten(1) @ tree.filters.weight.T + tree.filters.bias)
+    return max((p - printed).abs().max().item(), (P[:, p.shape[1] :].sum(1) - 1).abs().max().item())
 
 
 def ends(Q: np.ndarray, use: np.ndarray, shown: int) -> np.ndarray:

@@ -1,73 +1,88 @@
-"""ayyar2021, sections 4.5, 5.1 and 7: SmoothGrad is smoother and sharper, a larger epsilon leaves fewer pixels, LRP is sparse.
+"""ayyar2021, section 4.5: is SmoothGrad smoother and sharper, at which noise, and on which methods?
 
-Measured by the galleries' numbers: participation ratio (the share of pixels that hold a map's energy) and total variation.
+Smoother is a smaller total variation; sharper is a higher correlation of the map's gradient magnitude with the image's. A blurred
+gradient map is smoother too: SmoothGrad has to be sharper than that.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import Gallery
-from vis.oldclaims import Claim
+from experiments.ayyar2021.gallery import SHARPNESS, Gallery, numbers_of, strength
+from experiments.ayyar2021.verdicts import lead, on_trained
+from vis.claims import Claim, above
+from vis.runner.experiment import Batch, Run
 from vis.store.run_folder import Results
+from vis.store.tables import Rows
 
-SMOOTHER = "a smoother map with sharper visualizations by averaging over multiple noisy maps"
-EPSILON = (
-    "If the value of epsilon is increased then [...] only the stronger connections receive the redistributed relevance"
-)
-SPARSE = "LRP heat maps are sparse"
+BASES = ("gbp", "integrated_gradients", "deconvnet", "gradcam")
+TITLES = {"gbp": "GBP", "integrated_gradients": "IG", "deconvnet": "DeconvNet", "gradcam": "GradCAM"}
+MARGIN = 0.01  # of a correlation
 
 
 class Sparsity(ByMethod):
-    """Compare the sparsity of maps. Methods `lrp_epsilon_<number>` are LRP with that epsilon, rising."""
+    """Compare maps with and without SmoothGrad.
 
-    axes: ClassVar = {
-        "participation ratio": {"": "spread"},
-        "total variation": {"": "variation"},
-        "pixels above half of the maximum": {"": "high"},
-    }
-    ranges: ClassVar = {
-        "participation ratio": (0, 1),
-        "total variation": (0, math.inf),
-        "pixels above half of the maximum": (0, 1),
-    }
-    sentence = "On how many pixels a map lies, how uneven it is, how many of its pixels are high"
+    Methods `smoothgrad_<level>` are SmoothGrad of the gradient at a noise level; `smoothgrad_of_<method>` are of others.
+    """
+
+    axes: ClassVar = {"total variation": {"": "variation"}, SHARPNESS: {"": "sharpness"}}
+    ranges: ClassVar = {"total variation": (0, math.inf), SHARPNESS: (-1, 1)}
+    sentence = "How uneven a map is, and how far its contours are the image's"
 
     def title(self, config: Any, method: str) -> str:
-        if method.startswith("lrp"):
-            return f"LRP\n$\\epsilon$ = {config.methods[method].epsilon:g}"
+        if method.startswith("smoothgrad_of_"):
+            return f"SmoothGrad of {TITLES[method.removeprefix('smoothgrad_of_')]}"
+        if method.startswith("smoothgrad"):
+            return f"SmoothGrad, {config.methods[method].noise_level:.0%}"
         return super().title(config, method)
 
-    def measured(self, values: Mapping[str, Mapping[str, Tensor]]) -> list[Claim]:
-        spread, variation = values["spread"], values["variation"]
-        last = [method for method in spread if method.startswith("lrp_epsilon")][-1:] or ["lrp_epsilon"]
-        return [
-            self.claim(
-                "smoother",
-                SMOOTHER,
-                metric="total variation, gradient - SmoothGrad",
-                values=lambda: variation["saliency"] - variation["smoothgrad"],
-            ),
-            self.claim(
-                "sharper",
-                SMOOTHER,
-                metric="participation ratio, gradient - SmoothGrad",
-                values=lambda: spread["saliency"] - spread["smoothgrad"],
-            ),
-            self.claim(
-                "epsilon",
-                EPSILON,
-                metric="participation ratio, LRP with the smallest - with the largest epsilon",
-                values=lambda: spread["lrp"] - spread[last[0]],
-            ),
-            self.claim(
-                "sparse", SPARSE, metric="participation ratio, FEM - LRP", values=lambda: spread["fem"] - spread["lrp"]
-            ),
+    def further(
+        self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        run.require_methods("saliency")
+        return {"blurred": numbers_of(gaussian_blur(strength(maps["saliency"]), [9, 9], 2.0), batch.pixels)}
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return beside the numbers by method the sharpness of each image at 10 to 20 % of noise, as a method of its own."""
+        within: Rows = []
+        for image in dict.fromkeys(row["image"] for row in results.rows()):
+            rows = [row for row in results.rows(image=image) if 0.1 <= self.level(results, row["method"]) <= 0.2]
+            if rows:
+                within.append({"image": image, "sharpness": sum(row["sharpness"] for row in rows) / len(rows)})
+        outside = [row for row in results.rows() if not 0.1 <= self.level(results, row["method"]) <= 0.2]
+        together = [row | {"method": "within"} for row in within]
+        return super().summaries(results) | {
+            "levels": together + [{key: row[key] for key in ("image", "method", "sharpness")} for row in outside]
+        }
+
+    def level(self, results: Results, method: str) -> float:
+        """Return the noise level of a method that is SmoothGrad of the gradient, 0 for others."""
+        sweep = method.startswith("smoothgrad") and "_of_" not in method
+        return float(results.config.methods[method].noise_level) if sweep else 0.0
+
+    def claims(self, results: Results) -> list[Claim]:
+        levels = {method: self.level(results, method) for method in results.config.methods}
+        others = [method for method, level in levels.items() if level and not 0.1 <= level <= 0.2]
+        not_below = above(-MARGIN, ours="the margin is ours")
+        best = [lead(results, "sharpness", "within", "saliency", metric=SHARPNESS, table="levels")]
+        best += [
+            lead(results, "sharpness", "within", other, metric=SHARPNESS, table="levels", rule=not_below)
+            for other in others
         ]
+        variation = "total variation over the map's sum"
+        both = [
+            lead(results, "variation", "saliency", "smoothgrad", metric=variation),
+            lead(results, "sharpness", "smoothgrad", "saliency", metric=SHARPNESS),
+            lead(results, "sharpness", "smoothgrad", "blurred", metric=SHARPNESS),
+        ]
+        bases = [lead(results, "variation", base, f"smoothgrad_of_{base}", metric=variation) for base in BASES]
+        return on_trained(results, [Claim("A-4.5-a", both), Claim("A-4.5-b", best), Claim("A-4.5-c", bases)])
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         return super().draw(results, claims) | {"maps": Gallery.draw(self, results, claims)["figure"]}

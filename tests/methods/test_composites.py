@@ -274,7 +274,7 @@ def test_the_surveys_experiments_ask_for_lrp_epsilon():
             method = (compose_config([f"experiment={experiment}"]).get("methods") or {}).get("lrp")
             found += method is not None
             assert method is None or method.rule == "epsilon", experiment
-    assert found == 8
+    assert found >= 8
 
 
 def test_rules_with_numbers_are_given_on_the_command_line(vis_run):

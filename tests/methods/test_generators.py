@@ -8,7 +8,6 @@ import torch
 from concluded import concluded
 from torch import nn
 
-from experiments.ayyar2021.adversarial import share_interval
 from vis.config.compose import compose_config
 from vis.errors import UserError
 from vis.methods import AdversarialGenerators, NotApplicable, generators
@@ -208,30 +207,24 @@ def test_mistakes_are_named(fitted):
         AdversarialGenerators(**SMALL).fit(Halves(), halves(0))
 
 
-def test_the_interval_of_a_share_is_clopper_and_pearsons():
-    # The rule of three, exactly: for n of n the lower end is (alpha / 2)^(1 / n).
-    assert share_interval([1.0] * 30) == pytest.approx((0.025 ** (1 / 30), 1.0))
-    low, high = share_interval([1.0, 0.0])
-    assert low < 0.5 < high
-
-
 def test_section_6_compares_the_pair_with_a_single_generator_of_the_same_parameters(tmp_path: Path):
     asked = (
-        "experiment=ayyar2021/section6", "model.weights=null", "model.init=kaiming_normal", "dataset=digits",
+        "experiment=ayyar2021/section6", "seeds=2", "model.weights=null", "model.init=kaiming_normal", "dataset=digits",
         f"outputs={tmp_path}", "experiment.images=6", "experiment.rows=1",
         "methods.adversarial_generators.steps=2", "methods.adversarial_generators.width=2",
     )  # fmt: skip
     results, claims = concluded(*asked)
-    assert len(list(tmp_path.glob("generators/*.pt"))) == 2
-    assert len(results.rows(method="adversarial_generators")) == len(results.rows(method="adversarial_single")) == 6
-    assert {row["stays"] for row in results.rows(method="adversarial_single")} == {1.0}  # it is the image
-    assert [row["label"] for row in results.rows(method="adversarial_single")] == [3, 8] * 3
+    assert len(list(tmp_path.glob("generators/*.pt"))) == 2 * 3  # a pair, a single one and an untied pair of each seed
+    pair, single = (results.rows(method=method) for method in ("adversarial_generators", "single"))
+    assert len(pair) == len(single) == 2 * 6
+    assert {row["stays"] for row in single} == {1.0}  # it is the image
     assert sum(name.endswith("/adversarial_generators") for name in results.arrays) == 1
-    assert claims["less_noisy"]["verdict"] == "not measured"
-    single, pair = (
-        [r["variation"] for r in results.rows(method=m)] for m in ("adversarial_single", "adversarial_generators")
-    )
-    assert claims["here_less_noisy"]["values"] == [a - b for a, b in zip(single, pair, strict=True)]
+    of_seed = [np.mean([r["area"] for r in each if r["seed"] == 1]) for each in (single, pair)]
+    assert claims["A-6-e"]["compared"][0]["values"][1] == pytest.approx(of_seed[0] - of_seed[1])
+    assert claims["A-6-e"]["verdict"] == "undecided", "two trainings"
+    assert claims["A-6-c"]["differences"][0].endswith("instead of medical images")
+    (training,) = results.rows("trainings", seed=0)
+    assert claims["A-6-f"]["compared"][0]["values"][0] == training["adversarial_generators"] - training["untied"]
     with pytest.raises(UserError, match="both classes"):
         concluded(*asked, "dataset.limit=3")
 

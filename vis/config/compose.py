@@ -259,7 +259,7 @@ def _load_named(config: DictConfig, before: DictConfig, chosen: set[str]) -> Non
         other = OmegaConf.create(load_node(options("dataset" if key == "dataset" else "model")[name]))
         if key == "dataset":
             other.limit = own.limit  # the experiment sets the number of images
-        node = own if key in chosen else other
+        node = copy.deepcopy(own) if key in chosen else other
         if key != leaf:
             OmegaConf.set_struct(node, False)
             node.merge_with(OmegaConf.select(small, key))

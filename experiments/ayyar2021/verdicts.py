@@ -1,0 +1,37 @@
+"""What the claims of ayyar2021 share: paired differences of two methods, and a run's deviations from the survey's setting."""
+
+from collections.abc import Sequence
+
+from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, replicated
+from vis.store.run_folder import Results
+
+POSITIVE = above(0)
+
+
+def lead(
+    results: Results, name: str, more: str, less: str, *, metric: str, rule: Rule = POSITIVE, table: str = "table"
+) -> Compared:
+    """Compare the column `name` of one method with that of another, image by image: `more` - `less`."""
+    first, second = (Column(results.rows(table, method=method), name, "image") for method in (more, less))
+    return Compared(f"{metric}, {more} - {less}", first - second, rule, null=0.0, control="no difference: 0")
+
+
+def on_trained(results: Results, claims: Sequence[Claim], network: str = "", data: str = "") -> list[Claim]:
+    """Add to claims on a trained network what differs from the survey's setting, or why there is no verdict.
+
+    network, data: those that the survey names, "" if it names none. The run's table says where the weights come from. Claims
+    that are exact in each value have a verdict on any network.
+    """
+    model, weights = results.config.model, str(results.rows()[0]["weights"])
+    arch = str(model.get("arch", model.name))
+    differences = [f"{arch} instead of {network}"] if network and arch != network else []
+    if "stand-in" in weights:
+        differences.append(f"{arch}, {weights}, instead of a network that photographs trained")
+    if data:
+        differences.append(f"other images than {data}")
+    reason = at_small_sizes(results.config)
+    if weights.startswith("random"):
+        reason = "the sentence speaks of a trained network and the weights are random: give model.weights=FILE"
+    exact = [claim for claim in claims if all(each.rule.of == "each" for each in claim.compared)]
+    others = [claim for claim in claims if claim not in exact]
+    return [*replicated(others, differences, reason), *replicated(exact, differences)]
