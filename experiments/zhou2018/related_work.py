@@ -259,10 +259,13 @@ def poolings(net: nn.Module, x: Tensor) -> list[str]:
 
 
 def information(net: nn.Module, x: Tensor, c: int, second: int, layer: str | None) -> dict[str, float | None]:
-    """Return how much Grad-CAM at a layer knows about place and class; None for the class if a map is constant."""
-    first, other = (GradCAM(layer)(net, x, [k]) for k in (c, second))
-    shifted = first.roll([n // 2 for n in first.shape[2:]], (2, 3))
-    gray = x.mean((2, 3), keepdim=True)
-    lost = [curves(net, x, map_, [c], gray, steps=16).deletion_auc for map_ in (shifted, first)]
-    alike = correlation(first, other)
+    """Return how much Grad-CAM at a layer knows about place and, before its ReLU, about the class; None if it is constant."""
+    cam = GradCAM(layer)
+    (name,) = cam.layers(net, x)
+    with Forward(net, x, [name]) as forward:
+        signed = [cam.sum(forward, [k], name)[:, None] for k in (c, second)]
+    map_, gray = cam(net, x, [c]), x.mean((2, 3), keepdim=True)
+    shifted = map_.roll([n // 2 for n in map_.shape[2:]], (2, 3))
+    lost = [curves(net, x, each, [c], gray, steps=16).deletion_auc for each in (shifted, map_)]
+    alike = correlation(*signed)
     return {"spatial": float(lost[0] - lost[1]), "semantic": None if alike is None else 1 - alike}
