@@ -65,7 +65,7 @@ class Gallery(Experiment):
                     output.arrays |= {f"{image}/{target}/{method}": each[method][i].numpy() for method in run.methods}
         return output
 
-    def draw(self, results: Results, claims: list[object]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         figures: dict[str, Figure] = {}
         for image in [name for name in images_of(results) if f"{name}/pixels" in results.arrays]:
             where = {"image": image, "seed": results.config.seed}
