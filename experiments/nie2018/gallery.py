@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.nie2018.trained import LABELS, batches_of_the_model, images_of, network_of, wanted, weights_words
 from vis import metrics
-from vis.claims import mean_and_spread
+from vis.claims import Claim, mean_and_spread
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import Model
