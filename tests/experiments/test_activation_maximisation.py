@@ -133,10 +133,12 @@ def test_random_signs_lead_nowhere_and_a_spectrum_is_parsevals():
 
 
 def test_the_experiment_measures_every_column_of_every_class():
+    random = [
+        f"{key}.{v}" for key in ("model", "experiment.networks.judge") for v in ("weights=null", "init=kaiming_normal")
+    ]
     small = (
-        "experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "model.weights=null",
-        "model.init=kaiming_normal", "experiment.networks.judge.weights=null", "experiment.networks.judge.init=kaiming_normal",
-        "dataset=digits", "dataset.limit=20",
+        "experiment=zhou2018/activation_maximisation", "model=cnn_mnist", "model@experiment.networks.judge=vgg_small",
+        "dataset=digits", "dataset.limit=20", *random,
     )  # fmt: skip
     sizes = ("target=[3,7]", "experiment.steps=3", "experiment.generator={images: 20, epochs: 1}")
     results, claims = concluded(*small, *sizes)
@@ -144,7 +146,8 @@ def test_the_experiment_measures_every_column_of_every_class():
     assert {row["class"] for row in results.rows()} == {"logit 3", "logit 7"}
     assert all(x.min() >= 0 and x.max() <= 1 for x in results.arrays.values())
     assert {f"Z-1-{letter}" for letter in "abcdef"} | {"regularised"} == claims.keys()
-    assert claims["Z-1-d"]["verdict"] == "not measured"
+    assert claims["Z-1-d"]["verdict"] == "undecided", "two classes"
+    assert {row["judge"] for row in results.rows()} == {"random weights (kaiming_normal, seed 0)"}
     rows = {name: [r["high"] for r in results.rows(column=name)] for name in ("none", "all")}
     differences = [a - b for a, b in zip(rows["none"], rows["all"], strict=True)]
     assert claims["regularised"]["compared"][0]["values"] == pytest.approx(differences)
