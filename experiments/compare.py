@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from vis import metrics
+from vis.claims import Claim, mean, spread
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.metrics.deletion import curves
-from vis.oldclaims import Claim, mean, spread
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results

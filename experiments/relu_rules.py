@@ -14,10 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from vis.claims import Claim
 from vis.errors import UserError
 from vis.figures.layout import draw_matrix, plot, styled
 from vis.methods import explain_all
-from vis.oldclaims import Claim, near_zero
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 
@@ -37,10 +37,9 @@ class ReluRules(Experiment):
     """Apply each method to one ReLU.
 
     y: inputs of the ReLU; R: gradients at its output; both are lists of rows of numbers.
-    sentences: {method: (sentence of the paper on its T, source)}. titles: {array: title of its panel}, in order.
+    titles: {array: title of its panel}, in order.
     """
 
-    sentences: ClassVar[Mapping[str, tuple[str, str]]]
     titles: ClassVar[Mapping[str, str]]
 
     def __init__(self, y: Sequence[Any], R: Sequence[Any]) -> None:
@@ -53,18 +52,7 @@ class ReluRules(Experiment):
         arrays = {"y": self.y.numpy(), "o": self.y.clamp(min=0).numpy(), "R": self.R.numpy()}
         return Output(arrays | {name: map_[0, 0].numpy() for name, map_ in maps.items()})
 
-    def claims(self, results: Results) -> list[Any]:
-        y, R = results.arrays["y"], results.arrays["R"]
-        rule = {"saliency": R * (y > 0), "deconvnet": R.clip(0), "gbp": R.clip(0) * (y > 0)}
-        metric, exact = "largest difference from T = h(R) g'(y)", near_zero(1e-15, each=True)
-        found = []
-        for method in (m for m in results.config.methods if m in rule):
-            sentence, source = self.sentences[method]
-            largest = float(np.abs(results.arrays[method] - rule[method]).max())
-            found.append(Claim(method, sentence, source=source, metric=metric, criterion=exact, values=[largest]))
-        return found
-
-    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         caption = [
             "One ReLU: its input y and output o in the forward pass; a gradient R arrives behind it in the backward pass, and "
             "leaves it as T under three rules. Red is positive, blue negative; each method's T is computed by the method",

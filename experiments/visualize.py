@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from vis import metrics
+from vis.claims import Claim
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
-from vis.oldclaims import Claim
 from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import remarks, sentences
 from vis.store.run_folder import Output, Results

@@ -4,7 +4,9 @@
 
 The check takes any network with a wall (`model=vgg16_masked`, or another one with `model.wall.rows=`), any methods, including
 a user's own (`+methods.mine._target_=my.module.MyMethod`), and any images. It verifies the wall on each image: the gradient
-of the logits is exactly 0 in the dead rows, and blanking them changes no logit.
+of the logits is exactly 0 in the dead rows, and blanking them changes no logit. There are two controls: a constant map, and the
+map of the same class by the same network without its wall.
+
 mu does not depend on the scale of a map, but it does on a shift. So it is measured twice: on the map as it is, and on the map
 with its minimum shifted to 0 (min-max), as for the numbers of taimeskhanov2024. Signed maps are not shifted. A map of zeros
 has no mu.
@@ -19,50 +21,80 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vis import metrics
+from vis.claims import Claim, Column, Compared, each_above, exactly, interval, mean, spread
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
+from vis.methods import LIME, PDA, RISE, GradCAM, MeaningfulPerturbation, Occlusion, PDAFast
+from vis.methods.forward import Forward
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.oldclaims import Claim, Criterion, mean, spread
-from vis.runner.experiment import (
-    Batch,
-    Experiment,
-    Load,
-    Run,
-    Task,
-    map_words,
-    method_class,
-    method_title,
-    method_words,
-)
+from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
 from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
 from vis.system.device import local_convolutions
 
-UNSEEN = "no logit depends on the rows {}..{} of the image"
-BLIND = "{}: the map is 0 where the network cannot see"
-WALL = "The wall"
-NOTHING = Criterion("each exactly 0", lambda values: all(v == 0 for v in values))
+WIDE = (Occlusion, PDA, PDAFast, LIME, RISE, MeaningfulPerturbation)  # their windows and cells reach across the wall
+HIGHLIGHTED = 0.1  # of a constant map's mu: what counts as highlighting, our choice
+IMAGE = ("dataset", "image")
 BATCH = 4
+
+
+def walled(run: Run, seed: int | None = None) -> Model:
+    """Return the run's model. Raises UserError if it has no wall."""
+    model = run.model(seed=seed)
+    if model.dead_rows is None:
+        raise UserError(
+            f"{model.name} has no wall, it sees the whole image: add model.wall.rows=... (the rows of the last feature map "
+            "that it reads), or take model=vgg16_masked or cnn_masked"
+        )
+    return model
+
+
+def unwalled(run: Run, model: Model, x: Tensor, seed: int | None = None, **changes: Any) -> Model:
+    """Return the run's model without its wall, with other changes to its config."""
+    rows = None
+    if hasattr(model.net, "wall_rows"):  # a network made for a wall: all rows of its last feature map are live
+        (layer,) = GradCAM().layers(model.net, x[:1])
+        with Forward(model.net, x[:1], [layer]) as forward:
+            rows = forward.layers[layer].shape[2]
+    return run.model(seed=seed, wall={"rows": rows}, **changes)
 
 
 class WallCheck(Experiment):
     """Measure mu of any method.
 
     samples: number of images of each dataset whose maps are stored. datasets: {name: config node}; {}: the run's own dataset.
+    unwalled: changes to the model's config for the control without a wall, such as other weights; None: no such control.
     """
 
     metrics = ("mu", "mu_minmax")
     series = "method"
+    not_drawn: Sequence[str] = ()  # methods that are measured but not in the pictures
 
-    def __init__(self, samples: int, datasets: Mapping[str, Mapping[str, Any]] = {}) -> None:
-        self.samples = samples
-        self.datasets = datasets
+    def __init__(
+        self,
+        samples: int,
+        datasets: Mapping[str, Mapping[str, Any]] = {},
+        unwalled: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.samples, self.datasets, self.unwalled = samples, datasets, unwalled
+        self._models: tuple[int, Model, Model | None] | None = None
 
     def _runs(self, run: Run) -> dict[str, Run]:
         return {name: run.on(node) for name, node in self.datasets.items() if node} or {"": run}
+
+    def _pair(self, run: Run, seed: int) -> tuple[Model, Model | None]:
+        """Return the network of a seed and the one without a wall, which are both kept."""
+        if self._models is None or self._models[0] != seed:
+            self._models = None
+            model, twin = walled(run, seed), None
+            if self.unwalled is not None:
+                x = torch.zeros(1, model.channels, *model.input_size, device=run.device, dtype=run.dtype)
+                twin = unwalled(run, model, x, seed, **self.unwalled)
+            self._models = (seed, model, twin)
+        return self._models[1:]
 
     def tasks(self, run: Run) -> Sequence[Task]:
         seeds = run.seeds[:1] if run.config.model.weights else run.seeds
@@ -76,57 +108,66 @@ class WallCheck(Experiment):
     def load(self, run: Run, task: Task) -> Load:
         kept = sum(i < self.samples for i in task["images"])
         count = len(run.methods)
-        return Load(run.config.model, task["seed"], len(task["images"]), 4 + run.passes + count, kept * (1 + count))
+        return Load(
+            run.config.model, task["seed"], len(task["images"]), 4 + 2 * (run.passes + count), kept * (1 + count)
+        )
 
     @local_convolutions()
     def compute(self, run: Run, task: Task) -> Output:
         name, seed = task["dataset"], task["seed"]
-        model = run.model(seed=seed)
-        if model.dead_rows is None:
-            raise UserError(
-                f"{model.name} has no wall: it sees the whole image. Give model.wall.rows=... (the number of rows of the last "
-                "feature map that it reads), or take model=vgg16_masked or cnn_masked"
-            )
+        model, twin = self._pair(run, seed)
+        assert model.dead_rows is not None
         on = self._runs(run)[name]
         batch = on.batch(model, task["images"])
         units = run.units_of(model, run.targets[0], batch.names)
         (maps,), logits = run.explain(model, batch.x, [units])
-        classes = units or logits.argmax(1).tolist()
+        classes: list[int] = units or logits.argmax(1).tolist()
+        controls = run.explain(twin, batch.x, [classes]).maps[0] if twin else {}
         wall = self._wall(model, batch, logits)
         output = Output(tables={"table": [], "wall": []})
+        shown = on.dataset.classes or () if model.trained else ()
+        names = [shown[c] if len(shown) == model.num_classes else model.class_name(c) for c in classes]
+        labels = ["" if label is None or label >= len(shown) else shown[label] for label in batch.labels]
         for i, image in enumerate(batch.names):
-            where = {"seed": seed, "dataset": name, "image": image}
-            output.tables["wall"].append(where | {key: values[i] for key, values in wall.items()})
-            kept = task["images"][i] < self.samples and seed == run.seeds[0]
-            if kept:
-                output.arrays[f"{name}/{image}/pixels"] = batch.pixels[i].numpy()
-            for method, values in maps.items():
-                if kept:
-                    output.arrays[f"{name}/{image}/{method}"] = values[i].numpy()
+            output.tables["wall"].append(
+                {"seed": seed, "dataset": name, "image": image} | {key: values[i] for key, values in wall.items()}
+            )
+            if task["images"][i] < self.samples and seed == run.seeds[0]:
+                kept = {"pixels": batch.pixels[i]} | {method: values[i] for method, values in maps.items()}
+                output.arrays |= {f"{name}/{image}/{key}": values.numpy() for key, values in kept.items()}
         notes = remarks(run.methods, maps, model.net, batch.x, run.config)
-        drops = {m: self._drop(on, model, batch, values, logits, classes) for m, values in maps.items()}
+        (constant,) = metrics.unseen_activity(torch.ones(1, 1, *model.input_size), model.dead_rows).tolist()
         for method, values in maps.items():
-            low = values.amin((1, 2, 3), keepdim=True)
-            mu, shifted = (metrics.unseen_activity(m, model.dead_rows).tolist() for m in (values, values - low))
-            if low.min() < 0:  # a shift would turn the zeros of a signed map into activity
-                shifted = mu
+            mu, shifted = _activities(values, model.dead_rows)
+            control = _activities(controls[method], model.dead_rows)[1] if twin else [None] * len(mu)
+            drops = self._drop(on, model, batch, values, logits, classes)
             for i, image in enumerate(batch.names):
-                row = {"seed": seed, "dataset": name, "image": image, "method": method}
-                row |= {"class": model.class_name(classes[i]), "mu": mu[i], "mu_minmax": shifted[i]}
-                output.tables["table"].append(row | {"drop": drops[method][i], "note": notes[method][i]})
-        if task["images"][0] == 0:
-            output.tables["network"] = [
-                {
+                row = {
                     "seed": seed,
                     "dataset": name,
-                    "weights": model.weights,
-                    "rows": list(model.dead_rows),
-                    "height": model.input_size[0],
-                    "standin": model.standin,
-                    "trained": model.trained,
-                    "data": on.dataset.origin,
+                    "image": image,
+                    "method": method,
+                    "class": names[i],
+                    "label": labels[i],
                 }
-            ]
+                row |= {"mu": mu[i], "mu_minmax": shifted[i], "mu_unwalled": control[i]}
+                over = (
+                    shifted[i] or mu[i] or 0.0
+                ) / constant  # a shift makes a constant map 0; a map of zeros highlights nothing
+                row |= {"over constant": over, "highlighted": float(over > HIGHLIGHTED)}
+                row["unwalled over constant"] = (control[i] or 0.0) / constant if twin else None
+                output.tables["table"].append(row | {"drop": drops[i], "note": notes[method][i]})
+        if task["images"][0] == 0:
+            network = {
+                "seed": seed,
+                "dataset": name,
+                "network": model.name,
+                "weights": model.weights,
+                "trained": model.trained,
+            }
+            network |= {"standin": model.standin, "rows": list(model.dead_rows), "height": model.input_size[0]}
+            network |= {"constant": constant, "data": on.dataset.origin, "images": len(on.dataset)}
+            output.tables["network"] = [network | {"unwalled": twin.weights if twin else None}]
         return output
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
@@ -143,6 +184,7 @@ class WallCheck(Experiment):
             "dead_gradient": by_row[:, first : last + 1].amax(1).tolist(),
             "live_gradient": by_row[:, first - 1].tolist(),
             "blank_dead": (below - logits).abs().amax(1).tolist(),
+            "blank_dead_changes_class": (below.argmax(1) != logits.argmax(1)).float().tolist(),
             "blank_live_changes_class": (above.argmax(1) != logits.argmax(1)).float().tolist(),
         }
 
@@ -163,65 +205,35 @@ class WallCheck(Experiment):
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 
-    def wall_claims(self, results: Results) -> list[Claim]:
-        """Return the claims that the network cannot see the dead rows."""
-        first, last = results.rows("network")[0]["rows"]
-        sentence, wall = UNSEEN.format(first, last), results.rows("wall")
-        gradient, blanked = [row["dead_gradient"] for row in wall], [row["blank_dead"] for row in wall]
-        return [
-            Claim(
-                "wall_gradient",
-                sentence,
-                source=WALL,
-                metric="largest |gradient| in these rows",
-                criterion=NOTHING,
-                values=gradient,
-            ),
-            Claim(
-                "wall_blank",
-                sentence,
-                source=WALL,
-                metric="change of the logits when they are blanked",
-                criterion=NOTHING,
-                values=blanked,
-            ),
-        ]
-
     def claims(self, results: Results) -> list[Claim]:
-        found = self.wall_claims(results)
-        for method in results.config.methods:
-            mu, zeros = activity(results, method)
-            sentence = BLIND.format(method_title(results.config, method))
-            reason = "" if mu else f"all {zeros} maps are 0"
-            found.append(
-                Claim(
-                    f"{method}_blind",
-                    sentence,
-                    source="Eq. 7",
-                    metric="mu",
-                    criterion=NOTHING,
-                    values=mu,
-                    reason=reason,
-                )
-            )
-        return found
+        rows, (first, last) = results.rows("wall"), results.rows("network")[0]["rows"]
+        above = Column(rows, "live_gradient", IMAGE)
+        proof = [
+            Compared("largest gradient of the logits in these rows", Column(rows, "dead_gradient", IMAGE), exactly(0),
+                     null=above, control="the row above"),
+            Compared("change of the logits when they are blanked", Column(rows, "blank_dead", IMAGE), exactly(0),
+                     null=1.0, control="a network that sees them"),
+            Compared("largest gradient in the row above", above, each_above(0), null=0.0, control="the dead rows"),
+        ]  # fmt: skip
+        sentence = f"No logit depends on the rows {first} to {last} of the image; the row above them matters."
+        return [Claim("wall", proof, sentence=sentence, source="The project")]
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []
         for dataset in datasets(results):
             for method in results.config.methods:
                 row: dict[str, Any] = {"dataset": dataset, "method": method_title(results.config, method)}
-                for column in ("mu", "mu_minmax"):
-                    values, zeros = activity(results, method, column, dataset)
-                    hundred = [100 * v for v in values]
+                for column in ("mu", "mu_minmax", "mu_unwalled"):
+                    values = [100 * v for v in numbers(results.rows(dataset=dataset, method=method), column)]
                     row |= {
-                        f"{column} x 100": mean(hundred) if hundred else None,
-                        f"{column} std": spread(hundred) if len(hundred) > 1 else None,
+                        f"{column} x 100": mean(values) if values else None,
+                        f"{column} std": spread(values) if len(values) > 1 else None,
                     }
-                drops = numbers(results.rows(dataset=dataset, method=method), "drop")
-                rows.append(
-                    row | {"images": len(values), "zero maps": zeros, "average drop": mean(drops) if drops else None}
-                )
+                some = results.rows(dataset=dataset, method=method)
+                drops = numbers(some, "drop")
+                row |= {"constant map x 100": 100 * results.rows("network")[0]["constant"], "answer": _answer(some)}
+                row |= {"images": len(some), "zero maps": sum(r["mu"] is None for r in some)}
+                rows.append(row | {"average drop": mean(drops) if drops else None})
         return {"summary": rows}
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:
@@ -233,18 +245,28 @@ class WallCheck(Experiment):
             f"maps_{name}" if name else "maps": self.gallery(results, name) for name in datasets(results)
         }
 
+    def _drawn(self, results: Results) -> list[str]:
+        return [str(method) for method in results.config.methods if method not in self.not_drawn]
+
     def _bars(self, results: Results) -> Figure:
         """Draw mu x 100 of each method as a bar for each dataset, and the paper's value as a ring."""
-        names, methods = datasets(results), list(results.config.methods)
+        names, methods = datasets(results), self._drawn(results)
         network = results.rows("network")[0]
         first, last = network["rows"]
-        constant = 100 * math.sqrt((last - first + 1) / network["height"])
-        zeros = sum(activity(results, method, dataset=name)[1] for method in methods for name in names)
+        constant = 100 * network["constant"]
+        zeros = sum(row["mu"] is None for row in results.rows())
+        wide = [method_title(results.config, m) for m in methods if issubclass(method_class(results.config, m), WIDE)]
         data = dict.fromkeys(row["data"] for row in results.rows("network"))
         caption = [
             f"Activity mu x 100 of the maps in the rows {first}..{last}, which the network cannot see: mean and standard "
             f"deviation over {plural(len(results.rows('wall')), 'image')}; maps without a sign are min-max scaled",
             f"Dashed: mu of a constant map, {constant:.1f}",
+            f"Crosses: the same maps of the network without its wall, {network['unwalled']}"
+            if network["unwalled"]
+            else "",
+            f"Windows and cells of {', '.join(wide)} reach across the wall: some of their activity below it is due to that"
+            if wide
+            else "",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
             f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
             *method_words(results.config),
@@ -256,7 +278,8 @@ class WallCheck(Experiment):
             width = 0.8 / len(names)
             for j, name in enumerate(names):
                 for i, method in enumerate(methods):
-                    values = [100 * v for v in activity(results, method, "mu_minmax", name)[0]]
+                    rows = results.rows(method=method, dataset=name)
+                    values, control = ([100 * v for v in numbers(rows, key)] for key in ("mu_minmax", "mu_unwalled"))
                     x = i + (j - (len(names) - 1) / 2) * width
                     if values:
                         error = spread(values) if len(values) > 1 else 0
@@ -265,6 +288,8 @@ class WallCheck(Experiment):
                         axes.text(
                             x, mean(values) + error + 1, f"{mean(values):.1f}", ha="center", va="bottom", fontsize=6
                         )
+                    if control:
+                        axes.plot(x, mean(control), "x", color="0.2", markersize=4, markeredgewidth=0.8)
                     if value := self.paper(method, name):
                         axes.plot(x, value[0], "o", mfc="none", color="black", markersize=4)
             axes.axhline(constant, color="0.5", linewidth=0.7, linestyle="--", zorder=0)
@@ -286,18 +311,22 @@ class WallCheck(Experiment):
         for image in images:
             pixels = results.arrays[f"{dataset}/{image}/pixels"]
             cells = {row["method"]: row for row in results.rows(dataset=dataset, image=image)}
-            label = next(iter(cells.values()))["class"]
-            panels = [Panel(display.picture(pixels), "" if rows else "Input", str(label), dead)]
-            for method in results.config.methods:
+            any_ = next(iter(cells.values()))
+            label = f"predicted: {any_['class']}" + (f"; true: {any_['label']}" if any_["label"] else "")
+            panels = [Panel(display.picture(pixels), "" if rows else "Input", label, dead)]
+            for method in self._drawn(results):
                 show, _ = display.scaling(method_class(results.config, method).display)
                 map_, mu = results.arrays[f"{dataset}/{image}/{method}"], cells[method]["mu_minmax"]
-                note = "zeros" if math.isnan(mu) else f"{100 * mu:.1f}"
+                note = "zeros" if mu is None else f"{100 * mu:.1f}"
                 heading = "" if rows else method_title(results.config, method)
                 panels.append(Panel(show(map_, pixels), heading, note, dead))
             rows.append(PanelRow(panels))
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see",
-            *map_words(config),
+            *display.sentences(
+                {method_title(config, m): method_class(config, m).display for m in self._drawn(results)}
+            ),
+            *method_words(config),
             f"{config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)
@@ -308,8 +337,19 @@ def datasets(results: Results) -> list[str]:
     return list(dict.fromkeys(row["dataset"] for row in results.rows()))
 
 
-def activity(results: Results, method: str, column: str = "mu", dataset: str | None = None) -> tuple[list[float], int]:
-    """Return mu of a method's maps, and the number of maps of zeros, which have none."""
-    rows = results.rows(method=method) if dataset is None else results.rows(method=method, dataset=dataset)
-    values = numbers(rows, column)
-    return values, len(rows) - len(values)
+def _activities(maps: Tensor, dead: tuple[int, int]) -> tuple[list[float | None], list[float | None]]:
+    """Return mu of maps as they are, and with their minimum shifted to 0; None for a map of zeros."""
+    low = maps.amin((1, 2, 3), keepdim=True)
+    shifted = maps if low.min() < 0 else maps - low  # a shift would make a signed map's 0 an activity
+    mu, mu_minmax = (
+        [None if math.isnan(v) else v for v in metrics.unseen_activity(m, dead).tolist()] for m in (maps, shifted)
+    )
+    return mu, mu_minmax
+
+
+def _answer(rows: Rows) -> str:
+    """Say what a method's maps do behind the wall: `blind`, `sees through`, or `little` in between."""
+    values = [row["over constant"] for row in rows]
+    if not any(values):
+        return "blind"
+    return "sees through" if interval(values)[0] > HIGHLIGHTED else "little"

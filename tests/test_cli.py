@@ -15,9 +15,9 @@ from conftest import SMALL
 from PIL import Image
 
 import vis
+from vis.claims import Column, above
 from vis.config.compose import GROUPS, collected, compose_config, describe, options, register, spelled_out
 from vis.errors import Lacking, UserError
-from vis.oldclaims import Claim, above
 from vis.store.run_folder import Output, RunFolder
 from vis.store.tables import numbers
 
@@ -280,7 +280,7 @@ def test_the_plan_counts_what_the_network_does(vis_run):
     assert "138.4 M weights, 30.94 GFLOP forward" in out  # VGG-16's published numbers: 138 M, 15.5 G multiply-adds
 
 
-def test_nan_is_not_an_empty_cell_and_fails_its_claim(tmp_path):
+def test_nan_is_not_an_empty_cell_and_decides_no_claim(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin(compose_config([]))
     folder.add(0, Output(tables={"table": [{"mu": math.nan, "label": None}, {"mu": 0.5, "label": 3}]}))
@@ -288,8 +288,7 @@ def test_nan_is_not_an_empty_cell_and_fails_its_claim(tmp_path):
     assert math.isnan(rows[0]["mu"])
     assert rows[0]["label"] is None
     assert numbers(rows, "mu") == [0.5]
-    claim = Claim("mu", "", source="", metric="", criterion=above(0), values=[row["mu"] for row in rows])
-    assert claim.verdict == "fails"
+    assert above(0, least=1).verdict(Column(rows, "mu", "label").values) == "undecided"
 
 
 def test_the_dry_run_of_a_sweep_names_its_jobs_and_runs_none(vis_run, tmp_path):

@@ -11,7 +11,6 @@ from vis.store.tables import Rows
 
 
 class Figure5(ReluRules):
-    sentences: ClassVar = {}
     titles: ClassVar = {
         "y": "input $Y_n$",
         "o": "(a) forward\nReLU($Y_n$)",

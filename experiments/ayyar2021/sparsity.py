@@ -6,6 +6,7 @@ gradient map is smoother too: SmoothGrad has to be sharper than that.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
@@ -31,9 +32,9 @@ class Sparsity(ByMethod):
     Methods `smoothgrad_<level>` are SmoothGrad of the gradient at a noise level; `smoothgrad_of_<method>` are of others.
     """
 
-    axes: ClassVar = {"total variation": {"": "variation"}, SHARPNESS: {"": "sharpness"}}
-    ranges: ClassVar = {"total variation": (0, math.inf), SHARPNESS: (-1, 1)}
-    sentence = "How uneven a map is, and how far its contours are the image's"
+    axes: ClassVar = {"total variation": {"": "variation"}, "sharpness": {"": "sharpness"}}
+    ranges: ClassVar = {"total variation": (0, math.inf), "sharpness": (-1, 1)}
+    sentence = f"How uneven a map is, and how sharp: {SHARPNESS}"
 
     def title(self, config: Any, method: str) -> str:
         if method.startswith("smoothgrad_of_"):
@@ -85,4 +86,8 @@ class Sparsity(ByMethod):
         return on_trained(results, [Claim("A-4.5-a", both), Claim("A-4.5-b", best), Claim("A-4.5-c", bases)])
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        return super().draw(results, claims) | {"maps": Gallery.draw(self, results, claims)["figure"]}
+        config = results.config.copy()
+        sweep = sorted((m for m in config.methods if self.level(results, m)), key=lambda m: self.level(results, m))
+        config.methods = {method: config.methods[method] for method in ("saliency", *sweep)}
+        maps = Gallery.draw(self, replace(results, config=config), claims)["figure"]
+        return super().draw(results, claims) | {"maps": maps}

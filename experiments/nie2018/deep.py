@@ -3,10 +3,14 @@
 from torch import Tensor, nn
 
 from vis.models import CNN3
+from vis.models.streamed import dense
 
 
 class DeepCNN(CNN3):
-    """A deep CNN. window: side of a max-pooling with stride 1, or None; extra: number of 3x3 convolutions, each with a ReLU."""
+    """A deep CNN. window: side of a max-pooling with stride 1, or None; extra: number of 3x3 convolutions, each with a ReLU.
+
+    padding: of the first convolution; None is "SAME", 0 is "VALID".
+    """
 
     def __init__(
         self,
@@ -16,6 +20,7 @@ class DeepCNN(CNN3):
         pool: str | None = None,
         window: int | None = None,
         extra: int = 0,
+        padding: int | None = None,
         num_classes: int = 10,
         input_size: int = 224,
     ) -> None:
@@ -25,6 +30,9 @@ class DeepCNN(CNN3):
                 raise ValueError("window is an odd number, and takes the place of pool")
             self.pool = nn.MaxPool2d(window, stride=1, padding=window // 2)
         fc = self.fc
+        if padding is not None:
+            self.conv1.padding = (padding, padding)
+            fc = dense(num_filters * ((input_size + 2 * padding - kernel_size) // stride + 1) ** 2, num_classes)
         del self.fc  # it becomes the last layer again, below: its width is the number of logits
         layers = [nn.Conv2d(num_filters, num_filters, 3, padding=1) for _ in range(extra)]
         self.extra = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))

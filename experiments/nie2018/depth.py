@@ -8,14 +8,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.verdicts import noise
+from vis.claims import Claim, Column, Compared, departures, mean, mean_and_spread, near, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.oldclaims import Claim, Criterion, departures, mean_and_spread, near_zero
 from vis.store.run_folder import Results
+from vis.store.tables import Rows
 
-PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256, "pool": "9x9"}}}
-BARELY = "the behaviors of these visualizations will barely change when increasing the depth of neural networks"
-CHANGE = 0.15  # of HP, from 0 (noise) to 1 (the input); a larger change is visible in a map
+PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256}}}
+CHANGE = near(0, 0.15, ours="the bound is ours: HP runs from 0, noise, to 1, the input, and a larger change is visible")
 
 
 class Depth(ThreeLayer):
@@ -28,37 +29,39 @@ class Depth(ThreeLayer):
     def settings(self) -> dict[str, tuple[str, dict[str, Any]]]:
         return {f"{network}_{n}": (network, {"extra": n}) for network in self.models for n in self.depths}
 
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """By seed, network and method: the change of HP from no extra convolution to the depth where it is largest."""
+        rows = []
+        for seed in dict.fromkeys(row["seed"] for row in results.rows()):
+            for network in self.models:
+                for method in (m for m in LABELS if m in results.config.methods):
+                    where = {"seed": seed, "method": method, "target": targets(results)[0]}
+                    HP = [mean(column(results, "HP", setting=f"{network}_{n}", **where)) for n in self.depths]
+                    change = max((value - HP[0] for value in HP[1:]), key=abs)
+                    rows.append({"seed": seed, "network": network, "method": method, "change": change})
+        return {"changes": rows}
+
     def claims(self, results: Results) -> list[Claim]:
-        target = targets(results)[0]
+        if not set(LABELS) <= set(results.config.methods):
+            return []
+        names = {"cnn": "", "pool": ", max-pooling"}
 
-        def of(network: str, method: str) -> dict[str, list[float]]:
-            where = {"method": method, "target": target}
-            return {f"{n} more": column(results, "HP", setting=f"{network}_{n}", **where) for n in self.depths}
+        def HP(network: str, method: str) -> Column:
+            return Column(results.rows(setting=f"{network}_{self.depths[0]}", method=method), "HP", "seed")
 
-        def claim(network: str, method: str, criterion: Criterion) -> Claim:
-            metric = "HP, " + {"cnn": "without pooling", "pool": "with max-pooling"}[network]
-            reason = departures(results.config.experiment, {"models": {network: PAPER["models"][network]}})
-            sentence = f"{BARELY} ({LABELS[method]})"
-            return Claim(
-                f"{method}_{network}",
-                sentence,
-                source="Section 3.2.2",
-                metric=metric,
-                criterion=criterion,
-                values=of(network, method),
-                reason=reason,
-            )
-
-        same = Criterion(f"largest - smallest < {CHANGE}", lambda values: max(values) - min(values) < CHANGE, least=2)
-        noise = near_zero(0.05, each=True)
-        return [
-            claim("cnn", "gbp", same),
-            claim("pool", "gbp", same),
-            claim("pool", "deconvnet", same),
-            claim("cnn", "deconvnet", noise),
-            claim("cnn", "saliency", noise),
-            claim("pool", "saliency", noise),
+        pooling, gbp = HP("pool", "deconvnet") - HP("cnn", "deconvnet"), results.rows(network="cnn", method="gbp")
+        changes = [
+            Compared(f"largest change of HP, {LABELS[m]}{names[n]}",
+                Column(results.rows("changes", network=n, method=m), "change", "seed"), CHANGE, null=pooling,
+                control="the change of DeconvNet by max-pooling")
+            for n in self.models for m in LABELS
+        ]  # fmt: skip
+        still = [
+            each
+            for n, m in (("cnn", "deconvnet"), ("cnn", "saliency"), ("pool", "saliency"))
+            for each in noise(f"{LABELS[m]}{names[n]}", results.rows(network=n, method=m), "seed", gbp, "GBP")
         ]
+        return replicated([Claim("N-3.2.2-a", changes + still)], departures(results.config.experiment, PAPER))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         image, target, node = images(results)[0], targets(results)[0], results.config.experiment.models.cnn

@@ -4,132 +4,70 @@
 CNN is human-interpretable."
 """
 
-from functools import partial
+from collections.abc import Mapping
 
 from matplotlib.figure import Figure
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
-from vis import metrics
+from experiments.nie2018.three_layer import (
+    CNN,
+    FCN,
+    LABELS,
+    ThreeLayer,
+    column,
+    images,
+    photographs,
+    random_networks,
+    targets,
+)
+from experiments.nie2018.verdicts import READABLE, noise, readable
+from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, departures, mean_and_spread, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.oldclaims import Claim, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.store.run_folder import Results
+from vis.store.tables import Rows
 
-PAPER = {"cnn": CNN | {"num_filters": 256}, "fcn": FCN | {"hidden": 4096}}
-BLOCK = 14  # pixels
-
-ONLY = "Only GBP visualization in the CNN is human-interpretable."
-NOISE = "DeconvNet and saliency map in the CNN get random noise"
-ALL_NOISE = "all the backpropagation-based methods (including GBP) in the FCN generate random noise"
-THEOREM = "if the number of filters N is sufficiently large, GBP at the k-th logit can be approximated as x"
-NOT_NOISE = "Finding 2: GBP in the FCN is not random noise; it holds the input at a low resolution."
-LIMIT = "Finding 3: the limit of GBP is A x, not x, where A weighs a pixel by 1/norm of the patches on it."
+PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "fcn": FCN | {"hidden": 4096}}}
+ONE_CAUSE = (("saliency", "cnn"), ("gbp", "fcn"), ("deconvnet", "fcn"), ("saliency", "fcn"))  # or none
 
 
 class Figure4(ThreeLayer):
-    def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        return super().numbers(map_, x, weight) | {
-            "null_stds": metrics.pearson(map_, x) * x[0].numel() ** 0.5,  # pear of white noise has std 1/sqrt(d)
-            "pear_blocks": metrics.pearson(avg_pool2d(map_, BLOCK), avg_pool2d(x, BLOCK)),
-            "cosine_Ax": metrics.cosine(map_, weight * x),
-            "cosine_limit": metrics.cosine(weight * x, x),
-        }
-
     def claims(self, results: Results) -> list[Claim]:
-        def of(name: str, network: str, method: str) -> list[float]:
-            return column(results, name, network=network, method=method, target=targets(results)[0])
+        """Judge maps of the first target: with a backward ReLU (GBP, DeconvNet) or without, local (CNN) or not (FCN)."""
+        rows = {
+            (m, n): results.rows(network=n, method=m, target=targets(results)[0]) for m in LABELS for n in self.models
+        }
+        if not all(rows.values()):
+            return []
+        gbp, control = rows["gbp", "cnn"], {"control": "GBP in the CNN"}
 
-        cnn, fcn = (
-            partial(Claim, reason=departures(results.config.experiment, {"models": {network: PAPER[network]}}))
-            for network in ("cnn", "fcn")
-        )
-        pear, text = "pear: correlation of map and input", "Section 4.1"
-        fine, channels = "HP: correlation of the high-passed map and input", "pearc: mean correlation of the channels"
-        blocks = {"pixels": of("pear", "fcn", "gbp"), f"{BLOCK}x{BLOCK} blocks": of("pear_blocks", "fcn", "gbp")}
-        cosines = {"of map and x": of("cosine", "cnn", "gbp"), "of map and A x": of("cosine_Ax", "cnn", "gbp")}
-        limit = of("cosine_limit", "cnn", "gbp")[: len(images(results))]  # the same for all seeds
-        nulls = of("null_stds", "fcn", "gbp")
-        none, weak, tiny = (near_zero(bound, each=True) for bound in (0.03, 0.10, 0.05))
-        return [
-            cnn(
-                "gbp_cnn", ONLY, source="Figure 4", metric=pear, criterion=above(0.65), values=of("pear", "cnn", "gbp")
-            ),
-            cnn(
-                "gbp_cnn_cosL",
-                THEOREM,
-                source="Theorem 1",
-                metric="cosL: of A^-1 map and input",
-                criterion=above(0.77),
-                values=of("cosL", "cnn", "gbp"),
-            ),
-            cnn("saliency_cnn", NOISE, source=text, metric=pear, criterion=none, values=of("pear", "cnn", "saliency")),
-            cnn(
-                "deconvnet_cnn_HP", NOISE, source=text, metric=fine, criterion=tiny, values=of("HP", "cnn", "deconvnet")
-            ),
-            cnn(
-                "deconvnet_cnn_pearc",
-                NOISE,
-                source=text,
-                metric=channels,
-                criterion=tiny,
-                values=of("pearc", "cnn", "deconvnet"),
-            ),
-            fcn("gbp_fcn", ALL_NOISE, source=text, metric=pear, criterion=weak, values=of("pear", "fcn", "gbp")),
-            fcn(
-                "deconvnet_fcn",
-                ALL_NOISE,
-                source=text,
-                metric=pear,
-                criterion=none,
-                values=of("pear", "fcn", "deconvnet"),
-            ),
-            fcn(
-                "saliency_fcn",
-                ALL_NOISE,
-                source=text,
-                metric=pear,
-                criterion=none,
-                values=of("pear", "fcn", "saliency"),
-            ),
-            fcn(
-                "finding2_fcn_null",
-                NOT_NOISE,
-                source=text,
-                metric="pear in stds of white noise's, 1/sqrt(d)",
-                criterion=above(5, each=True),
-                values=nulls,
-                origin="project",
-            ),
-            fcn(
-                "finding2_fcn_blocks",
-                NOT_NOISE,
-                source=text,
-                metric="pear, and that of block averages",
-                criterion=increasing(),
-                values=blocks,
-                origin="project",
-            ),
-            cnn(
-                "finding3_limit",
-                LIMIT,
-                source="Theorem 1",
-                metric="cosine",
-                criterion=increasing(),
-                values=cosines,
-                origin="project",
-            ),
-            cnn(
-                "finding3_cap",
-                LIMIT,
-                source="Theorem 1",
-                metric="cosine of A x and x: the cap at any N",
-                criterion=below(0.95),
-                values=limit,
-                origin="project",
-            ),
+        def noisy(method: str, network: str) -> list[Compared]:
+            return noise(f"{LABELS[method]}-{network.upper()}", rows[method, network], "seed", gbp, **control)
+
+        def hidden(method: str, network: str) -> Compared:
+            """Judge that a map does not show the input."""
+            metric, hp = f"{LABELS[method]}-{network.upper()}: HP", Column(rows[method, network], "HP", "seed")
+            return Compared(metric, hp, below(0.1, 0.2, ours=READABLE), null=Column(gbp, "HP", "seed"), **control)
+
+        seen = readable("GBP-CNN", gbp, "seed")
+        both = [seen, readable("Deconv-CNN", rows["deconvnet", "cnn"], "seed")]
+        small = at_small_sizes(results.config)
+        found = [
+            Claim("N-0-a", [*both, *(hidden(*each) for each in ONE_CAUSE)]),
+            Claim("N-4.1-a", [seen], reason=small),
+            Claim("N-4.1-b", [*noisy("deconvnet", "cnn"), *noisy("saliency", "cnn")]),
+            Claim("N-4.1-c", [each for m in LABELS for each in noisy(m, "fcn")], reason=small),
+            Claim("N-4.1-d", [hidden("gbp", "fcn")], reason=small),
+            self._coarse(rows),
         ]
+        return replicated(found, photographs(results) + departures(results.config.experiment, PAPER))
+
+    def _coarse(self, rows: Mapping[tuple[str, str], Rows]) -> Claim:
+        """Return the finding on the FCN: what a high-pass hides there, block means show."""
+        blocks, saliency = (Column(rows[m, "fcn"], "blocks", "seed") for m in ("gbp", "saliency"))
+        metric, control = "GBP-FCN: correlation of 16x16 block means", "the saliency map of the FCN"
+        compared = Compared(metric, blocks, above(0.2, 0.1, ours=READABLE), null=saliency, control=control)
+        sentence = "GBP in the FCN holds the input at a low resolution."
+        return Claim("coarse_fcn", [compared], sentence=sentence, source="Section 4.1, against Figure 4")
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config

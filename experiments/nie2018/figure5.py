@@ -13,21 +13,45 @@ units, so its maps have less noise, by 12 % at Nh = 5000 and falling as 1/sqrt(N
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from experiments.nie2018.three_layer import CNN, FCN, LABELS, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.three_layer import (
+    CNN,
+    FCN,
+    LABELS,
+    Shown,
+    ThreeLayer,
+    column,
+    images,
+    photographs,
+    random_networks,
+    slope,
+    targets,
+)
 from vis import metrics
+from vis.claims import (
+    Claim,
+    Column,
+    Compared,
+    above,
+    at_small_sizes,
+    departures,
+    mean,
+    mean_and_spread,
+    near,
+    replicated,
+)
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.oldclaims import Claim, departures, increasing, mean, mean_and_spread, within
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
+from vis.store.tables import Rows
 
 PAPER = {
     "filters": [8, 16, 32, 64],
@@ -35,19 +59,15 @@ PAPER = {
     "models": {"cnn": CNN, "fcn": FCN | {"input_size": 64}},
 }
 LAW = 0.943 * math.pi**2
-
-BETTER = (
-    "as the number of filters N increases (resp. the hidden layer size Nh), the visual quality of GBP becomes better"
-)
-COMPARABLE = "even by setting Nh = 70000, the FCN cannot achieve a comparable performance to the CNN with N = 64"
-FALLS = "Finding: the noise in a map falls as 1/N (as 1/Nh)."
-MATCHES = "Finding 1: FCN and CNN are equal, pixel by pixel, at Nh = N d / (3 s^2), whatever the filters' size."
+OURS = "the bound is ours"
+EQUAL = "cnn_equal"
 
 
 class Figure5(ThreeLayer):
     """Measure GBP for growing networks.
 
-    filters: numbers N; hidden: numbers Nh; other_stride: a second stride for the CNN with most filters, or null.
+    filters: numbers N; hidden: numbers Nh; other_stride: a second stride for the CNN with most filters, or null. Also measured:
+    a CNN of as many hidden units as the largest FCN, on images of the same size.
     """
 
     def __init__(
@@ -66,15 +86,18 @@ class Figure5(ThreeLayer):
         found: dict[str, tuple[str, dict[str, Any]]] = {f"cnn_{n}": ("cnn", {"num_filters": n}) for n in self.filters}
         for stride in self.strides[1:]:
             found[f"{self._largest(stride)}"] = ("cnn", {"num_filters": self.filters[-1], "stride": stride})
+        units = (self.view // self.strides[0]) ** 2  # of a filter
+        found[EQUAL] = ("cnn", {"num_filters": max(1, round(self.hidden[-1] / units)), "input_size": self.view})
         return found | {f"fcn_{n}": ("fcn", {"hidden": n}) for n in self.hidden}
 
     def _largest(self, stride: int) -> str:
         """Return the setting of the CNN with most filters at a stride."""
         return f"cnn_{self.filters[-1]}" + (f"_stride_{stride}" if stride != self.strides[0] else "")
 
-    def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        viewed = metrics.cosine(_viewed(map_, self.view), _viewed(x, self.view))
-        return super().numbers(map_, x, weight) | {"cosine_viewed": viewed}
+    def numbers(self, shown: Shown, target: int, method: str) -> dict[str, Tensor]:
+        map_, x = (_viewed(each, self.view) for each in (shown.maps[target][method], shown.x))
+        viewed = {"cosine_viewed": metrics.cosine(map_, x), "HP_viewed": metrics.high_pass_pearson(map_, x)}
+        return super().numbers(shown, target, method) | viewed
 
     def compute(self, run: Run, task: Task) -> Output:
         output = super().compute(run, task)
@@ -82,94 +105,64 @@ class Figure5(ThreeLayer):
             output.arrays[f"{name}_viewed"] = _viewed(torch.from_numpy(array)[None], self.view)[0].numpy()
         return output
 
-    def _law(self, setting: str) -> float:
-        """Return tan2 by the law above."""
-        network, changes = self.settings()[setting]
-        if network == "fcn":
-            return LAW * 3 * self.view**2 / changes["hidden"]
-        return LAW * 3 * changes.get("stride", self.strides[0]) ** 2 / changes["num_filters"]
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """By seed: slopes of HP over log2 of N and Nh, also in a random order; noise of the largest networks over its law."""
+        rows, last = [], targets(results)[-1]  # a random logit, of which the law speaks
+        for seed in dict.fromkeys(row["seed"] for row in results.rows()):
+            row: dict[str, Any] = {"seed": seed}
+            for network, sizes in (("cnn", self.filters), ("fcn", self.hidden)):
+                settings = [f"{network}_{n}" for n in sizes]
+                HP = [mean(column(results, "HP", seed=seed, setting=s, target=targets(results)[0])) for s in settings]
+                order = np.random.default_rng(seed).permutation(len(HP))
+                logs = np.log2(sizes)
+                row |= {f"{network}_slope": slope(logs, HP), f"{network}_shuffled": slope(logs[order], HP)}
+                tan2 = mean(column(results, "tan2", seed=seed, setting=settings[-1], target=last))
+                energy = self.view**2 if network == "fcn" else self.strides[0] ** 2
+                row[f"{network}_law"] = tan2 * sizes[-1] / (LAW * 3 * energy)
+            rows.append(row | {"matching": row["fcn_law"] / row["cnn_law"]})
+        return {"slopes": rows}
 
     def claims(self, results: Results) -> list[Claim]:
-        def of(name: str, setting: str, target: str = targets(results)[0]) -> list[float]:
-            return column(results, name, setting=setting, method="gbp", target=target)
+        target, slopes = targets(results)[0], results.rows("slopes")
+        cnn, fcn = self._largest(self.strides[0]), f"fcn_{self.hidden[-1]}"
 
-        seeds = results.config.seeds
-        few = "" if seeds >= 4 else f"it takes the mean of 4 seeds or more, not {seeds}"
-        reason = departures(results.config.experiment, PAPER) or few
+        def HP(setting: str, name: str = "HP_viewed") -> Column:
+            return Column(results.rows(setting=setting, target=target, method="gbp"), name, "seed")
 
-        claim = partial(Claim, source="Section 4.1", reason=reason)
+        def grows(network: str, size: str) -> list[Compared]:
+            own, shuffled = (Column(slopes, f"{network}_{name}", "seed") for name in ("slope", "shuffled"))
+            control = f"{size} in a random order"
+            return [Compared(f"slope of HP over log2 {size}", own, above(0), null=shuffled, control=control)]
 
-        top = {f"N = {n}": f"cnn_{n}" for n in self.filters}
-        bottom = {f"Nh = {n}": f"fcn_{n}" for n in self.hidden}
-        fcn, n, nh = f"fcn_{self.hidden[-1]}", self.filters[-1], self.hidden[-1]
-        found = [
-            claim(
-                "cnn_grows",
-                BETTER,
-                metric="cosL, the CNN",
-                criterion=increasing(),
-                values={k: of("cosL", v) for k, v in top.items()},
-            ),
-            claim(
-                "fcn_grows",
-                BETTER,
-                metric="cosine, the FCN",
-                criterion=increasing(),
-                values={k: of("cosL", v) for k, v in bottom.items()},
-            ),
+        largest = f"N = {self.filters[-1]} and Nh = {self.hidden[-1]}"
+        comparable = Compared(f"HP of the CNN minus that of the FCN at {self.view}x{self.view}, {largest}", HP(cnn) - HP(fcn),
+            above(0), null=0, control="equal HP")  # fmt: skip
+        local = Compared(f"HP of the CNN minus that of the FCN, with {self.hidden[-1]} hidden units each", HP(EQUAL) - HP(fcn),
+            above(0), null=0, control="equal HP")  # fmt: skip
+        papers = [
+            Claim("N-4.1-e", grows("cnn", "N")),
+            Claim("N-4.1-f", grows("fcn", "Nh")),
+            Claim("N-4.1-g", [comparable], reason=at_small_sizes(results.config)),
+            Claim("N-4.1-h", [local]),
         ]
-        for stride in self.strides:
-            for suffix, name, how in (
-                ("", "cosine", "pixel by pixel"),
-                ("_viewed", "cosine_viewed", f"viewed at {self.view}x{self.view}"),
-            ):
-                pair = {f"FCN, Nh = {nh}": of(name, fcn), f"CNN, N = {n}": of(name, self._largest(stride))}
-                metric = f"cosine of map and input, {how}, CNN with stride {stride}"
-                found.append(
-                    claim(
-                        f"fcn_below_cnn_stride{stride}{suffix}",
-                        COMPARABLE,
-                        metric=metric,
-                        criterion=increasing(),
-                        values=pair,
-                    )
-                )
-        for target in targets(results):
-            ratio = {s: over_law(of("cosL", s, target), self._law(s)) for s in self.settings()}
-            suffix = "" if target == targets(results)[0] else f"_{target}"
-            for name, sizes, law, fraction in (
-                ("cnn_law", top, ".943 pi^2 3 s^2 / N", 0.25),
-                ("fcn_law", bottom, ".943 pi^2 d / Nh", 0.10),
-            ):
-                metric = f"tan2 of the mean cosL over {law}, {target} logit"
-                values = {k: ratio[setting] for k, setting in sizes.items()}
-                found.append(
-                    claim(
-                        name + suffix,
-                        FALLS,
-                        metric=metric,
-                        criterion=within(1, fraction),
-                        values=values,
-                        origin="project",
-                    )
-                )
-            match = {}
-            for s in self.strides:
-                fcn_noise, cnn_noise = ratio[fcn], ratio[self._largest(s)]
-                size = n * self.view**2 / s**2
-                match[f"stride {s}, over {size:.0f}"] = [f / c for f, c in zip(fcn_noise, cnn_noise, strict=True)]
-            metric = f"Nh of equal tan2 over N d / (3 s^2), {target} logit"
-            found.append(
-                claim(
-                    "finding1_matching_size" + suffix,
-                    MATCHES,
-                    metric=metric,
-                    criterion=within(1, 0.25),
-                    values=match,
-                    origin="project",
-                )
-            )
-        return found
+        differences = photographs(results) + departures(results.config.experiment, PAPER)
+        return [*replicated(papers, differences), self._matching(results)]
+
+    def _matching(self, results: Results) -> Claim:
+        """Return the finding on the law of the noise."""
+        by_k = (results.config.experiment.models.cnn.kernel_size / self.strides[0]) ** 2
+
+        def law(metric: str, name: str, within: float, null: float, control: str) -> Compared:
+            column = Column(results.rows("slopes"), name, "seed")
+            return Compared(metric, column, near(1, within, ours=OURS), null=null, control=control)
+
+        laws = [
+            law("noise over .943 pi^2 3 s^2 / N, CNN", "cnn_law", 0.25, by_k, "p in place of 3 s^2"),
+            law("noise over .943 pi^2 d / Nh, FCN", "fcn_law", 0.1, 2.0, "twice as many inputs"),
+            law("Nh of equal noise over N d / (3 s^2)", "matching", 0.25, 1 / by_k, "p in place of 3 s^2"),
+        ]
+        sentence = "The noise in a map falls as 1/N, so FCN and CNN are equal at Nh = N d / (3 s^2), whatever the filters' size."
+        return Claim("matching_size", laws, sentence=sentence, source="Section 4.1, against Figure 5")
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         arrays, config = results.arrays, results.config
@@ -203,22 +196,12 @@ class Figure5(ThreeLayer):
                 [panel(s, "", "cosine_viewed", "_viewed") for s, _ in networks], f"viewed at {self.view}x{self.view}"
             ),
         ]
-        verdicts = [f"{c.verdict} {c.metric.partition(', ')[2]}" for c in claims if c.sentence == COMPARABLE]
         other = [
             f"{label} in the largest networks, as computed (top) and all at the FCN's resolution (bottom)",
             *random_networks(results),
             "Under each map: its cosine with the input, at that resolution",
-            "That the FCN cannot achieve a comparable performance " + "; ".join(verdicts),
         ]
         return {"figure": panel_grid(rows, caption), "comparison": panel_grid(compared, other)}
-
-
-def over_law(cosL: Sequence[float], law: float) -> list[float]:
-    """Return tan2 of the mean cosine over the law's prediction, as a list of one number, or of none without values.
-
-    The mean of tan2 would mislead: over 64 seeds it is 1.23 of the law for N = 8, dominated by a few small cosines.
-    """
-    return [(1 / mean(cosL) ** 2 - 1) / law] if cosL else []
 
 
 def _viewed(images: Tensor, side: int) -> Tensor:

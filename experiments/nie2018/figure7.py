@@ -5,34 +5,44 @@ trained VGG, which clearly demonstrates that saliency map is class-sensitive but
 in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larger than that of GBP."
 
 The paper does not say how its maps are scaled before the distance is taken. Maps of different methods differ by orders of
-magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table.
+magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table,
+beside the distance of the maps of one logit with and without ±2 gray levels added to the input (noise), the correlation of
+the two logits' maps, and HP.
 An image's two logits depend only on the seed and its name. One pass over a batch yields the maps of all methods and both
 logits; the run keeps the numbers of each image and the maps of the first few.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.nie2018.trained import LABELS, RandomAndTrained, network_label, not_the_papers
+from experiments.nie2018.figure8 import random_signs
+from experiments.nie2018.trained import (
+    GIVEN_10K,
+    LABELS,
+    RandomAndTrained,
+    difference,
+    judged,
+    network_label,
+    network_of,
+)
 from vis import metrics
+from vis.claims import Claim, Column, Compared, Rule, above, below, interval, mean
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
-from vis.oldclaims import Claim, Criterion, above, increasing, interval, mean
 from vis.runner.experiment import Load, Run, Task
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
+from vis.store.tables import Rows
 
 DISTANCES = {"unit": metrics.unit_distance, "minmax": metrics.minmax_distance, "raw": metrics.distance}
 BATCH = 8  # images at a time where batch_size is auto
 
-LARGER = "the average l2 distance of saliency map is much larger than that of both GBP and DeconvNet in a {} VGG"
-SLIGHTLY = "in the trained VGG-16 net, the average l2 distance of DeconvNet is slightly larger than that of GBP"
-ORDER = "Finding: on random weights each image has the order of the means."
-STAND_IN = "Of the stand-in network: the saliency map depends most on the logit, GBP least."
+OURS = "the bounds are ours"
+E_IMAGES = ("dog", "panda", "forest", "mastiff")  # of the supplement's figures 1 to 8
 
 
 def two_logits(seed: int, image: str, count: int) -> tuple[int, int]:
@@ -64,19 +74,30 @@ class Figure7(RandomAndTrained):
         return sum(i < self.samples for i in task["images"]) if task["seed"] == run.seeds[0] else 0
 
     def load(self, run: Run, task: Task) -> Load:
-        maps, kept = 2 * len(run.methods), self._kept(run, task)
-        return Load(self.models[task["network"]], task["seed"], len(task["images"]), maps, kept * (1 + maps))
+        maps, kept = 3 * len(run.methods), self._kept(run, task)
+        return Load(
+            self.models[task["network"]], task["seed"], len(task["images"]), maps, kept * (1 + 2 * len(run.methods))
+        )
 
     def compute(self, run: Run, task: Task) -> Output:
         network, seed = task["network"], task["seed"]
-        model = run.model(self.models[network], seed)
+        model = network_of(run, task, self.models[network])
         batch = run.batch(model, task["images"])
         pairs = [two_logits(seed, name, model.num_classes or 1000) for name in batch.names]
         targets = [list(logits) for logits in zip(*pairs, strict=True)]
-        first, second = run.explain(model, batch.x, targets, keep=run.device.type != "mps").maps
+        keep = run.device.type != "mps"
+        first, second = run.explain(model, batch.x, targets, keep).maps
+        noisy = (batch.pixels + random_signs(seed, batch) * 2 / 255).clamp(0, 1).to(batch.x.dtype)
+        x = run.preprocess(model)(noisy).to(batch.x.device, memory_format=model.memory_format)
+        (noise,) = run.explain(model, x, targets[:1], keep).maps
         output = Output(tables={"table": []})
         for method in run.methods:
             found = {name: of(first[method], second[method]).tolist() for name, of in DISTANCES.items()}
+            found |= {
+                "noise": metrics.unit_distance(first[method], noise[method]).tolist(),
+                "correlation": metrics.pearson(first[method], second[method]).tolist(),
+                "HP": metrics.high_pass_pearson(first[method], batch.x.to(first[method].device)).tolist(),
+            }
             for i, image in enumerate(batch.names):
                 row = {"network": network, "seed": seed, "image": image, "method": method, "logits": list(pairs[i])}
                 output.tables["table"].append(row | {name: values[i] for name, values in found.items()})
@@ -91,41 +112,63 @@ class Figure7(RandomAndTrained):
         )
         return output
 
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        return {"ratios": list(_ratios(results))}
+
     def claims(self, results: Results) -> list[Claim]:
-        found: list[Claim] = []
-        unit = "l2 distance of unit-l2 maps"
-        order = Criterion("saliency > DeconvNet > GBP in each image", lambda values: all(v > 0 for v in values))
-        apart = Criterion("95 % confidence interval above 0", lambda values: interval(values)[0] > 0)
+        if not set(LABELS) <= set(results.config.methods):
+            return []
+        found = []
+        for network, id_ in (("random", "N-4.3-a"), ("trained", "N-4.3-b")):
+            metric = f"{network}: unit l2 distance of the saliency maps over the larger of the others"
+            larger = Compared(metric, self._ratio(results, "larger", network), above(2, fails=1.2, ours=OURS),
+                              null=1.0, control="equal distances: 1")  # fmt: skip
+            found += judged([Claim(id_, [larger])], results, GIVEN_10K, [network])
+        found += judged([Claim("N-4.3-c", self._beyond_noise(results))], results, GIVEN_10K, ["random", "trained"])
+        slightly = Rule(((1, 2),), ((-np.inf, 1), (2, np.inf)), ours="up to twice is our reading of slightly")
+        exchanged = "(distance of DeconvNet minus GBP's) x (HP of GBP minus DeconvNet's)"
+        trained = [
+            Claim("N-4.3-d", [
+                Compared("unit l2 distance of DeconvNet over GBP's", self._ratio(results, "slightly", "trained"), slightly,
+                         null=1.0, control="equal distances: 1"),
+            ]),
+            Claim("N-4.3-e", [
+                Compared(exchanged, self._ratio(results, "exchanged", "trained"), above(0), null=0.0,
+                         control="no relation: 0"),
+            ]),
+        ]  # fmt: skip
+        found += judged(trained, results, GIVEN_10K, ["trained"])
+        return found + judged([Claim("N-E-a", self._compelling(results))], results, E_IMAGES, ["random", "trained"])
 
-        def claim(name: str, sentence: str, metric: str, criterion: Criterion, values: Any, **options: Any) -> None:
-            metric = f"{unit}, {metric}" if metric else unit
-            options = {"source": "Figure 7, section 4.3", "reason": reason} | options
-            found.append(Claim(name, sentence, metric=metric, criterion=criterion, values=values, **options))
+    def _ratio(self, results: Results, name: str, network: str) -> Column:
+        return Column(results.rows("ratios", network=network), name, _per(network))
 
-        for network in ("random", "trained"):
-            sal, dec, gbp = ([row["unit"] for row in results.rows(network=network, method=method)] for method in LABELS)
-            each = list(zip(sal, dec, gbp, strict=True))
-            reason = not_the_papers(results, network, random=network == "random")
-            much = [s / max(d, g) for s, d, g in each]
-            claim(f"{network}_larger", LARGER.format(network), "saliency over the larger of the others", above(2), much)
-            if network == "random":
-                smaller = "the smaller of saliency - DeconvNet and DeconvNet - GBP"
-                least, ratio = [min(s - d, d - g) for s, d, g in each], [s / g for s, _, g in each]
-                claim("random_order", ORDER, smaller, order, least, origin="project")
-                claim("random_ratio", LARGER.format(network), "saliency over GBP", above(8), ratio)
-            else:
-                claim("trained_slightly", SLIGHTLY, "DeconvNet - GBP", apart, [d - g for _, d, g in each])
-                if reason and each:
-                    here = {"GBP": gbp, "DeconvNet": dec, "saliency map": sal}
-                    claim("standin_order", STAND_IN, "", increasing(), here, reason="", origin="project")
-        return found
+    def _beyond_noise(self, results: Results) -> list[Compared]:
+        metric = "distance of two logits' maps over that of one logit's with noise of 2 gray levels"
+        return [
+            Compared(f"{network}, {LABELS[method]}: {metric}", self._ratio(results, f"beyond_{method}", network),
+                     above(1) if method == "saliency" else below(0.5, fails=1, ours=OURS), null=1.0,
+                     control="no more than by the noise: 1")
+            for network in ("random", "trained") for method in LABELS
+        ]  # fmt: skip
+
+    def _compelling(self, results: Results) -> list[Compared]:
+        def of(name: str, network: str, method: str) -> Column:
+            return Column(results.rows(network=network, method=method), name, _per(network))
+
+        what = {"HP": "HP", "correlation": "correlation of the maps of two logits"}
+        return [
+            difference(f"{network}: {metric}, {LABELS[method]} minus saliency map", of(name, network, method),
+                       of(name, network, "saliency"), above(0))
+            for network in ("random", "trained") for name, metric in what.items() for method in ("deconvnet", "gbp")
+        ]  # fmt: skip
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         networks = list(dict.fromkeys(row["network"] for row in results.rows("weights")))
         count = len({row["image"] for row in results.rows()})
         seeds = f", {results.config.seeds} seeds of the random weights" if results.config.seeds > 1 else ""
         notes = [
-            f"Bars: mean over {plural(count, 'image')}{seeds}, and its 95 % confidence interval",
+            f"Bars: mean over {plural(count, 'image')}{seeds}, and its 95 % confidence interval, cut at 0",
             *(f"{n}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
             *(f"{n}: not measured, {why}" for n, why in results.config.experiment.missing.items()),
         ]
@@ -154,6 +197,27 @@ class Figure7(RandomAndTrained):
         return panel_grid(rows, caption)
 
 
+def _per(network: str) -> str:
+    """The independent units: networks where the weights are random, otherwise photographs."""
+    return "seed" if network == "random" else "image"
+
+
+def _ratios(results: Results) -> Iterator[dict[str, Any]]:
+    """Yield the ratios that claims compare, a row for each network, seed and photograph."""
+    cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in results.rows():
+        cells.setdefault((row["network"], row["seed"], row["image"]), {})[row["method"]] = row
+    for (network, seed, image), of in cells.items():
+        if not set(LABELS) <= set(of):
+            continue
+        sal, dec, gbp = (of[method]["unit"] for method in LABELS)
+        yield {
+            "network": network, "seed": seed, "image": image, "larger": sal / max(dec, gbp), "slightly": dec / gbp,
+            "exchanged": (dec - gbp) * (of["gbp"]["HP"] - of["deconvnet"]["HP"]),
+            **{f"beyond_{m}": of[m]["unit"] / of[m]["noise"] for m in LABELS},
+        }  # fmt: skip
+
+
 def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:
     """Return {method: one number for each image, its mean over the seeds}."""
     values: dict[str, dict[str, list[float]]] = {}
@@ -178,7 +242,7 @@ def _bars(results: Results, networks: list[str], distance: str, caption: Sequenc
                 if len(values) > 1:
                     low, top = interval(values)
                     axes.errorbar(
-                        place, height, [[height - low], [top - height]], color="black", capsize=2, linewidth=0.8
+                        place, height, [[height - max(low, 0)], [top - height]], color="black", capsize=2, linewidth=0.8
                     )
                 axes.text(place, top, f"{height:.3g}", ha="center", va="bottom", fontsize=6.5)
         axes.set_xticks(range(len(networks)), [network_label(results, n) for n in networks])

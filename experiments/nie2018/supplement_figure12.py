@@ -1,28 +1,42 @@
-"""nie2018, supplement Figure 12: three methods in a random ResNet-50, and where its grid comes from (finding 9).
+"""nie2018, supplement Figure 12: three methods in a random ResNet-50, and where its grid comes from.
 
 "we do observe some additional grid-like textures here and we conjecture that this deterioration of visual quality is due
-to the skip connections". Without skip connections the grid stays. With a first convolution of stride 1, and 4x4 pooling in
-place of the 3x3 max-pooling with stride 2, most of it goes: a convolution that moves by more than one pixel covers some
-pixels more often than others, and overlapping pooling windows choose some more often; rectified gradients add this up.
+to the skip connections". So the same network without skip connections is explained, and two whose first convolution has
+stride 1 and 4x4 pooling in place of the 3x3 max-pooling with stride 2: a convolution that moves by more than one pixel covers
+some pixels more often than others, and overlapping pooling windows choose some more often; rectified gradients add this up.
 
-g4 is the strength of the period of 4 pixels, that of the stem: see `vis.metrics.grid4`.
+`grid` is the strongest of the textures with periods of 2, 4, 8, 16 and 32 pixels, the strides in ResNet-50 and VGG-16: power
+at the frequencies of the period over the median power beside them, 1 without a texture.
 """
 
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.nie2018.three_layer import LABELS, WEIGHTS, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.three_layer import LABELS, Shown, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.trained import RANDOM, difference
 from vis import metrics
+from vis.claims import (
+    Claim,
+    Column,
+    Compared,
+    above,
+    at_small_sizes,
+    below,
+    departures,
+    mean_and_spread,
+    near,
+    replicated,
+)
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.models import torchvision_classifier
-from vis.oldclaims import Claim, Criterion, above, below, departures, increasing, mean_and_spread, near_zero
 from vis.store.run_folder import Results
+from vis.store.tables import Rows
 
-NODE = {"input_size": 224, **WEIGHTS}
 TITLES = {
     "resnet": "ResNet-50",
     "no_skips": "no skips",
@@ -30,10 +44,26 @@ TITLES = {
     "average": "stride 1, mean 4x4",
     "vgg": "VGG-16",
 }
-SIMILAR = "In general, the results are very similar to those in the VGG-16 net (random ResNet-50)"
-GRID = "we do observe some additional grid-like textures here"
-SKIPS = "we conjecture that this deterioration of visual quality is due to the skip connections"
-STEM = "Finding 9: the grid does not come from the skip connections but from the stem, whose stride is 4."
+PERIODS = (2, 4, 8, 16, 32)
+STEM = "The grid comes from the stem, whose stride is 4: with stride 1 and mean pooling, less than half of it is left."
+OURS = "the bounds are ours"
+
+
+def grid(maps: Tensor, period: int) -> Tensor:
+    """Return the strength of a texture with a period in pixels, [B]; about 1 without such a texture.
+
+    As `metrics.grid4`, for any period: at each nonzero frequency whose two components are multiples of 1/period, divide the
+    power by the median power of its neighbours (up to 3 bins away); the strength is the median of these ratios.
+    """
+    gray = metrics.luma(maps)[:, 0]
+    height, width = (side // period * period for side in gray.shape[1:])
+    gray = gray[:, :height, :width]
+    power = torch.fft.fft2(gray - gray.mean((1, 2), keepdim=True)).abs().square()
+    reach = torch.arange(-3, 4)
+    rows, columns = ((torch.arange(period) * side // period)[:, None] + reach for side in (height, width))
+    near_ = power[:, (rows % height)[:, None, :, None], (columns % width)[None, :, None, :]].flatten(3)
+    own, around = near_[..., 24], torch.cat([near_[..., :24], near_[..., 25:]], dim=3).median(3).values
+    return (own / around).flatten(1)[:, 1:].median(1).values
 
 
 def resnet(arch: str = "resnet50", num_classes: int = 1000, skips: bool = True, stem: str = "own") -> nn.Module:
@@ -68,51 +98,52 @@ class NoSkip(nn.Module):
 
 
 class ResNetGrid(ThreeLayer):
-    def numbers(self, map_: Tensor, x: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        return super().numbers(map_, x, weight) | {"g4": metrics.grid4(map_)}
+    """Measure the grid textures of the maps of several networks."""
+
+    def numbers(self, shown: Shown, target: int, method: str) -> dict[str, Tensor]:
+        map_ = shown.maps[target][method]
+        strengths = torch.stack([grid(map_, period) for period in PERIODS if period < map_.shape[2] // 4])
+        strongest, place = strengths.max(0)
+        periods = torch.tensor(PERIODS)[place]
+        return super().numbers(shown, target, method) | {"grid": strongest, "period": periods}
+
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the ratios of the grids of two networks."""
+        return {"ratios": list(_ratios(results))}
 
     def claims(self, results: Results) -> list[Claim]:
         target = targets(results)[0]
-        reason = departures(results.config.experiment, {"models": dict.fromkeys(TITLES, NODE)})
 
-        def of(name: str, network: str, method: str = "gbp", target: str = target) -> list[float]:
-            return column(results, name, network=network, method=method, target=target)
+        def ratio(network: str, over: str, method: str) -> Column:
+            rows = results.rows("ratios", network=network, over=over, method=method, target=target)
+            return Column(rows, "ratio", "seed")
 
-        claim = partial(Claim, source="Supplement H", reason=reason)
+        def fine(network: str, method: str) -> Column:
+            return Column(results.rows(network=network, method=method, target=target), "HP", "seed")
 
-        fine, grid = "HP: correlation of the high-passed map and input", "g4: strength of a period of 4 pixels, GBP"
-        two = {TITLES[n]: of("g4", n) for n in ("average", "stem", "resnet")}
-        skips = {TITLES[n]: of("g4", n) for n in ("no_skips", "resnet")}
-        return [
-            claim("gbp", SIMILAR, metric=fine, criterion=above(0.3), values=of("HP", "resnet")),
-            claim("deconvnet", SIMILAR, metric=fine, criterion=above(0.15), values=of("HP", "resnet", "deconvnet")),
-            claim("saliency", SIMILAR, metric=fine, criterion=near_zero(0.04), values=of("HP", "resnet", "saliency")),
-            claim(
-                "saliency_random",
-                f"{SIMILAR}, a random logit",
-                metric=fine,
-                criterion=near_zero(0.04),
-                values=of("HP", "resnet", "saliency", "random"),
-            ),
-            claim("grid", GRID, metric=grid, criterion=above(10), values=of("g4", "resnet")),
-            claim("grid_vgg", GRID, metric=f"{grid}, in VGG-16", criterion=below(3), values=of("g4", "vgg")),
-            claim(
-                "skips",
-                SKIPS,
-                metric=grid,
-                criterion=Criterion("without skips less than half", lambda v: v[0] < v[1] / 2),
-                values=skips,
-            ),
-            claim(
-                "finding9_no_skips",
-                STEM,
-                metric=f"{grid}, without skips",
-                criterion=above(10),
-                values=of("g4", "no_skips"),
-                origin="project",
-            ),
-            claim("finding9_stem", STEM, metric=grid, criterion=increasing(), values=two, origin="project"),
-        ]
+        def compared(network: str, over: str, method: str, rule: Any) -> Compared:
+            metric = f"{LABELS[method]}: grid in {TITLES[network]} over that in {TITLES[over]}"
+            return Compared(metric, ratio(network, over, method), rule, null=1.0, control="the same grid: 1")
+
+        rectified = ("gbp", "deconvnet")
+        similar = Claim("N-H-a", [
+            difference(f"{LABELS[m]}: HP in ResNet-50 minus HP in VGG-16", fine("resnet", m), fine("vgg", m),
+                       near(0, 0.15, ours="the bound is ours"), null=0.5, control="a map that shows the input, and noise")
+            for m in LABELS
+        ], differences=["random ResNet-50 alone, without a trained one"])  # fmt: skip
+        more, half = above(2, fails=1, ours=OURS), below(0.5, fails=0.8, ours=OURS)
+        claims = [
+            similar,
+            Claim("N-H-b", [compared("resnet", "vgg", m, more) for m in rectified], needs=1),
+            Claim("N-H-c", [compared("no_skips", "resnet", m, half) for m in rectified]),
+            Claim("grid_from_the_stem", [compared("average", "resnet", m, half) for m in rectified], sentence=STEM,
+                  source="against Supplement H"),
+        ]  # fmt: skip
+        models = {name: {"input_size": 224, **RANDOM} for name in results.config.experiment.models}
+        away = departures(results.config.experiment, {"models": models})
+        if images(results) != ["tabby"]:
+            away.append(f"{', '.join(images(results))} instead of tabby")
+        return replicated(claims, away, at_small_sizes(results.config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         image, target = images(results)[0], targets(results)[0]
@@ -122,16 +153,33 @@ class ResNetGrid(ThreeLayer):
             panels = []
             for network in networks:
                 where = {"image": image, "network": network, "target": target, "method": method}
-                g4, fine = (mean_and_spread(column(results, name, **where)) for name in ("g4", "HP"))
+                texture, fine = (mean_and_spread(column(results, name, **where), 2) for name in ("grid", "HP"))
+                period = max(column(results, "period", **where))
                 map_ = results.arrays[f"{image}/{network}/{target}/{method}"]
                 title = "" if rows else TITLES.get(network, network)
-                panels.append(Panel(display.minmax(map_), title, f"g4 {g4}\nhigh-passed {fine}"))
+                panels.append(Panel(display.minmax(map_), title, f"grid {texture}\nperiod {period:g}\nHP {fine}"))
             rows.append(PanelRow(panels, LABELS[method]))
         caption = [
             f"Random ResNet-50, the same without skip connections, and with a first convolution of stride 1 and 4x4 "
             f"pooling, and VGG-16; input {image}",
             *random_networks(results),
-            "Under each map: g4, the power at periods of 4 pixels over that beside it, and the correlation with the input "
-            "after a high-pass",
+            "Under each map: the strongest texture with a period of 2 to 32 pixels, its power over that beside it, and HP, the "
+            "correlation with the input after a high-pass",
         ]
         return {"figure": panel_grid(rows, caption)}
+
+
+def _ratios(results: Results) -> Iterator[dict[str, Any]]:
+    pairs = (("resnet", "vgg"), ("no_skips", "resnet"), ("stem", "resnet"), ("average", "resnet"))
+    keys = ("seed", "image", "target", "method")
+    for network, over in pairs:
+        below_ = {tuple(row[k] for k in keys): row["grid"] for row in results.rows(network=over)}
+        for row in results.rows(network=network):
+            of = tuple(row[k] for k in keys)
+            if of in below_:
+                yield {
+                    "network": network,
+                    "over": over,
+                    **dict(zip(keys, of, strict=True)),
+                    "ratio": row["grid"] / below_[of],
+                }

@@ -1,23 +1,31 @@
-"""Shared by nie2018's figures on trained weights: networks with optional weights, and their captions.
+"""Shared by nie2018's figures on trained weights: the networks, their differences from the paper's, and numbers of maps.
 
-The paper's weights are torchvision's, or those of a checkpoint that the user gives. Without them, and on a stand-in that the
-project trained itself, the paper's claims have no verdict; the project's own claims describe the stand-in.
+The paper's weights are torchvision's, or those of a checkpoint that the user gives. A claim on another network, such as the
+stand-in that the project trains, is a replication; a network whose weights are missing has no verdict.
+
+Numbers of a map with energy E (its square, summed over the channels):
+
+    patches      (sum e)^2 / (n sum e^2) of the energies e of n = 16x16 patches: the share of patches that survive
+    background   share of E outside the ellipse in the image's box, which is said to hold the object; None without a box
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
-from vis.oldclaims import departures, other_network
+from vis.claims import Claim, Column, Compared, Rule, at_small_sizes, departures, replicated
+from vis.models import Model
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Results
 
-NETWORK = {
-    "vgg16": {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224},
-    "resnet50": {"_target_": "vis.models.torchvision_classifier", "num_classes": 1000, "input_size": 224},
-}
 LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
+RANDOM: dict[str, Any] = {"weights": None, "init": "truncated_normal", "std": 0.1}  # the paper's random networks
+NO_BOX = "no photograph has a box around its object: experiment.object.NAME=[top,left,bottom,right]"
+GIVEN_10K = "10,000 images of ImageNet's test set"
 
 
 class RandomAndTrained(Experiment):
@@ -62,24 +70,152 @@ def batches_of_the_model(run: Run) -> list[Task]:
     ]
 
 
-def not_the_papers(results: Results, network: str | None = None, random: bool = False) -> str:
-    """Say how a network (None: the run's model) differs from the paper's trained (or random) one; "" if it does not."""
-    node = results.config.experiment.models[network] if network else results.config.model
+def batches_of_both(run: Run) -> list[Task]:
+    """Return the tasks of the run's own model, and of the same network with random weights, its control."""
+    return [
+        {"network": network, "seed": seed, "images": images}
+        for network, seeds in (("trained", seeds_of(run, run.config.model)), ("random", run.seeds))
+        for seed in seeds
+        for images in run.batches(len(run.dataset), 4)
+    ]
+
+
+def network_of(run: Run, task: Task, node: Mapping[str, Any] | None = None, **changes: Any) -> Model:
+    """Return a task's network: the run's model, or that of a node; with random weights if the task says so.
+
+    SqueezeNet rectifies its class maps before it averages them. This ReLU would gate the maps by class, so it is taken away.
+    """
+    if node is None and task.get("network") == "random":
+        changes = randomised(run.config.model)
+    model = run.model(node, task["seed"], **changes)
+    if _rectified(model.node):
+        classifier: Any = model.net.classifier
+        classifier[2] = nn.Identity()
+    return model
+
+
+def randomised(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes to a config node that make all weights random, by its own initialisation if it names one."""
+    return RANDOM | ({"init": node["init"]} if node.get("init") else {})
+
+
+def _rectified(node: Mapping[str, Any]) -> bool:
+    return str(node.get("arch") or "").startswith("squeezenet")
+
+
+# -- The paper's setting -----------------------------------------------------------------------------------------------
+
+
+def judged(
+    claims: Sequence[Claim], results: Results, photographs: str | Sequence[str], networks: Sequence[str] = ()
+) -> list[Claim]:
+    """Add the differences from the paper's setting to claims on trained networks, or the reason for having no verdict.
+
+    photographs: the paper's, by name or in words. networks: of `experiment.models`; by default, the run's own model.
+    """
+    nodes = [results.config.experiment.models[n] for n in networks] or [results.config.model]
     missing = results.config.experiment.get("missing") or {}
-    if network in missing:
-        return str(missing[network])
-    if random:
-        return departures(node, {"weights": None, "init": "truncated_normal", "std": 0.1} | NETWORK[_kind(node)])
-    return other_network(node, NETWORK[_kind(node)])
+    reason = next((f"{n}: {missing[n]}" for n in networks if n in missing), at_small_sizes(results.config))
+    found = [d for node, name in zip(nodes, networks or ["trained"], strict=True) for d in _network(node, name)]
+    if photographs:
+        found += _photographs(images_of(results), photographs)
+    return [
+        each
+        for claim in claims
+        for each in replicated([claim], list(dict.fromkeys(found)), reason or NO_BOX * _lacks_boxes(claim))
+    ]
 
 
-def _kind(node: Mapping[str, Any]) -> str:
-    return "resnet50" if node.get("arch") == "resnet50" else "vgg16"
+def _lacks_boxes(claim: Claim) -> bool:
+    return any(each.column.name in ("background", "box") and not each.column.values for each in claim.compared)
+
+
+def _network(node: Mapping[str, Any], name: str) -> list[str]:
+    """How a network differs from the paper's VGG-16: architecture and weights, in words."""
+    found = []
+    if not (node.get("_target_") == "vis.models.VGG16" or node.get("arch") == "vgg16"):
+        found.append(f"{node['name']}{', before its last ReLU,' * _rectified(node)} instead of VGG-16")
+    else:
+        found += departures(node, {"num_classes": 1000, "pool": "max", "input_size": 224})
+    if name == "random":
+        found += departures(node, RANDOM)
+    elif node.get("weights") == "standin":
+        found.append(f"weights that the project trained on {node['trained_on']} instead of ImageNet's")
+    elif not node.get("weights"):
+        found.append("random weights instead of trained ones")
+    return found
+
+
+def _photographs(names: Sequence[str], paper: str | Sequence[str]) -> list[str]:
+    if not isinstance(paper, str):
+        if set(names) == set(paper):
+            return []
+        paper = ", ".join(paper)
+    elif len(names) >= 10_000:
+        return []
+    return [f"{', '.join(names) if len(names) <= 5 else f'{len(names)} photographs'} instead of {paper}"]
+
+
+# -- Numbers and comparisons -------------------------------------------------------------------------------------------
+
+
+def energy_of(maps: Tensor) -> Tensor:
+    """Return the energy of maps [B, C, H, W]: the square, summed over the channels [B, 1, H, W]."""
+    return maps.double().square().sum(1, keepdim=True)
+
+
+def share(energy: Tensor, where: Tensor) -> Tensor:
+    """Return the share of the energy [B, 1, H, W] in a mask, [B]."""
+    return (energy * where).flatten(1).sum(1) / energy.flatten(1).sum(1)
+
+
+def surviving_patches(energy: Tensor) -> Tensor:
+    """Return the share of 16x16 patches that hold the energy [B, 1, H, W]: 1 if all hold the same, 1/256 if one holds all."""
+    patches = adaptive_avg_pool2d(energy, 16).flatten(1)
+    return patches.sum(1) ** 2 / (patches.shape[1] * patches.square().sum(1))
+
+
+def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
+    """Return a mask [H, W]: 1 outside the ellipse that fills a box (top, left, bottom, right, as shares of the sides), else 0."""
+    top, left, bottom, right = box
+    y, x = (torch.arange(n, dtype=torch.float64).add(0.5).div(n) for n in shape)
+    radius2 = ((2 * y - top - bottom) / (bottom - top))[:, None] ** 2 + ((2 * x - left - right) / (right - left)) ** 2
+    return (radius2 > 1).double()
+
+
+def in_background(
+    energy: Tensor, names: Sequence[str], boxes: Mapping[str, Sequence[float] | None], where: Tensor | None = None
+) -> list[float | None]:
+    """Return the share of each image's energy in its background; None for an image without a box.
+
+    where: a mask [B, 1, H, W] that the background is restricted to.
+    """
+    found: list[float | None] = []
+    for i, name in enumerate(names):
+        box = boxes.get(name)
+        if box is None:
+            found.append(None)
+            continue
+        mask = background((energy.shape[2], energy.shape[3]), box) * (1 if where is None else where[i])
+        found.append(share(energy[i : i + 1], mask).item())
+    return found
+
+
+def difference(
+    metric: str, a: Column, b: Column | float, rule: Rule, null: Column | float = 0.0, control: str = "equal maps: 0"
+) -> Compared:
+    """Compare two columns, paired by unit."""
+    return Compared(metric, a - b, rule, null=null, control=control)
+
+
+# -- Captions ----------------------------------------------------------------------------------------------------------
 
 
 def network_label(results: Results, network: str) -> str:
-    """Return a network's title in a figure: random VGG, trained VGG or stand-in."""
-    return "stand-in" if results.config.experiment.models[network].weights == "standin" else f"{network} VGG"
+    """Return a network's title in a figure, such as "trained VGG"."""
+    node = results.config.experiment.models[network]
+    kind = "VGG" if "vgg" in str(node.name) else str(node.name)
+    return f"stand-in {kind}" if node.get("weights") == "standin" else f"{network} {kind}"
 
 
 def images_of(results: Results) -> list[str]:

@@ -1,32 +1,27 @@
 """zhou2018, Figure 16: how the two algorithms' P(c|x without w) differ, by the number of samples drawn at one window.
 
 "The prediction difference fluctuates intensely when only a few samples are drawn." PDA's P is the mean over S draws, the
-efficient algorithm's P that of the conditional mean. Over repetitions, PDA's P spreads as 1 / sqrt(S).
+efficient algorithm's P that of the conditional mean. That it spreads as 1 / sqrt(S) is no finding; how much it spreads at 10
+draws, as a share of the window's effect |P(x) - mean over all draws|, is one.
 """
 
+import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from, not_the_papers
+from experiments.zhou2018.evidence import OnePicture, chosen_class, column, differences, learnt, middle, window_logits
 from experiments.zhou2018.geometric_mean import slope
+from vis.claims import Claim, Compared, above, at_small_sizes, near, replicated
 from vis.figures.layout import plot, styled
-from vis.graph.modes import evaluating
-from vis.oldclaims import Claim, Criterion, increasing, paper_and_here
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
-from vis.windows.engine import Incremental
+from vis.store.tables import Rows
 
-FLUCTUATES = "the prediction difference fluctuates intensely when only a few samples are drawn"
-ROOT = "Beyond the paper: PDA's P at a window spreads over repetitions as 1 / sqrt(S)."
-
-
-def middle(size: Sequence[int], k: int, at: Sequence[int] | None) -> torch.Tensor:
-    """Return the window's (top, left) [1, 2]: `at`, or the middle of the image."""
-    return torch.tensor([list(at) if at else [(n - k) // 2 for n in size]])
+FEW = 10  # draws of the paper's PDA
+COUNTS = (1, 3, 10, 30, 100)
 
 
 class Figure16(OnePicture):
@@ -43,42 +38,57 @@ class Figure16(OnePicture):
         c, logits = chosen_class(run, model, batch)
         x, image, k = batch.x[0], batch.names[0], found.window
         at = middle(x.shape[1:], k, self.at)
-        with evaluating(model.net):
-            engine = Incremental(model.net, x[None], found.memory_gb)
+        seeds = range(run.config.seed, run.config.seed + self.draws)
+        contents = [found.learnt.samples(x, at, k, self.samples, seed)[0] for seed in seeds]
+        p = window_logits(model, x, found, at, torch.cat([found.learnt.means(x, at, k), *contents])).softmax(1)[:, c]
+        row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "efficient": float(p[0])}
+        row |= {"top": int(at[0, 0]), "left": int(at[0, 1]), "weights": model.weights, "data": run.dataset.origin}
+        return Output(
+            {f"{image}/p": p[1:].view(self.draws, -1).numpy()}, {"table": [row | learnt(run, self.own_images)]}
+        )
 
-            def probability(contents: torch.Tensor) -> torch.Tensor:
-                return engine.logits(at.repeat(len(contents), 1), contents).double().softmax(1)[:, c].cpu()
-
-            efficient = float(probability(found.learnt.means(x, at, k)))
-            draws = [
-                probability(found.learnt.samples(x, at, k, self.samples, run.config.seed + i)[0])
-                for i in range(self.draws)
-            ]
-        row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "efficient": efficient}
-        row |= {"top": int(at[0, 0]), "left": int(at[0, 1]), "weights": model.weights}
-        row |= {"learnt_from": learnt_from(run, self.own_images)}
-        return Output({f"{image}/p": torch.stack(draws).numpy()}, {"table": [row]})
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return for each image log10 of the spread of P over the window's effect, and the power of S in PDA's error."""
+        rows = []
+        for row in results.rows():
+            p = means(results, row["image"])
+            truth = p[:, -1].mean()
+            unit = math.log10(max(abs(row["p"] - truth), 1e-12))
+            spread = {f"S{s}": math.log10(max(p[:, s - 1].std(ddof=1), 1e-12)) - unit for s in (FEW, self.samples)}
+            counts = [s for s in COUNTS if s <= self.samples]
+            error = [float(np.sqrt(np.square(p[:, s - 1] - truth).mean())) for s in counts]
+            power = slope(counts, error) if min(error) else None  # None: no draw changes P
+            rows.append({"image": row["image"], "power": power} | spread)
+        return {"spread": rows}
 
     def claims(self, results: Results) -> list[Claim]:
-        reason = not_the_papers(results)
-        counts = [s for s in (1, 3, 10, 30, 100, 300) if s <= self.samples]
-        spreads = {
-            f"S = {s}": [float(means(results, r["image"])[:, s - 1].std(ddof=1)) for r in results.rows()]
-            for s in counts
-        }
-        order = [
-            slope(counts, [spreads[f"S = {s}"][i] for s in counts]) if spreads["S = 1"][i] else float("nan")
-            for i in range(len(results.rows()))
-        ]
-        half = Criterion("mean within 0.15 of -1/2", lambda values: abs(float(np.mean(values)) + 0.5) < 0.15)
-        metric = "standard deviation of PDA's P over repetitions"
-        few = dict(reversed([item for item in spreads.items() if item[0] in ("S = 1", "S = 10", "S = 100")]))
-        claim = partial(Claim, source="Figure 16")
-        found = paper_and_here(
-            [claim("fluctuates", FLUCTUATES, metric=metric, criterion=increasing(), values=few)], reason
+        """Judge the power of S, which is the same in any network, at any size."""
+        spread, null = (column(results, "spread", f"S{s}") for s in (FEW, self.samples))
+        metric, control = (
+            f"log10 of the standard deviation of PDA's P, {FEW} draws, over the window's effect",
+            (f"PDA with {self.samples} draws"),
         )
-        root = claim("root", ROOT, metric="power of S in it", criterion=half, values=order, origin="project")
-        return [*found, root]
+        source, intense = (
+            Compared(metric, spread, above(*bounds, ours=ours), null=null, control=control)
+            for bounds, ours in (((-1, -2), "a tenth and a hundredth are ours"), ((0, -1), "once and a tenth are ours"))
+        )
+        power = Compared(
+            "power of S in the root mean square error of PDA's P",
+            column(results, "spread", "power"),
+            near(-0.5, 0.15, 0.5, ours="the bounds are ours"),
+            null=0.0,
+            control="an error that more draws do not reduce",
+        )
+        first = results.rows()[0]
+        others = [
+            *differences(results, "VGG-16", first),
+            f"{len(results.rows())} images ({first['data']}) instead of one",
+        ]
+        found = [Claim("Z-1-q", [source]), Claim("Z-F16-a", [intense])]
+        return [
+            *replicated(found, others, at_small_sizes(results.config)),
+            *replicated([Claim("Z-F15-a", [power])], others),
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         row = max(results.rows(), key=lambda r: results.arrays[f"{r['image']}/p"].std())

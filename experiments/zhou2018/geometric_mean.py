@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vis.claims import Claim, Column, Compared, above, exactly
 from vis.figures.layout import plot, styled
-from vis.oldclaims import Claim, Criterion, below
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
-
-EXACT = "P(c|x\\x_w) is equal to applying the softmax function to the conditional expectation of z^l, if the arithmetic mean is "
-EXACT += "substituted by the normalised geometric mean"
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -38,6 +35,13 @@ def geometric_mean(p: np.ndarray, P: np.ndarray) -> np.ndarray:
 def slope(spreads: Sequence[float], errors: Sequence[float]) -> float:
     """Return the power of the spread with which an error grows, the slope of a line through their logarithms."""
     return float(np.polyfit(np.log(spreads), np.log(errors), 1)[0])
+
+
+def second_order(powers: Column) -> Compared:
+    """Compare the power of the spread in a difference from the arithmetic mean with that of a first-order error, 1."""
+    metric = "power of the spread in the difference from the arithmetic mean"
+    control = "an error that is proportional to the spread"
+    return Compared(metric, powers, above(1.5), null=1.0, control=control)
 
 
 class GeometricMean(Experiment):
@@ -69,27 +73,25 @@ class GeometricMean(Experiment):
                 )
         return Output(tables={"table": rows})
 
-    def claims(self, results: Results) -> list[Claim]:
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the power of the spread with which the difference of Eq. (15) grows, by draw."""
         small = [s for s in self.spreads if s <= 0.3]
-        order = [
-            slope(small, [r["error"] for r in results.rows(seed=seed, draw=i) if r["spread"] in small])
-            for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows())
-        ]
-        sentence = "Beyond the paper: the two means differ by the square of the logits' spread (Eq. 15)."
-        second = Criterion("mean within 0.2 of 2", lambda values: abs(float(np.mean(values)) - 2) < 0.2)
-        errors = [r["exact"] for r in results.rows()]
-        metric = "largest difference of a probability"
+        rows: Rows = []
+        for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows()):
+            errors = [r["error"] for r in results.rows(seed=seed, draw=i) if r["spread"] in small]
+            rows.append({"seed": seed, "draw": i, "power": slope(small, errors)})
+        return {"powers": rows}
+
+    def claims(self, results: Results) -> list[Claim]:
+        each = ("seed", "draw", "spread")
+        equal = Compared(
+            "|normalised geometric mean - softmax of the mean logits|, largest over the classes",
+            Column(results.rows(), "exact", each), exactly(0, within=1e-12),
+            null=Column(results.rows(), "error", each), control="the arithmetic mean in place of the geometric",
+        )  # fmt: skip
         return [
-            Claim("eq14", EXACT, source="Eqs. 11-14", metric=metric, criterion=below(1e-12, each=True), values=errors),
-            Claim(
-                "eq15_order",
-                sentence,
-                source="Eq. 15",
-                metric="power of the spread in the difference",
-                criterion=second,
-                values=order,
-                origin="project",
-            ),
+            Claim("Z-2.1-a", [equal]),
+            Claim("Z-3-g", [second_order(Column(results.rows("powers"), "power", each[:2]))]),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

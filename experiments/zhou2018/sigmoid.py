@@ -14,17 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.geometric_mean import slope
+from experiments.zhou2018.geometric_mean import second_order, slope
+from vis.claims import Claim, Column, Compared, each_above, exactly
 from vis.figures.layout import plot, styled
-from vis.oldclaims import Claim, Criterion, above, below
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
-JENSEN = "the normalized geometric mean of sigmoid function is {} the arithmetic mean for x_i {} 0"
-FIRST = "{} is a first order approximation of arithmetic mean for sigmoid functions"
-STEPS = "Beyond the paper: the steps of Eq. 35 expand at a sigmoid of 1; for x <= 0 they are wrong also where nothing varies."
-NOT_UNDER = "normalized geometric mean does not always underestimate arithmetic mean"
+ROUNDING = 1e-15
 
 
 def sigma(x: np.ndarray) -> np.ndarray:
@@ -54,84 +51,70 @@ class Sigmoid(Experiment):
                     gm, other = np.prod(sigma(x) ** P), np.prod((1 - sigma(x)) ** P)
                     am, ngm = P @ sigma(x), gm / (gm + other)
                     side = -1 if x.max() <= 0 else 1 if x.min() >= 0 else 0
+                    still = sigma(np.array(m))
                     numbers = {"AM": am, "GM": gm, "NGM": ngm, "pushed": sigma(np.array(P @ x)), "Eq35": np.exp(am - 1)}
+                    numbers["expansion"] = still - np.exp(still - 1)  # the error of Eq. (35) where nothing varies
                     where = {"seed": task["seed"], "draw": i, "mean": m, "spread": s, "side": side}
                     rows.append(where | {name: float(value) for name, value in numbers.items()})
         return Output(tables={"table": rows})
 
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the power of the spread in |GM - AM| and |NGM - AM|, the median over means, and signed extremes, by draw."""
+        rows: Rows = []
+        for seed, i in dict.fromkeys((r["seed"], r["draw"]) for r in results.rows()):
+            of, row = results.rows(seed=seed, draw=i), {"seed": seed, "draw": i}
+            for name in ("GM", "NGM"):
+                small = [[r for r in of if r["mean"] == m and r["spread"] <= 0.3] for m in self.means if m]
+                powers = [slope([r["spread"] for r in each], [abs(r[name] - r["AM"]) for r in each]) for each in small]
+                row |= {f"power of {name}": float(np.median(powers))}
+                row |= {f"most {name} - AM": max(r[name] - r["AM"] for r in of)}
+                row |= {f"most AM - {name}": max(r["AM"] - r[name] for r in of)}
+            rows.append(row)
+        return {"summary": rows}
+
     def claims(self, results: Results) -> list[Claim]:
-        rows = results.rows()
-        small = [s for s in self.spreads if s <= 0.3]
-        orders: dict[str, list[float]] = {"NGM": [], "GM": []}
-        for seed, i, m in dict.fromkeys((r["seed"], r["draw"], r["mean"]) for r in rows if r["mean"] != 0):
-            chosen = [r for r in results.rows(seed=seed, draw=i, mean=m) if r["spread"] in small]
-            for name, found in orders.items():
-                found.append(slope(small, [abs(r[name] - r["AM"]) for r in chosen]))
-        still = [r for r in rows if r["spread"] == min(self.spreads) and r["side"] < 0]
-        second = Criterion("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
-        power, exact = (
-            "power of the spread in the difference from the arithmetic mean",
-            Criterion("each >= 0 but for rounding", lambda values: min(values) >= -1e-15),
-        )
-        signs = [float(np.sign(r["NGM"] - r["AM"])) for r in rows if abs(r["NGM"] - r["AM"]) > 1e-12]
+        rows, summary = results.rows(), results.rows("summary")
+
+        def column(name: str, of: Rows = rows) -> Column:
+            return Column(of, name, ("seed", "draw", "mean", "spread"))
+
+        def by_draw(name: str) -> Column:
+            return Column(summary, name, ("seed", "draw"))
+
+        am, gm, ngm = map(column, ("AM", "GM", "NGM"))
+        equal = Compared(
+            "NGM - sigma(mean of x)", ngm - column("pushed"), exactly(0, within=1e-12),
+            null=am - column("pushed"), control="the arithmetic mean in place of NGM",
+        )  # fmt: skip
+        under = Compared("AM - GM", am - gm, each_above(-ROUNDING), null=am - ngm, control="the normalised GM")
+        signs = [
+            Compared(
+                f"largest {name} of a draw", by_draw(f"most {name}"), each_above(1e-12),
+                null=by_draw("most GM - AM"), control="GM - AM, without normalisation",
+            )
+            for name in ("NGM - AM", "AM - NGM")
+        ]  # fmt: skip
+        mixed = [column(name, [r for r in rows if r["side"] == 0]) for name in ("AM", "NGM")]
+        jensen = []
+        for side, text in ((-1, "AM - NGM for x <= 0"), (1, "NGM - AM for x >= 0")):
+            larger, smaller = [column(name, [r for r in rows if r["side"] == side]) for name in ("AM", "NGM")][::-side]
+            null, control = mixed[::-side][0] - mixed[::-side][1], "x of both signs"
+            jensen.append(Compared(text, larger - smaller, each_above(-ROUNDING), null=null, control=control))
+        smallest = min(self.spreads)
+        still = [r for r in rows if r["spread"] == smallest]
+        steps = Compared(
+            f"GM - exp(AM - 1) at the smallest spread, {smallest:g}, at each mean of x",
+            column("GM", still) - column("Eq35", still), exactly(0, within=0.01),
+            null=column("expansion", still), control="s - exp(s - 1) of a sigmoid s where nothing varies",
+        )  # fmt: skip
         return [
-            Claim(
-                "eq33",
-                "NGM(sigma(x)) = sigma(sum P(x_i) x_i)",
-                source="Eq. 33",
-                metric="difference",
-                criterion=below(1e-12, each=True),
-                values=[abs(r["NGM"] - r["pushed"]) for r in rows],
-            ),
-            Claim(
-                "jensen_negative",
-                JENSEN.format("less than or equal to", "<="),
-                source="Section 3",
-                metric="AM - NGM",
-                criterion=exact,
-                values=[r["AM"] - r["NGM"] for r in rows if r["side"] < 0],
-            ),
-            Claim(
-                "jensen_positive",
-                JENSEN.format("greater than or equal to", ">="),
-                source="Section 3",
-                metric="NGM - AM",
-                criterion=exact,
-                values=[r["NGM"] - r["AM"] for r in rows if r["side"] > 0],
-            ),
-            Claim(
-                "not_always_under",
-                NOT_UNDER,
-                source="Section 3",
-                metric="share of draws where NGM > AM",
-                criterion=above(0),
-                values=[float(np.mean([s > 0 for s in signs]))],
-            ),
-            Claim(
-                "eq35",
-                FIRST.format("geometric mean"),
-                source="Eq. 35",
-                metric=power,
-                criterion=second,
-                values=orders["GM"],
-            ),
-            Claim(
-                "eq36",
-                FIRST.format("normalised geometric mean"),
-                source="Eq. 36",
-                metric=power,
-                criterion=second,
-                values=orders["NGM"],
-            ),
-            Claim(
-                "eq35_steps",
-                STEPS,
-                source="Eq. 35",
-                metric=f"|GM - exp(AM - 1)| at a spread of {min(self.spreads):g}, x <= 0",
-                criterion=above(0.1, each=True),
-                values=[abs(r["GM"] - r["Eq35"]) for r in still],
-                origin="project",
-            ),
+            Claim("Z-2.1-u", [equal]),
+            Claim("Z-3-a", [under]),
+            Claim("Z-3-b", signs),
+            Claim("Z-3-c", jensen),
+            Claim("Z-3-d", [steps]),
+            Claim("Z-3-e", [second_order(by_draw("power of GM"))]),
+            Claim("Z-3-f", [second_order(by_draw("power of NGM"))]),
         ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -16,21 +16,19 @@ import torch
 from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
-from vis import metrics
+from experiments.zhou2018.setting import another_network
+from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, below, near, replicated
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
 from vis.methods.perturbation import cut
 from vis.methods.target import Target
-from vis.oldclaims import Claim, Criterion, above
 from vis.runner.experiment import Experiment, Run, Task
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
+from vis.store.tables import Rows
 
 ROUNDING = 1e-14  # of differences of probabilities, in float64
-EQ37 = "the first order Taylor expansion of f(x) at x_0 is f(x) = f(x_0) + f'(x_0)^T (x - x_0)"
-EQ38 = "P(c|x) - P(c|x') is about f'(x)^T (x - x')"
-
-FLAT = "Beyond the paper: P has no gradient at a digit with a flat background; max-pooling is not differentiable at equal inputs."
+FLAT = "P has no gradient at a digit with a flat background; max-pooling is not differentiable at equal inputs."
 
 
 class Taylor(Experiment):
@@ -80,39 +78,58 @@ class Taylor(Experiment):
         ]
         return output
 
-    def claims(self, results: Results) -> list[Claim]:
-        powers: dict[float, list[float]] = {noise: [] for noise in self.noise}
-        correlations = []
+    def summaries(self, results: Results) -> dict[str, Rows]:
+        """Return the power of the step in the remainder of each image, and how well the linear term predicts over windows."""
+        rows: Rows = []
         for image in dict.fromkeys(r["image"] for r in results.rows()):
-            for noise, found in powers.items():
-                found.append(power(results, image, noise, *sorted(self.steps)[:2]))
+            powers = {f"power {n:g}": power(results, image, n, *sorted(self.steps)[:2]) for n in self.noise}
             whole = results.rows(image=image, noise=self.noise[0], step=1.0)
-            pair = [torch.tensor([r[name] for r in whole], dtype=torch.float64)[None] for name in ("true", "linear")]
-            correlations.append(float(metrics.pearson(*pair)))
-        second = Criterion("median within 0.2 of 2", lambda values: abs(float(np.median(values)) - 2) < 0.2)
-        first = Criterion("median within 0.2 of 1", lambda values: abs(float(np.median(values)) - 1) < 0.2)
-        metric = "power of the step in the remainder, median over windows, noise of {:g}"
-        noisy = max(self.noise)
-        return [
-            Claim("eq37", EQ37, source="Eq. 37", metric=metric.format(noisy), criterion=second, values=powers[noisy]),
-            Claim(
-                "flat",
-                FLAT,
-                source="Eq. 37",
-                metric=metric.format(0),
-                criterion=first,
-                values=powers.get(0, []),
-                origin="project",
-            ),
-            Claim(
-                "eq38",
-                EQ38,
-                source="Eq. 38",
-                metric="correlation of the two over the windows",
-                criterion=above(0.5),
-                values=correlations,
-            ),
+            true, linear = (np.array([r[name] for r in whole]) for name in ("true", "linear"))
+            other = np.random.default_rng(0).permutation(linear)
+            fits = {
+                name: value for which, z in (("", linear), ("other ", other)) for name, value in fit(true, z, which)
+            }
+            rows.append({"image": image} | powers | fits)
+        return {"summary": rows}
+
+    def claims(self, results: Results) -> list[Claim]:
+        def column(name: str) -> Column:
+            return Column(results.rows("summary"), name, "image")
+
+        flat, noisy = (column(f"power {n:g}") for n in (min(self.noise), max(self.noise)))
+        metric = "power of the step in the remainder, median over the windows of an image"
+        second = Compared(
+            f"{metric}, noise of {max(self.noise):g}", noisy, near(2, 0.2, ours="0.2 is ours"),
+            null=1.0, control="a kink, a remainder of first order",
+        )  # fmt: skip
+        first = Compared(
+            f"{metric}, no noise", flat, near(1, 0.2), null=noisy, control="noise parts equal inputs of a max-pooling"
+        )
+        explained = "R² of the linear term for the true change over the windows of an image"
+        control = "the linear terms of other windows"
+        accurate = Compared(
+            explained,
+            column("R²"),
+            above(0.9, 0.5, ours="the bounds are ours"),
+            null=column("other R²"),
+            control=control,
+        )
+        slope = Compared(
+            "slope of the true change on the linear term", column("slope"), Rule(((0.9, 1.1),), ours="0.1 is ours"),
+            null=column("other slope"), control=control,
+        )  # fmt: skip
+        inaccurate = Compared(
+            explained, column("R²"), below(0.5, 0.9, ours="the bounds are ours"), null=1.0, control="a linear network"
+        )
+        of = another_network(results, "VGG-16", results.rows("images")[0]["weights"])
+        small = at_small_sizes(results.config)
+        flat_claim = Claim("flat", [first], sentence=FLAT, source="Eq. 37") if 0 in self.noise else None
+        claims = [
+            Claim("Z-F19-a", [second]),
+            Claim("Z-F19-b", [accurate, slope], reason=small),
+            Claim("Z-1-i", [inaccurate], reason=small),
         ]
+        return [*replicated(claims, of), *filter(None, [flat_claim])]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         fact = results.rows("images")[0]
@@ -142,6 +159,14 @@ class Taylor(Experiment):
         return {"figure": figure}
 
 
+def fit(true: np.ndarray, linear: np.ndarray, name: str) -> list[tuple[str, float | None]]:
+    """Return R² and slope of the line through (linear, true); None where one of them is constant."""
+    varies = true.std() > 0 and linear.std() > 0
+    r = float(np.corrcoef(true, linear)[0, 1]) if varies else None
+    slope = None if r is None else r * float(true.std() / linear.std())
+    return [(f"{name}R²", None if r is None else r * r), (f"{name}slope", slope)]
+
+
 def remainder(results: Results, image: str, noise: float, step: float) -> float:
     """Return the remainder of the expansion, the median over an image's windows."""
     return float(np.median(remainders(results, image, noise, step)))
@@ -152,13 +177,14 @@ def remainders(results: Results, image: str, noise: float, step: float) -> np.nd
     return np.array([abs(r["true"] - r["linear"]) for r in results.rows(image=image, noise=noise, step=step)])
 
 
-def power(results: Results, image: str, noise: float, small: float, large: float) -> float:
+def power(results: Results, image: str, noise: float, small: float, large: float) -> float | None:
     """Return the power of the step with which the remainder grows between two steps, the median over windows.
 
-    Windows whose remainder is below ROUNDING are left out. The median ignores windows that cross a kink and grow faster.
+    Windows whose remainder is below ROUNDING are left out; None if all are. The median ignores windows that cross a kink
+    and grow faster.
     """
     p, q = (remainders(results, image, noise, step) for step in (small, large))
     above_rounding = p > ROUNDING
     if not above_rounding.any():
-        return float("nan")
+        return None
     return float(np.median(np.log(q[above_rounding] / p[above_rounding])) / np.log(large / small))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import nn
 
-from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise
+from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, generator, maximise, spectra
 from vis.config.home import CONF
 from vis.data import preprocessing
 from vis.errors import UserError
@@ -106,19 +106,53 @@ def test_a_regulariser_that_cannot_be_is_refused(wrong):
         Regulariser(**wrong)
 
 
+def test_a_generator_learns_to_invert_a_network_and_is_ascended():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)).double()
+    pixels = torch.rand(64, 1, 4, 4).double().round()
+    G = generator(net, pixels, UNIT, epochs=200, seed=0)
+    codes = torch.zeros(1, 12, 1, 1).double()
+    assert G(codes).shape == (1, 1, 4, 4)
+    error = (G.pixels(net[:3](pixels).clamp(min=0) / net[:3](pixels).amax(0)) - pixels).square().mean()
+    assert error < 0.5 * (pixels.mean(0) - pixels).square().mean(), "nearer than the mean image"
+    whole = nn.Sequential(G, net)
+    best = maximise(whole, 1, codes + 0.1, NONE, UNIT, 30, 0.05, seed=0)
+    assert whole(best)[0, 1] > whole(codes + 0.1)[0, 1]
+
+
+def test_random_signs_lead_nowhere_and_a_spectrum_is_parsevals():
+    torch.manual_seed(0)
+    net = Linear()
+    walk = ascent(Regulariser(shuffled=True), 50, net=net)
+    assert net(walk)[0, 1] < net(ascent(NONE, 50, net=net))[0, 1]
+    x = torch.rand(1, 1, 8, 8)
+    side = torch.fft.fftfreq(8, dtype=torch.float64)
+    ring = (torch.cartesian_prod(side, side).norm(dim=1) / 0.5 * 16).clamp(max=15).long()
+    total = (spectra(x)[0].exp() * ring[1:].bincount(minlength=16)).sum()
+    assert float(total) == pytest.approx(float(64**2 * x.double().var(correction=0)), rel=1e-6)
+
+
 def test_the_experiment_measures_every_column_of_every_class():
-    results, claims = concluded(
-        "experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "model.weights=null",
-        "model.init=kaiming_normal", "target=[3,7]", "experiment.steps=3",
+    random = [
+        f"{key}.{v}" for key in ("model", "experiment.networks.judge") for v in ("weights=null", "init=kaiming_normal")
+    ]
+    small = (
+        "experiment=zhou2018/activation_maximisation", "model=cnn_mnist", "model@experiment.networks.judge=vgg_small",
+        "dataset=digits", "dataset.limit=20", *random,
     )  # fmt: skip
-    assert len(results.rows()) == 2 * 6
+    sizes = ("target=[3,7]", "experiment.steps=3", "experiment.generator={images: 20, epochs: 1}")
+    results, claims = concluded(*small, *sizes)
+    assert len(results.rows()) == 2 * 8
     assert {row["class"] for row in results.rows()} == {"logit 3", "logit 7"}
     assert all(x.min() >= 0 and x.max() <= 1 for x in results.arrays.values())
-    assert claims["combination"]["verdict"] == "not measured"
-    high = {name: [r["high"] for r in results.rows(column=name)] for name in results.config.experiment.columns}
-    assert claims["regularised"]["values"] == [a - b for a, b in zip(high["none"], high["all"], strict=True)]
+    assert {f"Z-1-{letter}" for letter in "abcdef"} | {"regularised"} == claims.keys()
+    assert claims["Z-1-d"]["verdict"] == "undecided", "two classes"
+    assert {row["judge"] for row in results.rows()} == {"random weights (kaiming_normal, seed 0)"}
+    rows = {name: [r["high"] for r in results.rows(column=name)] for name in ("none", "all")}
+    differences = [a - b for a, b in zip(rows["none"], rows["all"], strict=True)]
+    assert claims["regularised"]["compared"][0]["values"] == pytest.approx(differences)
     with pytest.raises(UserError, match="class names"):
-        concluded("experiment=zhou2018/activation_maximisation", "preset=small", "model=cnn_mnist", "target=max")
+        concluded(*small, "target=max")
 
 
 def test_the_default_classes_are_those_of_imagenet():

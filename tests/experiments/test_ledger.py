@@ -34,7 +34,6 @@ def test_quotes_are_verbatim(paper, shared):
     assert [each for each in pieces if letters(each[1]) not in text] == []
 
 
-@pytest.mark.xfail(reason="claims are being rewritten", strict=False)
 @pytest.mark.parametrize("paper", LEDGERS)
 def test_each_sentence_is_judged_once_or_says_why_it_is_not(paper):
     wrong: dict[str, int] = {}

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from experiments.nie2018.lemma1 import closed_form
+from experiments.nie2018.three_layer import limit
+from experiments.nie2018.verdicts import against_others
 from vis import load_run, metrics
 from vis.data import preprocessing, samples, to_pixels
 from vis.methods import DeconvNet, GuidedBackprop, Saliency
@@ -117,8 +119,12 @@ def test_figure4_from_the_command_line(command):
         f"tabby/{network}/{name}" for network in ("cnn", "fcn") for name in ("input", *(f"max/{m}" for m in METHODS))
     }  # of the first seed
     found = claims(folder)
-    assert {c["verdict"] for c in found.values()} == {"not measured"}  # these are not the paper's networks
-    assert "models.cnn.num_filters is 4 (paper: 256)" in found["gbp_cnn"]["measured"]
+    assert {id_: c["kind"] for id_, c in found.items() if id_ in ("N-4.1-b", "coarse_fcn")} == {
+        "N-4.1-b": "replication",
+        "coarse_fcn": "finding",
+    }
+    assert "models.cnn.num_filters = 4 instead of 256" in found["N-4.1-b"]["differences"]
+    assert found["N-4.1-b"]["verdict"] == "undecided"  # of 2 seeds
     assert (folder / "figure.pdf").stat().st_size > 0
     caption = json.loads((folder / "figures.json").read_text(encoding="utf-8"))["figure"]
     assert "N = 4, stride 2" in caption
@@ -135,16 +141,34 @@ def test_figure5_grows_with_its_networks(vis_run):
     done = vis_run(*FIGURE5, "seeds=4")
     folder = done.folder
     results = load_run(folder)
-    settings = ["cnn_4", "cnn_16", "cnn_16_stride_1", "fcn_20", "fcn_200"]
+    settings = ["cnn_4", "cnn_16", "cnn_16_stride_1", "cnn_equal", "fcn_20", "fcn_200"]
     assert [r["setting"] for r in results.rows(seed=0, target="max")] == settings
+    assert results.rows(setting="cnn_equal")[0]["num_filters"] == 3  # 200 hidden units at 64 positions
     assert results.arrays["tabby/cnn_16/max/gbp"].shape == (3, 32, 32)
     assert results.arrays["tabby/cnn_16/max/gbp_viewed"].shape == (3, 16, 16)
     mean = {s: np.mean([r["cosL"] for r in results.rows(setting=s, target="random")]) for s in settings}
     assert mean["cnn_4"] < mean["cnn_16"] < mean["cnn_16_stride_1"]
     assert mean["fcn_20"] < mean["fcn_200"]
-    found = claims(folder)
-    assert "N = 16" in found["cnn_grows"]["measured"]
+    assert "filters = [4, 16] instead of [8, 16, 32, 64]" in claims(folder)["N-4.1-e"]["differences"]
     assert (Path(folder) / "comparison.png").is_file()
+
+
+def test_a_map_against_other_photographs():
+    x = torch.stack([to_pixels(samples("all").read(i), (64, 64), 3) for i in (0, 1)])
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    names = ["tabby", "astronaut"]
+    found = against_others(noise, x, names)
+    assert found["HP"] == pytest.approx(metrics.high_pass_pearson(noise, x))
+    assert found["HP_other"][0] == pytest.approx(metrics.high_pass_pearson(noise[:1], x[1:])[0])
+    assert all(abs(found[name]).max() < 4 for name in ("HP_sds", "blocks_sds"))
+    assert against_others(x, x, names)["HP"] == pytest.approx(torch.ones(2))
+    assert against_others(x + noise, x, names)["blocks_sds"].min() > 2
+
+
+def test_what_a_cosine_tends_to():
+    cosines = {N: 0.9 / math.sqrt(1 + 30 / N) for N in (16, 64, 256)}
+    assert limit(cosines) == pytest.approx(0.9)
+    assert limit({N: 1 / (1 + 30 / N) for N in (16, 64, 256)}, power=1) == pytest.approx(1)
 
 
 def test_models_that_an_experiment_names_are_not_replaced_silently(vis_run):

@@ -14,14 +14,18 @@ import pytest
 import torch
 from conftest import SMALL
 
+from experiments.nie2018.figure2 import recovered
+from experiments.nie2018.figure3 import fit
 from experiments.nie2018.figure7 import two_logits
 from experiments.nie2018.figure8 import ascent, relu_states
-from experiments.nie2018.figure9 import background, surviving_patches
+from experiments.nie2018.filters import effective_rank, gabor_fit
 from experiments.nie2018.supplement_figure9 import left_difference, textured
+from experiments.nie2018.supplement_figure12 import grid
+from experiments.nie2018.trained import background, in_background, judged, surviving_patches
 from vis import load_run, metrics
+from vis.claims import Claim, interval
 from vis.config.compose import compose_config, register
 from vis.models import build_model
-from vis.oldclaims import interval
 from vis.runner.experiment import Run
 
 RESULTS = ("maps.npz", "tables.json", "table.csv", "claims.json", "figure.png")
@@ -78,16 +82,29 @@ def test_figure7_with_two_networks(vis_run, checkpoint):
     a, b = (torch.from_numpy(results.arrays[f"random/tabby/{n}/gbp"])[None] for n in (1, 2))
     assert results.rows(network="random", method="gbp")[0]["unit"] == pytest.approx(metrics.unit_distance(a, b).item())
     assert not any("coffee" in name for name in results.arrays)  # samples: 2
+    distance = results.rows(network="trained", image="tabby", method="gbp")[0]
+    assert 0 < distance["noise"] < 2
     found = claims(folder)
-    assert {found[f"{network}_larger"]["verdict"] for network in ("random", "trained")} == {"not measured"}
-    assert "_target_ is vis.models.VGGSmall (paper: vis.models.VGG16)" in found["random_larger"]["measured"]
+    assert found["N-4.3-b"]["verdict"] in ("holds", "fails", "undecided")
+    assert found["N-4.3-b"]["kind"] == "replication"
+    assert found["N-4.3-b"]["differences"] == [
+        "vgg_small instead of VGG-16",
+        "tabby, astronaut, coffee, rocket, cameraman instead of 10,000 images of ImageNet's test set",
+    ]
+    (ratio,) = [
+        r for r in results.rows() if (r["network"], r["image"], r["method"]) == ("trained", "tabby", "saliency")
+    ]
+    dec = results.rows(network="trained", image="tabby", method="deconvnet")[0]["unit"]
+    larger = found["N-4.3-b"]["compared"][0]["values"][0]
+    assert larger == pytest.approx(ratio["unit"] / max(dec, distance["unit"]))
 
 
 def test_figure7_without_trained_weights(vis_run):
     folder = vis_run(*FIGURE7, "dataset.limit=2", "experiment.samples=1").folder
     found = claims(folder)
-    assert found["trained_larger"]["verdict"] == "not measured"
-    assert "could not be downloaded" in found["trained_larger"]["measured"]
+    assert {found[id_]["verdict"] for id_ in ("N-4.3-b", "N-E-a")} == {"not measured"}
+    assert "could not be downloaded" in found["N-4.3-b"]["measured"]
+    assert "random: HP, GBP minus saliency map" in found["N-E-a"]["measured"]
     ran = vis_run(*FIGURE7, "experiment.optional=[]")
     assert ran.code == 2
     assert "preset=small" in ran.err
@@ -118,20 +135,48 @@ def test_figure2_without_weights_says_what_to_do(vis_run):
     assert "model.weights=FILE" in ran.err
 
 
-def test_a_gallery_leaves_out_pairs_of_the_same_logit(vis_run, checkpoint):
+def test_a_gallery_compares_each_pair_of_logits_once(vis_run, checkpoint):
     folder = vis_run(
-        "experiment=nie2018/figure2", *own(checkpoint), "target=[max,0,1,2,3,4,5,6,7,8,9]", "method=[gbp]"
+        "experiment=nie2018/supplement_figure2", *own(checkpoint), "target=[max,0,1,2,3,4,5,6,7,8,9]", "method=[gbp]"
     ).folder
-    rows = load_run(folder).rows(method="gbp")
-    assert len(rows) == 54  # of 55 pairs: the largest logit is one of the ten
+    results = load_run(folder)
+    rows = results.rows(method="gbp")
+    assert len(rows) == 45  # of 55 pairs: the largest logit is one of the ten
     assert all(abs(row["correlation"]) < 1 - 1e-9 for row in rows)
+    assert sum(row["again"] for row in results.rows("logits")) == 1
+    assert claims(folder) == {}
 
 
 def test_a_gallery_names_the_papers_image(vis_run):
     small = ("model=vgg_small", "model.weights=null", "model.init=truncated_normal", "seeds=2", "target=[1,2]")
     folder = vis_run("experiment=nie2018/supplement_figure3", *small).folder
-    assert claims(folder)["class_sensitive"]["verdict"] == "not measured"
     assert "The paper's image: panda" in json.loads((folder / "figures.json").read_text())["figure"]
+
+
+def test_figure2_measures_maps_beside_noise_other_photographs_and_random_weights(vis_run, checkpoint):
+    folder = vis_run(
+        "experiment=nie2018/figure2", *own(checkpoint), "target=[max,3,5]", "seeds=1", "batch_size=3"
+    ).folder
+    results = load_run(folder)
+    trained = results.rows("photographs", network="trained", method="gbp")
+    tabby, cameraman = trained[0], trained[-1]
+    assert tabby["background"] is None
+    assert 0 < cameraman["background"] < 1
+    a, b = (torch.from_numpy(results.arrays[f"{name}/max/gbp"])[None] for name in ("tabby", "astronaut"))
+    assert tabby["other"] == pytest.approx(metrics.pearson(a, b).item())
+    assert -1 < tabby["logits"] <= 1
+    assert tabby["noise"] > 0.5
+    assert "noise" not in results.rows("photographs", network="random")[0]
+    found = claims(folder)
+    assert all(each["verdict"] in ("holds", "fails", "undecided") for each in found.values())
+    assert "vgg_small instead of VGG-16" in found["N-2.2-a"]["differences"]
+
+
+def test_a_linear_function_of_the_input_is_recovered_from_it():
+    x = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    mixed = torch.einsum("oc,bchw->bohw", torch.tensor([[1.0, 2, 0], [0, -1, 1], [3, 0, 1]]), x)
+    assert recovered(mixed + 5, x).item() == pytest.approx(1)
+    assert recovered(torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1)), x).item() < 0.05
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
@@ -165,9 +210,11 @@ def test_figure8(model, vis_run, checkpoint):
     assert len(attacks) == (2 if model == "trained" else 4)
     assert all(0 < a["linf_gray_levels"] < 2.001 and 0 < a["relu_states_flipped"] < 1 for a in attacks)
     found = claims(folder)
-    assert found["linf"]["verdict"] == "holds"
-    assert found["gbp_unchanged"]["verdict"] == "not measured"
-    assert found["here_gbp"]["verdict"] in ("holds", "fails")
+    if model == "random":
+        assert list(found) == ["attack_beyond_noise"]
+    else:
+        assert {"N-4.4-a", "N-4.4-c", "N-4.4-d"} < set(found)
+        assert found["N-4.4-d"]["verdict"] == "undecided"  # of two photographs
 
 
 def test_background_and_patches():
@@ -179,14 +226,45 @@ def test_background_and_patches():
     assert surviving_patches(one).item() == pytest.approx(1 / 256)
 
 
+def test_an_image_without_a_box_has_no_background():
+    energy = torch.ones(2, 1, 20, 20, dtype=torch.float64)
+    box = (0.0, 0.0, 1.0, 1.0)
+    known, unknown = in_background(energy, ["a", "b"], {"a": box})
+    assert unknown is None
+    assert known == pytest.approx(background((20, 20), box).mean().item())
+
+
 @pytest.mark.parametrize("name", ["figure9", "trained_layers"])
 def test_figure9(name, vis_run, checkpoint):
     layers = ("experiment.up_to=[conv1_1,conv5_1,fc3]",) if name == "trained_layers" else ()
-    folder = vis_run(f"experiment=nie2018/{name}", *own(checkpoint), "seeds=2", "dataset.names=[tabby]", *layers).folder
+    folder = vis_run(f"experiment=nie2018/{name}", *own(checkpoint), "seeds=2", "dataset.limit=4", *layers).folder
     rows = load_run(folder).rows()
     whole = [r for r in rows if r["kind"] == "trained" or (r["kind"], r["layer"]) == ("up_to", "fc3")]
     assert all(r["same"] == pytest.approx(1) for r in whole)
-    assert not any(r["same"] > 0.999 for r in rows if r["layer"] == "conv1_1")
+    assert not any(r["same"] > 0.999 for r in rows if r["layer"] in ("conv1_1", "none"))
+    found = claims(folder)
+    assert sorted(found) == ([f"N-4.5-{letter}" for letter in "abcdef"] if name == "figure9" else [])
+    if found:
+        step = found["N-4.5-f"]["compared"][0]
+
+        def distance(layer: str) -> float:
+            return np.mean(
+                [r["distance"] for r in rows if (r["kind"], r["layer"], r["image"]) == ("except", layer, "tabby")]
+            )
+
+        assert step["values"][0] == pytest.approx(distance("conv3_1") - distance("conv1_1"))
+
+
+def test_each_partly_trained_network_explains_its_own_largest_logit(vis_run, checkpoint):
+    folder = vis_run("experiment=nie2018/figure9", *own(checkpoint), "seeds=1", "dataset.limit=1").folder
+    results = load_run(folder)
+    register()
+    arguments = [f"model.weights={checkpoint}", "model.trained_up_to=conv3_1", "method=gbp"]
+    run = Run(compose_config(["model=vgg_small", *arguments]))
+    model = run.model()
+    x = run.batch(model, [0]).x
+    own_map = run.explain(model, x, [[int(model.net(x).argmax())]]).maps[0]["gbp"]
+    assert torch.from_numpy(results.arrays["tabby/up_to/conv3_1"])[None].equal(own_map)
 
 
 def test_figure3(vis_run, checkpoint):
@@ -194,12 +272,74 @@ def test_figure3(vis_run, checkpoint):
         *FIGURE7[1:5],
         "model@experiment.models.trained=vgg_small",
         f"experiment.models.trained.weights={checkpoint}",
+        "experiment.pairs=8",
     )
-    folder = vis_run("experiment=nie2018/figure3", *networks, "dataset.limit=2").folder
-    (row,) = load_run(folder).rows("weights", network="trained")
+    folder = vis_run("experiment=nie2018/figure3", *networks).folder
+    results = load_run(folder)
     state = torch.load(checkpoint)["classifier.0.weight"].double()
-    assert row["std_44"] == pytest.approx(state[44].std(correction=0).item())
-    assert claims(folder)["dead_zone"]["verdict"] == "holds"
+    (row,) = results.rows("neurons", network="trained", neuron=44)
+    assert row["std"] == pytest.approx(state[44].std(correction=0).item())
+    assert len(results.rows("pairs", network="trained")) == 8
+    a, b = (torch.from_numpy(results.arrays[f"trained/tabby/{n}/gbp"])[None] for n in (26, 44))
+    assert metrics.pearson(a, b).item() > 0
+    assert {"N-3.2.3-h", "N-3.2.3-i", "N-3.2.3-j", "N-E9", "saliency_apart"} <= set(claims(folder))
+
+
+def test_the_fit_of_a_gaussian():
+    random = np.random.default_rng(0)
+    gaussian, laplace = fit(random.normal(2, 3, 20_000), 0), fit(random.laplace(size=20_000), 1)
+    assert gaussian["D"] < 0.01 < 0.04 < laplace["D"] == pytest.approx(laplace["D_laplace"], abs=0.02)
+    assert laplace["kurtosis"] == pytest.approx(3, abs=0.6)
+
+
+def test_ranks_and_gabor_functions_of_filters():
+    assert effective_rank(torch.eye(6)) == pytest.approx(1)
+    assert effective_rank(torch.ones(6, 9)) == pytest.approx(1 / 6)
+    axis = torch.arange(11.0) - 5
+    gabor = torch.exp(-(axis[:, None] ** 2 + axis**2) / 10) * torch.sin(1.2 * axis)
+    noise = torch.randn(11, 11, generator=torch.Generator().manual_seed(0))
+    like, unlike = gabor_fit(torch.stack([gabor, noise]))
+    assert like > 0.9 > 0.5 > unlike
+
+
+def test_filters_of_a_network(vis_run, checkpoint):
+    trained = ("model@experiment.models.trained=vgg_small", f"experiment.models.trained.weights={checkpoint}")
+    folder = vis_run("experiment=nie2018/filters", *FIGURE7[1:4], *trained, "dataset.limit=2").folder
+    results = load_run(folder)
+    weight = torch.load(checkpoint)["features.0.weight"].double()
+    (row,) = results.rows("networks", network="trained")
+    assert row["rank"] == pytest.approx(effective_rank(weight.flatten(1)))
+    assert all(r["dead"] == 0 or 0 < r["dead"] < 1 for r in results.rows("photographs"))
+    assert claims(folder)["N-3.2.3-c"]["verdict"] in ("undecided", "fails")
+
+
+def test_deletion(vis_run, checkpoint):
+    folder = vis_run("experiment=nie2018/deletion", *own(checkpoint), "seeds=1", "dataset.limit=2").folder
+    results = load_run(folder)
+    row = results.rows(image="tabby", method="gbp")[0]
+    own_curve, other, chance = results.arrays["tabby/gbp"]
+    assert own_curve[0] == other[0] == chance[0]
+    assert own_curve[-1] == pytest.approx(chance[-1])
+    assert row["gap"] == pytest.approx(np.trapezoid(other - own_curve) / 16, abs=1e-5)
+    assert {"N-2.2-e", "N-3.2.3-a"} == set(claims(folder))
+
+
+def test_a_grid_has_its_period():
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert (grid(noise, 4) < 3).all()
+    noise[:, :, ::4, ::4] += 2
+    assert (grid(noise, 4) > 10).all()
+    assert (grid(noise, 8) < 3).all()  # most of its frequencies are not those of 4
+
+
+def test_differences_from_the_papers_setting(vis_run, checkpoint):
+    results = load_run(vis_run("experiment=nie2018/supplement_figure2", *own(checkpoint), "target=[1,2]").folder)
+    (claim,) = judged([Claim("N-1-c", [])], results, ["dog"])
+    assert claim.differences == ["vgg_small instead of VGG-16", "coffee instead of dog"]
+    results.config.preset = "small"
+    (claim,) = judged([Claim("N-1-c", [])], results, ["coffee"])
+    assert claim.verdict == "not measured"
+    assert claim.differences == ["vgg_small instead of VGG-16"]
 
 
 def test_the_edge_detector_and_its_texture():
@@ -213,8 +353,10 @@ def test_the_edge_detector_and_its_texture():
 
 
 def test_supplement_figure9(vis_run, checkpoint):
-    folder = vis_run("experiment=nie2018/supplement_figure9", *own(checkpoint)).folder
-    assert all(0 < row["edge"] < 1 and row["area"] < 0.5 for row in load_run(folder).rows())
+    folder = vis_run("experiment=nie2018/supplement_figure9", *own(checkpoint), "seeds=1").folder
+    rows = load_run(folder).rows(map="edge", network="trained")
+    assert all(row["local"] == pytest.approx(1) and row["edges"] > 1 > row["background"] > 0 for row in rows)
+    assert {"N-F-a", "N-F-b", "N-F-c"} == set(claims(folder))
 
 
 def torchrun(*arguments: str) -> list[str]:

@@ -64,7 +64,7 @@ def _multiplied(results: Results, claims: Sequence[Claim]) -> Results:
     most = max([UNITS, *(each.rule.least for claim in claims for each in claim.compared)])
     for rows in found.tables.values():
         of = [key for key in keys if any(key in row for row in rows)]
-        units = len({tuple(row.get(key) for key in of) for row in rows})
+        units = min((len({row.get(key) for row in rows}) for key in of), default=0)  # a column may be per each of them
         for number in range(1, math.ceil(most / units) if of and units else 0):
             rows += [row | {k: _renamed(row[k], number) for k in of if k in row} for row in rows[: len(rows) // number]]
     return found

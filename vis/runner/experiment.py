@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from vis.claims import Claim
 from vis.data import Dataset, Preprocess
 from vis.errors import UserError
 from vis.methods import Method
@@ -173,7 +174,7 @@ class Experiment:
         """Compute the arrays and rows of one task. The names of arrays are unique among all tasks."""
         raise NotImplementedError
 
-    def claims(self, results: Results) -> list[Any]:
+    def claims(self, results: Results) -> list[Claim]:
         """Return the claims that the run judges, see `vis.claims`; `results.tables` include those of `summaries`."""
         return []
 
@@ -181,6 +182,6 @@ class Experiment:
         """Return tables made from the stored ones, by file name: as the paper prints them, or what claims compare."""
         return {}
 
-    def draw(self, results: Results, claims: list[Any]) -> dict[str, Figure]:
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         """Return figures by file name, from the stored results alone, each with its caption in `figure.caption`."""
         return {}
