@@ -155,7 +155,7 @@ def without_classifier(net: nn.Module, x: Tensor, layer: str, seed: int) -> tupl
     for parameter in reversed(list(other.parameters())):
         kept = parameter.data
         parameter.data = kept.flatten()[torch.randperm(kept.numel(), generator=generator).to(kept.device)].view_as(kept)
-        if not torch.equal(features(x[:1]), own[:1]):
+        if not torch.equal(features(x), own):
             parameter.data = kept
             break
     return other, own.cpu().double()

@@ -394,12 +394,21 @@ def test_a_map_of_feature_maps_that_are_gaussian_has_a_sixth_above_one_deviation
 
 
 def test_what_fem_leaves_out():
-    results, claims = concluded("experiment=ayyar2021/fem", *TINY, "dataset=photographs")
+    _, claims = concluded("experiment=ayyar2021/fem", *TINY, "dataset=photographs")
     verdicts = {id_: claim["verdict"] for id_, claim in claims.items()}
     assert verdicts["A-5.3-f"] == verdicts["A-5.3-g"] == "holds"
     assert verdicts["A-5.3-d"] == "fails", "max-pooling makes no Gaussian pyramid"
     assert [each["verdict"] for each in claims["A-5.3-d"]["compared"]] == ["holds", "fails", "fails"]
-    assert any(row["gradcam_shuffled"] > 0.01 for row in results.rows())
+
+
+def test_the_classification_part_alone_is_shuffled():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).requires_grad_(False)
+    x = torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    other, features = fem.without_classifier(net, x, "1", 0)
+    torch.testing.assert_close(features.float(), net[:2](x))
+    assert torch.equal(other[0].weight, net[0].weight)
+    assert not torch.equal(other[3].weight, net[3].weight)
+    assert torch.equal(other[3].weight.flatten().sort().values, net[3].weight.flatten().sort().values)
 
 
 def test_parameters_of_methods_that_were_not_chosen_are_nothing():
