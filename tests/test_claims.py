@@ -120,6 +120,18 @@ def test_a_claim_of_several_comparisons():
     assert claim().verdict == "not measured"
 
 
+def test_many_intervals_have_one_chance_of_error_together():
+    values = [0.1, 0.4, 0.2, 0.5]
+    alone = claim(compared(values, above(0)))
+    joint = claim(*(compared([v + i / 10 for v in values], above(0)) for i in range(10)), needs=1)
+    assert (alone.confidence, joint.confidence) == (0.95, pytest.approx(0.995))
+    assert joint.record()["compared"][0]["interval"] == pytest.approx(interval(values, 0.995))
+    assert [claim(*[compared(values, above(0))] * m).verdict for m in (1, 10)] == ["holds", "undecided"]
+    assert "intervals at 99.5 %" in joint.rule
+    exact = claim(compared([0.0], exactly(0)), compared(values, above(0)))
+    assert exact.confidence == 0.95  # an exact comparison has no chance of error
+
+
 def test_a_claim_with_a_reason_has_no_verdict_but_shows_its_values():
     shown = claim(compared([1.0, 2.0], above(0)), reason="preset=small")
     assert shown.verdict == "not measured"

@@ -116,7 +116,7 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Where a 95 % interval has to lie for a sentence to hold, and where for it to fail; anywhere else it is undecided.
+    """Where an interval has to lie for a sentence to hold, and where for it to fail; anywhere else it is undecided.
 
     holds, fails: ranges; the whole interval lies in one of them. of: the interval's quantity, the `mean` by Student's t or
     the `share` of units with value 1 by Clopper and Pearson; `each` takes no interval: each value lies in `holds`, or the
@@ -129,13 +129,13 @@ class Rule:
     least: int = 4
     ours: str = ""
 
-    def interval(self, values: Sequence[float]) -> Range:
+    def interval(self, values: Sequence[float], confidence: float = 0.95) -> Range:
         """The interval that decides; of `each`, the smallest and the largest value."""
         if self.of == "each":
             return min(values), max(values)
-        return share_interval(values) if self.of == "share" else interval(values)
+        return share_interval(values, confidence) if self.of == "share" else interval(values, confidence)
 
-    def verdict(self, values: Sequence[float]) -> Verdict:
+    def verdict(self, values: Sequence[float], confidence: float = 0.95) -> Verdict:
         """The verdict on values, one for each unit. Values that are not finite decide nothing, but fail a rule for `each`."""
         if not values:
             return "not measured"
@@ -143,7 +143,7 @@ class Rule:
             return "holds" if all(any(a <= v <= b for a, b in self.holds) for v in values) else "fails"
         if len(values) < self.least or not all(map(math.isfinite, values)):
             return "undecided"
-        low, high = self.interval(values)
+        low, high = self.interval(values, confidence)
         sides: tuple[tuple[Verdict, tuple[Range, ...]], ...] = (("holds", self.holds), ("fails", self.fails))
         return next((v for v, ranges in sides if any(a < low and high < b for a, b in ranges)), "undecided")
 
@@ -152,7 +152,7 @@ class Rule:
         """The rule in words."""
         if self.of == "each":
             return "holds if each value is " + " or ".join(map(_range, self.holds))
-        what = f"the 95 % interval of the {self.of}"
+        what = f"the interval of the {self.of}"
         text = f"holds if {what} is {' or '.join(map(_range, self.holds))}"
         if self.fails:
             text += f", fails if it is {' or '.join(map(_range, self.fails))}"
@@ -200,7 +200,7 @@ class Compared:
     """A quantity and the rule that judges it.
 
     metric: the quantity in words. null: values for which the sentence is not true, from a control in the same run or by a
-    formula; `control` says what they are.
+    formula; `control` says what they are. Methods take the confidence of the interval.
     """
 
     metric: str
@@ -210,20 +210,20 @@ class Compared:
     null: Column | float
     control: str
 
-    @property
-    def verdict(self) -> Verdict:
-        return self.rule.verdict(self.column.values)
+    def verdict(self, confidence: float = 0.95) -> Verdict:
+        """The verdict on this quantity alone."""
+        return self.rule.verdict(self.column.values, confidence)
 
-    @property
-    def measured(self) -> str:
+    def measured(self, confidence: float = 0.95) -> str:
         """Mean ± standard deviation, the interval, the number of values, and the control's mean."""
         values = self.column.values
         if not values:
             return "no values"
         text = mean_and_spread(values)
         if len(values) > 1:
-            low, high = self.rule.interval(values)
-            text += f" ({'range' if self.rule.of == 'each' else '95 %'} {low:.3g} to {high:.3g}, n = {len(values)})"
+            low, high = self.rule.interval(values, confidence)
+            of = "range" if self.rule.of == "each" else f"{100 * confidence:.3g} %"
+            text += f" ({of} {low:.3g} to {high:.3g}, n = {len(values)})"
         return text
 
     @property
@@ -231,19 +231,20 @@ class Compared:
         """The control's values."""
         return self.null.values if isinstance(self.null, Column) else [self.null]
 
-    def record(self) -> dict[str, Any]:
+    def record(self, confidence: float = 0.95) -> dict[str, Any]:
         """The entry of claims.json."""
         values = self.column.values
-        limits = [v if math.isfinite(v) else None for v in self.rule.interval(values)] if values else None
+        limits = self.rule.interval(values, confidence) if values else ()
         return {
-            "metric": self.metric, "verdict": self.verdict, "rule": self.rule.text, "measured": self.measured,
-            "values": values, "interval": limits, "control": self.control, "control_values": self.controls,
+            "metric": self.metric, "verdict": self.verdict(confidence), "rule": self.rule.text,
+            "measured": self.measured(confidence), "values": values, "control": self.control,
+            "control_values": self.controls, "interval": [v if math.isfinite(v) else None for v in limits] or None,
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence and what is compared to judge it.
+    """One sentence and what is compared to judge it. With m intervals, each has the confidence 1 - .05 / m (Bonferroni).
 
     id: the row of the paper's ledger, which has sentence and source; for a finding, a short name.
     needs: how many of the comparisons have to hold; None for all. It fails when this can no longer be reached.
@@ -284,9 +285,14 @@ class Claim:
         return "not measured" if self.reason else self.judged
 
     @property
+    def confidence(self) -> float:
+        """The confidence of each interval, so that all of them together have 95 %."""
+        return 1 - 0.05 / max(1, sum(each.rule.of != "each" for each in self.compared))
+
+    @property
     def judged(self) -> Verdict:
         """The verdict of the numbers alone."""
-        verdicts = [each.verdict for each in self.compared]
+        verdicts = [each.verdict(self.confidence) for each in self.compared]
         if not verdicts or "not measured" in verdicts:
             return "not measured"
         needs = len(verdicts) if self.needs is None else self.needs
@@ -298,16 +304,17 @@ class Claim:
     def rule(self) -> str:
         """The rule in words."""
         texts = list(dict.fromkeys(each.rule.text for each in self.compared))
-        if len(self.compared) < 2:
-            return "".join(texts)
-        how_many = "all" if self.needs is None else f"at least {self.needs}"
-        return f"{how_many} of {len(self.compared)}: " + " | ".join(texts)
+        how_many = f"{'all' if self.needs is None else f'at least {self.needs}'} of {len(self.compared)}: "
+        intervals = " | " + f"intervals at {100 * self.confidence:.3g} %"
+        exact = all(each.rule.of == "each" for each in self.compared)
+        return how_many * (len(self.compared) > 1) + " | ".join(texts) + intervals * (not exact)
 
     @property
     def measured(self) -> str:
         """What was measured, after the reason if there is no verdict."""
         several = len(self.compared) > 1
-        texts = [f"{each.metric}: {each.measured}" if several else each.measured for each in self.compared]
+        measured = [each.measured(self.confidence) for each in self.compared]
+        texts = [f"{each.metric}: {m}" if several else m for each, m in zip(self.compared, measured, strict=True)]
         here = "; ".join(texts)
         return f"{self.reason}; here {here}" if self.reason and here else self.reason or here or "no values"
 
@@ -318,7 +325,7 @@ class Claim:
             "sentence": self.sentence, "source": self.source, "paper": self.paper, "measured": self.measured,
             "metric": "; ".join(each.metric for each in self.compared), "rule": self.rule, "reason": self.reason,
             "control": "; ".join(dict.fromkeys(each.control for each in self.compared)),
-            "needs": self.needs, "compared": [each.record() for each in self.compared],
+            "needs": self.needs, "compared": [each.record(self.confidence) for each in self.compared],
         }  # fmt: skip
 
 
