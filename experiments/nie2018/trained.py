@@ -1,7 +1,7 @@
 """Shared by nie2018's figures on trained weights: the networks, their differences from the paper's, and numbers of maps.
 
-The paper's weights are torchvision's, or those of a checkpoint that the user gives. A claim on another network, such as the
-stand-in that the project trains, is a replication; a network whose weights are missing has no verdict.
+The paper's weights are torchvision's. A claim on another network or checkpoint, such as the stand-in that the project trains,
+is a replication; a network whose weights are missing has no verdict.
 
 Numbers of a map with energy E (its square, summed over the channels):
 
@@ -118,7 +118,7 @@ def judged(
     reason = next((f"{n}: {missing[n]}" for n in networks if n in missing), at_small_sizes(results.config))
     found = [d for node, name in zip(nodes, networks or ["trained"], strict=True) for d in _network(node, name)]
     if photographs:
-        found += _photographs(images_of(results), photographs)
+        found += _photographs(results, photographs)
     return [
         each
         for claim in claims
@@ -143,15 +143,18 @@ def _network(node: Mapping[str, Any], name: str) -> list[str]:
         found.append(f"weights that the project trained on {node['trained_on']} instead of ImageNet's")
     elif not node.get("weights"):
         found.append("random weights instead of trained ones")
+    elif node["weights"] != "torchvision" and not found:
+        found.append("weights of a file instead of torchvision's")
     return found
 
 
-def _photographs(names: Sequence[str], paper: str | Sequence[str]) -> list[str]:
+def _photographs(results: Results, paper: str | Sequence[str]) -> list[str]:
+    names = images_of(results)
     if not isinstance(paper, str):
         if set(names) == set(paper):
             return []
         paper = ", ".join(paper)
-    elif len(names) >= 10_000:
+    elif len(names) >= 10_000 and results.config.dataset["_target_"] == "vis.data.imagenet":
         return []
     return [f"{', '.join(names) if len(names) <= 5 else f'{len(names)} photographs'} instead of {paper}"]
 

@@ -340,6 +340,10 @@ def test_differences_from_the_papers_setting(vis_run, checkpoint):
     (claim,) = judged([Claim("N-1-c", [])], results, ["coffee"])
     assert claim.verdict == "not measured"
     assert claim.differences == ["vgg_small instead of VGG-16"]
+    results.config.model = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
+    for weights, differences in (("torchvision", []), ("mine.pt", ["weights of a file instead of torchvision's"])):
+        results.config.model.weights = weights
+        assert judged([Claim("N-1-c", [])], results, ["coffee"])[0].differences == differences
 
 
 def test_the_edge_detector_and_its_texture():
