@@ -1,8 +1,13 @@
 """Data: any image is read upright, in 8 bits and at the model's input size; preprocessing has an exact inverse."""
 
 import gzip
+import hashlib
 import struct
+import tarfile
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +25,16 @@ from vis.data import (
     files,
     folder,
     imagenet,
+    imagenette,
     mnist,
     preprocessing,
     read_image,
     samples,
     to_pixels,
 )
-from vis.errors import UserError
+from vis.data.datasets import _IMAGENETTE
+from vis.errors import Lacking, UserError
+from vis.models import imagenet_classes
 
 
 def picture(width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -263,6 +271,41 @@ def test_cifar10_as_an_image_folder(tmp_path):
     assert (list(data.names), list(data.labels)) == (["airplane/0.jpg", "cat/0.jpg", "cat/1.jpg"], [0, 1, 1])
     assert data.classes == ["airplane", "cat"]
     assert list(cifar10(str(tmp_path), train=True).names) == ["airplane/5.jpg"]
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder and its address on a server of this machine."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_imagenette_is_downloaded_checked_and_has_imagenets_labels(served, tmp_path, monkeypatch):
+    torchvision = pytest.importorskip("torchvision")
+    folder, address = served
+    tree(tmp_path / "imagenette2-320", "val/n03888257/b.JPEG", "val/n01440764/a.JPEG", "train/n01440764/c.JPEG")
+    archive = folder / "imagenette2-320.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "imagenette2-320", "imagenette2-320")
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    archives = {"320px": (f"{address}/{archive.name}", digest)}
+    monkeypatch.setattr(torchvision.datasets.Imagenette, "_ARCHIVES", archives)
+    data = imagenette(str(tmp_path / "data"))
+    assert list(zip(data.names, data.labels, strict=True)) == [("n01440764/a.JPEG", 0), ("n03888257/b.JPEG", 701)]
+    classes = {wnid: names[0] for wnid, names in torchvision.datasets.Imagenette._WNID_TO_CLASS.items()}
+    assert {wnid: imagenet_classes()[label] for wnid, label in _IMAGENETTE.items()} == classes
+    archive.unlink()
+    assert len(imagenette(str(tmp_path / "data"))) == 2  # from the disk
+    monkeypatch.setitem(archives, "320px", (f"{address}/{archive.name}", "0" * 32))
+    archive.write_bytes(b"another file")
+    with pytest.raises(Lacking, match=r"Imagenette can neither be read from .* nor downloaded to it"):
+        imagenette(str(tmp_path / "other"))
 
 
 def test_mnist_in_its_own_format(tmp_path, capsys):

@@ -8,12 +8,14 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vis.config.compose import load_node, options
 from vis.config.home import HOME
+from vis.data import preprocessing
 from vis.errors import UserError
 from vis.graph.names import resolve_layer
 from vis.models import build_model
@@ -324,3 +326,15 @@ def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"  # each import takes half a second or more
+
+
+@pytest.mark.parametrize(("depth", "least"), [(20, 0.90), (32, 0.91), (56, 0.92)])
+def test_resnets_of_cifar_load_their_published_checkpoints(depth, least, data, weights):
+    (file,) = weights.glob(f"cifar10_resnet{depth}-*.th")
+    node = {"_target_": "vis.models.CifarResNet", "depth": depth, "weights": str(file), "input_size": 32}
+    model = build_model(node)
+    with np.load(data / "cifar10_lossless_4000.npz") as stored:
+        images, labels = torch.from_numpy(stored["images"][:300]), torch.from_numpy(stored["labels"][:300])
+    x = preprocessing(model.preprocess)(images.permute(0, 3, 1, 2) / 255)
+    with torch.no_grad():
+        assert (model.net(x).argmax(1) == labels).double().mean() > least  # training images

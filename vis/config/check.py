@@ -124,7 +124,7 @@ def check(config: DictConfig) -> None:
     weights = (config.get("model") or {}).get("weights")
     if (
         weights is not None
-        and weights not in ("torchvision", "standin")
+        and weights not in ("published", "torchvision", "wheel", "standin")
         and not Path(str(weights)).expanduser().is_file()
     ):
         raise Lacking(f"no weights file {weights}: give model.weights=FILE")

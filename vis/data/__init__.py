@@ -4,7 +4,7 @@ A dataset is a sequence of images. The model sets their size and preprocessing (
 config overrides them.
 """
 
-from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, mnist, samples
+from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
 from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
@@ -18,6 +18,7 @@ __all__ = [
     "files",
     "folder",
     "imagenet",
+    "imagenette",
     "mnist",
     "preprocessing",
     "read_image",

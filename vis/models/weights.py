@@ -61,18 +61,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}, sha256
 
 
-def torchvision_weights(arch: str) -> Path:
-    """Return the file of torchvision's pretrained weights in torch's hub folder, downloading it on first use.
-
-    Raises UserError if torchvision has no weights for `arch`, Lacking if they cannot be downloaded.
-    """
+def _url(arch: str) -> str:
     from torchvision import models
 
     try:
-        url = models.get_model_weights(arch).DEFAULT.url
+        return str(models.get_model_weights(arch).DEFAULT.url)
     except ValueError as error:
         raise UserError(f"torchvision has no pretrained weights for {arch!r}: give model.weights=FILE") from error
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def torchvision_file(arch: str) -> Path:
+    """Return the place of torchvision's pretrained weights in torch's hub folder. Raises UserError if it has none for `arch`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(_url(arch)).name
+
+
+def torchvision_weights(arch: str) -> Path:
+    """Return the file of torchvision's pretrained weights, downloading it on first use.
+
+    Raises UserError if torchvision has no weights for `arch`, Lacking if they cannot be downloaded.
+    """
+    url, path = _url(arch), torchvision_file(arch)
     if not path.is_file():
         digest = _HASH.search(path.name)
         try:

@@ -26,6 +26,7 @@ from vis.errors import Lacking, UserError, named
 from vis.figures.layout import save
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
+from vis.runner.models import choose_sources
 from vis.store.run_folder import Output, Results, RunFolder
 from vis.store.tables import csv_text, markdown_text
 from vis.system import shards
@@ -49,6 +50,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
     with folder.locked():
         try:
             prepare(config)
+            choose_sources(config)
             experiment = build_experiment(config)
             run = Run(config, path)
             reset_peak_memory(run.device)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vis.errors import Lacking, UserError
 from vis.models import Model, build_model
-from vis.models.weights import torchvision_weights
+from vis.models.published import SOURCES, first_source, weights_file
 from vis.training.standin import StandIn, architecture, standin
 
 
@@ -66,9 +66,25 @@ class Models:
 
 def missing_weights(node: Mapping[str, Any]) -> str:
     """Say why the published weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
-    if node.get("weights") == "torchvision":
-        try:
-            torchvision_weights(str(node.get("arch") or node["name"]))
-        except Lacking as error:
-            return error.reason
+    try:
+        if node.get("weights") in SOURCES:
+            weights_file(_arch(node), node["weights"])
+        elif node.get("weights") == "published":
+            first_source(_arch(node))
+    except Lacking as error:
+        return error.reason
     return ""
+
+
+def choose_sources(config: DictConfig) -> None:
+    """Replace `published` by the source that has the weights, so that a resumed run takes the same checkpoint.
+
+    Raises Lacking if no source has them.
+    """
+    for node in [config.get("model"), *(config.experiment.get("models") or {}).values()]:
+        if node is not None and node.get("weights") == "published":
+            node.weights = first_source(_arch(node))
+
+
+def _arch(node: Mapping[str, Any]) -> str:
+    return str(node.get("arch") or node["name"])
