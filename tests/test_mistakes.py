@@ -189,7 +189,7 @@ MISTAKES = {
     "a module that exits": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
     "an experiment without its method": (
         ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
-        "ayyar2021/similarity needs fem: give method=[fem,gradcam]",
+        "ayyar2021/similarity needs fem: give method=[fem,gradcam",
     ),
     "--package without a part": (["--cfg", "job", "-p"], "--package/-p: expected one argument. See vis-run --help"),
     "weights that are not a file, in a sweep": (["-m", *SMALL, "seed=0,1", "model.weights={}"], "no weights file {}"),
@@ -433,7 +433,10 @@ def test_claims_about_methods_that_were_left_out_are_not_measured(item, vis_run)
 
 def test_an_experiment_names_the_methods_that_it_needs(vis_run):
     ran = vis_run("experiment=nie2018/constants", "preset=small", "method=gbp", "--dry-run")
-    assert (ran.code, ran.err) == (2, "vis-run: nie2018/constants needs saliency: give method=[gbp,saliency]\n")
+    assert (ran.code, ran.err) == (
+        2,
+        "vis-run: nie2018/constants needs saliency, deconvnet: give method=[gbp,saliency,deconvnet]\n",
+    )
 
 
 def test_the_log_of_a_failed_run_is_closed_with_it(vis_run):

@@ -19,6 +19,7 @@ from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
 from vis.claims import Claim, Column, Compared, above, below, mean
 from vis.figures.layout import plot, styled
+from vis.models import skeleton
 from vis.runner.experiment import Batch, Load, Run, Task
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
@@ -42,7 +43,7 @@ class Influence(ByMethod):
 
     def load(self, run: Run, task: Task) -> Load:
         load = super().load(run, task)
-        passes = (max(run.model().input_size) // self.cells) ** 2 + self.directions * len(self.radii)
+        passes = (max(skeleton(run.config.model)[2]) // self.cells) ** 2 + self.directions * len(self.radii)
         return Load(load.model, load.seed, load.images, load.passes + passes, 0)
 
     def further(

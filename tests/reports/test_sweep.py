@@ -9,8 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import SMALL
+from markupsafe import escape
 from PIL import Image
 
+from vis.claims import ledger
 from vis.reports.report import main as report
 from vis.reports.sweep import _figure
 from vis.store.sweep_plan import plan
@@ -153,16 +155,16 @@ defaults:
   - override /method: null
 experiment:
   name: both
-  all: [nie2018/figure1, needy]
+  all: [ayyar2021/figure5, needy]
   findings: [found]
 """
 FINDING = """# @package _global_
 # What was found
 defaults:
-  - /experiment/nie2018/figure1
+  - /experiment/ayyar2021/figure5
 experiment:
   name: found
-  claims: [gbp, decon*]
+  claims: [A-4.3-a, A-4.2-b*]
 """
 NEEDY = """# @package _global_
 # Needs weights
@@ -193,16 +195,16 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     folder = vis_run("experiment=both", *collection).folder
     with (folder / "claims.csv").open(newline="") as file:
         claims = list(csv.DictReader(file))
-    assert [c["item"] for c in claims] == ["nie2018/figure1"] * 3
+    assert [c["item"] for c in claims] == ["ayyar2021/figure5"] * 3
     page = (folder / "index.html").read_text()
-    assert page.index("Two of a paper") < page.index("What was found") < page.index('id="nie2018-figure1"')
+    assert page.index("Two of a paper") < page.index("What was found") < page.index('id="ayyar2021-figure5"')
     for image in re.findall(r'<figure><a href="([^"]+)"', page):
         assert (folder / image).is_file()
     assert len(re.findall("<img", page)) == 2
     assert "vis-run experiment=needy preset=small" in page, "its weights are missing: it ran at the small sizes"
-    findings = page[page.index("What was found") : page.index('id="nie2018-figure1"')]
-    assert "gbp" in findings
-    assert "saliency" not in findings
+    findings = page[page.index("What was found") : page.index('id="ayyar2021-figure5"')]
+    shown = {id_: str(escape(ledger()[id_]["sentence"])) in findings for id_ in ("A-4.2-a", "A-4.2-b", "A-4.3-a")}
+    assert shown == {"A-4.2-a": False, "A-4.2-b": True, "A-4.3-a": True}
 
 
 def test_a_collection_goes_on_behind_the_items_that_are_done(vis_run, collection):
@@ -227,7 +229,7 @@ def test_mistakes_with_collections(vis_run, collection, tmp_path):
 
 def test_an_experiment_keeps_the_claims_that_its_config_names(vis_run, collection):
     folder = vis_run("experiment=found", *collection).folder
-    assert [claim["id"] for claim in json.loads((folder / "claims.json").read_text())] == ["deconvnet", "gbp"]
+    assert [claim["id"] for claim in json.loads((folder / "claims.json").read_text())] == ["A-4.2-b", "A-4.3-a"]
 
 
 def test_the_plan_of_a_collection_says_what_is_missing(vis_run, tmp_path):
@@ -236,6 +238,6 @@ def test_the_plan_of_a_collection_says_what_is_missing(vis_run, tmp_path):
     (folder / "both.yaml").write_text(COLLECTION.replace("needy", "taimeskhanov2024/table1"))
     ran = vis_run("experiment=both", "--dry-run", "--config-dir", str(folder.parent))
     assert ran.code == 0
-    assert ran.out.startswith("experiment nie2018/figure1: ")
+    assert ran.out.startswith("experiment ayyar2021/figure5: ")
     assert "experiment=taimeskhanov2024/table1: " in ran.out
     assert "preset=small" in ran.out
