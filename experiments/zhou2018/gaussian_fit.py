@@ -120,7 +120,7 @@ class GaussianFit(Experiment):
             digits - photographs, below(0), null=0.0, control="photographs in place of digits",
         )  # fmt: skip
         count = len(dict.fromkeys(row["image"] for row in rows))
-        pictures = [f"{count} photographs ({rows[0]['data']}) instead of the 50,000 of ILSVRC's validation set"]
+        pictures = [f"{count} photographs instead of the 50,000 of ILSVRC's validation set"]
         source = results.rows(kind="digits")[0]["data"]
         enlarged = f"{source} are enlarged from 8x8, so pixels predict their neighbours: experiment.datasets.digits.path=FOLDER"
         reason = "" if source.startswith("MNIST") else enlarged

@@ -401,3 +401,27 @@ def test_runs_side_by_side_and_commands_fit_a_phone(tmp_path, capsys):
     found = measured(first / "index.html", tmp_path, 390)
     assert found["overflow"] <= 0
     assert found["cut"] == 0, "how to run it again is read without scrolling"
+
+
+def test_the_ledger_has_both_verdicts_of_a_sentence_from_the_runs_that_count(tmp_path):
+    here = {"kind": "replication", "differences": ["SqueezeNet 1.1 instead of VGG-16"]}
+    full = [
+        claim("N-1-a", "holds", "0 (n = 1)"),
+        claim("N-2.2-a", "fails", "0.2 ± 0.1", **here),
+        claim("own", kind="finding"),
+    ]
+    made(tmp_path / "full", day=19, claims=full)
+    small = [claim("N-2.2-a", "holds", "0.9", **here), claim("N-1-b", "not measured", "no weights; here 3")]
+    made(tmp_path / "small", name="nie2018/figure2", day=21, preset="small", claims=small)
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "ledger.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert "| nie2018/figure4 |" in rows["N-1-a"]
+    assert "| **holds**: 0 (n = 1) |  |" in rows["N-1-a"]
+    assert "**fails**: 0.2 ± 0.1 [SqueezeNet 1.1 instead of VGG-16]" in rows["N-2.2-a"], (
+        "full sizes count before small ones"
+    )
+    assert "not measured: no weights |" in rows["N-1-b"]
+    assert "not checkable: " in rows["N-D-c"]
+    assert "100 sentences. Reproduction: 1 hold, 1 not measured. Replication: 1 fail. Not checkable: 4." in page
+    assert "own" not in rows

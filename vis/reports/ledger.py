@@ -55,11 +55,10 @@ def _verdict(claim: ClaimRecord) -> str:
 
 def _counts(ids: list[str], judged: dict[tuple[str, str], Judged]) -> str:
     """How many sentences have each verdict, reproductions and replications apart."""
-    parts = []
+    parts, plural = [], {"holds": "hold", "fails": "fail"}
     for kind in ("reproduction", "replication"):
         count = Counter(judged[id_, kind][1].verdict for id_ in ids if (id_, kind) in judged)
-        parts.append(
-            f"{kind.capitalize()}: " + ", ".join(f"{count[v]} {v}" for v in VERDICTS if count[v] or v == "holds")
-        )
+        counts = [f"{count[v]} {plural.get(v, v)}" for v in VERDICTS if count[v]]
+        parts.append(f"{kind.capitalize()}: {', '.join(counts) or 'none'}")
     not_checkable = sum("not_checkable" in ledger()[id_] for id_ in ids)
     return ". ".join([f"{len(ids)} sentences", *parts, f"Not checkable: {not_checkable}"]) + "."
