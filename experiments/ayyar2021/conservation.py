@@ -141,7 +141,7 @@ class Conservation(Experiment):
                               one("|R⁺ - Eq. 23| and |R⁻ - Eq. 24|", "by_sign", "positive_alone", "Δz⁺ alone"),
                               one("|Σ R - Δz|, Rescale", "rescale", "positive_alone", "Δz⁺ alone")]),
             Claim("epsilon_root_mended", [mended], source="The project, section 5.1.1",
-                  sentence="The root of LRP-ε has the factor a_i, which the survey's lacks."),
+                  sentence="The root of LRP-ε has the factor a_i, which the survey omits."),
         ]  # fmt: skip
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
