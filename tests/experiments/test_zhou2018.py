@@ -132,7 +132,7 @@ def test_layers_that_are_linear_have_no_error_and_trainings_are_the_units():
     results, found = concluded("experiment=zhou2018/depth", *small, *random)
     assert len(results.rows()) == 2 * 4 * 2
     assert all(row["error"] < 1e-12 for row in results.rows("layers") if row["kind"] == "linear")
-    assert found["Z-3-s"]["verdict"] == "holds"
+    assert all(min(each["values"]) > 0 for each in found["Z-3-s"]["compared"])
     assert len(found["Z-3-t"]["compared"][0]["values"]) == 4
     assert found["Z-3-t"]["kind"] == "replication"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vis.config.compose import load_node, options
 from vis.errors import UserError
-from vis.models import build_model, imagenet_classes, skeleton
+from vis.models import _num_classes, build_model, imagenet_classes, skeleton
 from vis.models.initialise import initialise
 from vis.models.networks import CNN3, FCN3, torchvision_classifier
 from vis.models.random_weight import BLOCK, INITIALISATIONS, RandomWeight, parallel
@@ -44,8 +44,8 @@ def test_every_config_is_a_network_with_weights_or_a_way_to_them(name):
     net, channels, size = skeleton(values)
     digits = ("cnn_masked", "cnn_masked_standin", "cnn_unmasked")
     small = {"vgg_small": (10, 3, (32, 32)), "cnn_mnist": (10, 1, (28, 28))} | dict.fromkeys(digits, (10, 1, (56, 28)))
-    out = [m for m in net.modules() if hasattr(m, "out_features")][-1].out_features
-    assert (out, channels, size) == small.get(name, (1000, 3, (224, 224)))
+    small |= dict.fromkeys(("cifar_resnet20", "cifar_resnet32", "cifar_resnet56"), (10, 3, (32, 32)))
+    assert (_num_classes(net), channels, size) == small.get(name, (1000, 3, (224, 224)))
     if name.endswith("_random"):
         assert values["init"] == "truncated_normal"
         assert values["std"] == 0.1
