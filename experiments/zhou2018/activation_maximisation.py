@@ -300,6 +300,10 @@ class ActivationMaximisation(Experiment):
             f"{judged}, {none}", column("judge p", none), below(0.5, ours="half is ours"),
             null=column("judge p of real", none), control="real images of the class",
         )  # fmt: skip
+        knows = Compared(
+            f"{judged}, real images", column("judge p of real", none), above(0.5, ours="half is ours"),
+            null=1 / rows[0]["classes"], control="a network that knows no class",
+        )  # fmt: skip
         decay = [
             Compared(
                 f"{judged}, L2 - {other}",
@@ -342,7 +346,7 @@ class ActivationMaximisation(Experiment):
         unseen = "" if seen else "no image of the dataset shows these classes: dataset=imagenet dataset.path=FOLDER"
         claims = [
             Claim("Z-1-a", [high], reason=unseen),
-            Claim("Z-1-b", [fails]),
+            Claim("Z-1-b", [fails, knows]),
             Claim("Z-1-c", decay),
             Claim("Z-1-d", natural),
             Claim("Z-1-e", abstract, reason=unseen),

@@ -88,7 +88,11 @@ class RelatedWork(Experiment):
     # --- from what is stored ------------------------------------------------------------------------------------------
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Return the correlation of DeconvNet's patterns for two images of a class, minus that for images of two classes."""
+        """Return what claims compare: how alike patterns of a class are, and what Grad-CAM gains by the last layer.
+
+        classes: the correlation of DeconvNet's patterns for two images of a class, minus that for images of two classes.
+        gains: by image, earlier layer and kind of information, the last layer's minus the earlier one's; of random weights too.
+        """
         labels = np.array([-1 if row["label"] is None else row["label"] for row in results.rows()])
         rows: Rows = [{"class": int(k)} for k in np.unique(labels) if k >= 0 and (labels == k).sum() > 1]
         for name in ("deconvnet", "random_deconvnet"):
@@ -98,7 +102,16 @@ class RelatedWork(Experiment):
                 own = np.flatnonzero(labels == row["class"])
                 within = alike[np.ix_(own, own)][np.triu_indices(len(own), 1)]
                 row[name] = float(within.mean() - alike[np.ix_(own, np.flatnonzero(labels != row["class"]))].mean())
-        return {"classes": rows}
+        found = {(row["image"], row["layer"]): row for row in results.rows("layers")}
+        gains: Rows = [
+            {"image": image, "layer": layer, "what": what}
+            | {f"{kind}gain": found[image, "last"][kind + what] - row[kind + what] for kind in ("", "random_")}
+            for (image, layer), row in found.items()
+            if layer != "last"
+            for what in ("spatial", "semantic")
+            if None not in [r[k + what] for r in (row, found[image, "last"]) for k in ("", "random_")]  # a constant map
+        ]
+        return {"classes": rows, "gains": gains}
 
     def claims(self, results: Results) -> list[Claim]:
         rows = results.rows()
@@ -156,13 +169,14 @@ class RelatedWork(Experiment):
 
     def _last_layer(self, results: Results) -> list[Compared]:
         """Compare the last layer's information with that of the poolings before it."""
-        last, found = results.rows("layers", layer="last"), []
-        for layer in dict.fromkeys(row["layer"] for row in results.rows("layers") if row["layer"] != "last"):
-            rows = results.rows("layers", layer=layer)
-            for what in ("spatial", "semantic"):
-                gain, null = (Column(last, n, "image") - Column(rows, n, "image") for n in (what, f"random_{what}"))
-                text = f"{what} information of Grad-CAM, last layer - {layer}"
-                found.append(Compared(text, gain, above(0), null=null, control="the same with random weights"))
+        found = []
+        for layer, what in dict.fromkeys((row["layer"], row["what"]) for row in results.rows("gains")):
+            rows = results.rows("gains", layer=layer, what=what)
+            gain, random = Column(rows, "gain", "image"), Column(rows, "random_gain", "image")
+            text = f"{what} information of Grad-CAM, last layer - {layer}"
+            found.append(Compared(text, gain, above(0), null=0.0, control="equal layers: 0"))
+            less = f"{text}, less that with random weights"
+            found.append(Compared(less, gain - random, above(0), null=0.0, control="the same with random weights"))
         return found
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -78,6 +78,8 @@ def _columns(claim: Claim) -> Iterator[Column]:
 
 
 def _renamed(value: Any, number: int) -> Any:
+    if isinstance(value, float):  # close to the setting it is a copy of
+        return value + 1e-6 * number
     return value + 1000 * number if isinstance(value, int) else f"{value}~{number}"
 
 
