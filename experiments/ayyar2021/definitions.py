@@ -213,7 +213,7 @@ def cam_numbers(generator: torch.Generator, x: Tensor) -> dict[str, float]:
     layers = nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU()
     net = randomise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)), generator)
     net[-1].bias.zero_()  # type: ignore[operator]  # so that the largest logit's map has positive values
-    net[-1].weight.copy_(net[-1].weight * net(x)[0].max().sign())  # type: ignore[operator]
+    net[-1].weight.copy_(net[-1].weight * net(x)[0].max().sign())  # type: ignore[operator]  # a dense layer
     order = net(x)[0].argsort(descending=True).tolist()
     Z = (x.shape[2] - 4) * (x.shape[3] - 4)
     gradcam, cam, other = (

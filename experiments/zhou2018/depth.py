@@ -77,7 +77,7 @@ class Depth(Experiment):
         model = run.model(node, seed=seed, weights=None, init="kaiming_normal")
         data: Any = OmegaConf.to_container(run.config.dataset, resolve=True)
         train, val = splits(data | {"limit": None})
-        recipe = STANDIN_RECIPES["digits" if "scikit" in train.origin else "mnist"]
+        recipe = STANDIN_RECIPES["digits" if train.read(0).size == (8, 8) else "mnist"]
         images, held_out = (load_images(each, model.input_size, model.channels) for each in (train, val))
         with tempfile.TemporaryDirectory() as other:
             folder = (run.folder or Path(other)) / "trainings" / f"{name}_{seed}"

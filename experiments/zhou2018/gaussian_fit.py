@@ -63,6 +63,7 @@ class GaussianFit(Experiment):
             learnt = PatchGaussian.fit(known, side, self.patches, seed=run.config.seed)
             for i in held_out:
                 row = {"kind": kind, "image": names[i], "number": i, "window": k, "patch": side, "data": data.origin}
+                row["enlarged"] = data.read(i).width < size[1]
                 rows.append(row | self._predict(learnt, images[i].double(), k, run.config.seed))
         return Output(tables={"table": rows})
 
@@ -121,9 +122,11 @@ class GaussianFit(Experiment):
         )  # fmt: skip
         count = len(dict.fromkeys(row["image"] for row in rows))
         pictures = [f"{count} photographs instead of the 50,000 of ILSVRC's validation set"]
-        source = results.rows(kind="digits")[0]["data"]
-        enlarged = f"{source} are enlarged from 8x8, so pixels predict their neighbours: experiment.datasets.digits.path=FOLDER"
-        reason = "" if source.startswith("MNIST") else enlarged
+        digit = results.rows(kind="digits")[0]
+        enlarged = (
+            f"{digit['data']} are enlarged, so pixels predict their neighbours: experiment.datasets.digits.path=FOLDER"
+        )
+        reason = enlarged if digit["enlarged"] else ""
         return [
             *replicated([Claim("Z-1-r", [wider]), Claim("Z-1-s", [tails])], pictures),
             *replicated([Claim("Z-3-p", [weak], reason=reason)], pictures),

@@ -139,7 +139,7 @@ def test_attacks_change_classes_and_noise_less():
     expected = (row["fgsm_noise"] - row["fgsm"] + row["deepfool_noise"] - row["deepfool"]) / 2
     assert insensitive["compared"][0]["values"][0] == pytest.approx(expected)
     assert claims["A-7-f"]["compared"][0]["control_values"] != claims["A-7-f"]["compared"][0]["values"]
-    assert claims["A-7-d"]["verdict"] == "not measured", "it lacks methods"
+    assert claims["A-7-d"]["verdict"] == "not measured", "methods are missing"
     assert len(results.rows("focus")) == 2
 
 

@@ -169,7 +169,7 @@ def test_an_activation_without_a_module_is_a_layer_like_others(method, spelling)
         "statement": statement,
     }
     net = networks.randomise(Written(spellings[spelling], 4)).double()
-    same = AsModules(lambda n, x: n.act2(n.conv2(n.act1(n.conv1(x)))).mean((2, 3)), 4).double().eval()  # type: ignore[attr-defined]
+    same = AsModules(lambda n, x: n.act2(n.conv2(n.act1(n.conv1(x)))).mean((2, 3)), 4).double().eval()  # type: ignore[attr-defined]  # the network has them
     same.load_state_dict(net.state_dict())
     x = networks.images()
     assert (feature_layer(net, x), feature_layer(same, x)) == ("conv2:relu", "act2")
