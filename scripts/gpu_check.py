@@ -182,7 +182,7 @@ class Check:
         yield Row("streamed layer and its gradient", 0.0, self.streamed)
         yield Row("streamed layer, against a dense one on the device", 2e-5, self.streamed_as_dense)
         for item in ITEMS:
-            yield Row(f"{item}, preset=small", 0.0, partial(self.item, item))
+            yield Row(f"{item}, preset=tiny", 0.0, partial(self.item, item))
         for network in others:
             yield from self.methods(network, "float32")
             yield from self.engine(network)
@@ -271,7 +271,7 @@ class Check:
         return float(sum(there.get(claim) != here.get(claim) for claim in there | here))
 
     def verdicts(self, name: str, device: str) -> dict[str, str]:
-        words = [f"experiment={name}", "preset=small", f"device={device}", f"outputs={self.folder / 'items'}"]
+        words = [f"experiment={name}", "preset=tiny", f"device={device}", f"outputs={self.folder / 'items'}"]
         with redirect_stdout(io.StringIO()) as out:
             code = vis.run.main(words)
         if code:

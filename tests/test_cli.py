@@ -246,7 +246,7 @@ def test_a_damaged_run_folder_is_a_clear_error(broken, vis_run):
 def test_every_experiment_composes_under_both_presets():
     register()
     for experiment in options("experiment"):
-        for preset in ("paper", "small"):
+        for preset in ("paper", "small", "tiny"):
             try:
                 config = compose_config([f"experiment={experiment}", f"preset={preset}"])
             except Lacking:  # the authors' weights or images
@@ -267,8 +267,8 @@ def one_of_each_kind() -> list[str]:
 @pytest.mark.parametrize("experiment", one_of_each_kind())
 def test_every_kind_of_experiment_can_be_planned_and_nothing_is_made(experiment, vis_run, tmp_path):
     ran = vis_run(f"experiment={experiment}", "--dry-run")
-    if "preset=small" in ran.err:  # its weights or images are missing
-        ran = vis_run(f"experiment={experiment}", "preset=small", "--dry-run")
+    if "preset=tiny" in ran.err:  # its weights or images are missing
+        ran = vis_run(f"experiment={experiment}", "preset=tiny", "--dry-run")
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"experiment {experiment}: ")
     assert re.search(r"estimate +[\d.]+ (s|min|h), [\d.]+ GB of memory, \d+ MB on disk|cost +not estimated", ran.out)
@@ -315,7 +315,7 @@ def test_a_glob_in_a_sweep_expands_to_the_matching_names():
 
 
 def test_options_of_the_model_of_a_small_preset_are_known(vis_run):
-    words = ["experiment=compare", "preset=small", "dataset.limit=1", "--dry-run"]
+    words = ["experiment=compare", "preset=tiny", "dataset.limit=1", "--dry-run"]
     weights = [vis_run(*words, f"model.width={width}").out.partition("model ")[2] for width in (0.0625, 0.125)]
     assert weights[0].split()[0] == weights[1].split()[0] == "vgg_small:"
     assert weights[0] != weights[1]
@@ -331,7 +331,7 @@ def test_a_dry_run_resumes_nothing(option, vis_run, tmp_path):
 
 def test_the_command_line_overrides_preset_small():
     register()
-    words = ["experiment=nie2018/figure5", "preset=small"]
+    words = ["experiment=nie2018/figure5", "preset=tiny"]
     assert compose_config(words[:1]).experiment.filters == [8, 16, 32, 64]
     small = compose_config(words)
     assert small.experiment.filters == [8, 16, 32]

@@ -94,7 +94,7 @@ WORDS = st.one_of(
         "--package=nope", "--resolve", "--info=config", "--info", "--info=defaults-tree", "--resume", "--redraw", "--resume=own",
         "--redraw=own", "--config-dir", "--config-dir=nowhere", "--lst", "-x", "-i", "-cjob", "--package=",
         "--", "-model=vgg16", "--hydra-help", "--install-completion",
-        "preset=small", "model.num_filters=2,4", "seed=range(0,2)", "seed=interval(0,1)", "method=gbp,[gbp,saliency]",
+        "preset=tiny", "model.num_filters=2,4", "seed=range(0,2)", "seed=interval(0,1)", "method=gbp,[gbp,saliency]",
     ]),
 )  # fmt: skip
 

@@ -188,7 +188,7 @@ MISTAKES = {
     ),
     "a module that exits": ([*SMALL, "+methods.mine._target_=exiting.Mine"], "cannot be imported: SystemExit: 3"),
     "an experiment without its method": (
-        ["experiment=ayyar2021/similarity", "preset=small", "method=gradcam"],
+        ["experiment=ayyar2021/similarity", "preset=tiny", "method=gradcam"],
         "ayyar2021/similarity needs fem: give method=[fem,gradcam",
     ),
     "--package without a part": (["--cfg", "job", "-p"], "--package/-p: expected one argument. See vis-run --help"),
@@ -416,7 +416,7 @@ def test_claims_about_methods_that_were_left_out_are_not_measured(item, vis_run)
     network = ("model=cnn_masked", "model.init=kaiming_normal", "model.weights=null", "dataset.limit=1")
     ran = vis_run(
         f"experiment=taimeskhanov2024/{item}",
-        "preset=small",
+        "preset=tiny",
         *network,
         "experiment.samples=1",
         "method=[gradcam,hirescam]",
@@ -432,7 +432,7 @@ def test_claims_about_methods_that_were_left_out_are_not_measured(item, vis_run)
 
 
 def test_an_experiment_names_the_methods_that_it_needs(vis_run):
-    ran = vis_run("experiment=nie2018/constants", "preset=small", "method=gbp", "--dry-run")
+    ran = vis_run("experiment=nie2018/constants", "preset=tiny", "method=gbp", "--dry-run")
     assert (ran.code, ran.err) == (
         2,
         "vis-run: nie2018/constants needs saliency, deconvnet: give method=[gbp,saliency,deconvnet]\n",

@@ -371,5 +371,11 @@ def _departures(config: Mapping[str, Any], paper: Mapping[str, Any], prefix: str
 
 
 def at_small_sizes(config: Mapping[str, Any]) -> str:
-    """The reason for no verdict on a sentence that depends on the size, in a run at `preset=small`; otherwise ""."""
-    return "it takes the full sizes: leave out preset=small" if config.get("preset") == "small" else ""
+    """The reason for no verdict on a sentence that depends on the size, in a run at a reduced size; otherwise ""."""
+    preset = config.get("preset")
+    return f"it takes the full sizes: leave out preset={preset}" if preset in ("small", "tiny") else ""
+
+
+def on_digits(config: Mapping[str, Any]) -> str:
+    """The reason for no verdict on a sentence about a trained network, in a run at `preset=tiny`; otherwise ""."""
+    return "a network trained on digits says nothing: leave out preset=tiny" if config.get("preset") == "tiny" else ""

@@ -12,13 +12,17 @@ class UserError(Exception):
 class Lacking(UserError):
     """A resource of a run, such as weights or data, is neither on this machine nor can it be downloaded.
 
-    reason: what is missing, a clause; ways_out: what to do instead; small_available: whether preset=small runs without it.
+    reason: what is missing, a clause; ways_out: what to do instead; tiny_available: whether preset=tiny runs without it.
     """
 
-    def __init__(self, reason: str, ways_out: str = "", small_available: bool = False) -> None:
-        self.reason, self.ways_out, self.small_available = reason, ways_out, small_available
-        small = "Or see it at a small size, on what the project makes itself: preset=small" if small_available else ""
-        super().__init__(". ".join(filter(None, (reason, ways_out, small))))
+    def __init__(self, reason: str, ways_out: str = "", tiny_available: bool = False) -> None:
+        self.reason, self.ways_out, self.tiny_available = reason, ways_out, tiny_available
+        tiny = (
+            "Or see it in seconds, on a network that the project trains on digits: preset=tiny"
+            if tiny_available
+            else ""
+        )
+        super().__init__(". ".join(filter(None, (reason, ways_out, tiny))))
 
 
 class NotApplicable(ValueError):

@@ -28,7 +28,7 @@ Three commands to start with:
 Choices (vis-run --list shows them all):
   experiment=  model=  method=  dataset=       groups; show an option's parameters with vis-run model=vgg16 --cfg job
   target=max|random|<index>|<class name>|[..]  image=FILE  seed=0  seeds=8  device=auto|cpu|cuda  batch_size=auto|n
-  precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small
+  precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small|tiny
 
 Options:
   --list              list every experiment, model, method and dataset
@@ -238,6 +238,7 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
     A single job with missing weights or data is an error; among several, its message is printed in place of its plan.
     """
     from vis.config import compose
+    from vis.config.check import check
     from vis.runner.dry_run import dry_run
 
     for number, job in enumerate(jobs):
@@ -245,10 +246,14 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             print(f"job {number}: {' '.join(job)}")
         try:
             config = compose.compose_config(job, config_dirs)
+            replica = compose.replicated(config, job)
             try:
+                check(config)
                 print(dry_run(config), end="", flush=True)
             except Lacking as error:
-                raise compose.with_a_way_out(error, config) from error
+                if replica is None:
+                    raise compose.with_a_way_out(error, config) from error
+                print(f"{error.reason}. The run is then a replication:\n{dry_run(replica)}", end="", flush=True)
         except Lacking as error:
             if len(jobs) == 1:
                 raise
@@ -307,7 +312,7 @@ def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], com
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
     for job in jobs:
-        with contextlib.suppress(Lacking):  # such a job runs at preset=small
+        with contextlib.suppress(Lacking):  # such a job fails, and the others run
             compose.compose_config(job, config_dirs)
     folder = _reserve(config)
     begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))

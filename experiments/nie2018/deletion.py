@@ -43,13 +43,13 @@ TITLES = {**LABELS, "gradcam": "Grad-CAM", "random": "random order"}
 
 
 class Deletion(Experiment):
-    """Delete pixels in the order of maps of two classes. object: {image: box}; steps: of a curve."""
+    """Delete pixels in the order of maps of two classes. steps: of a curve."""
 
     metrics = ("gap", "gain")
     series = "method"
 
-    def __init__(self, object: Mapping[str, Sequence[float] | None], steps: int) -> None:
-        self.object, self.steps = object, steps
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_both(run)
@@ -64,11 +64,12 @@ class Deletion(Experiment):
         batch = run.batch(model, task["images"])
         (maps,), logits = run.explain(model, batch.x, [None])
         where = {"network": task["network"], "seed": task["seed"]}
-        outside = in_background(energy_of(maps["saliency"]), batch.names, self.object)
+        drawn = run.drawn(model, task["images"])
+        outside = in_background(energy_of(maps["saliency"]), batch.names, drawn)
         output = Output(tables={"table": [], "boxes": []})
         for name, share in zip(batch.names, outside, strict=True):
             if share is not None:
-                area = background((batch.x.shape[2], batch.x.shape[3]), self.object[name] or ()).mean().item()
+                area = background((batch.x.shape[2], batch.x.shape[3]), drawn[name].box).mean().item()
                 output.tables["boxes"].append({**where, "image": name, "box": area - share})
         if task["network"] == "trained":
             self._delete(run, model, batch, maps, logits, output)

@@ -31,6 +31,7 @@ from experiments.nie2018.trained import (
 from experiments.nie2018.verdicts import against_others, noise, readable
 from vis import metrics
 from vis.claims import Claim, Column, Compared, above, below
+from vis.data.boxes import Drawn
 from vis.runner.experiment import Batch, Load, Run, Task
 from vis.store.run_folder import Output, Results
 
@@ -49,11 +50,7 @@ def recovered(maps: Tensor, x: Tensor) -> Tensor:
 
 
 class Figure2(Gallery):
-    """Draw the gallery of the trained network and measure its maps. object: {image: box}; paper: see Gallery."""
-
-    def __init__(self, paper: str, object: Mapping[str, Sequence[float] | None]) -> None:
-        super().__init__(paper)
-        self.object = object
+    """Draw the gallery of the trained network and measure its maps. paper: see Gallery."""
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_both(run)
@@ -73,7 +70,7 @@ class Figure2(Gallery):
         count = len(task["images"])
         own = Batch(batch.x[:count], batch.pixels[:count], batch.names[:count], batch.labels[:count])
         output = self.compared(run, task, model, own, explained) if trained else Output()
-        columns = self._columns(own, explained.maps[0], several)
+        columns = self._columns(own, explained.maps[0], run.drawn(model, task["images"]), several)
         if trained:
             noisy = (own.pixels + random_signs(task["seed"], own) * 2 / 255).clamp(0, 1)
             x = run.preprocess(model)(noisy.to(own.x.dtype)).to(own.x.device)
@@ -90,7 +87,9 @@ class Figure2(Gallery):
         ]
         return output
 
-    def _columns(self, batch: Batch, maps: Mapping[str, Tensor], several: bool) -> dict[str, dict[str, list[Any]]]:
+    def _columns(
+        self, batch: Batch, maps: Mapping[str, Tensor], drawn: Mapping[str, Drawn], several: bool
+    ) -> dict[str, dict[str, list[Any]]]:
         """Return the columns of each method. maps: of the batch, and of the photograph behind it if there are several."""
         count, x = len(batch.names), batch.x.cpu()
         found: dict[str, dict[str, list[Any]]] = {}
@@ -104,7 +103,7 @@ class Figure2(Gallery):
                 **({"other": metrics.pearson(own, all_[1:])} if several else {}),
             }
             found[method] = {name: values.tolist() for name, values in numbers.items()}
-            found[method]["background"] = in_background(energy, batch.names, self.object)
+            found[method]["background"] = in_background(energy, batch.names, drawn)
         return found
 
     @staticmethod

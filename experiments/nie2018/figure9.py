@@ -12,7 +12,7 @@ Each network explains its own largest logit. Columns of the table beside `patche
     same         correlation with that map
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +46,7 @@ class Figure9(Experiment):
     """Measure GBP in partly trained networks.
 
     up_to, except_layers: layers in the order of the forward pass, by the network's or the paper's names; claims need the
-    paper's four, dense layers last. object: {image: box}; paper: the paper's images.
+    paper's four, dense layers last. paper: the paper's images.
     """
 
     metrics = ("background", "patches", "distance")
@@ -56,11 +56,10 @@ class Figure9(Experiment):
         self,
         up_to: Sequence[str],
         except_layers: Sequence[str],
-        object: Mapping[str, Sequence[float] | None],
         paper: Sequence[str],
     ) -> None:
         self.settings = {"up_to": list(up_to), "except": list(except_layers)}
-        self.object, self.paper = object, paper
+        self.paper = paper
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 8)]
@@ -85,7 +84,7 @@ class Figure9(Experiment):
                 energy, gray, fine = energy_of(maps), metrics.luma(maps), metrics.high_pass(maps)
                 numbers = {
                     "patches": surviving_patches(energy).tolist(),
-                    "background": in_background(energy, batch.names, self.object),
+                    "background": in_background(energy, batch.names, run.drawn(model, task["images"])),
                     "sharpness": (fine.square().flatten(1).sum(1) / gray.square().flatten(1).sum(1)).tolist(),
                     "distance": metrics.unit_distance(maps, full).tolist(),
                     "same": metrics.pearson(maps, full).tolist(),

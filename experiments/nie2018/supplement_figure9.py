@@ -9,7 +9,7 @@ Columns of the table, a row for each network (trained, and random as the control
                  its median: on a flat background, a difference is 0 anyway
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -49,13 +49,13 @@ def textured(x: Tensor, window: int) -> Tensor:
 
 
 class SupplementFigure9(Experiment):
-    """Compare GBP, and the saliency map as its control, with the edge detector. object: {image: box}; paper: its images."""
+    """Compare GBP, and the saliency map as its control, with the edge detector. paper: its images."""
 
     metrics = ("local", "edges", "background")
     series = "map"
 
-    def __init__(self, object: Mapping[str, Sequence[float] | None], paper: Sequence[str]) -> None:
-        self.object, self.paper = object, paper
+    def __init__(self, paper: Sequence[str]) -> None:
+        self.paper = paper
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return batches_of_both(run)
@@ -81,7 +81,7 @@ class SupplementFigure9(Experiment):
                 "other": _local(energy, energy_of(left_difference(others))).tolist(),
                 "edges": (share(energy, most) / 0.2).tolist(),
                 "patches": surviving_patches(energy).tolist(),
-                "background": in_background(energy, batch.names, self.object, where),
+                "background": in_background(energy, batch.names, run.drawn(model, task["images"]), where),
             }
             for i, image in enumerate(batch.names):
                 row = {"network": task["network"], "seed": task["seed"], "image": image, "map": name}

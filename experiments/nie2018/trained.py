@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from vis.claims import Claim, Column, Compared, Rule, at_small_sizes, departures, replicated
+from vis.data.boxes import Drawn
 from vis.models import Model
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Results
 
 LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 RANDOM: dict[str, Any] = {"weights": None, "init": "truncated_normal", "std": 0.1}  # the paper's random networks
-NO_BOX = "no photograph has a box around its object: experiment.object.NAME=[top,left,bottom,right]"
+NO_BOX = "no photograph has a box around its object: boxes.NAME=[top,left,bottom,right]"
 GIVEN_10K = "10,000 images of ImageNet's test set"
 
 
@@ -187,7 +188,7 @@ def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
 
 
 def in_background(
-    energy: Tensor, names: Sequence[str], boxes: Mapping[str, Sequence[float] | None], where: Tensor | None = None
+    energy: Tensor, names: Sequence[str], drawn: Mapping[str, Drawn], where: Tensor | None = None
 ) -> list[float | None]:
     """Return the share of each image's energy in its background; None for an image without a box.
 
@@ -195,11 +196,10 @@ def in_background(
     """
     found: list[float | None] = []
     for i, name in enumerate(names):
-        box = boxes.get(name)
-        if box is None:
+        if name not in drawn:
             found.append(None)
             continue
-        mask = background((energy.shape[2], energy.shape[3]), box) * (1 if where is None else where[i])
+        mask = background((energy.shape[2], energy.shape[3]), drawn[name].box) * (1 if where is None else where[i])
         found.append(share(energy[i : i + 1], mask).item())
     return found
 

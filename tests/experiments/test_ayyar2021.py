@@ -16,7 +16,7 @@ from vis.runner.experiment import Run
 
 # The small network with random weights, on two photographs.
 TINY = (
-    "preset=small",
+    "preset=tiny",
     "model=vgg_small",
     "model.weights=null",
     "model.init=kaiming_normal",
@@ -210,7 +210,7 @@ def test_figures_2_and_3_have_the_sizes_of_the_layers():
 def test_without_the_papers_weights_the_error_names_the_small_preset(vis_run):
     ran = vis_run("experiment=ayyar2021/figure6")
     assert ran.code in (0, 2)  # 0 where the weights are there
-    assert ran.code == 0 or "preset=small" in ran.err
+    assert ran.code == 0 or "preset=tiny" in ran.err
 
 
 # --- definitions, networks, influence, perturbations, SmoothGrad --------------------------------------------------------

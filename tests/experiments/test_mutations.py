@@ -15,5 +15,5 @@ ITEMS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("item", ITEMS)
 def test_every_claim_can_fail(item, vis_run):
-    ran = vis_run(f"experiment={item}", "preset=small")
+    ran = vis_run(f"experiment={item}", "preset=tiny")
     assert mutations.killed(ran.folder) == {}

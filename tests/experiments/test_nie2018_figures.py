@@ -107,7 +107,7 @@ def test_figure7_without_trained_weights(vis_run):
     assert "random: HP, GBP minus saliency map" in found["N-E-a"]["measured"]
     ran = vis_run(*FIGURE7, "experiment.optional=[]")
     assert ran.code == 2
-    assert "preset=small" in ran.err
+    assert "preset=tiny" in ran.err
 
 
 def test_images_of_the_next_units_are_read_once_and_ahead():
@@ -131,7 +131,7 @@ def own(checkpoint: str) -> tuple[str, ...]:
 def test_figure2_without_weights_says_what_to_do(vis_run):
     ran = vis_run("experiment=nie2018/figure2")
     assert ran.code == 2
-    assert "preset=small" in ran.err
+    assert "preset=tiny" in ran.err
     assert "model.weights=FILE" in ran.err
 
 

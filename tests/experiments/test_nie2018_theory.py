@@ -145,7 +145,7 @@ def test_figure_1_the_rules_in_numbers(vis_run):
 def test_figure_6_pooling_brings_the_input_into_deconvnet(vis_run):
     small = [f"experiment.models.{m}.{o}" for m in ("pool", "cnn") for o in ("num_filters=64", "num_classes=10")]
     small += [f"experiment.models.{m}.input_size=64" for m in ("pool", "cnn", "vgg", "average")]
-    folder = vis_run("experiment=nie2018/figure6", "preset=small", "seeds=1", "dataset.names=[tabby]", *small).folder
+    folder = vis_run("experiment=nie2018/figure6", "preset=tiny", "seeds=1", "dataset.names=[tabby]", *small).folder
     results = load_run(folder)
     HP = {n: np.mean([row["HP"] for row in results.rows(network=n, method="deconvnet")]) for n in ("pool", "cnn")}
     assert HP["pool"] > 0.3 > abs(HP["cnn"])

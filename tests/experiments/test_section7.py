@@ -412,5 +412,5 @@ def test_the_classification_part_alone_is_shuffled():
 
 
 def test_parameters_of_methods_that_were_not_chosen_are_nothing():
-    config = compose_config(["experiment=ayyar2021/people", "preset=small", "method=[fem,gradcam]"])
+    config = compose_config(["experiment=ayyar2021/people", "preset=tiny", "method=[fem,gradcam]"])
     assert set(config.methods) == {"fem", "gradcam"}

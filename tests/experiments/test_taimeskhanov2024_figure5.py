@@ -14,7 +14,7 @@ from vis.training.loop import Training
 from vis.training.recipe import Recipe
 
 FIGURE5 = "experiment=taimeskhanov2024/figure5"
-TINY = (FIGURE5, "preset=small", "device=cpu", "dataset.limit=20", "experiment.recipe.epochs=2")
+TINY = (FIGURE5, "preset=tiny", "device=cpu", "dataset.limit=20", "experiment.recipe.epochs=2")
 
 
 def test_two_trainings_drawn_while_they_work_and_resumed_after_a_kill(vis_run, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def test_a_digit_is_padded_and_not_resized(data):
 
 
 def test_figure_6_shows_the_dead_zone_of_the_network(vis_run):
-    folder = vis_run("experiment=taimeskhanov2024/figure6", "preset=small").folder
+    folder = vis_run("experiment=taimeskhanov2024/figure6", "preset=tiny").folder
     results = load_run(folder)
     assert {(row["first"], row["last"]) for row in results.rows()} == {(27, 55)}
     assert len(results.rows()) == 5

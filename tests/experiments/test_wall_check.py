@@ -96,14 +96,14 @@ def test_table_1_lacks_weights_and_images_and_names_the_way_out(vis_run):
     ran = vis_run("experiment=taimeskhanov2024/table1")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "path is not given" in ran.err
-    assert "preset=small" in ran.err
+    assert "preset=tiny" in ran.err
 
 
 @pytest.fixture
 def untrained_table(vis_run):
     """Table 1's code on the masked CNN with random weights in the stand-in's place."""
     weights = ("model.weights=null", "model.init=kaiming_normal")
-    return vis_run("experiment=taimeskhanov2024/table1", "preset=small", "model=cnn_masked", *weights, "dataset=stacked_digits",
+    return vis_run("experiment=taimeskhanov2024/table1", "preset=tiny", "model=cnn_masked", *weights, "dataset=stacked_digits",
                    "dataset.limit=12", "methods.opticam.iterations=5", "~methods.scorecam").folder  # fmt: skip
 
 

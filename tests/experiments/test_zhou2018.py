@@ -23,7 +23,7 @@ from vis.windows.gaussian import PatchGaussian
 
 # The MNIST network with random weights on digits, large windows far apart.
 TINY = (
-    "preset=small",
+    "preset=tiny",
     "model=cnn_mnist",
     "model.weights=null",
     "model.init=kaiming_normal",

@@ -17,14 +17,14 @@ from vis.store.run_folder import Results
 
 # The MNIST network with random weights on digits, large windows far apart.
 TINY = (
-    "preset=small",
+    "preset=tiny",
     "model=cnn_mnist",
     "model.weights=null",
     "model.init=kaiming_normal",
     "dataset=digits",
     "dataset.limit=2",
 )
-SMALL = "it takes the full sizes: leave out preset=small"
+SMALL = "it takes the full sizes: leave out preset=tiny"
 BOX = "[[0.3, 0.3, 0.6, 0.6]]"
 EARS = "[[0.1, 0.1, 0.3, 0.3], [0.1, 0.7, 0.3, 0.9]]"
 
@@ -90,7 +90,7 @@ def test_without_weights_the_way_out_is_named(vis_run, tmp_path):
     for name in ("figure14", "figure11"):
         ran = vis_run(f"experiment=zhou2018/{name}")
         assert ran.code == 2
-        assert "preset=small" in ran.err
+        assert "preset=tiny" in ran.err
     assert not list((tmp_path / "outputs").glob("*/*"))
 
 
@@ -282,13 +282,13 @@ def test_what_a_rotation_moves_is_put_back():
 
 @pytest.mark.parametrize("item", sorted(name for name in options("experiment") if name.startswith("zhou2018/figure")))
 def test_at_small_sizes_a_network_of_digits_sees_digits(item):
-    config = compose_config([f"experiment={item}", "preset=small"])
+    config = compose_config([f"experiment={item}", "preset=tiny"])
     assert (
         config.get("model") is None or config.model.name != "cnn_mnist" or config.dataset._target_ == "vis.data.mnist"
     )
 
 
 def test_a_small_size_of_a_dataset_keeps_its_other_parameters():
-    assert compose_config(["experiment=zhou2018/figure16", "preset=small"]).dataset.limit == 4
-    chosen = compose_config(["experiment=zhou2018/figure16", "preset=small", "dataset=samples"]).dataset
+    assert compose_config(["experiment=zhou2018/figure16", "preset=tiny"]).dataset.limit == 4
+    chosen = compose_config(["experiment=zhou2018/figure16", "preset=tiny", "dataset=samples"]).dataset
     assert (chosen._target_, chosen.limit, "option" in chosen) == ("vis.data.samples", 4, False)

@@ -181,7 +181,7 @@ def test_table1_masks_to_the_papers_black():
         "model.weights=null",
         "model.init=normal",
     )
-    paper, small = (folders, [-2.117904, -2.035714, -1.804444]), (("preset=small",), [0.0])
+    paper, small = (folders, [-2.117904, -2.035714, -1.804444]), (("preset=tiny",), [0.0])
     for words, black in (paper, small):
         run = Run(compose_config(["experiment=taimeskhanov2024/table1", *words]))
         x = torch.zeros(1, len(black), 2, 2)

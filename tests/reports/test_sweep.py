@@ -15,6 +15,7 @@ from PIL import Image
 from vis.claims import ledger
 from vis.reports.report import main as report
 from vis.reports.sweep import _figure
+from vis.store.run_folder import RunFolder
 from vis.store.sweep_plan import plan
 
 
@@ -175,7 +176,7 @@ experiment:
   name: needy
   rows: 1
   scaling: minmax
-  small: {model: resnet50_random}
+  replication: {model: resnet50_random}
 """
 
 
@@ -201,7 +202,8 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     for image in re.findall(r'<figure><a href="([^"]+)"', page):
         assert (folder / image).is_file()
     assert len(re.findall("<img", page)) == 2
-    assert "vis-run experiment=needy preset=small" in page, "its weights are missing: it ran at the small sizes"
+    (needy,) = folder.glob("1_*")
+    assert RunFolder(needy).config().model.name == "resnet50_random", "its weights are missing: it ran as a replication"
     findings = page[page.index("What was found") : page.index('id="ayyar2021-figure5"')]
     shown = {id_: str(escape(ledger()[id_]["sentence"])) in findings for id_ in ("A-4.2-a", "A-4.2-b", "A-4.3-a")}
     assert shown == {"A-4.2-a": False, "A-4.2-b": True, "A-4.3-a": True}
@@ -239,5 +241,4 @@ def test_the_plan_of_a_collection_says_what_is_missing(vis_run, tmp_path):
     ran = vis_run("experiment=both", "--dry-run", "--config-dir", str(folder.parent))
     assert ran.code == 0
     assert ran.out.startswith("experiment ayyar2021/figure5: ")
-    assert "experiment=taimeskhanov2024/table1: " in ran.out
-    assert "preset=small" in ran.out
+    assert "The run is then a replication:\nexperiment taimeskhanov2024/table1: " in ran.out

@@ -24,12 +24,12 @@ SIZES = [
 COMMANDS = {
     "methods": (*VGG, f"method=[{','.join(METHODS)}]", *SIZES),
     "a_unit_of_a_layer": (*VGG, "method=[gbp,gradcam]", "target=[max,3]", "batch_size=1"),
-    "a_wall": ("experiment=wall_check", "preset=small", "method=[hirescam,ablationcam,saliency]", "dataset.limit=2"),
-    "compare": ("experiment=compare", *VGG, "method=[saliency,fem,lrp]", "preset=small"),
-    "closed_forms": ("experiment=nie2018/lemma1", "preset=small", "seeds=1"),
+    "a_wall": ("experiment=wall_check", "preset=tiny", "method=[hirescam,ablationcam,saliency]", "dataset.limit=2"),
+    "compare": ("experiment=compare", *VGG, "method=[saliency,fem,lrp]", "preset=tiny"),
+    "closed_forms": ("experiment=nie2018/lemma1", "preset=tiny", "seeds=1"),
     "training": ("experiment=train", *VGG[2:], "dataset=digits", "dataset.limit=64", "experiment.recipe.epochs=1"),
-    "draws": ("experiment=zhou2018/figure16", "preset=small"),
-    "attacks": ("experiment=ayyar2021/attacks", "preset=small", *VGG, "method=[fem,guided_gradcam]"),
+    "draws": ("experiment=zhou2018/figure16", "preset=tiny"),
+    "attacks": ("experiment=ayyar2021/attacks", "preset=tiny", *VGG, "method=[fem,guided_gradcam]"),
 }
 
 

@@ -69,7 +69,7 @@ class TestGpuCheck:
         alike = {row for row, cells in rows.items() if cells[0] == "alike"}
         assert alike == {f"cam, cnn_mnist, {precision}" for precision in ("float32", "tf32", "mixed")}
         assert {cells[0] for row, cells in rows.items() if row not in alike} == {"ok"}
-        assert {"engine, cnn_mnist, bfloat16", "taimeskhanov2024/figure2, preset=small"} < rows.keys()
+        assert {"engine, cnn_mnist, bfloat16", "taimeskhanov2024/figure2, preset=tiny"} < rows.keys()
         assert f"**{len(rows) - 3} of {len(rows) - 3} rows within tolerance" in text
 
     def test_what_is_wrong_is_a_row_and_not_the_end(self, ran):

@@ -70,7 +70,7 @@ _PARTS = {  # required keys
 }  # fmt: skip
 _MAY_BE = {  # optional keys, or null
     "model": dict, "methods": dict, "dataset": dict, "experiment.all": list, "experiment.claims": list,
-    "experiment.models": dict, "experiment.small": dict,
+    "experiment.models": dict, "experiment.replication": dict, "experiment.small": dict, "experiment.tiny": dict,
 }  # fmt: skip
 
 
@@ -114,8 +114,8 @@ def check(config: DictConfig) -> None:
         )
     if config.batch_size != "auto" and not (isinstance(config.batch_size, int) and config.batch_size >= 1):
         raise UserError(f"batch_size={config.batch_size} must be auto or a positive integer")
-    if config.preset not in ("paper", "small"):
-        raise UserError(f"preset={config.preset} must be paper or small")
+    if config.preset not in ("paper", "small", "tiny"):
+        raise UserError(f"preset={config.preset} must be paper, small or tiny")
     if config.precision not in PRECISIONS:
         raise UserError(f"precision={config.precision} must be one of {', '.join(PRECISIONS)}")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(config.device)):

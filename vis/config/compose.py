@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vis.config.check import check, check_parts, check_types, leaves
+from vis.config.check import MISSING, check, check_parts, check_types, leaves
 from vis.config.home import CONF
 from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean, first_line
@@ -180,10 +180,7 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
         defaults = _compose(choices, config_dirs)
         check_types(config, defaults, parsed)
         _check_read(parsed, defaults)
-    try:
-        apply_preset(config, overrides)
-    except OmegaConfBaseException as error:
-        raise UserError(f"experiment.small of {config.experiment.name}: {first_line(error)}") from error
+    apply_preset(config, overrides)
     forget_unchosen(config, overrides)
     keys = [o.key_or_group for o in parsed]
     if config.image is not None and (unused := [key for key in keys if key.partition(".")[0] == "dataset"]):
@@ -191,7 +188,9 @@ def compose_config(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -
     try:
         check(config)
     except Lacking as error:
-        raise with_a_way_out(error, config) from error
+        if (replica := replicated(config, overrides)) is None:
+            raise with_a_way_out(error, config) from error
+        check(replica)  # the run says that it is a replication
     return config
 
 
@@ -218,53 +217,88 @@ def check_hydra(overrides: Sequence[str], honoured: Sequence[str]) -> None:
 
 
 def with_a_way_out(error: Lacking, config: DictConfig) -> Lacking:
-    """The same error; it suggests preset=small if that avoids the missing resource."""
-    if "small" in config.experiment and config.preset != "small":
-        return Lacking(error.reason, error.ways_out, small_available=True)
-    return error
+    """The same error; it suggests preset=tiny if that avoids the missing resource."""
+    return Lacking(error.reason, error.ways_out, tiny_available="tiny" in config.experiment and config.preset != "tiny")
+
+
+# What each preset merges into the config: `experiment.replication` puts other networks and data in the place of the paper's,
+# `small` and `tiny` set sizes.
+OVERLAYS = {"paper": (), "small": ("replication", "small"), "tiny": ("small", "tiny")}
 
 
 def apply_preset(config: DictConfig, overrides: Sequence[str]) -> None:
-    """With preset=small, merge `experiment.small` into the config, in place; the command line's values win.
+    """Merge the preset's overlays (`OVERLAYS`) under `experiment` into the config, in place; the command line's values win.
 
-    `experiment.small` has the structure of the whole config ({seeds: 2, experiment: {filters: [8]}}) and holds sizes with
-    which an experiment takes minutes on two cores. The default is always the paper's sizes. A string in place of a model
-    or the dataset names another one: {model: vgg_small}. To change its parameters too, name it with `option`:
-    {dataset: {option: digits, limit: 4}}.
+    An overlay has the structure of the whole config ({seeds: 2, experiment: {filters: [8]}}). A string in place of a model or
+    the dataset names another one: {model: squeezenet}. To change its parameters too, name it with `option`:
+    {dataset: {option: digits, limit: 4}}. If the command line chooses the model, no replication replaces it.
+    Raises UserError if an overlay does not fit the config.
     """
-    if config.preset != "small" or "small" not in config.experiment:
+    for name in OVERLAYS.get(config.preset, ()):
+        if name != "replication" or not _chooses_model(overrides):
+            _overlay(config, name, overrides)
+
+
+def replicated(config: DictConfig, overrides: Sequence[str]) -> DictConfig | None:
+    """Return a config with `experiment.replication` merged, for a run whose paper's network or data is missing.
+
+    None if there is none, or if the command line chooses the model or a preset, which already has it.
+    """
+    if config.preset != "paper" or "replication" not in config.experiment or _chooses_model(overrides):
+        return None
+    other = copy.deepcopy(config)
+    _overlay(other, "replication", overrides)
+    OmegaConf.set_struct(other, False)
+    del other.experiment["replication"]  # it is applied once
+    OmegaConf.set_struct(other, True)
+    forget_unchosen(other, overrides)
+    return other
+
+
+def _chooses_model(overrides: Sequence[str]) -> bool:
+    keys = [o.package or o.key_or_group for o in parse_overrides(list(overrides))]
+    return any(re.match(r"model\b|experiment\.models\.\w+(\.weights)?$", key) for key in keys)
+
+
+def _overlay(config: DictConfig, name: str, overrides: Sequence[str]) -> None:
+    """Merge `experiment.<name>` into the config, in place; the command line's values win. Raises UserError."""
+    if name not in config.experiment:
         return
     parsed = parse_overrides(list(overrides))
     before = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
-    config.merge_with(config.experiment.small)
-    _load_named(config, before, {o.package or o.key_or_group for o in parsed if _group_of(o) in GROUPS})
-    for key in {o.key_or_group for o in parsed} - set(GROUPS):
-        if (value := OmegaConf.select(before, key)) is not None:
-            OmegaConf.update(config, key, value)
+    try:
+        config.merge_with(config.experiment[name])
+        _load_named(config, before, name, {o.package or o.key_or_group for o in parsed if _group_of(o) in GROUPS})
+        for key in {o.key_or_group for o in parsed} - set(GROUPS):
+            if (value := OmegaConf.select(before, key, default=MISSING)) is not MISSING:
+                OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise UserError(f"experiment.{name} of {config.experiment.name}: {first_line(error)}") from error
     OmegaConf.set_struct(config, True)
 
 
-def _load_named(config: DictConfig, before: DictConfig, chosen: set[str]) -> None:
-    """Replace, in place, the names of models and the dataset in `experiment.small` by their configs.
+def _load_named(config: DictConfig, before: DictConfig, overlay: str, chosen: set[str]) -> None:
+    """Replace, in place, the names of models and the dataset in an overlay by their configs.
 
-    before: the config without the preset; keys that the command line has `chosen` keep its values.
+    before: the config without the overlay; keys that the command line has `chosen` keep its values.
     """
-    small = before.experiment.small
-    for leaf, name in leaves(small):
+    values = before.experiment[overlay]
+    for leaf, name in leaves(values):
         key = leaf.removesuffix(".option")
         own = OmegaConf.select(before, key)
-        if not isinstance(name, str) or not OmegaConf.is_dict(own):
+        if not isinstance(name, str) or not (OmegaConf.is_dict(own) or key != leaf):
             continue
-        other = OmegaConf.create(load_node(options("dataset" if key == "dataset" else "model")[name]))
+        group = "dataset" if "dataset" in key else "model"
+        other = OmegaConf.create(load_node(options(group)[name]))
         if key == "dataset":
             other.limit = own.limit  # the experiment sets the number of images
         node = copy.deepcopy(own) if key in chosen else other
         if key != leaf:
             OmegaConf.set_struct(node, False)
-            node.merge_with(OmegaConf.select(small, key))
+            node.merge_with(OmegaConf.select(values, key))
             del node["option"]
-        OmegaConf.update(config, key, node, merge=False)
+        OmegaConf.update(config, key, node, merge=False, force_add=True)
 
 
 def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -315,18 +349,20 @@ def _expand(override: Override) -> list[str]:
 
 
 def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
-    """Rewrite the user's overrides for Hydra: add quotes, expand glob(), name the model of preset=small.
+    """Rewrite the user's overrides for Hydra: add quotes, expand glob(), name the preset's model.
 
-    preset=small replaces the paper's model. Overrides such as model.width= then belong to the preset's model, which must
+    A preset may replace the paper's model. Overrides such as model.width= then belong to the preset's model, which must
     be named explicitly. Raises UserError for a glob() that matches no name.
     """
     overrides = [_names_for_glob(_quoted(word), config_dirs) for word in words]
     keys = {o.key_or_group for o in parse_overrides(overrides)}
-    if "preset=small" in overrides and "model" not in keys and any(key.startswith("model.") for key in keys):
+    preset = next((word.removeprefix("preset=") for word in overrides if word.startswith("preset=")), "paper")
+    if OVERLAYS.get(preset) and "model" not in keys and any(key.startswith("model.") for key in keys):
         choices = [word for word in overrides if word.startswith("experiment=")]
         check_words(parse_overrides(choices), config_dirs)
-        model = (_compose(choices, config_dirs).experiment.get("small") or {}).get("model")
-        overrides += [f"model={model}"] if isinstance(model, str) else []
+        experiment = _compose(choices, config_dirs).experiment
+        models = [(experiment.get(name) or {}).get("model") for name in OVERLAYS[preset]]
+        overrides += [f"model={model}" for model in models if isinstance(model, str)][-1:]
     return overrides
 
 

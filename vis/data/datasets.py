@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vis.data.boxes import Drawn, drawn
 from vis.data.images import SUFFIXES, read_image
 from vis.errors import Lacking, UserError, did_you_mean
 
@@ -28,7 +29,8 @@ class Dataset:
     """Named images: `read(i)` loads the i-th as a PIL image, `names[i]` is its unique name, `labels[i]` its class or None.
 
     classes: class names, if known. origin: a description for the provenance. sources: for composed images, the names of
-    the originals of each.
+    the originals of each. files: the images' files, if each has one. gaze: reads the i-th image's fixation map, a picture
+    with the sides' ratio of the image, bright where people look.
     """
 
     origin: str
@@ -37,6 +39,8 @@ class Dataset:
     read: Callable[[int], Image.Image]
     classes: Sequence[str] | None = None
     sources: Sequence[tuple[str, ...]] | None = None
+    files: Sequence[Path] | None = None
+    gaze: Callable[[int], Image.Image] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,13 +55,20 @@ class Dataset:
 
     def part(self, kept: Sequence[int]) -> "Dataset":
         """Return the images with these indices."""
+        gaze = self.gaze
         return replace(
             self,
             names=[self.names[i] for i in kept],
             labels=[self.labels[i] for i in kept],
             read=lambda i: self.read(kept[i]),
             sources=self.sources and [self.sources[i] for i in kept],
+            files=self.files and [self.files[i] for i in kept],
+            gaze=gaze and (lambda i: gaze(kept[i])),
         )
+
+    def drawn(self, i: int) -> Drawn | None:
+        """Return what is drawn on the i-th image (`vis.data.boxes`), None if nothing is."""
+        return drawn(self.files[i]) if self.files else None
 
     def manifest(self) -> list[dict[str, Any]]:
         """List the sources of each image: rows of image, label, source_1, source_2."""
@@ -75,41 +86,56 @@ class Dataset:
         return digest.hexdigest()
 
 
-# Photographs shipped with scikit-image, all CC0 or public domain. Their files are read without importing it.
+# Photographs that come with the project's dependencies, by name: package, file, ImageNet's class of its object (None: it has
+# none), where it comes from. The files are read without importing the packages. KNOWN are those whose class is among the five
+# to which SqueezeNet 1.1, trained on ImageNet, gives the largest probabilities.
 _SAMPLES = {
-    "tabby": "chelsea.png",
-    "astronaut": "astronaut.png",
-    "coffee": "coffee.png",
-    "rocket": "rocket.jpg",
-    "cameraman": "camera.png",
+    "tabby": ("skimage", "data/chelsea.png", 281, "Chelsea, by Stéfan van der Walt, CC0"),
+    "astronaut": ("skimage", "data/astronaut.png", None, "Eileen Collins, NASA, public domain"),
+    "coffee": ("skimage", "data/coffee.png", 967, "by Rachel Michetti, CC0"),
+    "rocket": ("skimage", "data/rocket.jpg", 657, "a launch of SpaceX, CC0"),
+    "cameraman": ("skimage", "data/camera.png", 872, "by Lav Varshney, CC0"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png", 665, "Middlebury Stereo 2014, CC0"),
+    "palace": ("sklearn", "datasets/images/china.jpg", 698, "by danielbuechele, CC BY 2.0"),
+    "officer": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 652, "Grace Hopper, US Navy, public domain"),
 }
+KNOWN = ("tabby", "coffee", "cameraman", "motorcycle", "palace", "officer", "rocket")
 
 
 def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
-    """Load bundled photographs by name: tabby (scikit-image's cat Chelsea), astronaut, coffee, rocket, cameraman."""
+    """Load photographs that come with the project's dependencies, by name; `known`: those that an ImageNet network knows.
+
+    tabby, astronaut, coffee, rocket, cameraman, motorcycle, palace, officer; `all` of them.
+    """
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if names == ["all"]:
-        names = list(_SAMPLES)
+    if len(names) == 1:
+        names = list({"all": _SAMPLES, "known": KNOWN}.get(names[0], names))
     if not names:
         raise UserError(f"dataset.names is empty: give some of {', '.join(_SAMPLES)}, or all")
     for name in names:
         if name not in _SAMPLES:
-            raise UserError(f"there is no sample image {name!r}.{did_you_mean(name, _SAMPLES)}")
-    spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise UserError("the bundled images come with scikit-image, which is not installed: pip install scikit-image")
-    home = Path(spec.origin).parent / "data"
+            raise UserError(f"there is no sample image {name!r}.{did_you_mean(name, (*_SAMPLES, 'known', 'all'))}")
+    found = [_SAMPLES[name] for name in names]
+    paths = [_home(package) / file for package, file, *_ in found]
     return Dataset(
-        "photographs bundled with scikit-image",
+        "bundled photographs: " + "; ".join(f"{n}, {source}" for n, (*_, source) in zip(names, found, strict=True)),
         names,
-        [None] * len(names),
-        lambda i: read_image(home / _SAMPLES[names[i]]),
+        [label for _, _, label, _ in found],
+        lambda i: read_image(paths[i]),
+        files=paths,
     )
+
+
+def _home(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"a bundled photograph comes with {package}, which is not installed")
+    return Path(spec.origin).parent
 
 
 def _from_files(origin: str, files: list[Path], root: Path, labels: list[int | None], classes: Any = None) -> Dataset:
     names = [file.relative_to(root).as_posix() for file in files]
-    return Dataset(origin, names, labels, lambda i: read_image(files[i]), classes)
+    return Dataset(origin, names, labels, lambda i: read_image(files[i]), classes, files=files)
 
 
 def _image_files(root: Path) -> list[Path]:
@@ -137,7 +163,7 @@ def files(paths: Sequence[str] | str) -> Dataset:
             raise UserError(f"no image file {path}")
     stems = [path.stem for path in found]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in found]
-    return Dataset("image files", names, [None] * len(found), lambda i: read_image(found[i]))
+    return Dataset("image files", names, [None] * len(found), lambda i: read_image(found[i]), files=found)
 
 
 def folder(path: str) -> Dataset:

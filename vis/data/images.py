@@ -59,15 +59,18 @@ def to_pixels(image: Image.Image, size: tuple[int, int], channels: int, resize: 
 def fitted(image: Image.Image, size: tuple[int, int], resize: int | None = None) -> Image.Image:
     """Resize and crop as `to_pixels` does, keeping the image's mode."""
     height, width = size
-    w, h = image.size
-    shorter = min(w, h)
-    if resize is not None and w * resize >= width * shorter and h * resize >= height * shorter:
-        scaled = w * resize // shorter, h * resize // shorter
-    elif width * h >= height * w:
-        scaled = width, h * width // w
-    else:
-        scaled = w * height // h, height
+    scaled = fitted_size(image.size, size, resize)
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def fitted_size(picture: tuple[int, int], size: tuple[int, int], resize: int | None = None) -> tuple[int, int]:
+    """Return the (width, height) to which `to_pixels` resizes a picture of this (width, height) before it crops the centre."""
+    height, width = size
+    w, h = picture
+    shorter = min(w, h)
+    if resize is not None and w * resize >= width * shorter and h * resize >= height * shorter:
+        return w * resize // shorter, h * resize // shorter
+    return (width, h * width // w) if width * h >= height * w else (w * height // h, height)

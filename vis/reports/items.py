@@ -79,8 +79,8 @@ class Item:
 
     @property
     def small(self) -> bool:
-        """True if the run is done and used preset=small."""
-        return self.state == "done" and self.config.get("preset") == "small"
+        """True if the run is done and used a preset of reduced sizes."""
+        return self.state == "done" and self.config.get("preset", "paper") != "paper"
 
     @cached_property
     def reduced(self) -> str:
@@ -95,10 +95,8 @@ class Item:
         number = self.folder.name.partition("_")[0] if self.folder else ""
         if whole is None or not number.isdecimal() or int(number) >= len(whole["jobs"]):
             return self.status.command or f"vis-run experiment={self.name}"
-        words = [*whole["jobs"][int(number)]]
-        if self.small and "preset=small" not in words:
-            words.append("preset=small")
-        return shlex.join(["vis-run", *words, *(f"--config-dir={folder}" for folder in whole["config_dirs"])])
+        words = [*whole["jobs"][int(number)], *(f"--config-dir={folder}" for folder in whole["config_dirs"])]
+        return shlex.join(["vis-run", *words])
 
     @property
     def when(self) -> float:

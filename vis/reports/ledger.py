@@ -13,7 +13,7 @@ HEAD = """# Ledger
 Every checkable sentence of the papers, made by `vis-report` from stored runs. A *reproduction* is measured at the paper's
 setting: its network, weights, data, sizes and parameters. A *replication* is the same sentence measured on something else, in
 brackets. The two are counted apart. Where several runs judge a sentence, one at full sizes counts before one at
-`preset=small`, then the newest.
+reduced sizes, then the newest.
 """
 
 Judged = tuple[Item, ClaimRecord]

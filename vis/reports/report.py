@@ -32,6 +32,7 @@ Of each figure, table or theorem the newest finished run counts; older ones are 
 """
 
 Entries = Sequence[tuple[Path, str]]
+UNUSED = ("experiment.replication", "experiment.small", "experiment.tiny")  # what presets would merge into a config
 
 
 # -- The page over all runs --------------------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
         facts = {
             f"({k})": str(item.stored.provenance.entries.get(k)) for k in ("git_commit", "version", "device", "gpu")
         }
-        values.append(facts | {k: str(v) for k, v in leaves(item.config) if not k.startswith("experiment.small")})
+        used = {k: str(v) for k, v in leaves(item.config) if not k.startswith(UNUSED)}
+        values.append(facts | used)
     both = {key: [each.get(key, "") for each in values] for key in values[0] | values[1]}
     return {key: (a, b) for key, (a, b) in both.items() if a != b}
 

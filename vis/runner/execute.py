@@ -94,7 +94,13 @@ def execute_shard() -> None:
     shards.report()
 
 
-_NOT_ITS_OWN = ("name", "small", "claims")  # keys under `experiment` that its constructor does not take
+_NOT_ITS_OWN = (
+    "name",
+    "replication",
+    "small",
+    "tiny",
+    "claims",
+)  # keys under `experiment` that its constructor does not take
 
 
 def build_experiment(config: DictConfig) -> Experiment:

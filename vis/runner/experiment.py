@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vis.claims import Claim
 from vis.data import Dataset, Preprocess
+from vis.data.boxes import Drawn
 from vis.errors import UserError
 from vis.methods import Method
 from vis.methods.target import Targets
@@ -104,6 +105,10 @@ class Run:
     def batch(self, model: Model, indices: Sequence[int]) -> Batch:
         """Return images of the dataset, resized and preprocessed for a model, on the run's device."""
         return self.reader.batch(model, indices)
+
+    def drawn(self, model: Model, indices: Sequence[int]) -> dict[str, Drawn]:
+        """Return the boxes of objects and parts in images, by name, as shares of the sides of what the model sees."""
+        return self.reader.drawn(model, indices)
 
     def explain(self, model: Model, x: Tensor, targets: Sequence[Targets], keep: bool = False) -> Explained:
         """Return the maps of the run's methods for each of `targets`, on the CPU, or on the run's device with `keep`."""

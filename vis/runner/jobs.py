@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,20 +41,43 @@ class Job:
     def __call__(self, config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            from vis.config.check import check
             from vis.config.compose import apply_preset, forget_unchosen, register
-            from vis.runner.execute import execute
 
             register()
-            apply_preset(config, HydraConfig.get().overrides.task)
-            forget_unchosen(config, HydraConfig.get().overrides.task)
-            check(config)
-            execute(config, folder, self.command)
+            overrides = list(HydraConfig.get().overrides.task)
+            apply_preset(config, overrides)
+            forget_unchosen(config, overrides)
+            _execute(config, overrides, folder, self.command)
         except Exception as error:  # the caller reads `error`
             self.error = error
             RunFolder(folder).set_status(state="failed", error=said(error))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s", failure(error, folder))
+
+
+def _execute(config: DictConfig, overrides: Sequence[str], folder: Path, command: str) -> None:
+    """Run a config; without the paper's network or data, run its replication, and say so.
+
+    Raises Lacking if there is nothing to replicate it with either.
+    """
+    from vis.config.check import check
+    from vis.config.compose import replicated
+    from vis.runner.execute import execute
+
+    replica = replicated(config, overrides)
+    try:
+        check(config)
+        execute(config, folder, command)
+    except Lacking as error:
+        if replica is None:
+            raise
+        log.warning("%s. This run is a replication, on what can be had here", error.reason)
+        try:
+            execute(replica, folder, command)
+        except Lacking as other:
+            raise Lacking(
+                f"{error.reason}; {other.reason}", f"{error.ways_out}. {other.ways_out}", other.tiny_available
+            ) from other
 
 
 def resume(folder: Path, command: str) -> None:
@@ -82,7 +105,7 @@ def resume(folder: Path, command: str) -> None:
 
 
 def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
-    """Run or resume one job of a sweep. An item of a collection with missing weights or data runs at preset=small."""
+    """Run or resume one job of a sweep."""
     path = sweep_plan.job_folder(folder, number)
     if path is not None and RunFolder(path).status.get("state") == "done":
         return
@@ -91,20 +114,12 @@ def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: li
         _resume_run(path, command)
         return
     from vis.config.compose import compose_config
-    from vis.runner.execute import execute
 
     plan = sweep_plan.plan(folder) or {}
     path = path or folder / sweep_plan.job_name(plan["jobs"], number)
     path.mkdir(exist_ok=True)
     try:
-        config = compose_config(overrides, config_dirs)
-        try:
-            execute(config, path, command)
-        except Lacking as error:
-            if not error.small_available or not plan.get("collection"):
-                raise
-            log.info("%s", error)
-            execute(compose_config([*overrides, "preset=small"], config_dirs), path, command)
+        _execute(compose_config(overrides, config_dirs), overrides, path, command)
     except Exception as error:  # recorded in the folder and raised again
         RunFolder(path).set_status(state="failed", error=said(error))
         raise

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vis.config.instantiate import construct
 from vis.data import Dataset, Preprocess, files, preprocessing, to_pixels
+from vis.data.boxes import Drawn, in_view
 from vis.errors import UserError, named
 from vis.models import Model
 
@@ -71,10 +72,40 @@ class Reader:
     def batch(self, model: Model, indices: Sequence[int]) -> Batch:
         """Return images of the dataset, resized and preprocessed for a model, on the run's device."""
         data = self.dataset
-        resize = None if self.config.image is not None else self.config.dataset.get("resize")
-        pixels = torch.stack(self._read(indices, model.input_size, model.channels, resize))
+        pixels = torch.stack(self._read(indices, model.input_size, model.channels, self._resize))
         x = self.preprocess(model)(pixels.to(self.dtype)).to(self.device, memory_format=model.memory_format)
         return Batch(x, pixels, [data.names[i] for i in indices], [data.labels[i] for i in indices])
+
+    @property
+    def _resize(self) -> int | None:
+        return None if self.config.image is not None else self.config.dataset.get("resize")
+
+    def drawn(self, model: Model, indices: Sequence[int]) -> dict[str, Drawn]:
+        """Return what is drawn on images, by name, as shares of the sides of what the model sees; `boxes=` wins.
+
+        Leaves out images without a box or with one that lies outside the crop, and parts that lie outside it.
+        """
+        found = {}
+        for i in indices:
+            if (whole := self.dataset.drawn(i)) is None:
+                continue
+            size = self.dataset.read(i).size
+            box, *parts = (
+                in_view(each, size, model.input_size, self._resize) for each in (whole.box, *whole.parts.values())
+            )
+            if box is not None:
+                kept = {name: part for name, part in zip(whole.parts, parts, strict=True) if part is not None}
+                found[self.dataset.names[i]] = Drawn(box, kept)
+        own = {name: box and Drawn(tuple(box), {}) for name, box in self.config.boxes.items()}
+        return {name: each for name, each in (found | own).items() if each is not None}
+
+    def gaze(self, model: Model, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return fixation maps [H, W] in [0, 1], by image, cropped like what the model sees; without images that have none."""
+        read = self.dataset.gaze
+        if read is None:
+            return {}
+        maps = {self.dataset.names[i]: to_pixels(read(i), model.input_size, 1, self._resize)[0] for i in indices}
+        return {name: map_ for name, map_ in maps.items() if map_.any()}
 
     def _read(self, indices: Sequence[int], *how: Any) -> list[Tensor]:
         """Decode images to pixels in threads, which then go on with `upcoming` at the same size and channels."""
