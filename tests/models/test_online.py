@@ -5,15 +5,19 @@ Its weights are random, so torchvision's own check of the sha256 passes, but no 
 
 import hashlib
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import yaml
 from skimage import data as photographs
 from skimage.io import imsave
 
-from vis.models import build_model
+from vis.config.home import HOME
+from vis.models import VGG16, torchvision_classifier
 from vis.models.published import PUBLISHED, is_published
 
 DATA = ("dataset=imagenette", "dataset.path=downloaded", "preset=paper", "device=cpu")
@@ -46,8 +50,7 @@ def judged_as_a_replication(folder, file, sha256):
     (used,) = json.loads((folder / "provenance.json").read_text())["models"].values()
     assert (used["weights"], used["sha256"]) == (f"weights {file.name} (sha256 {sha256[:8]})", sha256)
     claims = json.loads((folder / "claims.json").read_text())
-    assert claims
-    assert "reproduction" not in {claim["kind"] for claim in claims}
+    assert "replication" in {claim["kind"] for claim in claims} <= {"replication", "finding"}
     return claims
 
 
@@ -64,12 +67,9 @@ def flip_a_byte(file):
 
 
 def test_a_run_downloads_checks_and_names_its_weights(served, tmp_path, monkeypatch, vis_run):
-    import torchvision
-
-    from vis.models import torchvision_classifier
-
     folder, address = served
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # no wheel in its place
     archives = {"320px": (f"{address}/imagenette2-320.tgz", serve_imagenette(folder, tmp_path))}
     monkeypatch.setattr(torchvision.datasets.Imagenette, "_ARCHIVES", archives)
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_a_run_downloads_checks_and_names_its_weights(served, tmp_path, monkeypa
 
     flip_a_byte(file)
     ran = vis_run(*words)
-    assert f"{address}/{file.name}" in ran.err
+    assert f'"GET /{file.name} HTTP/1.1" 200' in ran.err
     assert f"model: weights {file.name} with the sha256 {sha256}" in (ran.folder / "run.log").read_text()
     judged_as_a_replication(ran.folder, file, sha256)
     downloaded = tmp_path / "home/hub/checkpoints" / file.name
@@ -96,21 +96,40 @@ def test_a_run_downloads_checks_and_names_its_weights(served, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_an_item_of_a_trained_vgg16_runs_on_what_is_served(served, tmp_path, monkeypatch, command):
+def test_an_item_of_a_trained_vgg16_runs_on_what_is_served(served, tmp_path, monkeypatch, command, capsys):
     folder, address = served
     md5 = serve_imagenette(folder, tmp_path)
     with torch.device("meta"):
-        shapes = build_model({"_target_": "vis.models.VGG16", "init": "default"}).net
-    state = {}
-    values = torch.randn(10**6, generator=torch.Generator().manual_seed(0))
-    for name, tensor in shapes.state_dict().items():
-        scale = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.0
-        state[name] = scale * values.repeat(-(-tensor.numel() // len(values)))[: tensor.numel()].view(tensor.shape)
+        shapes = VGG16().state_dict()
+    values, state = torch.randn(10**6, generator=torch.Generator().manual_seed(0)), {}
+    for name, tensor in shapes.items():
+        scale = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.0  # He et al.; biases are 0
+        many = scale * values.repeat(-(-tensor.numel() // len(values)))
+        state[name] = many[: tensor.numel()].reshape(tensor.shape)
     file, sha256 = serve_weights(folder, "vgg16", state)
     site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(
+    (site / "sitecustomize.py").write_text(  # Python runs it when the process starts
         "import torchvision\n"
         f"torchvision.models.VGG16_Weights.IMAGENET1K_V1.value.url = '{address}/{file.name}'\n"
         f"torchvision.datasets.Imagenette._ARCHIVES = {{'320px': ('{address}/imagenette2-320.tgz', '{md5}')}}\n"
     )
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{HOME}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    words = ("experiment=nie2018/figure8", *DATA)
+
+    flip_a_byte(file)
+    ran = command(*words)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = [line for line in ran.stderr.splitlines() if line.startswith("vis-run:")]
+    assert "torchvision's weights could not be downloaded (invalid hash value" in line
+    nothing_half_written(tmp_path / "home")
+
+    flip_a_byte(file)
+    ran = command(*words)
+    assert ran.returncode == 0, ran.stderr
+    assert f'"GET /{file.name} HTTP/1.1" 200' in capsys.readouterr().err  # the server's log
+    words = f"weights of torchvision with the sha256 {sha256[:8]} instead of the published {PUBLISHED['vgg16']}"
+    for claim in judged_as_a_replication(Path(ran.stdout.strip()), file, sha256):
+        assert claim["kind"] == "finding" or words in claim["differences"]
+    assert [path.name for path in (tmp_path / "home").rglob("*.pth")] == [file.name]
