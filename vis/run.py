@@ -62,7 +62,8 @@ _OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_hel
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted; 143: terminated.
+    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted;
+    143: terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)
@@ -185,7 +186,13 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into its options and its overrides. Raises UserError."""
     parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
-    for names in (("--help", "-h"), ("--version", "-V"), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
+    for names in (
+        ("--help", "-h"),
+        ("--version", "-V"),
+        ("--install-completion",),
+        ("--multirun", "-m"),
+        ("--resolve",),
+    ):
         parser.add_argument(*names, action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", type=_folder, action="append", default=[])
