@@ -327,7 +327,7 @@ class Shattering(Experiment):
 
     def _resnets(self, results: Results) -> Figure:
         rows = results.rows("resnets")
-        depths, kinds = sorted({row["depth"] for row in rows}), list(dict.fromkeys(row["kind"] for row in rows))
+        kinds = list(dict.fromkeys(row["kind"] for row in rows))
         caption = [
             f"Correlation of neighbouring pixels of maps of {plural(len({r['image'] for r in rows}), 'photograph')} by CIFAR's "
             "ResNets with random weights (residual), by their layers without shortcuts (plain)"
@@ -338,13 +338,13 @@ class Shattering(Experiment):
         with styled():
             for axis, method in zip(axes, METHODS, strict=True):
                 for kind in kinds:
-                    values = [[r["correlation"] for r in rows if (r["kind"], r["method"], r["depth"]) == (kind, method, d)]
-                              for d in depths]  # fmt: skip
-                    middle = [mean(v) for v in values]
-                    half = [interval(v)[1] - m if len(v) > 1 else 0 for v, m in zip(values, middle, strict=True)]
-                    axis.errorbar(depths, middle, half, fmt="o-", capsize=2, label=kind)
+                    of: dict[int, list[float]] = {}
+                    for row in results.rows("resnets", kind=kind, method=method):
+                        of.setdefault(row["depth"], []).append(row["correlation"])
+                    half = [interval(v)[1] - mean(v) if len(v) > 1 else 0 for v in of.values()]
+                    axis.errorbar(list(of), [mean(v) for v in of.values()], half, fmt="o-", capsize=2, label=kind)
                 axis.axhline(0, color="0.6", linestyle=":")
-                axis.set(title=method, xlabel="depth", xticks=depths)
+                axis.set(title=method, xlabel="depth", xticks=sorted({row["depth"] for row in rows}))
             axes[0].set_ylabel("correlation of neighbours")
             axes[0].legend()
         return figure

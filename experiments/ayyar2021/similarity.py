@@ -93,7 +93,8 @@ class Similarity(ByMethod):
                 "area": area(noise if method == NOISE else map_),
             }
         rows = [
-            {"image": image, "method": method, "weights": model.weights} | {key: v[i].item() for key, v in each.items()}
+            {"image": image, "method": method, "weights": model.weights}
+            | {key: None if v[i].isnan() else v[i].item() for key, v in each.items()}
             for method, each in numbers.items()
             for i, image in enumerate(batch.names)
         ]

@@ -96,7 +96,7 @@ class Reader:
             if box is not None:
                 kept = {name: part for name, part in zip(whole.parts, parts, strict=True) if part is not None}
                 found[self.dataset.names[i]] = Drawn(box, kept)
-        own = {name: box and Drawn(tuple(box), {}) for name, box in self.config.boxes.items()}
+        own = {name: box and Drawn(tuple(box), {}) for name, box in (self.config.boxes or {}).items()}
         return {name: each for name, each in (found | own).items() if each is not None}
 
     def gaze(self, model: Model, indices: Sequence[int]) -> dict[str, Tensor]:
