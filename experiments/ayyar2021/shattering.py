@@ -346,5 +346,5 @@ class Shattering(Experiment):
                 axis.axhline(0, color="0.6", linestyle=":")
                 axis.set(title=method, xlabel="depth", xticks=sorted({row["depth"] for row in rows}))
             axes[0].set_ylabel("correlation of neighbours")
-            axes[0].legend()
+            axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
         return figure
