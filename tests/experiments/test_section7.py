@@ -15,7 +15,7 @@ from test_ayyar2021 import TINY
 from torch import nn
 
 from experiments.ayyar2021 import fem, people, shattering, sparsity
-from experiments.ayyar2021.attacks import moved
+from experiments.ayyar2021.attacks import moved, random_signs
 from experiments.ayyar2021.cost import Cost
 from experiments.ayyar2021.similarity import area
 from vis.config.compose import compose_config
@@ -98,6 +98,14 @@ def test_the_controls_noise_is_as_long_as_the_attack(seed, size):
     assert noisy.min() >= 0
     assert noisy.max() <= 1
     torch.testing.assert_close(noisy[1:], equal_noise(x[1:], attacked[1:], seed))
+
+
+def test_random_signs_take_the_steps_of_fgsm_in_random_directions():
+    net, x = linear(0)
+    attacked = fgsm(net, x, net(x).argmax(1), 0.1)
+    steps = random_signs(x, attacked, 0) - x
+    torch.testing.assert_close(steps.abs(), (attacked - x).abs())
+    assert not torch.equal(steps.sign(), (attacked - x).sign())
 
 
 def test_noise_that_is_cut_goes_as_far_as_it_can():
