@@ -293,7 +293,11 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             except Lacking as error:
                 if replica is None:
                     raise compose.with_a_way_out(error, config) from error
-                print(f"{error.reason}. The run is then a replication:\n{dry_run(replica)}", end="", flush=True)
+                print(
+                    f"{error.reason.rstrip('.')}. The run is then a replication:\n{dry_run(replica)}",
+                    end="",
+                    flush=True,
+                )
         except Lacking as error:
             if len(jobs) == 1:
                 raise

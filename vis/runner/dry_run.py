@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
@@ -65,6 +65,48 @@ def dry_run(config: DictConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+class _Operations(TorchFunctionMode):
+    """Counts the operations of convolutions and matrix products, two for each multiply-add; does not compute the large ones.
+
+    torch's FlopCounterMode and its meta device would import for seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0.0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        out = self._shaped(name, args) if not kwargs else None
+        if out is None:
+            out = function(*args, **(kwargs or {}))
+        if name.startswith("conv_transpose"):
+            self.count += 2.0 * args[0].numel() * args[1][0].numel()
+        elif name.startswith("conv"):
+            self.count += 2.0 * out.numel() * args[1][0].numel()
+        elif name in ("linear", "matmul", "__matmul__", "bmm", "mm", "addmm"):
+            self.count += 2.0 * out.numel() * args[-1 if name == "addmm" else 0].shape[-1]
+        elif "multi_head_attention" in name:  # four projections, and products of all pairs of tokens
+            width = args[0].shape[-1]
+            self.count += args[0].numel() * (8.0 * width + 4.0 * args[0].numel() / width)
+        elif name == "scaled_dot_product_attention":
+            self.count += 4.0 * out.numel() * args[1].shape[-2]
+        return out
+
+    @staticmethod
+    def _shaped(name: str, args: Any) -> torch.Tensor | None:
+        """Return zeros of the output's shape for a convolution with numbers as its padding, or a dense layer."""
+        if name == "linear":
+            return torch.zeros(*args[0].shape[:-1], len(args[1]))
+        if name == "conv2d" and len(args) == 7 and not isinstance(args[4], str):
+            x, weight, _, stride, padding, dilation, _ = args
+            sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+            return torch.zeros(
+                len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+            )
+        return None
+
+
 def count(load: Load) -> Cost:
     """Count the cost of one image from the shapes in the network."""
     net, channels, (height, width) = skeleton(load.model)
@@ -86,12 +128,12 @@ def count(load: Load) -> Cost:
             net.set_submodule(name, nn.Linear(module.in_features, module.out_features, bias=False, device="meta"))
     for module in net.modules():
         module.register_forward_hook(add)
-    image = torch.empty(1, channels, height, width, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
     weights = 4.0 * (sum(p.numel() for p in net.parameters()) - forward)  # streamed layers became dense ones above
+    net._apply(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape))
+    with _Operations() as operations, torch.no_grad():
+        net(torch.zeros(1, channels, height, width))
     name = str(load.model.get("name") or load.model.get("_target_"))
-    return Cost(name, counter.get_total_flops(), weights, activations, 4.0 * image.numel(), forward, backward)
+    return Cost(name, operations.count, weights, activations, 4.0 * channels * height * width, forward, backward)
 
 
 def _is_last(net: nn.Module, layer: nn.Module) -> bool:
