@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,24 +46,40 @@ class Cost:
 
 def dry_run(config: DictConfig) -> str:
     """Return the plan and its estimated cost as text. Raises UserError for mistakes that are found without running."""
-    prepare(config)
-    experiment, run = build_experiment(config), Run(config)
-    tasks = tasks_of(experiment, run)
-    loads = [experiment.load(run, task) for task in tasks]
+    run, tasks, loads = _planned(config)
     lines = [f"experiment {config.experiment.name}: {plural(len(tasks), 'task')} on {run.device}"]
     if config.get("methods"):
         lines.append(f"methods    {', '.join(config.methods)}")
-    if None in loads:
+    if loads is None:
         return "\n".join([*lines, "cost       not estimated for this experiment"]) + "\n"
-    costs = {model: count(load) for model, load in {str(load.model): load for load in loads if load}.items()}
+    costs = costs_of(loads)
     for cost in costs.values():
         streamed = f", {cost.streamed_forward / 1e9:.2f} G more streamed" if cost.streamed_forward else ""
         lines.append(
             f"model      {cost.name}: {cost.weight_bytes / 4e6:.1f} M weights{streamed}, {cost.flops / 1e9:.2f} GFLOP forward"
         )
-    seconds, memory, disk = total([load for load in loads if load], costs, run.device)
-    lines.append(f"estimate   {_duration(seconds)}, {memory:.1f} GB of memory, {disk / 1e6:.0f} MB on disk")
+    seconds, memory, disk = total(loads, costs, run.device)
+    lines.append(f"estimate   {duration(seconds)}, {memory:.1f} GB of memory, {disk / 1e6:.0f} MB on disk")
     return "\n".join(lines) + "\n"
+
+
+def estimated_seconds(config: DictConfig) -> float | None:
+    """Return the estimated seconds of a run; None if its experiment does not estimate its cost. Raises UserError."""
+    run, _, loads = _planned(config)
+    return None if loads is None else total(loads, costs_of(loads), run.device)[0]
+
+
+def _planned(config: DictConfig) -> tuple[Run, list[dict[str, Any]], list[Load] | None]:
+    prepare(config)
+    experiment, run = build_experiment(config), Run(config)
+    tasks = tasks_of(experiment, run)
+    loads = [load for task in tasks if (load := experiment.load(run, task))]
+    return run, tasks, loads if len(loads) == len(tasks) else None
+
+
+def costs_of(loads: Iterable[Load]) -> dict[str, Cost]:
+    """Return the cost of each model of the loads."""
+    return {model: count(load) for model, load in {str(load.model): load for load in loads}.items()}
 
 
 class _Operations(TorchFunctionMode):
@@ -156,6 +173,7 @@ def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -
     return seconds, BASE_GB + memory / 1e9, disk
 
 
+@cache
 def _flops_per_second(device: torch.device) -> float:
     conv = nn.Conv2d(128, 128, 3, padding=1).to(device).to(memory_format=torch.channels_last)
     images = torch.zeros(1, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
@@ -168,6 +186,7 @@ def _flops_per_second(device: torch.device) -> float:
     return 2 * 9 * 128 * 128 * 56 * 56 / _fastest(work)
 
 
+@cache
 def _seconds_per_random_number() -> float:
     weight = RandomWeight("truncated_normal", 0.1, 0, "estimate", 64, 1 << 14, 64)
     tiles = [(r, c) for r in weight.row_tiles() for c in weight.column_tiles()] * (os.cpu_count() or 1)
@@ -184,7 +203,8 @@ def _fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as `12 s`, `34 min` or `5.6 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
