@@ -5,6 +5,8 @@
 
 import argparse
 import contextlib
+import gc
+import logging
 import os
 import shlex
 import shutil
@@ -81,6 +83,23 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError, AttributeError):  # or Python writes again at exit, and prints an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def command() -> NoReturn:
+    """Run the command line of this process and leave it, as the console script does.
+
+    The garbage collector waits until all is imported, and a single process leaves without tearing down torch and the
+    weights: .7 of 3.3 seconds. Sweeps and torchrun have helpers to end, and leave as Python does.
+    """
+    gc.disable()
+    code = main()
+    if shards.world() > 1 or "joblib" in sys.modules or "submitit" in sys.modules:
+        sys.exit(code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
+            stream.flush()
+    os._exit(code)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -526,4 +545,4 @@ def _listing(words: list[str], config_dirs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
