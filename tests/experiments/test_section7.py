@@ -395,6 +395,23 @@ def test_maps_are_compared_with_where_people_look(looked_at):
     assert "where people look" in claims["A-5.3-c"]["metric"]
 
 
+@pytest.mark.slow
+def test_people_look_at_what_guided_backpropagation_shows(data, weights):
+    network = (
+        "model=torchvision",
+        "model.arch=squeezenet1_1",
+        f"model.weights={weights / 'squeezenet1_1_imagenet.pt'}",
+    )
+    photographs = ("dataset=osie", f"dataset.path={data / 'gaze' / 'osie'}", "dataset.limit=24")
+    words = ("experiment=ayyar2021/people", "preset=small", *network, *photographs, "method=[gbp,fem]")
+    results, claims = concluded(*words)
+    own = {m: np.mean([row["own"] for row in results.rows(method=m)]) for m in ("gbp", "edges", "centre")}
+    assert own["gbp"] > own["edges"] - 0.02
+    assert own["edges"] > 0.05
+    assert abs(own["centre"]) < 0.03
+    assert claims["A-5.3-c"]["verdict"] in ("holds", "fails", "undecided")
+
+
 def test_the_drawn_boxes_of_the_photographs_count_where_nobody_looked():
     results, claims = concluded("experiment=ayyar2021/people", *TINY, "dataset.limit=3", "method=[saliency,fem]")
     assert {row["image"] for row in results.rows()} <= {"tabby", "coffee", "cameraman"}
