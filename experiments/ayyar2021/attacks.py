@@ -6,7 +6,7 @@ size, Gaussian noise for the others. A method is sensitive if an attack changes 
 about maps compare FGSM with its noise, on the images whose class FGSM changes. The control of the one pixel's class is the same
 colour at a random pixel.
 
-    fall           correlation after noise - correlation after FGSM; only where FGSM changes the class
+    fall           correlation after noise - correlation after FGSM, where FGSM changes the class (table `falls`)
     new_class      correlation of the clean image's map with the map of the class that the network sees after FGSM
     seen           SSIM of the displayed maps before and after FGSM; seen_other: of two images
     decorrelation  1 - correlation of the maps before and after Gaussian noise of 1 % of the image's range
@@ -107,8 +107,13 @@ class Attacks(ByMethod):
                 output.tables["attacks"].append(fact)
         maps = {name: run.explain(model, preprocess(x), [targets]).maps[0] for name, x in perturbed.items()}
         maps["new_class"] = run.explain(model, preprocess(perturbed["fgsm"]), [then["fgsm"]]).maps[0]
-        flipped = torch.tensor(then["fgsm"]) != classes.cpu()
-        output.tables["table"] = self.compared(run, batch, clean, maps, flipped, model.weights)
+        output.tables["table"] = self.compared(run, batch, clean, maps, model.weights)
+        flipped = {image for image, own, new in zip(names, classes.tolist(), then["fgsm"], strict=True) if own != new}
+        output.tables["falls"] = [
+            {"image": row["image"], "method": row["method"], "fall": row["fgsm_noise"] - row["fgsm"]}
+            for row in output.tables["table"]
+            if row["image"] in flipped
+        ]
         if "deepfool" in perturbed:
             output.tables["focus"] = self.focus(run, model, batch, targets, perturbed)
         for i, image in enumerate(names):
@@ -138,15 +143,18 @@ class Attacks(ByMethod):
         return found
 
     def compared(
-        self, run: Run, batch: Batch, clean: Mapping[str, Tensor], maps: Mapping[str, Mapping[str, Tensor]], flipped: Tensor,
+        self,
+        run: Run,
+        batch: Batch,
+        clean: Mapping[str, Tensor],
+        maps: Mapping[str, Mapping[str, Tensor]],
         weights: str,
-    ) -> Rows:  # fmt: skip
-        """Return a row for each method and image, which compares its maps. flipped: the images whose class FGSM changes."""
+    ) -> Rows:
+        """Return a row for each method and image, which compares its maps."""
         rows: Rows = []
         for method, each in clean.items():
             found: dict[str, Tensor] = {name: metrics.pearson(each, after[method]) for name, after in maps.items()}
             found["decorrelation"] = 1 - found.pop("small_noise")
-            found["fall"] = found["fgsm_noise"] - found["fgsm"]
             found["cutoff"] = cutoff(clipped(each))
             if method == "guided_gradcam":
                 show = display.scaling(method_class(run.config, method).display)[0]
@@ -161,8 +169,7 @@ class Attacks(ByMethod):
                     found["seen_other"] = metrics.ssim(shown, shown.roll(1, 0))
             for i, image in enumerate(batch.names):
                 row = {"image": image, "method": method, "weights": weights}
-                numbers = {name: values[i].item() for name, values in found.items()}
-                rows.append(row | numbers | ({} if flipped[i] else {"fall": None}))
+                rows.append(row | {name: values[i].item() for name, values in found.items()})
         return rows
 
     def focus(self, run: Run, model: Model, batch: Batch, targets: list[int], perturbed: Mapping[str, Tensor]) -> Rows:
@@ -195,15 +202,18 @@ class Attacks(ByMethod):
         def flipped(attack: str) -> Column:
             return Column(results.rows("attacks", attack=attack), "flipped", "image")
 
+        def falls(method: str) -> Column:
+            return Column(results.rows("falls", method=method), "fall", "image")
+
         def fall(method: str, rule: Rule, null: Column | float, control: str) -> Compared:
             words = f"correlation after random signs - after FGSM, {method}"
-            return Compared(words, of(method, "fall"), rule, null=null, control=control)
+            return Compared(words, falls(method), rule, null=null, control=control)
 
         own, noise, other = (Column(results.rows("focus"), f"deepfool{of}", "image") for of in ("", "_noise", "_other"))
         focus = "correlation of |perturbation| by DeepFool with the loss by occlusion"
         strongly = fall("guided_gradcam", above(SENSITIVE, ours="the bound is ours"), 0.0, "noise of the same norm: 0")
         insensitive = [
-            fall(method, below(SENSITIVE, ours="the bound is ours"), of("guided_gradcam", "fall"), "Guided Grad-CAM")
+            fall(method, below(SENSITIVE, ours="the bound is ours"), falls("guided_gradcam"), "Guided Grad-CAM")
             for method in ("lrp", "deeplift", "fem")
         ]
         seen = Compared("SSIM of the displayed maps of Guided Grad-CAM, clean and attacked (a proxy of a viewer)",
