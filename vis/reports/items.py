@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vis.claims import KINDS
 from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
@@ -22,9 +23,9 @@ from vis.store.tables import Rows
 
 @dataclass
 class Item:
-    """An experiment on a page: its config name, a title from its config, and the folder of its latest finished run, if any.
+    """An experiment on a page: its config name, a title from its config, and the folder of the run that counts, if any.
 
-    others: its other runs, newest first. A run with a damaged file has the state `damaged` and shows nothing else.
+    others: its other runs, in the order of `rank`. A run with a damaged file has the state `damaged` and shows nothing else.
     """
 
     name: str
@@ -63,6 +64,13 @@ class Item:
         return Counter((claim.kind, claim.verdict) for claim in self.claims)
 
     @property
+    def methods(self) -> list[str]:
+        """The methods that the run explained with, by the rows of its tables; without these, those of its config."""
+        rows = (row for table in self.stored.tables.values() for row in table)
+        used = dict.fromkeys(name for row in rows if (name := row.get("method")))
+        return [name for name in self.config.get("methods") or {} if not used or name in used]
+
+    @property
     def facts(self) -> Rows:
         """The rows of its provenance."""
         return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
@@ -81,6 +89,13 @@ class Item:
     def small(self) -> bool:
         """True if the run is done and used a preset of reduced sizes."""
         return self.state == "done" and self.config.get("preset", "paper") != "paper"
+
+    @property
+    def rank(self) -> tuple[bool, int, float, str]:
+        """The run with the highest rank counts: finished, then by size (the paper's, small, tiny), then the newest."""
+        done = self.state == "done"
+        size = {"paper": 2, "tiny": 0}.get(self.config.get("preset", "paper"), 1) if done else 0
+        return done, size, self.when, str(self.folder)
 
     @cached_property
     def reduced(self) -> str:
@@ -132,14 +147,54 @@ class Section:
         """The number of claims of each kind with each verdict."""
         return sum((item.verdicts for item in self.items), Counter())
 
-    def claims_of_findings(self) -> Iterator[tuple[str, list[ClaimRecord]]]:
-        """Yield the title of each finding and the claims that it selects."""
+    def claims_of_findings(self) -> Iterator[tuple[str, str, list[ClaimRecord]]]:
+        """Yield the title of each finding, the item that it extends, and the claims that it selects."""
         for finding in self.findings:
             config = load_option(finding)
             base = str(config.defaults[0]).removeprefix("/experiment/")
             patterns = config.experiment.get("claims", ["*"])
             claims = [claim for item in self.items if item.name == base for claim in item.claims]
-            yield describe(finding), [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)]
+            yield describe(finding), base, [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)]
+
+
+def groups(claims: Sequence[ClaimRecord]) -> Iterator[tuple[str, list[str], list[ClaimRecord]]]:
+    """Group claims by kind and by what differs from the paper's setting; yield kind, differences, claims."""
+    for kind in KINDS:
+        own = [claim for claim in claims if claim.kind == kind]
+        for differences in dict.fromkeys(tuple(map(str, claim.differences)) for claim in own):
+            yield kind, list(differences), [c for c in own if tuple(map(str, c.differences)) == differences]
+
+
+def opening(section: Section) -> str:
+    """Say in a few sentences what was measured: each verdict's number of claims, the kinds apart."""
+    verdicts, said = section.verdicts, []
+    for kind, place in _PLACES.items():
+        counts = {verdict: verdicts[kind, verdict] for verdict in _VERBS if verdicts[kind, verdict]}
+        words = [f"{n} {_VERBS[verdict][n != 1]}" for verdict, n in counts.items()]
+        if words and kind != "finding":  # the first number says of what
+            words[0] = words[0].replace(" ", " sentence " if words[0].startswith("1 ") else " sentences ", 1)
+        if words:
+            said.append(f"{place[0].upper()}{place[1:]}, {_and(words)}.")
+    if not verdicts:
+        return "These runs make no claims."
+    if not any(verdicts["reproduction", verdict] for verdict in _VERBS):
+        said.insert(0, f"{_PLACES['reproduction'].capitalize()}, nothing was measured.")
+    missing = [f"{n} {place}" for kind, place in _PLACES.items() if (n := verdicts[kind, "not measured"])]
+    if missing:
+        said.append(f"Not measured: {_and(missing)}.")
+    return " ".join(said)
+
+
+_PLACES = {
+    "reproduction": "at the paper's setting",
+    "replication": "on other networks or data",
+    "finding": "of this project's findings",
+}
+_VERBS = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "undecided": ("is undecided", "are undecided")}
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def runs_in(root: Path) -> Iterator[Path]:
@@ -190,11 +245,14 @@ def summary_rows(item: Item) -> Rows:
             "claim": c.sentence,
             "kind": c.kind,
             "paper": c.paper,
+            "metric": c.metric,
             "here": c.measured,
             "verdict": c.verdict,
         }
         for c in item.claims
-    ] or [{"item": item.name, "claim": item.title, "kind": None, "paper": None, "here": None, "verdict": None}]
+    ] or [
+        {"item": item.name, "claim": item.title} | dict.fromkeys(("kind", "paper", "metric", "here", "verdict"))
+    ]
     return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
 
 
