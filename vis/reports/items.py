@@ -165,26 +165,6 @@ def groups(claims: Sequence[ClaimRecord]) -> Iterator[tuple[str, list[str], list
             yield kind, list(differences), [c for c in own if tuple(map(str, c.differences)) == differences]
 
 
-def opening(section: Section) -> str:
-    """Say in a few sentences what was measured: each verdict's number of claims, the kinds apart."""
-    verdicts, said = section.verdicts, []
-    for kind, place in _PLACES.items():
-        counts = {verdict: verdicts[kind, verdict] for verdict in _VERBS if verdicts[kind, verdict]}
-        words = [f"{n} {_VERBS[verdict][n != 1]}" for verdict, n in counts.items()]
-        if words and kind != "finding":  # the first number says of what
-            words[0] = words[0].replace(" ", " sentence " if words[0].startswith("1 ") else " sentences ", 1)
-        if words:
-            said.append(f"{place[0].upper()}{place[1:]}, {_and(words)}.")
-    if not verdicts:
-        return "These runs make no claims."
-    if not any(verdicts["reproduction", verdict] for verdict in _VERBS):
-        said.insert(0, f"{_PLACES['reproduction'].capitalize()}, nothing was measured.")
-    missing = [f"{n} {place}" for kind, place in _PLACES.items() if (n := verdicts[kind, "not measured"])]
-    if missing:
-        said.append(f"Not measured: {_and(missing)}.")
-    return " ".join(said)
-
-
 _PLACES = {
     "reproduction": "at the paper's setting",
     "replication": "on other networks or data",
@@ -193,8 +173,24 @@ _PLACES = {
 _VERBS = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "undecided": ("is undecided", "are undecided")}
 
 
+def opening(section: Section) -> str:
+    """Say in a few sentences what was measured: the number of claims with each verdict, the kinds apart."""
+    said = []
+    for kind, place in _PLACES.items():
+        words, noun = [], "" if kind == "finding" else " sentence"  # the first number says of what
+        for verdict, (one, more) in _VERBS.items():
+            if n := section.verdicts[kind, verdict]:
+                words.append(f"{n}{noun} {one}" if n == 1 else f"{n}{noun and noun + 's'} {more}")
+                noun = ""
+        if words or kind == "reproduction":
+            said.append(f"{place.capitalize()}, {_and(words) or 'nothing was measured'}.")
+    if missing := _and([f"{n} {p}" for k, p in _PLACES.items() if (n := section.verdicts[k, "not measured"])]):
+        said.append(f"Not measured: {missing}.")
+    return " ".join(said) if section.verdicts else "These runs make no claims."
+
+
 def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def runs_in(root: Path) -> Iterator[Path]:
