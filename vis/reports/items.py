@@ -227,7 +227,8 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
         title = items[0].title.partition(",")[0] or group
         for item in items if group else []:
-            item.title = item.title.removeprefix(f"{title}, ")
+            own_title = item.title.removeprefix(f"{title}, ")
+            item.title = own_title[:1].upper() + own_title[1:]
         findings = [files[n] for n in collected(collection, files, "findings")]
         yield Section(title if group else "Other experiments", items, findings)
 
