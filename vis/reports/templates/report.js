@@ -60,7 +60,8 @@ if (form) {
 }
 
 // Pictures open large; arrow keys go on among those that are shown, Escape closes.
-const viewer = document.getElementById("viewer"), image = viewer.querySelector("img");
+const viewer = document.getElementById("viewer"), image = new Image();
+viewer.querySelector(".stage").append(image);
 let current;
 const open = link => {
   current = link;
