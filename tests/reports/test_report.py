@@ -1,16 +1,15 @@
-"""vis-report: the page over all runs, report.md, claims.csv, two runs side by side; in a real browser where there is one."""
+"""vis-report: the page over all runs, report.md, claims.csv, runs side by side."""
 
 import csv
 import errno
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
-from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,9 +17,9 @@ from conftest import SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vis.reports.html import TEMPLATES, run_page
+from vis.reports.html import TEMPLATES
+from vis.reports.items import opening
 from vis.reports.report import main
-from vis.store.run_folder import RunFolder
 from vis.store.sweep_plan import begin
 from vis.system.files import write_json, write_text
 
@@ -127,6 +126,52 @@ def test_the_newest_finished_run_counts_and_the_others_stand_behind_it(tmp_path,
         assert other in read.all("a", "href")
 
 
+def test_a_run_at_the_papers_size_counts_before_newer_small_ones(tmp_path, capsys):
+    for day, preset in enumerate(["paper", "small", "tiny"], 20):
+        made(tmp_path / preset, day=day, preset=preset)
+    for counts in ("paper", "small", "tiny"):
+        page = reported(capsys, tmp_path)
+        assert [row["run"] for row in rows(page)] == [counts]
+        shutil.rmtree(tmp_path / counts)
+
+
+def test_the_opening_sentences_keep_the_kinds_apart():
+    def said(**verdicts):
+        counts = {(kind, verdict.replace("_", " ")): n for kind, own in verdicts.items() for verdict, n in own.items()}
+        return opening(SimpleNamespace(verdicts=Counter(counts)))
+
+    assert said() == "These runs make no claims."
+    assert said(reproduction={"holds": 1, "fails": 2, "undecided": 1}) == (
+        "At the paper's setting, 1 sentence holds, 2 fail and 1 is undecided."
+    )
+    assert said(
+        replication={"holds": 2, "undecided": 3, "not_measured": 4},
+        finding={"fails": 1, "not_measured": 1},
+        reproduction={"not_measured": 5},
+    ) == (
+        "At the paper's setting, nothing was measured. On other networks or data, 2 sentences hold and 3 are undecided. "
+        "Of this project's findings, 1 fails. Not measured: 5 at the paper's setting, 4 on other networks or data and "
+        "1 of this project's findings."
+    )
+
+
+def test_claims_stand_under_their_kind_and_a_sentence_is_printed_once(tmp_path, capsys):
+    here = {"kind": "replication", "differences": ["SqueezeNet 1.1 instead of VGG-16"]}
+    claims = [
+        claim("a", "not measured", "no weights; here pear: 0.3 (n = 2)", **here),
+        claim("own", kind="finding", sentence="Ours"),
+        claim("b", sentence="Said once"),
+        claim("c", sentence="Said once", verdict="fails"),
+    ]
+    made(tmp_path / "run", claims=claims)
+    text = Page(reported(capsys, tmp_path)).check().text
+    for words in ("Reproduction holds Said once", "Replication with SqueezeNet 1.1 instead of VGG-16", "Finding holds Ours"):
+        assert words in text
+    assert text.count("Said once") == 1
+    assert "no weights" in text
+    assert "Measured, without a verdict pear: 0.3 (n = 2)" in text
+
+
 def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_them(tmp_path, capsys):
     made(tmp_path / "a", "taimeskhanov2024/table1")
     made(tmp_path / "b", "nie2018/figure4", claims=[claim("gbp_cnn_cosL")])
@@ -137,21 +182,25 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     write_text(tmp_path / "configs" / "experiment" / "mine" / "figure1.yaml", "# My paper, Figure 1: mine\n")
     page = reported(capsys, tmp_path, "--config-dir", tmp_path / "configs")
     read = Page(page).check()
-    titles = ["My paper 1", "Nie et al. 2018 1", "Taimeskhanov et al. 2024 1", "Other experiments 2"]
-    places = [read.text.rindex(f"{title} holds") for title in titles]
+    titles = ["My paper", "Nie et al. 2018", "Taimeskhanov et al. 2024", "Other experiments"]
+    opening = "At the paper's setting, 1 sentence holds."
+    openings = [f"{title} {opening if title in titles[:3] else opening.replace('1 sentence holds', '2 sentences hold')}" for title in titles]
+    assert [read.text.index(each) for each in openings] == sorted(read.text.index(each) for each in openings)
+    places = [read.text.rindex(title) for title in titles]
     assert places == sorted(places)
-    assert read.text.index("Other experiments") < read.text.index("My paper 1"), "the contents name all papers"
     assert "../../x" in read.text[places[-1] :], "a slash in a name makes no paper"
     assert (
         "Figure 4: guided backpropagation, DeconvNet and saliency map in a random three-layer CNN and FCN" in read.text
     )
-    assert "Run again: vis-run experiment=nie2018/figure4 seeds=8" in read.text
-    assert "Run: vis-run experiment=nie2018/theorem1" in read.text, "not started, so it says how to start it"
+    assert "vis-run experiment=nie2018/figure4 seeds=8" in read.text
+    assert "not started vis-run experiment=nie2018/theorem1" in read.text
     assert "finding 3" in read.text
     text = page.with_name("report.md").read_text(encoding="utf-8")
     assert (
-        "| nie2018/figure4 | The paper says gbp_cnn_cosL | reproduction | 0.9 | 0.776 ± 0.018 (n = 8) | holds |" in text
+        "| nie2018/figure4 | The paper says gbp_cnn_cosL | reproduction | 0.9 | pear | 0.776 ± 0.018 (n = 8) | holds |"
+        in text
     )
+    assert f"## Nie et al. 2018\n\n{opening}\n" in text
 
 
 @pytest.mark.parametrize(
@@ -176,7 +225,7 @@ def test_a_job_of_a_collection_is_run_again_by_its_own_command(tmp_path, capsys)
     made(tmp_path / "all" / "1_experiment=nie2018_figure2", "nie2018/figure2", preset="small")
     begin(tmp_path / "all", jobs, [Path("/my configs")], "vis-run experiment=nie2018/all target=3", "nie2018/all")
     (row,) = rows(reported(capsys, tmp_path))
-    assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 preset=small '--config-dir=/my configs'"
+    assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 '--config-dir=/my configs'"
 
 
 def test_the_jobs_of_a_sweep_over_a_key_count_for_no_item(tmp_path, capsys):
@@ -286,8 +335,14 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "experiment.models.cnn.stride 2 1" in read.text
     assert "preset paper small" in read.text
     assert "Claims, 1 of 3 with another verdict" in read.text
-    assert "holds reproduction 0.776 ± 0.018 (n = 8) fails reproduction 0.1 (n = 2)" in read.text
+    assert "holds reproduction 0.776 ± 0.018 (n = 8)" in read.text
+    assert "fails reproduction 0.1 (n = 2)" in read.text
     assert len(read.all("img", "src")) == 2
+    third = made(tmp_path / "c", claims=[claim("gbp", "fails", "0.2 (n = 2)")], preset="tiny")
+    read = Page(reported(capsys, first, second, third)).check()
+    assert "preset paper small tiny" in read.text
+    assert "fails reproduction 0.2 (n = 2)" in read.text
+    assert len(read.all("img", "src")) == 3
     same = Page(reported(capsys, first, "--config-dir", tmp_path, first)).check()
     assert "What differs nothing" in same.text
 
