@@ -154,7 +154,11 @@ class Section:
             base = str(config.defaults[0]).removeprefix("/experiment/")
             patterns = config.experiment.get("claims", ["*"])
             claims = [claim for item in self.items if item.name == base for claim in item.claims]
-            yield describe(finding), base, [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)]
+            yield (
+                describe(finding),
+                base,
+                [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)],
+            )
 
 
 def groups(claims: Sequence[ClaimRecord]) -> Iterator[tuple[str, list[str], list[ClaimRecord]]]:
@@ -247,9 +251,7 @@ def summary_rows(item: Item) -> Rows:
             "verdict": c.verdict,
         }
         for c in item.claims
-    ] or [
-        {"item": item.name, "claim": item.title} | dict.fromkeys(("kind", "paper", "metric", "here", "verdict"))
-    ]
+    ] or [{"item": item.name, "claim": item.title} | dict.fromkeys(("kind", "paper", "metric", "here", "verdict"))]
     return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
 
 
