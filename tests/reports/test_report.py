@@ -145,14 +145,14 @@ def test_the_opening_sentences_keep_the_kinds_apart():
 
     assert said() == "These runs make no claims."
     assert said(reproduction={"holds": 1, "fails": 2, "undecided": 1}) == (
-        "At the paper's setting, 1 sentence holds, 2 fail and 1 is undecided."
+        "At the paper's setting, 1 claim holds, 2 fail and 1 is undecided."
     )
     assert said(
         replication={"holds": 2, "undecided": 3, "not_measured": 4},
         finding={"fails": 1, "not_measured": 1},
         reproduction={"not_measured": 5},
     ) == (
-        "At the paper's setting, nothing was measured. On other networks or data, 2 sentences hold and 3 are undecided. "
+        "At the paper's setting, nothing was measured. On other networks or data, 2 claims hold and 3 are undecided. "
         "Of this project's findings, 1 fails. Not measured: 5 at the paper's setting, 4 on other networks or data and "
         "1 of this project's findings."
     )
@@ -190,9 +190,9 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     page = reported(capsys, tmp_path, "--config-dir", tmp_path / "configs")
     read = Page(page).check()
     titles = ["My paper", "Nie et al. 2018", "Taimeskhanov et al. 2024", "Other experiments"]
-    opening = "At the paper's setting, 1 sentence holds."
+    opening = "At the paper's setting, 1 claim holds."
     openings = [
-        f"{title} {opening if title in titles[:3] else opening.replace('1 sentence holds', '2 sentences hold')}"
+        f"{title} {opening if title in titles[:3] else opening.replace('1 claim holds', '2 claims hold')}"
         for title in titles
     ]
     assert [read.text.index(each) for each in openings] == sorted(read.text.index(each) for each in openings)

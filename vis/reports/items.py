@@ -181,7 +181,7 @@ def opening(section: Section) -> str:
     """Say in a few sentences what was measured: the number of claims with each verdict, the kinds apart."""
     said = []
     for kind, place in _PLACES.items():
-        words, noun = [], "" if kind == "finding" else " sentence"  # the first number says of what
+        words, noun = [], "" if kind == "finding" else " claim"  # the first number says of what
         for verdict, (one, more) in _VERBS.items():
             if n := section.verdicts[kind, verdict]:
                 words.append(f"{n}{noun} {one}" if n == 1 else f"{n}{noun and noun + 's'} {more}")

@@ -31,7 +31,7 @@ if (form) {
     return Object.entries(want).filter(([, value]) => value).map(pair => pair.map(encodeURIComponent).join("=")).join("&");
   };
   const read = () => {
-    const hash = location.hash.slice(1), target = document.getElementById(decodeURIComponent(hash));
+    const hash = location.hash.slice(1), target = document.querySelector(":target");
     if (hash.includes("=")) {
       const given = new URLSearchParams(hash);
       for (const name of names) form.elements[name].value = given.get(name) || "";
