@@ -233,7 +233,13 @@ def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, 
 def test_a_job_of_a_collection_is_run_again_by_its_own_command(tmp_path, capsys):
     jobs = [["experiment=nie2018/figure1", "target=3"], ["experiment=nie2018/figure2", "target=3"]]
     made(tmp_path / "all" / "1_experiment=nie2018_figure2", "nie2018/figure2", preset="small")
-    begin(tmp_path / "all", jobs, [Path("/my configs")], "vis-run experiment=nie2018/all target=3", "nie2018/all")
+    begin(
+        tmp_path / "all",
+        jobs,
+        [Path("/my configs")],
+        "vis-run experiment=nie2018/all target=3",
+        collection="nie2018/all",
+    )
     (row,) = rows(reported(capsys, tmp_path))
     assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 '--config-dir=/my configs'"
 
