@@ -42,10 +42,10 @@ from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 from vis.system.allocator import keep_freed_memory
+from vis.system.device import is_native
 from vis.training.fit import NetworkInputs
 from vis.windows.engine import Incremental
 from vis.windows.gaussian import PatchGaussian
-from vis.windows.low_precision import is_native
 
 
 @dataclass
