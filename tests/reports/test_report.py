@@ -123,7 +123,7 @@ def test_the_newest_finished_run_counts_and_the_others_stand_behind_it(tmp_path,
         ("nie2018/figure4", "holds", "2026-11-19/new")
     ]
     read = Page(page).check()
-    assert "Other runs of nie2018/figure4: 2" in read.text
+    assert "Other runs of nie2018/figure4: 2" in read.all("summary", "aria-label")
     assert f"vis-report {new} {old}" in read.text
     for other in ("2026-11-20/old/index.html", "2026-11-22/running/"):
         assert other in read.all("a", "href")
