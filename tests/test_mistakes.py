@@ -103,7 +103,10 @@ MISTAKES = {
     "an override for --resume": (["--resume", "empty", "seed=3"], "take a run as it is: leave out seed=3"),
     "scaling": ([*SMALL, "experiment.scaling=foo"], "no scaling 'foo'"),
     "preprocessing": ([*SMALL, "dataset.preprocess=foo"], "unknown preprocessing 'foo'"),
-    "sweep without -m": ([*SMALL, "model.num_filters=1,2"], "has several values: for a sweep, -m model.num_filters=1,2"),
+    "sweep without -m": (
+        [*SMALL, "model.num_filters=1,2"],
+        "has several values: for a sweep, -m model.num_filters=1,2",
+    ),
     "spaces around =": (["method", "=", "gbp"], "no spaces around '=': method=gbp"),
     "dashes before a choice": (["--method", "gbp"], "choices take no dashes: method=gbp"),
     "two images in one word": (["image=a,b.jpg"], "for several images, image=[a,b.jpg]"),
