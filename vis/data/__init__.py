@@ -7,7 +7,7 @@ config overrides them.
 from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
-from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
+from vis.data.stacked import stack_mix, stack_photographs, stacked_cifar10, stacked_digits, stacked_mnist
 
 __all__ = [
     "PREPROCESSING",
@@ -24,6 +24,7 @@ __all__ = [
     "read_image",
     "samples",
     "stack_mix",
+    "stack_photographs",
     "stacked_cifar10",
     "stacked_digits",
     "stacked_mnist",
