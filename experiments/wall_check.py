@@ -73,7 +73,7 @@ class WallCheck(Experiment):
 
     samples: number of images of each dataset whose maps are stored. datasets: {name: config node}; {}: the run's own dataset.
     unwalled: changes to the model's config for the control without a wall, such as other weights; None: no such control.
-    shifted: take the maps with their minimum shifted to 0. least: the least probability of the explained class by which an
+    convention: `paper` takes maps as they are, `table1` with their minimum shifted to 0 (min-max). least: the least probability of the explained class by which an
     image counts. limits: {method: number of images of each dataset, with those that do not count}, for expensive methods; these
     have the control on the first dataset only.
     """
@@ -87,12 +87,12 @@ class WallCheck(Experiment):
         samples: int,
         datasets: Mapping[str, Mapping[str, Any]] = {},
         unwalled: Mapping[str, Any] | None = None,
-        shifted: bool = True,
+        convention: str = "table1",
         least: float = 0.0,
         limits: Mapping[str, int] = {},
     ) -> None:
         self.samples, self.datasets, self.unwalled = samples, datasets, unwalled
-        self.mu, self.least, self.limits = "mu_minmax" if shifted else "mu", least, limits
+        self.mu, self.least, self.limits = "mu_minmax" if convention == "table1" else "mu", least, limits
         self._models: tuple[int, Model, Model | None] | None = None
         self._explainers: dict[Any, Explainer] = {}
 
@@ -342,7 +342,8 @@ class WallCheck(Experiment):
         constant = 100 * network["constant"]
         zeros = sum(row["mu"] is None for row in results.rows())
         wide = [method_title(results.config, m) for m in methods if issubclass(method_class(results.config, m), WIDE)]
-        data = dict.fromkeys(row["data"] for row in results.rows("network"))
+        data = _words({row["dataset"]: row["data"] for row in results.rows("network")})
+        hidden = [method_title(results.config, m) for m in results.config.methods if m in self.not_drawn]
         caption = [
             f"Activity mu x 100 of the maps in the rows {first}..{last}, which the network cannot see: mean and standard "
             f"deviation over {self._count(results)}",
@@ -356,9 +357,9 @@ class WallCheck(Experiment):
             else "",
             "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
             f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
-            *method_words(results.config),
-            *sentences(results.rows(), results.config),
-            f"{results.config.model.name}, {network['weights']}; {'; '.join(data)}",
+            *(words for words in method_words(results.config) if not words.startswith(tuple(hidden))),
+            *sentences([row for row in results.rows() if row["method"] in methods], results.config),
+            f"{results.config.model.name}, {network['weights']}; {data}",
         ]
         figure, (axes,) = plot(PAGE_WIDTH, 2.4, caption)
         with styled():
@@ -373,7 +374,7 @@ class WallCheck(Experiment):
                         axes.bar(x, mean(values), 0.92 * width, yerr=error, color=f"C{j}", ecolor="0.4", capsize=2,
                                  error_kw={"linewidth": 0.8}, label=name if name and i == 0 else None)  # fmt: skip
                         axes.text(
-                            x, mean(values) + error + 1, f"{mean(values):.1f}", ha="center", va="bottom", fontsize=6
+                            x, mean(values) + error + 1, f"{mean(values):.1f}", ha="center", va="bottom", fontsize=6 if len(names) < 3 else 5
                         )
                     if control:
                         axes.plot(x, mean(control), "x", color="0.2", markersize=4, markeredgewidth=0.8)
@@ -384,8 +385,9 @@ class WallCheck(Experiment):
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 7 else {}
             axes.set_xticks(range(len(labels)), labels, **turned)
             axes.set_ylabel("mu x 100")
+            axes.set_ylim(bottom=0)
             if any(names):
-                axes.legend()
+                axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names))
         return figure
 
     def gallery(self, results: Results, dataset: str) -> Figure:
@@ -394,6 +396,7 @@ class WallCheck(Experiment):
         dead = tuple(network["rows"])
         named = dict.fromkeys(row["image"] for row in results.rows(dataset=dataset))
         images = [image for image in named if f"{dataset}/{image}/pixels" in results.arrays]
+        hidden = [method_title(config, m) for m in config.methods if m in self.not_drawn]
         rows: list[PanelRow] = []
         for image in images:
             pixels = results.arrays[f"{dataset}/{image}/pixels"]
@@ -417,7 +420,7 @@ class WallCheck(Experiment):
             *display.sentences(
                 {method_title(config, m): method_class(config, m).display for m in self._drawn(results)}
             ),
-            *method_words(config),
+            *(words for words in method_words(config) if not words.startswith(tuple(hidden))),
             f"{config.model.name}, {network['weights']}",
         ]
         return panel_grid(wrapped(rows), caption)
@@ -430,6 +433,14 @@ def _composed(node: Mapping[str, Any]) -> dict[str, Any]:
         key: {k: v for k, v in value.items() if k not in own} if isinstance(value, Mapping) else value
         for key, value in node.items()
     }
+
+
+def _words(data: Mapping[str, str]) -> str:
+    """Return the origins of datasets; what composed ones have in common is said once."""
+    heads, _, tails = zip(*(words.partition(": ") for words in data.values()), strict=True)
+    if len(data) > 1 and len(set(tails)) == 1 and tails[0]:
+        return "; ".join(f"{name}: {head}" for name, head in zip(data, heads, strict=True)) + f"; from {tails[0]}"
+    return "; ".join(dict.fromkeys(data.values()))
 
 
 def datasets(results: Results) -> list[str]:
