@@ -73,9 +73,9 @@ class WallCheck(Experiment):
 
     samples: number of images of each dataset whose maps are stored. datasets: {name: config node}; {}: the run's own dataset.
     unwalled: changes to the model's config for the control without a wall, such as other weights; None: no such control.
-    convention: `paper` takes maps as they are, `table1` with their minimum shifted to 0 (min-max). least: the least probability of the explained class by which an
-    image counts. limits: {method: number of images of each dataset, with those that do not count}, for expensive methods; these
-    have the control on the first dataset only.
+    convention: `paper` takes maps as they are, `table1` with their minimum shifted to 0 (min-max). least: the least probability
+    of the explained class by which an image counts. limits: {method: number of images of each dataset, with those that do not
+    count}, for expensive methods; these have the control on the first dataset only.
     """
 
     metrics = ("mu", "mu_minmax")
@@ -229,10 +229,10 @@ class WallCheck(Experiment):
         p = logits.double().softmax(1)[torch.arange(len(images)), torch.tensor(classes, device=logits.device)].tolist()
         kept = [i for i in range(len(images)) if p[i] >= self.least]
         for i in set(range(len(images))) - set(kept):
-            output.tables["left_out"].append({"image": batch.names[i], "class": model.class_name(classes[i]), "p": p[i]})
-        some = Batch(
-            batch.x[kept], batch.pixels[kept], [batch.names[i] for i in kept], [batch.labels[i] for i in kept]
-        )
+            output.tables["left_out"].append(
+                {"image": batch.names[i], "class": model.class_name(classes[i]), "p": p[i]}
+            )
+        some = Batch(batch.x[kept], batch.pixels[kept], [batch.names[i] for i in kept], [batch.labels[i] for i in kept])
         return some, [images[i] for i in kept], [classes[i] for i in kept]
 
     def _wall(self, model: Model, batch: Batch, logits: Tensor) -> dict[str, list[float]]:
@@ -314,7 +314,9 @@ class WallCheck(Experiment):
     def galleries(self, results: Results, title: str) -> dict[str, Figure]:
         """Draw the gallery of each dataset of which maps are stored."""
         stored = [name for name in datasets(results) if any(key.startswith(f"{name}/") for key in results.arrays)]
-        return {f"{title}_{name}" if name and len(stored) > 1 else title: self.gallery(results, name) for name in stored}
+        return {
+            f"{title}_{name}" if name and len(stored) > 1 else title: self.gallery(results, name) for name in stored
+        }
 
     def _count(self, results: Results) -> str:
         """Say how many images were measured, and which were left out."""
@@ -373,9 +375,9 @@ class WallCheck(Experiment):
                         error = spread(values) if len(values) > 1 else 0
                         axes.bar(x, mean(values), 0.92 * width, yerr=error, color=f"C{j}", ecolor="0.4", capsize=2,
                                  error_kw={"linewidth": 0.8}, label=name if name and i == 0 else None)  # fmt: skip
-                        axes.text(
-                            x, mean(values) + error + 1, f"{mean(values):.1f}", ha="center", va="bottom", fontsize=6 if len(names) < 3 else 5
-                        )
+                        size = 6 if len(names) < 3 else 5
+                        place = x, mean(values) + error + 1
+                        axes.text(*place, f"{mean(values):.1f}", ha="center", va="bottom", fontsize=size)
                     if control:
                         axes.plot(x, mean(control), "x", color="0.2", markersize=4, markeredgewidth=0.8)
                     if value := self.paper(method, name):

@@ -95,13 +95,13 @@ class Figure1(Experiment):
         dead = tuple(row["rows"])
         height, width = before.shape[1:]
         panels = [
-            Panel(display.picture(pixels), "Original image", row["image"]),
+            Panel(display.picture(pixels), "Image", row["image"]),
             Panel(display.heat(before), f"GradCAM, {height}x{width}", "before upsampling"),
             Panel(display.overlay(map_, pixels), "GradCAM over the image", f"mu x 100 = {100 * row['mu']:.1f}", dead),
         ]
         caption = [
             f"{results.config.model.name}, {row['weights']}; class explained: {row['class']}, p = {row['p']:.2f}",
-            row["data"],
+            f"Image: {row['data']}",
             f"Hatched: the rows {dead[0]}..{dead[1]}, which the network cannot see; mu: the share of the map's norm there. A "
             f"constant map has {100 * row['constant']:.1f}, the map without the wall {100 * row['mu_unwalled']:.1f}",
         ]

@@ -162,7 +162,10 @@ class Table1(WallCheck):
                 row["without the wall"] = _printed(control, constant)
                 row["with minus without"] = _printed(over - control, constant)
         value = self.paper(method, "mix")
-        return row | {"constant map": f"{constant:.1f}", "paper, STACK-MIX": f"{value[0]} ± {value[1]}" if value else "-"}
+        return row | {
+            "constant map": f"{constant:.1f}",
+            "paper, STACK-MIX": f"{value[0]} ± {value[1]}" if value else "-",
+        }
 
     def claims(self, results: Results) -> list[Claim]:
         network, config = results.rows("network")[0], results.config
@@ -202,7 +205,9 @@ class Table1(WallCheck):
             low, high = interval(gray.values) if len(gray.values) > 1 else (0.0, 0.0)
             rule = above(max(0.0, high), fails=low, least=THROUGH, ours="bounds: the 95 % interval with gray below")
             words = f"{title}{', other sign' * (name != method)}: {RATIO}"
-            found.append(Compared(words, self._column(results, name, "over constant"), rule, null=gray, control="gray below"))
+            found.append(
+                Compared(words, self._column(results, name, "over constant"), rule, null=gray, control="gray below")
+            )
         return _agreeing(found)
 
     def _against_gray(self, results: Results) -> list[Claim]:
@@ -211,8 +216,8 @@ class Table1(WallCheck):
         if "gray" not in datasets(results):
             return []
         found = []
-        for method in IDS:
-            title = method_title(results.config, method) if method in results.config.methods else method
+        for method in (m for m in IDS if m in results.config.methods):
+            title = method_title(results.config, method)
             sentence = f"{title} sees through the wall: its mu is above that with gray in the unseen rows."
             compared = self._through(results, method)
             found.append(Claim(f"through_{method}", compared, sentence=sentence, source="The project"))
@@ -304,7 +309,9 @@ class Table1(WallCheck):
             return near(value / 100, 0.03, fails=0.03 + 1.98 * deviation / 100 / IMAGES**0.5, ours="0.03 is ours")
 
         def compared(name: str, dataset: str, value: float, deviation: float) -> Compared:
-            where = {"method": name} | ({"dataset": dataset} if dataset in datasets(results) else {})
+            where = {"method": name}
+            if of := [d for d in (dataset, "same") if d in datasets(results)]:
+                where["dataset"] = of[0]
             table, column, per = ("means", "mu", "dataset") if same else ("table", self.mu, "image")
             constant = results.rows("network")[0]["constant"]
             return Compared(f"mu of {name}, {NAMES[dataset]}", Column(results.rows(table, **where), column, per),

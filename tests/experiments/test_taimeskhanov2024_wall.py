@@ -1,4 +1,4 @@
-"""The walled SqueezeNet of taimeskhanov2024's replication: composed photographs, the null with gray below the wall, both signs."""
+"""The walled SqueezeNet of taimeskhanov2024's replication: composed photographs, gray below the wall, both signs."""
 
 import json
 from pathlib import Path
@@ -88,16 +88,31 @@ def composed(mu: dict[str, tuple[float, float]], images: int = THROUGH) -> dict:
     """Return the claims of a run whose methods have these mu x 100 (own rows below, gray below)."""
     register()
     config = compose_config(["experiment=taimeskhanov2024/table1", "preset=small"])
-    network = {"network": "squeezenet_masked", "weights": "weights", "trained": True, "standin": False, "rows": [167, 223]}
+    network = {
+        "network": "squeezenet_masked",
+        "weights": "weights",
+        "trained": True,
+        "standin": False,
+        "rows": [167, 223],
+    }
     network |= {"height": 224, "constant": 0.504, "images": images, "pooled": True, "data": "photographs"}
     tables: dict = {"table": [], "wall": [], "network": [], "validation": []}
     for k, dataset in enumerate(("same", "gray")):
         tables["network"].append(network | {"dataset": dataset})
         for i in range(images):
-            tables["wall"].append({"dataset": dataset, "image": i, "blank_live_changes_class": 1, "blank_dead_changes_class": 0})
+            tables["wall"].append(
+                {"dataset": dataset, "image": i, "blank_live_changes_class": 1, "blank_dead_changes_class": 0}
+            )
             for method, values in mu.items():
                 value = (values[k] + (i % 3)) / 50.4 if values[k] else 0.0
-                row = {"dataset": dataset, "image": i, "method": method, "mu": value / 2, "over constant": value, "seed": 0}
+                row = {
+                    "dataset": dataset,
+                    "image": i,
+                    "method": method,
+                    "mu": value / 2,
+                    "over constant": value,
+                    "seed": 0,
+                }
                 row |= {"unwalled over constant": 0.6, "r with unwalled": 1.0 if method == "gradcam" else 0.5}
                 tables["table"].append(row | {"mu_minmax": value / 2, "highlighted": 1.0, "drop": 0.5})
     results, experiment = Results({}, tables, config, Path()), Table1(samples=1, convention="paper", least=0.5)
@@ -129,7 +144,9 @@ def test_activity_that_gray_has_too_is_no_sight():
 @pytest.mark.slow
 def test_the_walled_squeezenet_knows_some_photographs_and_gradcam_does_not_change(data, vis_run):
     """With the trained weights: half of the photographs keep their class; the maps of GradCAM with and without the wall agree."""
-    ran = vis_run("experiment=taimeskhanov2024/figure9", "preset=small", "method=[gradcam,hirescam]", "+experiment.unwalled={}")
+    ran = vis_run(
+        "experiment=taimeskhanov2024/figure9", "preset=small", "method=[gradcam,hirescam]", "+experiment.unwalled={}"
+    )
     run = load_run(ran.folder)
     assert [row["image"] for row in run.rows("wall")] == ["coffee", "motorcycle", "palace"]
     assert all(row["blank_dead"] == 0 for row in run.rows("wall"))

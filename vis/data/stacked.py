@@ -66,7 +66,11 @@ def stack_photographs(
     photograph; `gray`, the mean colour of ImageNet. upper: by default the rows that squeezenet_masked sees.
     Raises ValueError for other words, UserError if `different` has a single photograph.
     """
-    words = {"same": "their own middle rows, mirrored", "different": "the lower rows of others", "gray": "the mean colour"}
+    words = {
+        "same": "their own middle rows, mirrored",
+        "different": "the lower rows of others",
+        "gray": "the mean colour",
+    }
     if below not in words or not 0 < upper < SIDE:
         raise ValueError(f"below={below}, upper={upper}: below is {', '.join(words)}, upper is 1 to {SIDE - 1}")
     if photographs is None or isinstance(photographs, str):
