@@ -80,6 +80,7 @@ class WallCheck(Experiment):
 
     metrics = ("mu", "mu_minmax")
     series = "method"
+    rings = "Rings: the paper's values"
     not_drawn: Sequence[str] = ()  # methods that are measured but not in the pictures
 
     def __init__(
@@ -322,10 +323,9 @@ class WallCheck(Experiment):
         """Say how many images were measured, and which were left out."""
         network, counted = results.rows("network"), results.rows("wall")
         each = len({row["image"] for row in counted})
-        of = f" of {len({row['dataset'] for row in counted})} datasets" if len(network) > 1 else ""
-        text = f"{plural(each, 'image')}{of}" if self.least else plural(len(counted), "image")
+        text = plural(len(counted), "image")
         if self.least:
-            text += f", of {network[0]['images']} those to whose class the network with the wall gives {self.least:g} or more"
+            text = f"{each} of {network[0]['images']} images, whose class has p = {self.least:g} or more with the wall"
         fewer = [
             f"{method_title(results.config, m)}: {count}"
             for m in self._drawn(results)
@@ -357,7 +357,7 @@ class WallCheck(Experiment):
             f"Windows and cells of {', '.join(wide)} reach across the wall: some of their activity below it is due to that"
             if wide
             else "",
-            "Rings: the paper's values" if any(self.paper(m, n) for m in methods for n in names) else "",
+            self.rings if any(self.paper(m, n) for m in methods for n in names) else "",
             f"Left out, since a map of zeros has no mu: {plural(zeros, 'map')}" if zeros else "",
             *(words for words in method_words(results.config) if not words.startswith(tuple(hidden))),
             *sentences([row for row in results.rows() if row["method"] in methods], results.config),

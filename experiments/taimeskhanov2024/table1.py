@@ -81,6 +81,7 @@ class Table1(WallCheck):
     """
 
     not_drawn = ("eigencam_flipped", "opticam_start")
+    rings = "Rings: the paper's values, of the masked VGG on STACK-MIX and STACK-GEN"
 
     def __init__(self, imagenet: str | None = None, **wall_check: Any) -> None:
         super().__init__(**wall_check)
