@@ -5,9 +5,12 @@
 
 import argparse
 import contextlib
+import gc
+import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,37 +34,36 @@ Choices (vis-run --list shows them all):
   precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small|tiny
 
 Options:
-  --list              list every experiment, model, method and dataset
+  --list [WORD ...]   list every experiment, model, method and dataset, or only some: --list method, --list nie2018
   --dry-run           show what would be computed, and an estimate of its cost
   -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
   --resume FOLDER     resume a run or a sweep that stopped
   --continue          resume the newest run of this same command, or start one
+  --status FOLDER     say what a run or a sweep is at, also one that runs elsewhere
   --redraw FOLDER     draw the figures of a finished run again, without computing
   --cfg job           show the config of a command without running it (-p model: only this part)
   --config-dir DIR    add a folder with your own configs
-  --install-completion  show how to enable tab completion
+  --install-completion[=SHELL]  tab completion for bash, zsh or fish
   --version, --help
 
 Each run writes index.html, figures, tables, arrays and claims to its own folder, outputs/<date>/<time>_<experiment>/,
 and prints the path of that folder. Exit codes: 0, the run succeeded; 1, it failed; 2, the command was wrong.
 """
 
-COMPLETION = """Tab completion for this shell session (to keep it, add the line to your shell's start-up file):
-  bash:  eval "$(vis-run -sc install=bash)"
-  zsh:   eval "$(vis-run -sc install=bash)"      (after: autoload -Uz bashcompinit && bashcompinit)
-  fish:  vis-run -sc install=fish | source
-"""
-
 VERBOSE = ("verbose",)  # the only one of Hydra's config keys that a run accepts
+_CHOICES = ("experiment", "model", "method", "dataset", "target", "image", "seed", "seeds", "device", "precision", "preset",
+            "batch_size", "outputs", "boxes")  # fmt: skip
 _OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_help")  # options that Hydra answers
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted.
+    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted;
+    143: terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; an unknown backend in the environment must not end a run
     try:
         code = _dispatch(argv)
@@ -72,15 +74,48 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print("vis-run:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vis-run: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"vis-run: {_ended(error)}", file=sys.stderr)
+        return _code(error)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of a broken pipe wants no more output
             print(f"vis-run: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         with contextlib.suppress(OSError, AttributeError):  # or Python writes again at exit, and prints an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def command() -> NoReturn:
+    """Run the command line of this process and leave it, as the console script does.
+
+    The garbage collector waits until all is imported, and a single process leaves without tearing down torch and the
+    weights: .7 of 3.3 seconds. Sweeps and torchrun have helpers to end, and leave as Python does.
+    """
+    gc.disable()
+    code = main()
+    if shards.world() > 1 or "joblib" in sys.modules or "submitit" in sys.modules:
+        sys.exit(code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone
+            stream.flush()
+    os._exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: a batch system sends it before it kills."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _ended(error: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(error, _Terminated) else "interrupted"
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    return 143 if isinstance(error, _Terminated) else 130
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -91,10 +126,15 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError("torchrun splits a single run: start a sweep without torchrun")
     if shards.rank() > 0:
         return _help_out()
-    for name, text in {"help": HELP, "version": f"vis-run {__version__}\n", "install_completion": COMPLETION}.items():
+    for name, text in {"help": HELP, "version": f"vis-run {__version__}\n"}.items():
         if getattr(options, name):
             print(text, end="")
             return 0
+    if options.install_completion is not None:
+        from vis.config.completion import install
+
+        print(install(options.install_completion))
+        return 0
     _check_combination(options, overrides)
     try:
         os.getcwd()
@@ -104,6 +144,11 @@ def _dispatch(argv: list[str]) -> int:
         return _resume(options.resume, command)
     if options.redraw:
         return _finish(options.redraw, _redraw)
+    if options.status:
+        from vis.reports.status import status
+
+        print(status(options.status))
+        return 0
     return _execute(options, overrides, command)
 
 
@@ -113,10 +158,10 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
 
     folders = options.config_dir
     compose.register()
-    overrides = compose.spelled_out(overrides, folders)
     if options.list:
-        print(_listing(folders), end="")
+        print(_listing(overrides, folders), end="")
         return 0
+    overrides = compose.spelled_out(overrides, folders)
     if flags := _flags_for_hydra(options):
         compose.check_words(compose.parse_overrides(overrides), folders)
         return _hydra(flags, overrides, folders)
@@ -130,15 +175,15 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
         compose.check_hydra(overrides, (*VERBOSE, "launcher"))
         return _sweep(overrides, folders, command)
     if compose.is_sweep(overrides):
-        raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
+        raise compose.one_run_only(overrides)
 
     config = compose.compose_config(overrides, folders)
     jobs = _collected(config, overrides, folders)
-    compose.check_hydra(overrides, () if jobs else VERBOSE)
+    compose.check_hydra(overrides, ("launcher",) if jobs else VERBOSE)
     if options.dry_run:
         return _dry_run(jobs or [overrides], folders)
     if jobs:
-        return _collection(config, jobs, folders, command)
+        return _collection(config, jobs, overrides, folders, command)
     return _single(config, overrides, folders, command)
 
 
@@ -151,9 +196,13 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """The options and the other words, which are overrides."""
         names = list(self._option_string_actions)
-        for word in argv:  # argparse would read -model=vgg16 as -m
+        for word, behind in zip(argv, [*argv[1:], "VALUE"], strict=True):
+            # argparse would read -model=vgg16 as -m
             if word.startswith("-") and word.partition("=")[0] not in names:
                 long = [name for name in names if name.startswith("--")]
+                key, _, value = word.lstrip("-").partition("=")
+                if key in _CHOICES:
+                    raise UserError(f"choices take no dashes: {key}={value or behind}")
                 raise UserError(f"unknown option {word}.{did_you_mean(word, long)}")
         return self.parse_known_args(argv)
 
@@ -161,8 +210,14 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into its options and its overrides. Raises UserError."""
     parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
-    for names in (("--help", "-h"), ("--version",), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
+    for names in (
+        ("--help", "-h"),
+        ("--version", "-V"),
+        ("--multirun", "-m"),
+        ("--resolve",),
+    ):
         parser.add_argument(*names, action="store_true")
+    parser.add_argument("--install-completion", nargs="?", const="", metavar="SHELL")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", type=_folder, action="append", default=[])
     command = parser.add_mutually_exclusive_group()
@@ -171,11 +226,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command.add_argument("--continue", action="store_true", dest="go_on")
     command.add_argument("--resume", type=_folder)
     command.add_argument("--redraw", type=_folder)
+    command.add_argument("--status", type=_folder)
     command.add_argument("--cfg", "-c", nargs="?", const="job", choices=("job", "hydra", "all"))
     topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     command.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     command.add_argument("--shell-completion", "-sc", action="store_true")
-    return parser.parse(argv)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what can follow
+        from vis.config.completion import complete
+
+        complete(parser)
+    return parser.parse(["--help"] if argv == ["help"] else argv)
 
 
 def _folder(text: str) -> Path:
@@ -189,12 +249,11 @@ def _check_combination(options: argparse.Namespace, overrides: list[str]) -> Non
     """Raise UserError for options that need or exclude others, beyond what the parser knows."""
     if (options.package is not None or options.resolve) and not options.cfg:
         raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
-    if options.multirun and (options.list or options.resume or options.redraw or _flags_for_hydra(options)):
+    alone = options.list or options.resume or options.redraw or options.status
+    if options.multirun and (alone or _flags_for_hydra(options)):
         raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and options.list:
-        raise UserError(f"--list shows everything: leave out {overrides[0]}")
-    if overrides and (options.resume or options.redraw):
-        raise UserError(f"--resume and --redraw take a run as it is: leave out {overrides[0]}")
+    if overrides and (options.resume or options.redraw or options.status):
+        raise UserError(f"--resume, --redraw and --status take a run as it is: leave out {overrides[0]}")
 
 
 def _flags_for_hydra(options: argparse.Namespace) -> list[str]:
@@ -253,7 +312,11 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             except Lacking as error:
                 if replica is None:
                     raise compose.with_a_way_out(error, config) from error
-                print(f"{error.reason}. The run is then a replication:\n{dry_run(replica)}", end="", flush=True)
+                print(
+                    f"{error.reason.rstrip('.')}. The run is then a replication:\n{dry_run(replica)}",
+                    end="",
+                    flush=True,
+                )
         except Lacking as error:
             if len(jobs) == 1:
                 raise
@@ -284,7 +347,6 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Run every job of a sweep in a new folder, with Hydra's launcher."""
     from vis.config import compose
-    from vis.runner.jobs import Job, finish_sweep
     from vis.store.sweep_plan import begin
 
     configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
@@ -293,6 +355,14 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
         raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = _reserve(configs[0], "_sweep")
     begin(folder, jobs, config_dirs, command)
+    return _launch(folder, overrides, config_dirs, command)
+
+
+def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command: str) -> int:
+    """Let Hydra's launcher run the jobs of a sweep in their folders."""
+    from vis.config import compose
+    from vis.runner.jobs import Job, finish_sweep
+
     # The folder of a job is named after the overrides in which the jobs differ.
     names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"
     words = [*overrides, f"hydra.sweep.dir={_quote(folder)}", names]
@@ -304,19 +374,70 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     return _finish(folder, work)
 
 
-def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
+def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Run the experiments of a collection, such as experiment=nie2018/all, as jobs of a new sweep."""
-    from vis.config import compose
+    from vis.runner.dry_run import duration
     from vis.store.sweep_plan import begin
 
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
-    for job in jobs:
-        with contextlib.suppress(Lacking):  # such a job fails, and the others run
-            compose.compose_config(job, config_dirs)
+    launcher = [o for o in overrides if o.startswith("hydra")]
+    on_cluster = any(o.startswith("hydra/launcher=submitit") for o in launcher)
+    count = 1 if on_cluster else _processes(launcher)
+    seconds, alone = _estimates(jobs, config_dirs)
+    unknown = f"; {seconds.count(None)} of them without an estimate" * (None in seconds)
+    each = sum(filter(None, seconds)) / (1.4 if count > 1 else 1)
+    where = "one after the other" if on_cluster or count == 1 else f"in {count} processes"
+    print(f"{len(jobs)} items, about {duration(each)} on this machine, {where}{unknown}", file=sys.stderr)
     folder = _reserve(config)
-    begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
-    return _resume(folder, command)
+    name = str(config.experiment.name)
+    begin(folder, jobs, config_dirs, command, collection=name, processes=count, seconds=seconds, alone=alone)
+    if not on_cluster:
+        return _resume(folder, command)
+    items = ",".join(job[0].removeprefix("experiment=") for job in jobs)
+    return _launch(folder, [f"experiment={items}", *jobs[0][1:], *launcher], config_dirs, command)
+
+
+def _processes(launcher: list[str]) -> int:
+    """How many processes run a collection: hydra.launcher.n_jobs of joblib, 1 of basic; by default, as many as pay."""
+    from vis.config import compose
+    from vis.runner.fan_out import processes
+
+    words = {o.key_or_group: o.value() for o in compose.parse_overrides(launcher)}
+    if words.get("hydra/launcher") == "basic":
+        return 1
+    jobs = words.get("hydra.launcher.n_jobs")
+    return jobs if isinstance(jobs, int) and jobs > 0 else processes()
+
+
+def _estimates(jobs: list[list[str]], config_dirs: list[Path]) -> tuple[list[float | None], list[bool]]:
+    """The estimated seconds of each job, None where its experiment estimates none, and whether it has to run alone.
+
+    Raises UserError for a mistake in one of them.
+    """
+    from vis.config import compose
+    from vis.config.check import check
+    from vis.runner.dry_run import estimated_seconds
+
+    seconds: list[float | None] = []
+    alone = []
+    for job in jobs:
+        config: Any = {}
+        try:
+            config = compose.compose_config(job, config_dirs)
+            try:
+                check(config)
+            except Lacking:
+                config = compose.replicated(config, job) or config
+            seconds.append(estimated_seconds(config))
+        except Lacking:  # such an item fails, and the others run
+            seconds.append(0.0)
+        except UserError:
+            raise
+        except Exception:  # in the user's own code; the run of this item will say so
+            seconds.append(None)
+        alone.append(bool(config and config.experiment.get("alone")))
+    return seconds, alone
 
 
 def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
@@ -329,7 +450,7 @@ def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> li
     from vis.config.compose import collected, load_option, options
 
     files = options("experiment", config_dirs)
-    others = [o for o in overrides if not o.startswith("experiment=")]
+    others = [o for o in overrides if not o.startswith(("experiment=", "hydra"))]
     if "all" in config.experiment and any(o.startswith("method=") for o in others):
         raise UserError(f"the experiments of {config.experiment.name} choose their own methods: leave out method=")
 
@@ -394,8 +515,8 @@ def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> 
         if fresh and not any((folder / "parts").glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
-            print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
-            return 130
+            print(f"vis-run: {_ended(error)}; go on with vis-run --resume {folder}", file=sys.stderr)
+            return _code(error)
         raise
     except Exception as error:  # the folder keeps the traceback
         from vis.store.run_folder import failure
@@ -435,19 +556,28 @@ def _redraw(folder: Path) -> None:
         aggregate(folder)
 
 
-def _listing(config_dirs: list[Path]) -> str:
-    """A line for every option of every group."""
+def _listing(words: list[str], config_dirs: list[Path]) -> str:
+    """A line for each option of each group. words: groups, to list only these, and parts of names, to list only such."""
     from vis.config.compose import GROUPS, describe, options
 
-    lines = []
-    for group in GROUPS:
-        lines.append(f"{group}=")
+    lines: list[str] = []
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    parts = [word.lower() for word in words if word not in GROUPS]
+    for group in [word for word in words if word in GROUPS] or GROUPS:
         found = options(group, config_dirs)
-        width = max(map(len, found), default=0)
-        lines += [f"  {name:<{width}}  {describe(file)}" for name, file in found.items()]
-        lines.append("")
+        if parts:
+            found = {name: f for name, f in found.items() if any(part in name.lower() for part in parts)}
+        if not found:
+            continue
+        longest = max(map(len, found))
+        lines += [f"{group}="]
+        lines += [f"  {name:<{longest}}  {describe(file)}"[:width] for name, file in found.items()]
+        lines += [""]
+    if not lines:
+        known = [*GROUPS, *(name.partition("/")[0] for group in GROUPS for name in options(group, config_dirs))]
+        raise UserError(f"nothing has {' or '.join(words)} in its name.{did_you_mean(words[0], dict.fromkeys(known))}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
