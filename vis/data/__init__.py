@@ -8,7 +8,7 @@ from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet,
 from vis.data.gaze import osie
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
-from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
+from vis.data.stacked import stack_mix, stack_photographs, stacked_cifar10, stacked_digits, stacked_mnist
 
 __all__ = [
     "PREPROCESSING",
@@ -26,6 +26,7 @@ __all__ = [
     "read_image",
     "samples",
     "stack_mix",
+    "stack_photographs",
     "stacked_cifar10",
     "stacked_digits",
     "stacked_mnist",
