@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from experiments.zhou2018.evidence import training_images
 from experiments.zhou2018.setting import another_network
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.config.instantiate import construct
 from vis.data import Preprocess, preprocessing, to_pixels
 from vis.errors import UserError
@@ -360,7 +360,7 @@ class ActivationMaximisation(Experiment):
         )  # fmt: skip
         sentence = "All regularisers together leave less noise than none."
         return [
-            *replicated(claims, differences, at_small_sizes(results.config)),
+            *replicated(claims, differences, on_digits(results.config)),
             Claim("regularised", [noise], sentence=sentence, source="Introduction, Eqs. 1 to 3"),
         ]
 

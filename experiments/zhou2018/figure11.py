@@ -27,7 +27,7 @@ from experiments.zhou2018.evidence import (
     middle,
     window_logits,
 )
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.figures.layout import plot, styled
 from vis.methods.perturbation import cut
 from vis.models import Model
@@ -76,7 +76,7 @@ class Figure11(OnePicture):
 
     def compute(self, run: Run, task: Task) -> Output:
         model, batch, found = self.begin(run, task)
-        return Output(tables={"table": [self.row(run, model, batch, found) | learnt(run, self.own_images)]})
+        return Output(tables={"table": [self.row(run, model, batch, found) | learnt(run, model, self.own_images)]})
 
     def row(self, run: Run, model: Model, batch: Batch, method: Any) -> dict[str, Any]:
         """Return an image's `approximation` and its controls.
@@ -119,7 +119,7 @@ class Figure11(OnePicture):
         )
         draws = [] if self.samples == 500 else [f"{self.samples} draws instead of 500"]
         others = [*differences(results, "AlexNet", rows[0]), *images, *draws]
-        return replicated([*_figure(results), *_sources(results)], others, at_small_sizes(config))
+        return replicated([*_figure(results), *_sources(results)], others, on_digits(config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()

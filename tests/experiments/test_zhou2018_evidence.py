@@ -24,7 +24,6 @@ TINY = (
     "dataset=digits",
     "dataset.limit=2",
 )
-SMALL = "it takes the full sizes: leave out preset=tiny"
 BOX = "[[0.3, 0.3, 0.6, 0.6]]"
 EARS = "[[0.1, 0.1, 0.3, 0.3], [0.1, 0.7, 0.3, 0.9]]"
 
@@ -88,7 +87,7 @@ def test_a_killed_run_goes_on_and_ends_with_equal_bytes(vis_run, monkeypatch):
 
 def test_without_weights_the_way_out_is_named(vis_run, tmp_path):
     for name in ("figure14", "figure11"):
-        ran = vis_run(f"experiment=zhou2018/{name}")
+        ran = vis_run(f"experiment=zhou2018/{name}", "model=vgg16")
         assert ran.code == 2
         assert "preset=tiny" in ran.err
     assert not list((tmp_path / "outputs").glob("*/*"))
@@ -156,7 +155,7 @@ def test_without_boxes_the_object_of_a_photograph_is_asked_for():
     )
     config = compose_config(small)
     rows = {"maps": [{"image": "cameraman", "view": "", "method": "pda_fast", "object": False}]}
-    assert "experiment.object=" in evidence.on_objects(Results({}, rows, config, None))
+    assert "boxes=" in evidence.on_objects(Results({}, rows, config, None))
 
 
 def test_a_figures_differences_from_the_paper_are_in_words():

@@ -4,7 +4,7 @@ A dataset is a sequence of images. The model sets their size and preprocessing (
 config overrides them.
 """
 
-from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
+from vis.data.datasets import Dataset, backgrounds, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
 from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
@@ -13,6 +13,7 @@ __all__ = [
     "PREPROCESSING",
     "Dataset",
     "Preprocess",
+    "backgrounds",
     "cifar10",
     "digits",
     "files",
