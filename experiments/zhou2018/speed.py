@@ -67,21 +67,22 @@ class Counted(TorchDispatchMode):
 class Speed(Experiment):
     """Measure seconds of passes and windows.
 
-    models: {name: config node}. batch: images of a forward pass. rounds: measurements of each. windows: windows of the engine
-    in a round; 0 measures the forward pass alone. pairs: windows on which both algorithms are timed with full passes.
-    source: the paper's item.
+    models: {name: config node, or null for none}. batch: images of a forward pass. rounds: measurements of each. windows:
+    windows of the engine in a round; 0 measures the forward pass alone. pairs: windows on which both algorithms are timed
+    with full passes. source: the paper's item.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Mapping[str, Any]],
+        models: Mapping[str, Mapping[str, Any] | None],
         source: str,
         batch: int,
         rounds: int,
         windows: int,
         pairs: int = 16,
     ) -> None:
-        self.models, self.source, self.batch, self.rounds = models, source, batch, rounds
+        self.models = {name: node for name, node in models.items() if node is not None}
+        self.source, self.batch, self.rounds = source, batch, rounds
         self.windows, self.pairs = windows, pairs
         self._built: dict[str, Model] = {}
 
