@@ -115,6 +115,11 @@ def windows(results: Results, first: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def images_of(run: Run) -> str:
+    """Name the run's images without the list of where each comes from."""
+    return run.dataset.origin.partition(":")[0]
+
+
 class OnePicture(Experiment):
     """An experiment whose task is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
 

@@ -23,6 +23,7 @@ from experiments.zhou2018.evidence import (
     chosen_class,
     column,
     differences,
+    images_of,
     learnt,
     middle,
     window_logits,
@@ -94,7 +95,7 @@ class Figure11(OnePicture):
         p = window_logits(model, x, method, at, torch.cat([*others, draws])).softmax(1)[:, c]
         tens = p[2:][: self.samples // 10 * 10].view(-1, 10).mean(1)
         row |= {"gray": float(p[0]), "other": float(p[1]), "ten": decades(tens - row["arithmetic"])}
-        return row | {"network": model.name, "data": run.dataset.origin}
+        return row | {"network": model.name, "data": images_of(run)}
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the errors of each image, and the order of histograms of 20 images each.

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import OnePicture, chosen_class, column, differences, learnt, middle, window_logits
+from experiments.zhou2018.evidence import (
+    OnePicture,
+    chosen_class,
+    column,
+    differences,
+    images_of,
+    learnt,
+    middle,
+    window_logits,
+)
 from experiments.zhou2018.geometric_mean import slope
 from vis.claims import Claim, Compared, above, near, on_digits, replicated
 from vis.figures.layout import plot, styled
@@ -42,7 +51,12 @@ class Figure16(OnePicture):
         contents = [found.learnt.samples(x, at, k, self.samples, seed)[0] for seed in seeds]
         p = window_logits(model, x, found, at, torch.cat([found.learnt.means(x, at, k), *contents])).softmax(1)[:, c]
         row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "efficient": float(p[0])}
-        row |= {"top": int(at[0, 0]), "left": int(at[0, 1]), "weights": model.weights, "data": run.dataset.origin}
+        row |= {
+            "top": int(at[0, 0]),
+            "left": int(at[0, 1]),
+            "weights": model.weights,
+            "data": images_of(run),
+        }
         return Output(
             {f"{image}/p": p[1:].view(self.draws, -1).numpy()}, {"table": [row | learnt(run, model, self.own_images)]}
         )

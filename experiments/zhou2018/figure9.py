@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.zhou2018.evidence import OnePicture, column, differences, learnt
+from experiments.zhou2018.evidence import OnePicture, column, differences, images_of, learnt
 from vis.claims import Claim, Compared, above, below, on_digits, replicated
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
@@ -63,7 +63,13 @@ class Figure9(OnePicture):
             for what, each in moments(torch.cat(values[name]).numpy()).items():
                 output.arrays[f"{image}/{name}/{what}"] = each
             kind = type(model.net.get_submodule(name)).__name__
-            row = {"image": image, "layer": name, "kind": kind, "weights": model.weights, "data": run.dataset.origin}
+            row = {
+                "image": image,
+                "layer": name,
+                "kind": kind,
+                "weights": model.weights,
+                "data": images_of(run),
+            }
             output.tables["table"].append(row | learnt(run, model, self.own_images))
         return output
 
@@ -116,7 +122,7 @@ class Figure9(OnePicture):
             if results.config.get("dataset", {}).get("_target_") == "vis.data.imagenet"
             else [f"{first['data']} instead of ILSVRC"]
         )
-        layer = f"the ReLU behind {first['layer']}, a 1x1 convolution, where the window reaches it, instead of dense layers'"
+        layer = f"the ReLU behind the convolution {first['layer']}, where the window reaches it, instead of those of dense layers"
         others = [*differences(results, NETWORK[self.source], first), *images, *[layer] * (first["kind"] == "Conv2d")]
         return replicated(found, others, on_digits(results.config))
 
