@@ -57,7 +57,7 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default bundled photographs.
+    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default other ones.
 
     own_images: the default is the training images of the run's dataset.
     """
