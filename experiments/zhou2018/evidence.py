@@ -39,6 +39,7 @@ from vis.windows.plan import relative_work
 
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}
 BOXES = 8  # photographs with boxes that a verdict needs
+LARGEST = 0.75  # share of the image that an object's box may take: evidence in a box of all says nothing
 ILSVRC = 50_000  # images to which the paper fits its Gaussians
 HIGH, LOW = (
     above(0.9, 0.5, least=BOXES, ours="the bounds are ours"),
@@ -278,10 +279,11 @@ class EvidenceMaps(Experiment):
         return tables
 
     def object_mask(self, boxes: Sequence[Sequence[float]], view: str, pixels: np.ndarray) -> Tensor | None:
-        """Return the mask of an image's object; None if it has no box, or for another view than the image itself."""
+        """Return the mask of an image's object; None without a box, with one of almost all of it, and for other views."""
         if len(pixels) == 1:
             return torch.from_numpy(pixels[0] > 0.5)
-        return None if view or not boxes else boxes_mask(boxes, pixels.shape[1:])
+        mask = boxes_mask([] if view else boxes, pixels.shape[1:])
+        return mask if 0 < mask.double().mean() <= LARGEST else None
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         """Draw a row for each image: the image, and for each method its map and the map over the image."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from concluded import concluded
 from omegaconf import OmegaConf
+from torch import nn
 
 from experiments.zhou2018 import evidence, figure9, figure11, figure17, figure18, measures
 from vis.config.compose import compose_config, options
@@ -194,6 +195,32 @@ def test_all_views_of_an_image_are_explained_for_its_class():
     assert [row["view"] for row in rows[:3]] == ["", "rotated", "flipped"]
     assert [row["view"] for row in rows[5:7]] == [figure18.EAR, figure18.ELSEWHERE]
     assert {row["unit"] for row in rows[:7]} == {rows[0]["unit"]}
+
+
+def test_boxes_are_the_projects_own_or_the_users():
+    words = ("dataset=samples", "dataset.names=[coffee,palace]", "boxes={palace: [0, 0, 0.5, 0.5]}")
+    run = Run(compose_config(["experiment=zhou2018/figure19", *TINY[:-2], *words]))
+    parts = {"palace": {"roof": [[0, 0, 0.1, 0.1], [0.2, 0, 0.3, 0.1]]}}
+    maps = evidence.EvidenceMaps("Figure", parts=parts)
+    rows = [row for i in range(2) for row in maps.boxes(run, run.model(), i)]
+    assert [(row["image"], row["part"]) for row in rows] == [
+        ("coffee", ""), ("coffee", "coffee"), ("palace", ""), ("palace", "roof"), ("palace", "roof"),
+    ]  # fmt: skip
+    assert rows[2]["box"] == [0, 0, 0.5, 0.5]
+
+
+def test_a_box_of_almost_the_whole_image_is_no_object():
+    maps, pixels = evidence.EvidenceMaps("Figure"), np.zeros((3, 10, 10))
+    assert maps.object_mask([[0, 0, 1, 1]], "", pixels) is None
+    assert maps.object_mask([[0, 0, 0.5, 1]], "", pixels).sum() == 50
+    assert maps.object_mask([[0, 0, 0.5, 1]], "flipped", pixels) is None
+
+
+def test_where_no_layer_is_dense_the_last_relu_behind_a_convolution_is_measured():
+    conv, relu, dense = nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1)
+    assert figure9.before_relus(nn.Sequential(conv, relu, nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten())) == ["2"]
+    assert figure9.before_relus(nn.Sequential(conv, relu, dense, nn.ReLU(), nn.Linear(1, 1))) == ["2"]
+    assert figure9.before_relus(nn.Sequential(conv, nn.Sigmoid())) == []
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
