@@ -120,7 +120,7 @@ def _objects(results: Results) -> list[Claim]:
         on_object, gain, similar, null=1.0, control="a map that lies in the object, another that does not"
     )
     claims = {
-        "Z-2.1-x": [quality],
+        "Z-2.1-x": [quality] if control.values else [],
         "Z-4-c": [fewer, focus],
         "Z-F14-c": [weak],
         "Z-F14-d": [focused],

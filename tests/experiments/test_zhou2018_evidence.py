@@ -296,9 +296,9 @@ def test_what_a_rotation_moves_is_put_back():
     image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     quarter = figure18._rotation(math.pi / 2)
     torch.testing.assert_close(figure18.moved(image, quarter), image.rot90(1, (2, 3)), atol=1e-6, rtol=0)
-    figure = figure18.Figure18([20, -45], [0.25, 0.0, 0.75, 0.5], source="", parts={"a": {"ears": [[0, 0, 0.5, 0.25]]}})
+    figure = figure18.Figure18([20, -45], [0.25, 0.0, 0.75, 0.5], source="")
     torch.testing.assert_close(figure.view(image, "a", "flipped"), image.flip(3))
-    assert figure.part("a", "ears", "flipped", (8, 8)).nonzero().unique(dim=0).tolist() == [
+    assert figure.part([[0, 0, 0.5, 0.25]], "flipped", (8, 8)).nonzero().unique(dim=0).tolist() == [
         [row, column] for row in range(4) for column in (6, 7)
     ]
     enlarged = figure.view(image, "a", "cropped")
