@@ -355,7 +355,7 @@ def of_parts(results: Results, id_: str, parts: Sequence[str], compared: Sequenc
 def on_objects(results: Results) -> str:
     """Return the reason for no verdict on where evidence lies; "" if an image has a box of its object."""
     known = any(row["object"] for row in results.rows("maps"))
-    return "" if known else "no image has a box of its object: 'boxes={NAME: [TOP, LEFT, BOTTOM, RIGHT]}'"
+    return "" if known else "no image has a box of its object: '+boxes={NAME: [TOP, LEFT, BOTTOM, RIGHT]}'"
 
 
 def photographs(results: Results) -> list[str]:

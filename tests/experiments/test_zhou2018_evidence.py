@@ -198,7 +198,7 @@ def test_all_views_of_an_image_are_explained_for_its_class():
 
 
 def test_boxes_are_the_projects_own_or_the_users():
-    words = ("dataset=samples", "dataset.names=[coffee,palace]", "boxes={palace: [0, 0, 0.5, 0.5]}")
+    words = ("dataset=samples", "dataset.names=[coffee,palace]", "+boxes={palace: [0, 0, 0.5, 0.5]}")
     run = Run(compose_config(["experiment=zhou2018/figure19", *TINY[:-2], *words]))
     parts = {"palace": {"roof": [[0, 0, 0.1, 0.1], [0.2, 0, 0.3, 0.1]]}}
     maps = evidence.EvidenceMaps("Figure", parts=parts)
