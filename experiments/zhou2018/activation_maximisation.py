@@ -367,18 +367,18 @@ class ActivationMaximisation(Experiment):
         """Draw the paper's Figure 1 over its Figure 2: each class by regularised pixels, and through the generator."""
         targets = list(dict.fromkeys(r["target"] for r in results.rows()))
         rows: list[PanelRow] = []
-        for name, words in (("none", "pixels"), ("all", "regularised\npixels"), ("generator", "generator")):
+        for name in (next(iter(self.columns)), "all", "generator"):
             panels = []
             for target in targets:
                 (row,) = results.rows(target=target, column=name, seed=results.config.seed)
-                title = "" if rows else str(row["class"])
+                title = "" if rows else str(target)
                 panels.append(
                     Panel(display.picture(results.arrays[f"{target}/{name}"]), title, f"{row['judge p']:.2f}")
                 )
-            rows.append(PanelRow(panels, words))
+            rows.append(PanelRow(panels, name))
         caption = [
-            f"{results.config.model.name}: images that maximise the logit of a class, by Eq. 3 without and with regularisers (as "
-            "in the paper's Figure 1), and by Eq. 4 through a generator trained here (Figure 2)",
+            f"{results.config.model.name}: images that maximise the logit of a class, by Eq. 3 without and with all "
+            "regularisers, as in the paper's Figure 1, and by Eq. 4 through a generator trained here, as in its Figure 2",
             "Under each: the probability that a second network, trained apart, gives to the class",
         ]
         return panel_grid(rows, caption)
