@@ -4,7 +4,7 @@ A dataset is a sequence of images. The model sets their size and preprocessing (
 config overrides them.
 """
 
-from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
+from vis.data.datasets import Dataset, backgrounds, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
 from vis.data.gaze import osie
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
@@ -14,6 +14,7 @@ __all__ = [
     "PREPROCESSING",
     "Dataset",
     "Preprocess",
+    "backgrounds",
     "cifar10",
     "digits",
     "files",

@@ -126,6 +126,21 @@ def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
     )
 
 
+# More that come with the dependencies, to learn patches from: a flower, coins, textures
+_BACKGROUNDS = {
+    "flower": ("sklearn", "datasets/images/flower.jpg"), "coins": ("skimage", "data/coins.png"),
+    "brick": ("skimage", "data/brick.png"), "grass": ("skimage", "data/grass.png"), "gravel": ("skimage", "data/gravel.png"),
+}  # fmt: skip
+
+
+def backgrounds() -> Dataset:
+    """Load all photographs and textures that come with the project's dependencies, to learn patches from."""
+    files = {n: (package, file) for n, (package, file, *_) in _SAMPLES.items()} | _BACKGROUNDS
+    paths = [_home(package) / file for package, file in files.values()]
+    origin = "bundled photographs and textures"
+    return Dataset(origin, list(files), [None] * len(files), lambda i: read_image(paths[i]), files=paths)
+
+
 def _home(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
