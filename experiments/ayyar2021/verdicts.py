@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, replicated
+from vis.models.published import is_published
 from vis.store.run_folder import Results
 
 POSITIVE = above(0)
@@ -27,6 +28,8 @@ def on_trained(results: Results, claims: Sequence[Claim], network: str = "", dat
     differences = [f"{arch} instead of {network}"] if network and arch != network else []
     if "stand-in" in weights:
         differences.append(f"{arch}, {weights}, instead of a network that photographs trained")
+    elif not is_published(model):
+        differences.append(f"{arch}, {weights}, instead of published weights")
     if data:
         differences.append(f"other images than {data}")
     reason = at_small_sizes(results.config)
