@@ -244,7 +244,7 @@ def replicated(config: DictConfig, overrides: Sequence[str]) -> DictConfig | Non
 
     None if there is none, or if the command line chooses the model or a preset, which already has it.
     """
-    if config.preset != "paper" or "replication" not in config.experiment or _chooses_model(overrides):
+    if config.preset != "paper" or not config.experiment.get("replication") or _chooses_model(overrides):
         return None
     other = copy.deepcopy(config)
     _overlay(other, "replication", overrides)
@@ -262,7 +262,7 @@ def _chooses_model(overrides: Sequence[str]) -> bool:
 
 def _overlay(config: DictConfig, name: str, overrides: Sequence[str]) -> None:
     """Merge `experiment.<name>` into the config, in place; the command line's values win. Raises UserError."""
-    if name not in config.experiment:
+    if not config.experiment.get(name):
         return
     parsed = parse_overrides(list(overrides))
     before = copy.deepcopy(config)
