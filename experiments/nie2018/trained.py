@@ -23,7 +23,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, departures, on_digits, replicated
-from vis.errors import Lacking
 from vis.models import Model
 from vis.models.published import instead_of_published, is_published
 from vis.runner.experiment import Experiment, Run, Task
@@ -40,8 +39,7 @@ class RandomAndTrained(Experiment):
     """An experiment on several networks, some of whose weights may be missing.
 
     models: {name: config node}, e.g. random and trained. optional: the networks that the run leaves out if their weights
-    are missing and the config has no replication. missing: {network: reason}; `resolve` writes it to the config, so that a
-    resumed run leaves out the same.
+    are missing. missing: {network: reason}; `resolve` writes it to the config, so that a resumed run leaves out the same.
     """
 
     def __init__(
@@ -52,8 +50,6 @@ class RandomAndTrained(Experiment):
     def resolve(self, run: Run) -> None:
         for name in self.optional:
             if name in self.models and name not in self.missing and (why := run.lacks_weights(self.models[name])):
-                if run.config.experiment.get("replication"):
-                    raise Lacking(why)  # the run begins again with other networks
                 self.missing[name] = why
                 OmegaConf.update(run.config, f"experiment.missing.{name}", why, force_add=True)
 

@@ -96,7 +96,7 @@ def choose_sources(config: DictConfig) -> None:
     experiment can do without the model (`optional`) and no replication is left that has another in its place.
     """
     experiment = config.experiment
-    optional = () if config.preset == "paper" and "replication" in experiment else experiment.get("optional") or ()
+    optional = () if config.preset == "paper" and experiment.get("replication") else experiment.get("optional") or ()
     groups = [group for key in ("models", "networks") if OmegaConf.is_dict(group := experiment.get(key))]
     nodes = [("model", config.get("model")), *(item for group in groups for item in group.items())]
     for name, node in nodes:
