@@ -5,6 +5,7 @@ config overrides them.
 """
 
 from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
+from vis.data.gaze import osie
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
 from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
@@ -20,6 +21,7 @@ __all__ = [
     "imagenet",
     "imagenette",
     "mnist",
+    "osie",
     "preprocessing",
     "read_image",
     "samples",

@@ -81,11 +81,11 @@ class Dataset:
         ]
 
     def fingerprint(self) -> str:
-        """Return the sha256 of all names and labels and up to 64 evenly spaced images: enough to detect other data."""
+        """Return the sha256 of names and labels and of up to 64 evenly spaced images and fixation maps, to detect other data."""
         digest = hashlib.sha256(repr((list(self.names), list(self.labels))).encode())
         for i in np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).round().astype(int)):
-            picture = self.read(int(i))
-            digest.update(repr(picture.size).encode() + picture.tobytes())
+            for picture in (self.read(int(i)), *([self.gaze(int(i))] if self.gaze else [])):
+                digest.update(repr(picture.size).encode() + picture.tobytes())
         return digest.hexdigest()
 
 
