@@ -110,12 +110,14 @@ class Figure8(Experiment):
             pixels = (batch.pixels + self.eps * sign).clamp(0, 1)
             x = preprocess(pixels.to(batch.x.dtype)).to(batch.x.device, memory_format=model.memory_format)
             best = predicted(model, x)
-            (maps[version], maps[f"{version}, label kept"]) = run.explain(model, x, [best, before]).maps
+            (maps[version],) = run.explain(model, x, [best]).maps
             states = relu_states(model.net, x)
             if version == "input":
                 active, clean = states, x
             if version == "adversary":
-                (maps["relabelled"],) = run.explain(model, clean, [best]).maps
+                if model.trained:  # a label of random weights means nothing
+                    (maps["kept"],) = run.explain(model, x, [before]).maps
+                    (maps["relabelled"],) = run.explain(model, clean, [best]).maps
                 flipped = [float(a != b) for a, b in zip(best, before, strict=True)]
             changed = torch.cat([(a != b).flatten(1) for a, b in zip(active, states, strict=True)], dim=1)
             share = changed.double().mean(1)
@@ -138,10 +140,11 @@ class Figure8(Experiment):
                         f"{image}/{version}/{method}": each[i].numpy() for method, each in maps[version].items()
                     }
         for method in run.methods:
-            versions = {
-                "adversary": "adversary", "control": "control", "kept": "adversary, label kept", "relabelled": "relabelled"
-            }  # fmt: skip
-            found = {v: metrics.pearson(maps["input"][method], maps[key][method]) for v, key in versions.items()}
+            found = {
+                version: metrics.pearson(maps["input"][method], each[method])
+                for version, each in maps.items()
+                if version != "input"
+            }
             for i, image in enumerate(batch.names):
                 values = {version: each[i].item() for version, each in found.items()} | {"flipped": flipped[i]}
                 output.tables["table"].append(
@@ -155,11 +158,12 @@ class Figure8(Experiment):
         for row in results.rows(flipped=1.0):
             of = rows.setdefault((row["seed"], row["image"]), {"seed": row["seed"], "image": row["image"]})
             of[row["method"]] = row["control"] - row["adversary"]
-            of[f"{row['method']}_kept"] = row["control"] - row["kept"]
+            if "kept" in row:
+                of[f"{row['method']}_kept"] = row["control"] - row["kept"]
         halves: Rows = [
             {"image": row["image"], "kept": row["saliency_kept"], "half": row["saliency"] / 2}
             for row in rows.values()
-            if "saliency" in row
+            if "saliency_kept" in row
         ]
         return {"drops": list(rows.values()), "halves": halves}
 
@@ -248,7 +252,7 @@ class Figure8(Experiment):
         """Describe the maps of the label of the image, for the caption."""
         words = []
         for method in results.config.methods:
-            rows = results.rows(method=method, flipped=1.0)
+            rows = [row for row in results.rows(method=method, flipped=1.0) if "kept" in row]
             if rows:
                 names = ("adversary", "kept", "relabelled")
                 of_new, kept, clean = (np.mean([row[name] for row in rows]) for name in names)

@@ -36,7 +36,7 @@ from experiments.nie2018.trained import (
     wanted,
 )
 from vis import metrics
-from vis.claims import Claim, Column, Compared, Rule, above, below, mean_and_spread, near, replicated
+from vis.claims import Claim, Column, Compared, Rule, above, below, interval, mean, mean_and_spread, near, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model
@@ -224,7 +224,7 @@ class Figure9(RandomAndTrained):
         caption = [
             f"GBP in a partly trained {self._node(config).name} ({results.rows(kind='trained')[0]['weights']})",
             f"{SIGNS['up_to']}: trained up to this layer, random behind it; {SIGNS['except']}: trained except for this layer",
-            f"Random weights: {' and '.join(self.inits)} (shown: {self.inits[0]}), "
+            f"Random weights: {self.inits[0]}, "
             + (f"seed {config.seed} of {config.seeds}" if config.seeds > 1 else f"seed {config.seed}"),
             f"Maps: {display.scaling('midgray')[1]}",
             "Under each map: r, its correlation with the fully trained map; p, the share of patches that survive; b, the "
@@ -250,7 +250,7 @@ class Figure9(RandomAndTrained):
                 rows.append(PanelRow(panels))
         figures = {"figure": panel_grid(rows, caption, panel=1.3)} if rows else {}
         if settings["up_to"]:
-            figures["layers" if rows else "figure"] = _curves(results, settings["up_to"], caption)
+            figures["layers" if rows else "figure"] = _curves(results, settings["up_to"], self.inits, caption)
         return figures
 
 
@@ -277,17 +277,30 @@ def _note(cells: Rows) -> str:
     return "\n".join(f"{letter} {mean_and_spread(each, 2)}" for letter, each in values.items() if each)
 
 
-def _curves(results: Results, layers: Sequence[str], caption: Sequence[str]) -> Figure:
-    """Plot how the numbers change as layers become trained one by one."""
-    titles = {"background": "energy in the background", "patches": "patches that survive", "same": "correlation"}
-    figure, axes = plot(6.9, 2.2, caption[:2], columns=3)
+def _curves(results: Results, layers: Sequence[str], inits: Sequence[str], caption: Sequence[str]) -> Figure:
+    """Plot how the numbers change as layers become trained: a line for each image, or the mean of many for each init."""
+    titles = {"background": outside(results.rows()), "patches": PATCHES, "same": "correlation with the full map"}
+    many = len(images_of(results)) > 6
+    lines: dict[str, dict[str, Any]] = (
+        {init: {"init": init} for init in inits}
+        if many
+        else {image: {"init": inits[0], "image": image} for image in images_of(results)}
+    )
+    note = ["Means over the images and their 95 % confidence intervals"] * many
+    figure, axes = plot(6.9, 2.2, [*caption[:2], *note], columns=3)
     with styled():
         for each, (name, title) in zip(axes, titles.items(), strict=True):
-            for i, image in enumerate(images_of(results)[:6]):
-                values = [[r[name] for r in results.rows(image=image, kind="up_to", layer=layer)] for layer in layers]
-                if None not in values[0]:
-                    each.plot(range(len(layers)), [sum(v) / len(v) for v in values], "o-", color=f"C{i}", label=image)
-            each.set_xticks(range(len(layers)), layers, rotation=90)
-            each.set_title(title)
+            for i, (label, where) in enumerate(lines.items()):
+                places = [("random", "none"), *(("up_to", layer) for layer in layers)]
+                columns = [Column(results.rows(kind=k, layer=layer, **where), name, "image") for k, layer in places]
+                if not columns[0].values:
+                    continue
+                means = [mean(column.values) for column in columns]
+                each.plot(range(len(columns)), means, "o-", color=f"C{i}", label=label)
+                if many:
+                    low, high = zip(*(interval(column.values) for column in columns), strict=True)
+                    each.fill_between(range(len(columns)), low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+            each.set_xticks(range(1 + len(layers)), ["none", *layers], rotation=90)
+            each.set_title(title, fontsize=7)
         axes[2].legend(loc="lower right")
     return figure
