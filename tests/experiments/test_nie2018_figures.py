@@ -143,7 +143,9 @@ def own(checkpoint: str) -> tuple[str, ...]:
     return ("model=vgg_small", f"model.weights={checkpoint}")
 
 
-def test_figure2_without_weights_says_what_to_do(vis_run):
+def test_figure2_without_weights_says_what_to_do(vis_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no cached weights
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     ran = vis_run("experiment=nie2018/figure2")
     assert ran.code == 2
     assert "preset=tiny" in ran.err
