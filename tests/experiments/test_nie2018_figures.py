@@ -429,6 +429,13 @@ def test_a_grid_has_its_period():
     assert (grid(noise, 8) < 3).all()  # most of its frequencies are not those of 4
 
 
+def test_a_folder_takes_the_place_of_named_photographs(tmp_path):
+    register()
+    for words in (["preset=small"], ["preset=paper"]):
+        chosen = ["experiment=nie2018/supplement_figure1", "dataset=folder", f"dataset.path={tmp_path}", *words]
+        assert "names" not in compose_config(chosen).dataset
+
+
 def test_differences_from_the_papers_setting(vis_run, checkpoint):
     results = load_run(vis_run("experiment=nie2018/supplement_figure2", *own(checkpoint), "target=[1,2]").folder)
     (claim,) = judged([Claim("N-1-c", [])], results, ["dog"])

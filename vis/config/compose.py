@@ -303,16 +303,30 @@ def _load_named(config: DictConfig, before: DictConfig, overlay: str, chosen: se
 
 
 def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Delete, in place, an experiment's parameters for methods that the command line did not choose."""
-    given = {
-        o.key_or_group.split(".")[1] for o in parse_overrides(list(overrides)) if o.key_or_group.startswith("methods.")
-    }
+    """Delete, in place, an experiment's parameters for methods, and for a dataset, that the command line did not choose."""
+    parsed = parse_overrides(list(overrides))
+    given = {o.key_or_group for o in parsed}
     methods = config.get("methods") or {}
-    unchosen = [name for name, node in methods.items() if node and "_target_" not in node and name not in given]
+    unchosen = [
+        name
+        for name, node in methods.items()
+        if node and "_target_" not in node and not _among(given, f"methods.{name}")
+    ]
+    chosen = next((o.value() for o in parsed if o.key_or_group == "dataset"), None)
+    file = options("dataset").get(str(chosen)) if config.get("dataset") else None
+    own: dict[str, Any] = load_node(file) if file else {}
     OmegaConf.set_struct(config, False)
     for name in unchosen:
         del methods[name]
+    for key in list(config.dataset) if own else []:
+        if key not in own and not _among(given, f"dataset.{key}"):
+            del config.dataset[key]  # such as the names of photographs
     OmegaConf.set_struct(config, True)
+
+
+def _among(keys: set[str], key: str) -> bool:
+    """Return True if a key or one inside it is among the keys of overrides."""
+    return any(each == key or each.startswith(f"{key}.") for each in keys)
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
