@@ -280,6 +280,7 @@ def _note(cells: Rows) -> str:
 def _curves(results: Results, layers: Sequence[str], inits: Sequence[str], caption: Sequence[str]) -> Figure:
     """Plot how the numbers change as layers become trained: a line for each image, or the mean of many for each init."""
     titles = {"background": outside(results.rows()), "patches": PATCHES, "same": "correlation with the full map"}
+    titles = {name: title for name, title in titles.items() if any(row[name] is not None for row in results.rows())}
     many = len(images_of(results)) > 6
     lines: dict[str, dict[str, Any]] = (
         {init: {"init": init} for init in inits}
@@ -287,7 +288,7 @@ def _curves(results: Results, layers: Sequence[str], inits: Sequence[str], capti
         else {image: {"init": inits[0], "image": image} for image in images_of(results)}
     )
     note = ["Means over the images and their 95 % confidence intervals"] * many
-    figure, axes = plot(6.9, 2.2, [*caption[:2], *note], columns=3)
+    figure, axes = plot(6.9, 2.2, [*caption[:2], *note], columns=len(titles))
     with styled():
         for each, (name, title) in zip(axes, titles.items(), strict=True):
             for i, (label, where) in enumerate(lines.items()):
@@ -302,5 +303,5 @@ def _curves(results: Results, layers: Sequence[str], inits: Sequence[str], capti
                     each.fill_between(range(len(columns)), low, high, color=f"C{i}", alpha=0.2, linewidth=0)
             each.set_xticks(range(1 + len(layers)), ["none", *layers], rotation=90)
             each.set_title(title, fontsize=7)
-        axes[2].legend(loc="lower right")
+        axes[-1].legend(loc="lower right")
     return figure

@@ -138,7 +138,7 @@ class SupplementFigure9(Experiment):
         caption = [
             weights_words(results),
             "Under the maps: correlation of the energies of 8x8 blocks of map and edge detector",
-            display.scaling("midgray")[1],
+            f"Maps: {display.scaling('midgray')[1]}",
             wanted(results, self.paper),
         ]
         return {"figure": panel_grid(rows, caption)}
