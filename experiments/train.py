@@ -4,7 +4,9 @@ The journal of the run (`parts/training_<seed>/`) holds the state of the trainin
 middle of the epoch in which the run was killed. The processes that torchrun starts train one network together.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
@@ -17,24 +19,34 @@ from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system import shards
+from vis.system.files import write_json
 from vis.training.images import Files, Source, load_images, splits
 from vis.training.loop import Training, save_weights
 from vis.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class Train(Experiment):
     """Train a network by a recipe.
 
     recipe: parameters of `vis.training.recipe.Recipe`. init: the initialisation of the weights unless they come from a file.
-    tensorboard: write logs for TensorBoard.
+    tensorboard: write logs for TensorBoard. keep: a file to which the weights are copied at the end, for `model=` configs that
+    name it; NAME.json beside NAME.pt says how they were trained.
     """
 
     metrics: ClassVar[Sequence[str]] = ("val_top1", "val_loss")
     shared_out = False
 
-    def __init__(self, recipe: Mapping[str, Any], init: str = "kaiming_normal", tensorboard: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        init: str = "kaiming_normal",
+        tensorboard: bool = False,
+        keep: str | None = None,
+    ) -> None:
         self.recipe: Recipe = construct({"_target_": "vis.training.recipe.Recipe", **recipe}, "experiment.recipe")
-        self.init, self.tensorboard = init, tensorboard
+        self.init, self.tensorboard, self.keep = init, tensorboard, keep
         self._split: tuple[Dataset, Dataset] | None = None
         self._sources: tuple[Source, Source] | None = None
         self._training: tuple[Task, Training] | None = None
@@ -68,6 +80,8 @@ class Train(Experiment):
             tables["networks"] = [place | self.result(training)]
             if shards.rank() == 0:
                 save_weights(training.net, run.folder / f"weights{_suffix(run, place)}.pt")
+                if self.keep and not _suffix(run, place):
+                    self._keep(training, Path(self.keep).expanduser())
         return Output(tables=tables)
 
     def result(self, training: Training) -> dict[str, Any]:
@@ -77,6 +91,15 @@ class Train(Experiment):
             "train_images": len(training.train),
             "val_images": len(training.val),
         }
+
+    def _keep(self, training: Training, path: Path) -> None:
+        """Write the weights and the facts about them to the file that other runs name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        last = training.row(self.recipe.epochs - 1)
+        facts = {"trained_on": training.train.origin, "val_top1": last["val_top1"], "recipe": vars(training.recipe)}
+        write_json(path.with_suffix(".json"), facts | self.result(training))
+        save_weights(training.net, path)
+        log.info("the network is kept at %s", path)
 
     def _recipe(self, run: Run) -> Recipe:
         size = run.config.batch_size

@@ -5,7 +5,7 @@ Columns of the table, a row for each photograph and method:
 
     gap      area under the curve when the map of a random class B gives the order, minus that for the map of A
     gain     area for a random order, minus that for the map of A
-    box      share of the saliency map's energy in the object's ellipse, minus the ellipse's area (table `boxes`)
+    box      share of the saliency map's energy in the object's area, minus the area's share of the image (table `boxes`)
 
 Maps of pixels are ranked by the sum of their absolute values over the channels, class activation maps by their values.
 """
@@ -22,13 +22,15 @@ from torch import Tensor
 from experiments.nie2018.figure7 import two_logits
 from experiments.nie2018.trained import (
     LABELS,
-    background,
     batches_of_both,
+    before_last_relu,
     difference,
     energy_of,
-    in_background,
     judged,
     network_of,
+    objects_of,
+    predicted,
+    share,
     weights_words,
 )
 from vis.claims import Claim, Column, Compared, Rule, above
@@ -62,27 +64,29 @@ class Deletion(Experiment):
         run.require_methods(*METHODS)
         model = network_of(run, task)
         batch = run.batch(model, task["images"])
-        (maps,), logits = run.explain(model, batch.x, [None])
+        best = predicted(model, batch.x)
+        with before_last_relu(model):
+            (maps,) = run.explain(model, batch.x, [best]).maps
         where = {"network": task["network"], "seed": task["seed"]}
-        drawn = run.drawn(model, task["images"])
-        outside = in_background(energy_of(maps["saliency"]), batch.names, drawn)
+        objects = objects_of(run, model, task["images"])
+        energy = energy_of(maps["saliency"])
         output = Output(tables={"table": [], "boxes": []})
-        for name, share in zip(batch.names, outside, strict=True):
-            if share is not None:
-                area = background((batch.x.shape[2], batch.x.shape[3]), drawn[name].box).mean().item()
-                output.tables["boxes"].append({**where, "image": name, "box": area - share})
+        for i, name in enumerate(batch.names):
+            if (area := objects.own.get(name)) is not None:
+                box = share(energy[i : i + 1], area).item() - area.mean().item()
+                output.tables["boxes"].append({**where, "image": name, "box": box})
         if task["network"] == "trained":
-            self._delete(run, model, batch, maps, logits, output)
+            self._delete(run, model, batch, maps, best, output)
         return output
 
     def _delete(
-        self, run: Run, model: Any, batch: Any, maps: Mapping[str, Tensor], logits: Tensor, out: Output
+        self, run: Run, model: Any, batch: Any, maps: Mapping[str, Tensor], best: list[int], out: Output
     ) -> None:
         """Add the areas and the curves of the photographs of a batch."""
-        best = logits.argmax(1).tolist()
-        pairs = [two_logits(run.config.seed, name, logits.shape[1]) for name in batch.names]
+        pairs = [two_logits(run.config.seed, name, model.num_classes) for name in batch.names]
         others = [b if b != a else c for a, (b, c) in zip(best, pairs, strict=True)]
-        of_other = run.explain(model, batch.x, [others]).maps[0]
+        with before_last_relu(model):
+            (of_other,) = run.explain(model, batch.x, [others]).maps
         generator = torch.Generator().manual_seed(run.config.seed)
         noise = torch.rand(batch.x.shape, generator=generator)
         mean_colour = torch.zeros(1, 1, 1, 1)
@@ -134,7 +138,7 @@ class Deletion(Experiment):
                          control="a random order: 0"),
             ]),
         ]  # fmt: skip
-        return judged(found, results, ["tabby"])
+        return judged(found, results, ["tabby"], before_relu=True)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         count = len({row["image"] for row in results.rows()})

@@ -4,34 +4,42 @@ One row of the table `photographs` for each network (trained, and random as the 
 columns beside those of `verdicts` and `trained`:
 
     logits      correlation of the maps of two logits, mean over the pairs of targets
+    regions     the same of the maps' blurred magnitudes (sigma 8): do two logits mark the same places?
+    as_is       `logits` behind SqueezeNet's last ReLU, over maps that are not 0; zeros: the share of maps that are 0 there
     noise       correlation of the maps of the largest logit of the photograph, and of it with ±2 gray levels added
     other       correlation with the next photograph's map: what a map shows of no photograph
     recovered   share of the map's variance that a regression on the input's channels and their high-pass explains
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from statistics import mean
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.nie2018.figure8 import random_signs
-from experiments.nie2018.gallery import Gallery
+from experiments.nie2018.gallery import Gallery, logits_of
 from experiments.nie2018.trained import (
     LABELS,
+    Objects,
     batches_of_both,
+    before_last_relu,
     difference,
     energy_of,
-    in_background,
+    images_of,
     judged,
     network_of,
+    objects_of,
+    outside,
+    rectified,
     surviving_patches,
 )
 from experiments.nie2018.verdicts import against_others, noise, readable
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, below
-from vis.data.boxes import Drawn
+from vis.claims import Claim, Column, Compared, above, below, mean_and_spread
 from vis.runner.experiment import Batch, Load, Run, Task
 from vis.store.run_folder import Output, Results
 
@@ -49,6 +57,25 @@ def recovered(maps: Tensor, x: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+def _blurred(maps: Tensor) -> Tensor:
+    """Return the magnitudes of maps, summed over the channels and blurred: [B, 1, H, W]."""
+    magnitude = maps.double().abs().sum(1, keepdim=True)
+    return magnitude - metrics.high_pass(magnitude, sigma=8)
+
+
+def _of_pairs(maps: Sequence[Tensor], meant: Sequence[list[int]]) -> list[float | None]:
+    """Return the mean correlation of the maps of each two different logits, of maps that are not 0; [B].
+
+    maps: [B, C, H, W] of each target. meant: the logits of each target.
+    """
+    found: list[list[float]] = [[] for _ in range(len(maps[0]))]
+    for a, b in combinations(range(len(maps)), 2):
+        for i, value in enumerate(metrics.pearson(maps[a], maps[b]).tolist()):
+            if meant[a][i] != meant[b][i] and maps[a][i].any() and maps[b][i].any():
+                found[i].append(value)
+    return [mean(values) if values else None for values in found]
+
+
 class Figure2(Gallery):
     """Draw the gallery of the trained network and measure its maps. paper: see Gallery."""
 
@@ -57,7 +84,7 @@ class Figure2(Gallery):
 
     def load(self, run: Run, task: Task) -> Load:
         images, targets = len(task["images"]), len(run.targets) + 1 if task["network"] == "trained" else 1
-        maps = len(run.methods) * targets
+        maps = len(run.methods) * targets * (1 + rectified(run.config.model))
         return Load(run.config.model, task["seed"], images + 1, maps, images * (1 + maps))
 
     def compute(self, run: Run, task: Task) -> Output:
@@ -65,20 +92,29 @@ class Figure2(Gallery):
         several = len(run.dataset) > 1
         following = [(task["images"][-1] + 1) % len(run.dataset)] * several
         batch = run.batch(model, [*task["images"], *following])
-        targets = run.targets if trained else run.targets[:1]
-        explained = run.explain(model, batch.x, [run.units_of(model, target, batch.names) for target in targets])
+        meant = logits_of(run, model, batch, run.targets if trained else run.targets[:1])
+        with before_last_relu(model):
+            maps = run.explain(model, batch.x, meant).maps
         count = len(task["images"])
         own = Batch(batch.x[:count], batch.pixels[:count], batch.names[:count], batch.labels[:count])
-        output = self.compared(run, task, model, own, explained) if trained else Output()
-        columns = self._columns(own, explained.maps[0], run.drawn(model, task["images"]), several)
+        output = self.compared(run, task, model, own, meant, maps) if trained else Output()
+        columns = self._columns(own, maps[0], objects_of(run, model, task["images"]), several)
         if trained:
             noisy = (own.pixels + random_signs(task["seed"], own) * 2 / 255).clamp(0, 1)
             x = run.preprocess(model)(noisy.to(own.x.dtype)).to(own.x.device)
-            labels = explained.logits[:count].argmax(1).tolist()
-            clean, changed = (run.explain(model, each, [labels]).maps[0] for each in (own.x, x))
+            with before_last_relu(model):
+                (changed,) = run.explain(model, x, [meant[0][:count]]).maps
+            behind = run.explain(model, own.x, [units[:count] for units in meant]).maps if rectified(model.node) else []
             for method in run.methods:
-                columns[method]["noise"] = metrics.pearson(clean[method], changed[method]).tolist()
+                columns[method]["noise"] = metrics.pearson(maps[0][method][:count], changed[method]).tolist()
                 columns[method]["logits"] = [self._over_logits(output, image, method) for image in own.names]
+                blurred = [_blurred(each[method][:count]) for each in maps]
+                columns[method]["regions"] = _of_pairs(blurred, meant)
+                if behind:
+                    each = [m[method] for m in behind]
+                    columns[method]["as_is"] = _of_pairs(each, meant)
+                    zeros = torch.stack([(m == 0).flatten(1).all(1) for m in each])
+                    columns[method]["zeros"] = zeros.double().mean(0).tolist()
         output.tables["photographs"] = [
             {"network": task["network"], "seed": task["seed"], "image": image, "method": method}
             | {name: values[i] for name, values in columns[method].items()}
@@ -88,7 +124,7 @@ class Figure2(Gallery):
         return output
 
     def _columns(
-        self, batch: Batch, maps: Mapping[str, Tensor], drawn: Mapping[str, Drawn], several: bool
+        self, batch: Batch, maps: Mapping[str, Tensor], objects: Objects, several: bool
     ) -> dict[str, dict[str, list[Any]]]:
         """Return the columns of each method. maps: of the batch, and of the photograph behind it if there are several."""
         count, x = len(batch.names), batch.x.cpu()
@@ -103,7 +139,8 @@ class Figure2(Gallery):
                 **({"other": metrics.pearson(own, all_[1:])} if several else {}),
             }
             found[method] = {name: values.tolist() for name, values in numbers.items()}
-            found[method]["background"] = in_background(energy, batch.names, drawn)
+            found[method] |= objects.backgrounds(energy, batch.names)
+            found[method]["object"] = [objects.what] * count
         return found
 
     @staticmethod
@@ -121,7 +158,7 @@ class Figure2(Gallery):
 
         if not set(LABELS) <= set(results.config.methods):
             return []
-        where = "share of the energy in the background"
+        where = outside(results.rows("photographs"))
         found = [
             Claim("N-1-c", [
                 difference(f"HP of GBP minus HP of {LABELS[m]}", of("HP"), of("HP", m), above(0))
@@ -154,7 +191,25 @@ class Figure2(Gallery):
                 for m in ("deconvnet", "gbp")
             ]),
         ]  # fmt: skip
-        return judged(found, results, [self.paper])
+        return judged(found, results, [self.paper], before_relu=True)
+
+    def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
+        drawn = super().draw(results, claims)
+        return drawn | {"as_printed": self.page(results, images_of(results)[0], "minmax")} if drawn else {}
+
+    def notes(self, results: Results) -> list[str]:
+        rows = results.rows("photographs", network="trained")
+        if not any(row.get("as_is") is not None for row in rows):
+            return []
+        as_is = {
+            m: [r["as_is"] for r in rows if r["method"] == m and r["as_is"] is not None] for m in results.config.methods
+        }
+        return [
+            "That ReLU passes gradients only where the class map is positive. Behind it, the maps of two logits of all "
+            f"{len({r['image'] for r in rows})} photographs correlate by "
+            + ", ".join(f"{mean_and_spread(values)} ({LABELS.get(m, m)})" for m, values in as_is.items() if values)
+            + f", and {mean(row['zeros'] for row in rows):.1%} of the maps are 0"
+        ]
 
 
 def _class_sensitive(of: Any) -> list[Compared]:

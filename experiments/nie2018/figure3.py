@@ -230,14 +230,14 @@ class Figure3(RandomAndTrained):
                 pixels = display.picture(results.arrays[f"{network}/{image}/pixels"])
                 panels = [Panel(pixels, "" if rows else "Input", image)]
                 for row in results.rows(network=network, image=image, seed=seed):
-                    map_ = display.minmax(results.arrays[f"{network}/{image}/{n}/{row['method']}"])
+                    map_ = display.midgray(results.arrays[f"{network}/{image}/{n}/{row['method']}"], display.CLIP)
                     note = f"correlation {row['correlation']:.3f}" if n == self.neurons[-1] else ""
                     panels.append(Panel(map_, "" if rows else LABELS.get(row["method"], str(row["method"])), note))
                 rows.append(PanelRow(panels, f"{network_label(results, network)}, {n}"))
         caption = [
             f"Maps of neurons {self.neurons[0]} and {self.neurons[1]} of {self.layer}. Under them: correlation of the maps of "
             f"two neurons, mean over {max(2, self.maps) - 1} pairs",
-            display.scaling("minmax")[1],
+            f"Maps: {display.scaling('midgray')[1]}",
         ]
         return panel_grid(rows, caption)
 

@@ -8,6 +8,8 @@ The paper does not say how its maps are scaled before the distance is taken. Map
 magnitude, so here they are divided by their l2 norm (unit, from 0 to 2); min-max scaled and raw distances stand in the table,
 beside the distance of the maps of one logit with and without ±2 gray levels added to the input (noise), the correlation of
 the two logits' maps, and HP.
+SqueezeNet's maps are those before its last ReLU (`trained.before_last_relu`); as_is is the distance behind it, over maps that are
+not 0, and zeros the share of the two maps that are 0. The network `control` is the trained one with random weights.
 An image's two logits depend only on the seed and its name. One pass over a batch yields the maps of all methods and both
 logits; the run keeps the numbers of each image and the maps of the first few.
 """
@@ -24,10 +26,12 @@ from experiments.nie2018.trained import (
     GIVEN_10K,
     LABELS,
     RandomAndTrained,
+    before_last_relu,
     difference,
     judged,
     network_label,
     network_of,
+    rectified,
 )
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, above, below, interval, mean
@@ -74,10 +78,9 @@ class Figure7(RandomAndTrained):
         return sum(i < self.samples for i in task["images"]) if task["seed"] == run.seeds[0] else 0
 
     def load(self, run: Run, task: Task) -> Load:
-        maps, kept = 3 * len(run.methods), self._kept(run, task)
-        return Load(
-            self.models[task["network"]], task["seed"], len(task["images"]), maps, kept * (1 + 2 * len(run.methods))
-        )
+        node, kept = self.models[task["network"]], self._kept(run, task)
+        maps = (3 + 2 * rectified(node)) * len(run.methods)
+        return Load(node, task["seed"], len(task["images"]), maps, kept * (1 + 2 * len(run.methods)))
 
     def compute(self, run: Run, task: Task) -> Output:
         network, seed = task["network"], task["seed"]
@@ -86,10 +89,13 @@ class Figure7(RandomAndTrained):
         pairs = [two_logits(seed, name, model.num_classes or 1000) for name in batch.names]
         targets = [list(logits) for logits in zip(*pairs, strict=True)]
         keep = run.device.type != "mps"
-        first, second = run.explain(model, batch.x, targets, keep).maps
+        with before_last_relu(model):
+            first, second = run.explain(model, batch.x, targets, keep).maps
         noisy = (batch.pixels + random_signs(seed, batch) * 2 / 255).clamp(0, 1).to(batch.x.dtype)
         x = run.preprocess(model)(noisy).to(batch.x.device, memory_format=model.memory_format)
-        (noise,) = run.explain(model, x, targets[:1], keep).maps
+        with before_last_relu(model):
+            (noise,) = run.explain(model, x, targets[:1], keep).maps
+        as_is = run.explain(model, batch.x, targets, keep).maps if rectified(model.node) else []
         output = Output(tables={"table": []})
         for method in run.methods:
             found = {name: of(first[method], second[method]).tolist() for name, of in DISTANCES.items()}
@@ -98,6 +104,12 @@ class Figure7(RandomAndTrained):
                 "correlation": metrics.pearson(first[method], second[method]).tolist(),
                 "HP": metrics.high_pass_pearson(first[method], batch.x.to(first[method].device)).tolist(),
             }
+            if as_is:
+                a, b = (each[method] for each in as_is)
+                none = [(each == 0).flatten(1).all(1) for each in (a, b)]
+                distances = zip(metrics.unit_distance(a, b).tolist(), (none[0] | none[1]).tolist(), strict=True)
+                found["as_is"] = [None if zero else value for value, zero in distances]
+                found["zeros"] = ((none[0].double() + none[1].double()) / 2).tolist()
             for i, image in enumerate(batch.names):
                 row = {"network": network, "seed": seed, "image": image, "method": method, "logits": list(pairs[i])}
                 output.tables["table"].append(row | {name: values[i] for name, values in found.items()})
@@ -123,22 +135,25 @@ class Figure7(RandomAndTrained):
             metric = f"{network}: unit l2 distance of the saliency maps over the larger of the others"
             larger = Compared(metric, self._ratio(results, "larger", network), above(2, fails=1.2, ours=OURS),
                               null=1.0, control="equal distances: 1")  # fmt: skip
-            found += judged([Claim(id_, [larger])], results, GIVEN_10K, [network])
-        found += judged([Claim("N-4.3-c", self._beyond_noise(results))], results, GIVEN_10K, ["random", "trained"])
+            found += judged([Claim(id_, [larger])], results, GIVEN_10K, [network], before_relu=True)
+        both = ["random", "trained"]
+        found += judged([Claim("N-4.3-c", self._beyond_noise(results))], results, GIVEN_10K, both, before_relu=True)
+        control = "control" if "control" in self.networks() else "random"
         slightly = Rule(((1, 2),), ((-np.inf, 1), (2, np.inf)), ours="up to twice is our reading of slightly")
         exchanged = "(distance of DeconvNet minus GBP's) x (HP of GBP minus DeconvNet's)"
         trained = [
             Claim("N-4.3-d", [
                 Compared("unit l2 distance of DeconvNet over GBP's", self._ratio(results, "slightly", "trained"), slightly,
-                         null=1.0, control="equal distances: 1"),
+                         null=self._ratio(results, "slightly", control), control="random weights"),
             ]),
             Claim("N-4.3-e", [
                 Compared(exchanged, self._ratio(results, "exchanged", "trained"), above(0), null=0.0,
                          control="no relation: 0"),
             ]),
         ]  # fmt: skip
-        found += judged(trained, results, GIVEN_10K, ["trained"])
-        return found + judged([Claim("N-E-a", self._compelling(results))], results, E_IMAGES, ["random", "trained"])
+        found += judged(trained, results, GIVEN_10K, ["trained"], before_relu=True)
+        compelling = Claim("N-E-a", self._compelling(results))
+        return found + judged([compelling], results, E_IMAGES, both, before_relu=True)
 
     def _ratio(self, results: Results, name: str, network: str) -> Column:
         return Column(results.rows("ratios", network=network), name, _per(network))
@@ -169,7 +184,8 @@ class Figure7(RandomAndTrained):
         seeds = f", {results.config.seeds} seeds of the random weights" if results.config.seeds > 1 else ""
         notes = [
             f"Bars: mean over {plural(count, 'image')}{seeds}, and its 95 % confidence interval, cut at 0",
-            *(f"{n}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
+            *(f"{network_label(results, n)}: {results.rows('weights', network=n)[0]['weights']}" for n in networks),
+            *_behind(results, networks),
             *(f"{n}: not measured, {why}" for n, why in results.config.experiment.missing.items()),
         ]
         distance = "Mean l2 distance between the maps of two random logits, of maps "
@@ -189,17 +205,17 @@ class Figure7(RandomAndTrained):
                 panels = [Panel(display.picture(results.arrays[key]), "" if rows else "Input", image)]
                 for cell in results.rows(network=network, image=image, seed=results.config.seed):
                     for number, logit in enumerate(cell["logits"], start=1):
-                        map_ = display.minmax(results.arrays[f"{where}/{number}/{cell['method']}"])
+                        map_ = display.midgray(results.arrays[f"{where}/{number}/{cell['method']}"], display.CLIP)
                         title = "" if rows else LABELS.get(cell["method"], str(cell["method"]))
                         panels.append(Panel(map_, title, f"logit {logit}"))
                 rows.append(PanelRow(panels, network_label(results, network)))
-        caption = ["Maps of two random logits of the same image", display.scaling("minmax")[1]]
+        caption = ["Maps of two random logits of the same image", display.scaling("midgray")[1]]
         return panel_grid(rows, caption)
 
 
 def _per(network: str) -> str:
-    """The independent units: networks where the weights are random, otherwise photographs."""
-    return "seed" if network == "random" else "image"
+    """The independent units: photographs of one trained network, otherwise networks."""
+    return "image" if network == "trained" else "seed"
 
 
 def _ratios(results: Results) -> Iterator[dict[str, Any]]:
@@ -216,6 +232,20 @@ def _ratios(results: Results) -> Iterator[dict[str, Any]]:
             "exchanged": (dec - gbp) * (of["gbp"]["HP"] - of["deconvnet"]["HP"]),
             **{f"beyond_{m}": of[m]["unit"] / of[m]["noise"] for m in LABELS},
         }  # fmt: skip
+
+
+def _behind(results: Results, networks: Sequence[str]) -> Iterator[str]:
+    """Describe the distances behind a network's last ReLU, for the caption."""
+    for network in networks:
+        rows = [row for row in results.rows(network=network) if row.get("zeros") is not None]
+        if not rows:
+            continue
+        kept = {m: [r["as_is"] for r in rows if r["method"] == m and r["as_is"] is not None] for m in LABELS}
+        distances = ", ".join(f"{mean(values):.3f} ({LABELS[m]})" for m, values in kept.items() if values)
+        yield (
+            f"{network_label(results, network)}: maps before its last ReLU; behind it the distances of maps that are not 0 are "
+            f"{distances}, and {mean([row['zeros'] for row in rows]):.1%} of the maps are 0"
+        )
 
 
 def _by_image(results: Results, network: str, distance: str) -> dict[str, list[float]]:

@@ -5,8 +5,8 @@ Columns of the table, a row for each network (trained, and random as the control
     local        correlation of the energies of 8x8 blocks of the map and of the detector; other: of the next photograph's
     edges        share of the map's energy in the fifth of the pixels with the most detector energy, over that fifth
     patches      share of patches that survive, see `trained`
-    background   share of the energy in the textured background, where the local energy of the gray high-passed image is above
-                 its median: on a flat background, a difference is 0 anyway
+    background   share of the energy in the textured background, outside the object and where the local energy of the gray
+                 high-passed image is above its median: on a flat background, a difference is 0 anyway
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ from experiments.nie2018.trained import (
     difference,
     energy_of,
     images_of,
-    in_background,
     judged,
     network_of,
+    objects_of,
+    outside,
     share,
     surviving_patches,
     wanted,
@@ -73,6 +74,7 @@ class SupplementFigure9(Experiment):
         detector = energy_of(left_difference(x))
         most = metrics.largest(detector, 0.2)
         where = textured(x, 2 * (x.shape[2] // 32) + 1)
+        objects = objects_of(run, model, task["images"])
         output = Output(tables={"table": []})
         for name, each in {**maps, "edge": left_difference(x)}.items():
             energy = energy_of(each)
@@ -81,10 +83,16 @@ class SupplementFigure9(Experiment):
                 "other": _local(energy, energy_of(left_difference(others))).tolist(),
                 "edges": (share(energy, most) / 0.2).tolist(),
                 "patches": surviving_patches(energy).tolist(),
-                "background": in_background(energy, batch.names, run.drawn(model, task["images"]), where),
+                **objects.backgrounds(energy, batch.names, where),
             }
             for i, image in enumerate(batch.names):
-                row = {"network": task["network"], "seed": task["seed"], "image": image, "map": name}
+                row = {
+                    "network": task["network"],
+                    "seed": task["seed"],
+                    "image": image,
+                    "map": name,
+                    "object": objects.what,
+                }
                 values = {column: each[i] for column, each in numbers.items()}
                 output.tables["table"].append({**row, **values, "weights": model.weights})
                 if task["network"] == "trained" and task["images"][0] + i < 6:
@@ -96,8 +104,7 @@ class SupplementFigure9(Experiment):
         def of(name: str, map_: str = "gbp", network: str = "trained") -> Column:
             return Column(results.rows(map=map_, network=network), name, "image")
 
-        random = "the same with random weights"
-        filtered = {"patches": "share of patches that survive", "background": "energy in the textured background"}
+        random, where = "the same with random weights", f"{outside(results.rows())} and in texture"
         found = [
             Claim("N-F-a", [
                 Compared("correlation of the local energies of GBP and of the edge detector", of("local"),
@@ -109,10 +116,10 @@ class SupplementFigure9(Experiment):
                            of("edges", "saliency"), above(0)),
             ]),
             Claim("N-F-c", [
-                difference(f"{metric}, GBP minus {what}", of(name), other(name), below(0))
-                for name, metric in filtered.items()
-                for what, other in (("edge detector", lambda name: of(name, "edge")),
-                                    (random, lambda name: of(name, network="random")))
+                Compared(f"{where}, GBP minus {what}", of("background") - of("background", map_, network), below(0),
+                         null=of("background_other") - of("background_other", map_, network),
+                         control="outside the object of another photograph")
+                for what, map_, network in (("edge detector", "edge", "trained"), (random, "gbp", "random"))
             ]),
         ]  # fmt: skip
         return judged(found, results, self.paper) if {"gbp", "saliency"} <= set(results.config.methods) else []
@@ -125,13 +132,13 @@ class SupplementFigure9(Experiment):
                 cells = results.rows(image=image, map=name, network="trained")
                 local = mean_and_spread([cell["local"] for cell in cells], 2) if name != "edge" else ""
                 title = LABELS.get(name, name) if name != "edge" else "pixel - left neighbour"
-                map_ = display.minmax(results.arrays[f"{image}/{name}"])
+                map_ = display.midgray(results.arrays[f"{image}/{name}"], display.CLIP)
                 panels.append(Panel(map_, "" if rows else title, local and f"like the edges {local}"))
             rows.append(PanelRow(panels))
         caption = [
             weights_words(results),
             "Under the maps: correlation of the energies of 8x8 blocks of map and edge detector",
-            display.scaling("minmax")[1],
+            f"Maps: {display.scaling('midgray')[1]}",
             wanted(results, self.paper),
         ]
         return {"figure": panel_grid(rows, caption)}

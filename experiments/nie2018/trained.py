@@ -6,19 +6,23 @@ is a replication; a network whose weights are missing has no verdict.
 Numbers of a map with energy E (its square, summed over the channels):
 
     patches      (sum e)^2 / (n sum e^2) of the energies e of n = 16x16 patches: the share of patches that survive
-    background   share of E outside the ellipse in the image's box, which is said to hold the object; None without a box
+    background   share of E outside the object: outside the fixated area, the 30 % of the image with the largest density of
+                 fixations, where the dataset has fixations, else outside the ellipse in the object's box; None without both
+    background_other   the same outside the object of the next image, its null
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from vis.claims import Claim, Column, Compared, Rule, at_small_sizes, departures, replicated
-from vis.data.boxes import Drawn
+from vis import metrics
+from vis.claims import Claim, Column, Compared, Rule, departures, on_digits, replicated
 from vis.models import Model
 from vis.models.published import instead_of_published, is_published
 from vis.runner.experiment import Experiment, Run, Task
@@ -26,7 +30,8 @@ from vis.store.run_folder import Results
 
 LABELS = {"saliency": "Saliency map", "deconvnet": "DeconvNet", "gbp": "GBP"}
 RANDOM: dict[str, Any] = {"weights": None, "init": "truncated_normal", "std": 0.1}  # the paper's random networks
-NO_BOX = "no photograph has a box around its object: boxes.NAME=[top,left,bottom,right]"
+NO_OBJECT = "no photograph has fixations or a box around its object: boxes.NAME=[top,left,bottom,right]"
+FIXATED = 0.3  # share of an image in which people are said to look at its object
 GIVEN_10K = "10,000 images of ImageNet's test set"
 
 
@@ -83,17 +88,38 @@ def batches_of_both(run: Run) -> list[Task]:
 
 
 def network_of(run: Run, task: Task, node: Mapping[str, Any] | None = None, **changes: Any) -> Model:
-    """Return a task's network: the run's model, or that of a node; with random weights if the task says so.
-
-    SqueezeNet rectifies its class maps before it averages them. This ReLU would gate the maps by class, so it is taken away.
-    """
+    """Return a task's network: the run's model, or that of a node; with random weights if the task says so."""
     if node is None and task.get("network") == "random":
         changes = randomised(run.config.model)
-    model = run.model(node, task["seed"], **changes)
-    if _rectified(model.node):
-        classifier: Any = model.net.classifier
-        classifier[2] = nn.Identity()
-    return model
+    return run.model(node, task["seed"], **changes)
+
+
+@contextmanager
+def before_last_relu(model: Model) -> Iterator[None]:
+    """Take away the ReLU with which SqueezeNet rectifies its class maps, for the time of a `with` block.
+
+    It passes gradients only where the map of the class is positive, which makes every map of a gradient depend on the class.
+    """
+    if not rectified(model.node):
+        yield
+        return
+    classifier: Any = model.net.classifier
+    relu, classifier[2] = classifier[2], nn.Identity()
+    try:
+        yield
+    finally:
+        classifier[2] = relu
+
+
+def rectified(node: Mapping[str, Any]) -> bool:
+    """Return True if a network rectifies its class maps before it averages them to logits."""
+    return str(node.get("arch") or "").startswith("squeezenet")
+
+
+def predicted(model: Model, x: Tensor) -> list[int]:
+    """Return the class with the largest logit of each image."""
+    with torch.no_grad():
+        return [int(k) for k in model.net(x).argmax(1)]
 
 
 def randomised(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,34 +127,43 @@ def randomised(node: Mapping[str, Any]) -> dict[str, Any]:
     return RANDOM | ({"init": node["init"]} if node.get("init") else {})
 
 
-def _rectified(node: Mapping[str, Any]) -> bool:
-    return str(node.get("arch") or "").startswith("squeezenet")
-
-
 # -- The paper's setting -----------------------------------------------------------------------------------------------
 
 
 def judged(
-    claims: Sequence[Claim], results: Results, photographs: str | Sequence[str], networks: Sequence[str] = ()
+    claims: Sequence[Claim],
+    results: Results,
+    photographs: str | Sequence[str],
+    networks: Sequence[str] = (),
+    before_relu: bool = False,
 ) -> list[Claim]:
     """Add the differences from the paper's setting to claims on trained networks, or the reason for having no verdict.
 
     photographs: the paper's, by name or in words. networks: of `experiment.models`; by default, the run's own model.
+    before_relu: the maps are those of `before_last_relu`.
     """
     nodes = [results.config.experiment.models[n] for n in networks] or [results.config.model]
     missing = results.config.experiment.get("missing") or {}
-    reason = next((f"{n}: {missing[n]}" for n in networks if n in missing), at_small_sizes(results.config))
+    lacks = next((f"{n}: {missing[n]}" for n in networks if n in missing), "")
+    reason = lacks or on_digits(results.config)
     found = [d for node, name in zip(nodes, networks or ["trained"], strict=True) for d in _network(node, name)]
-    if photographs:
+    found += ["maps before the network's last ReLU"] * (before_relu and any(map(rectified, nodes)))
+    if photographs and results.rows():
         found += _photographs(results, photographs)
+    if lacks:
+        claims = [claim if _values(claim) else replace(claim, compared=[]) for claim in claims]
     return [
         each
         for claim in claims
-        for each in replicated([claim], list(dict.fromkeys(found)), reason or NO_BOX * _lacks_boxes(claim))
+        for each in replicated([claim], list(dict.fromkeys(found)), reason or NO_OBJECT * _lacks_objects(claim))
     ]
 
 
-def _lacks_boxes(claim: Claim) -> bool:
+def _values(claim: Claim) -> bool:
+    return any(each.column.values for each in claim.compared)
+
+
+def _lacks_objects(claim: Claim) -> bool:
     return any(each.column.name in ("background", "box") and not each.column.values for each in claim.compared)
 
 
@@ -136,7 +171,7 @@ def _network(node: Mapping[str, Any], name: str) -> list[str]:
     """How a network differs from the paper's VGG-16: architecture and weights, in words."""
     found = []
     if not (node.get("_target_") == "vis.models.VGG16" or node.get("arch") == "vgg16"):
-        found.append(f"{node['name']}{', before its last ReLU,' * _rectified(node)} instead of VGG-16")
+        found.append(f"{node['name']} instead of VGG-16")
     else:
         found += departures(node, {"num_classes": 1000, "pool": "max", "input_size": 224})
     if name == "random":
@@ -188,20 +223,64 @@ def background(shape: tuple[int, int], box: Sequence[float]) -> Tensor:
     return (radius2 > 1).double()
 
 
+class Objects(NamedTuple):
+    """Where the objects of images are: masks [H, W] by the image's name, and those of the next image of the dataset.
+
+    what: the area that is taken for the object, in words.
+    """
+
+    what: str
+    own: Mapping[str, Tensor]
+    other: Mapping[str, Tensor]
+
+    def backgrounds(
+        self, energy: Tensor, names: Sequence[str], where: Tensor | None = None
+    ) -> dict[str, list[float | None]]:
+        """Return the columns `background` and `background_other` of named images with an energy [B, 1, H, W].
+
+        where: a mask [B, 1, H, W] that the background is restricted to.
+        """
+        own, other = (in_background(energy, names, areas, where) for areas in (self.own, self.other))
+        return {"background": own, "background_other": other}
+
+
+def objects_of(run: Run, model: Model, indices: Sequence[int]) -> Objects:
+    """Return the areas of the objects in images, as a model sees them: by fixations if there are any, else by boxes."""
+    count, names = len(run.dataset), run.dataset.names
+    following = {i: (i + 1) % count for i in indices if count > 1}
+    wanted = sorted({*indices, *following.values()})
+    areas = {
+        name: metrics.largest(density[None, None], FIXATED)[0, 0].double()
+        for name, density in run.reader.gaze(model, wanted).items()
+    }
+    what = "fixated area" if areas else "object"
+    if not areas:
+        size = model.input_size
+        areas = {name: 1 - background(size, each.box) for name, each in run.drawn(model, wanted).items()}
+    other = {names[i]: areas[names[j]] for i, j in following.items() if names[j] in areas}
+    return Objects(what, {names[i]: areas[names[i]] for i in indices if names[i] in areas}, other)
+
+
+def outside(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name the column `background` of a table's rows."""
+    what = next((row["object"] for row in rows if row.get("background") is not None), "object")
+    return f"share of the energy outside the {what}"
+
+
 def in_background(
-    energy: Tensor, names: Sequence[str], drawn: Mapping[str, Drawn], where: Tensor | None = None
+    energy: Tensor, names: Sequence[str], areas: Mapping[str, Tensor], where: Tensor | None = None
 ) -> list[float | None]:
-    """Return the share of each image's energy in its background; None for an image without a box.
+    """Return the share of each image's energy [B, 1, H, W] outside its area [H, W]; None for an image without one.
 
     where: a mask [B, 1, H, W] that the background is restricted to.
     """
     found: list[float | None] = []
     for i, name in enumerate(names):
-        if name not in drawn:
+        if name in areas:
+            mask = (1 - areas[name]) * (1 if where is None else where[i])
+            found.append(share(energy[i : i + 1], mask).item())
+        else:
             found.append(None)
-            continue
-        mask = background((energy.shape[2], energy.shape[3]), drawn[name].box) * (1 if where is None else where[i])
-        found.append(share(energy[i : i + 1], mask).item())
     return found
 
 
@@ -215,11 +294,15 @@ def difference(
 # -- Captions ----------------------------------------------------------------------------------------------------------
 
 
+KINDS = {"squeezenet": "SqueezeNet", "vgg_cifar10": "VGG (CIFAR-10)"}
+
+
 def network_label(results: Results, network: str) -> str:
     """Return a network's title in a figure, such as "trained VGG"."""
     node = results.config.experiment.models[network]
-    kind = "VGG" if "vgg" in str(node.name) else str(node.name)
-    return f"stand-in {kind}" if node.get("weights") == "standin" else f"{network} {kind}"
+    kind = KINDS.get(node.name) or ("VGG" if "vgg" in str(node.name) else str(node.name))
+    how = "stand-in" if node.get("weights") == "standin" else "trained" if node.get("weights") else "random"
+    return f"{how} {kind}"
 
 
 def images_of(results: Results) -> list[str]:

@@ -1,11 +1,14 @@
 """nie2018's figures on random and trained weights: from command to verdict, in one process and in several."""
 
+import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +16,30 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from PIL import Image
 
 from experiments.nie2018.figure2 import recovered
 from experiments.nie2018.figure3 import fit
 from experiments.nie2018.figure7 import two_logits
 from experiments.nie2018.figure8 import ascent, relu_states
+from experiments.nie2018.figure9 import _stages
 from experiments.nie2018.filters import effective_rank, gabor_fit
 from experiments.nie2018.supplement_figure9 import left_difference, textured
 from experiments.nie2018.supplement_figure12 import grid
-from experiments.nie2018.trained import background, in_background, judged, surviving_patches
+from experiments.nie2018.trained import (
+    FIXATED,
+    background,
+    before_last_relu,
+    in_background,
+    judged,
+    objects_of,
+    predicted,
+    surviving_patches,
+)
 from vis import load_run, metrics
 from vis.claims import Claim, interval
 from vis.config.compose import compose_config, register
+from vis.data.datasets import KNOWN
 from vis.models import build_model
 from vis.runner.experiment import Run
 
@@ -78,10 +93,10 @@ def test_figure7_with_two_networks(vis_run, checkpoint):
     ).folder
     results = load_run(folder)
     rows = results.rows(network="trained", method="gbp")
-    assert [r["image"] for r in rows] == ["tabby", "astronaut", "coffee", "rocket", "cameraman"]
+    assert [r["image"] for r in rows] == list(KNOWN)
     a, b = (torch.from_numpy(results.arrays[f"random/tabby/{n}/gbp"])[None] for n in (1, 2))
     assert results.rows(network="random", method="gbp")[0]["unit"] == pytest.approx(metrics.unit_distance(a, b).item())
-    assert not any("coffee" in name for name in results.arrays)  # samples: 2
+    assert not any("cameraman" in name for name in results.arrays)  # samples: 2
     distance = results.rows(network="trained", image="tabby", method="gbp")[0]
     assert 0 < distance["noise"] < 2
     found = claims(folder)
@@ -89,7 +104,7 @@ def test_figure7_with_two_networks(vis_run, checkpoint):
     assert found["N-4.3-b"]["kind"] == "replication"
     assert found["N-4.3-b"]["differences"] == [
         "vgg_small instead of VGG-16",
-        "tabby, astronaut, coffee, rocket, cameraman instead of 10,000 images of ImageNet's test set",
+        "7 photographs instead of 10,000 images of ImageNet's test set",
     ]
     (ratio,) = [
         r for r in results.rows() if (r["network"], r["image"], r["method"]) == ("trained", "tabby", "saliency")
@@ -128,7 +143,9 @@ def own(checkpoint: str) -> tuple[str, ...]:
     return ("model=vgg_small", f"model.weights={checkpoint}")
 
 
-def test_figure2_without_weights_says_what_to_do(vis_run):
+def test_figure2_without_weights_says_what_to_do(vis_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no cached weights
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     ran = vis_run("experiment=nie2018/figure2")
     assert ran.code == 2
     assert "preset=tiny" in ran.err
@@ -159,10 +176,11 @@ def test_figure2_measures_maps_beside_noise_other_photographs_and_random_weights
     ).folder
     results = load_run(folder)
     trained = results.rows("photographs", network="trained", method="gbp")
-    tabby, cameraman = trained[0], trained[-1]
-    assert tabby["background"] is None
-    assert 0 < cameraman["background"] < 1
-    a, b = (torch.from_numpy(results.arrays[f"{name}/max/gbp"])[None] for name in ("tabby", "astronaut"))
+    tabby, rocket = trained[0], trained[-1]
+    assert rocket["object"] == "object"
+    assert 0 < rocket["background"] < 1
+    assert rocket["background_other"] != rocket["background"]
+    a, b = (torch.from_numpy(results.arrays[f"{name}/max/gbp"])[None] for name in ("tabby", "coffee"))
     assert tabby["other"] == pytest.approx(metrics.pearson(a, b).item())
     assert -1 < tabby["logits"] <= 1
     assert tabby["noise"] > 0.5
@@ -226,19 +244,62 @@ def test_background_and_patches():
     assert surviving_patches(one).item() == pytest.approx(1 / 256)
 
 
-def test_an_image_without_a_box_has_no_background():
+def test_an_image_without_an_object_has_no_background():
     energy = torch.ones(2, 1, 20, 20, dtype=torch.float64)
-    box = (0.0, 0.0, 1.0, 1.0)
-    known, unknown = in_background(energy, ["a", "b"], {"a": box})
+    outside = background((20, 20), (0.0, 0.0, 1.0, 1.0))
+    known, unknown = in_background(energy, ["a", "b"], {"a": 1 - outside})
     assert unknown is None
-    assert known == pytest.approx(background((20, 20), box).mean().item())
+    assert known == pytest.approx(outside.mean().item())
+
+
+def test_the_fixated_area_is_the_object_where_there_are_fixations():
+    register()
+    run = Run(compose_config(["dataset=photographs", *SMALL]))
+    model, data = run.model(), run.dataset
+    assert objects_of(run, model, [0]).what == "object"
+    density = Image.fromarray(np.uint8(np.linspace(0, 255, 100)).repeat(100).reshape(100, 100))  # brightest below
+    run.reader.dataset = replace(data, gaze=lambda i: density)
+    objects = objects_of(run, model, [5, 6])
+    assert objects.what == "fixated area"
+    assert objects.own["officer"].mean().item() == pytest.approx(FIXATED, abs=0.01)
+    assert objects.own["officer"][:16].sum() == 0
+    energy = 1 - objects.own["officer"][None, None]
+    found = objects.backgrounds(torch.cat([energy, energy]), ["officer", "rocket"])
+    assert found == {"background": [1.0, 1.0], "background_other": [1.0, 1.0]}
+
+
+class Rectified(torch.nn.Module):
+    """SqueezeNet's head: a class map of each logit, a ReLU, the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        maps = [torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
+        self.classifier = torch.nn.Sequential(torch.nn.Dropout(), *maps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x).flatten(1)
+
+
+def test_the_relu_behind_the_class_maps_is_away_only_within_the_block():
+    net = Rectified().eval()
+    model = replace(build_model(RANDOM), net=net, node={"arch": "squeezenet1_1"})
+    x = -torch.ones(1, 3, 8, 8)
+    with before_last_relu(model):
+        inside = net(x)
+    assert inside.equal(net.classifier[1](x).mean((2, 3)))
+    assert net(x).equal(inside.relu())
+    assert predicted(model, x) == [int(net(x).argmax())]
 
 
 @pytest.mark.parametrize("name", ["figure9", "trained_layers"])
 def test_figure9(name, vis_run, checkpoint):
     layers = ("experiment.up_to=[conv1_1,conv5_1,fc3]",) if name == "trained_layers" else ()
-    folder = vis_run(f"experiment=nie2018/{name}", *own(checkpoint), "seeds=2", "dataset.limit=4", *layers).folder
+    inits = ("experiment.inits=[truncated_normal,kaiming_normal]",) if name == "figure9" else ()
+    folder = vis_run(
+        f"experiment=nie2018/{name}", *own(checkpoint), "dataset.limit=4", "seeds=1", *layers, *inits
+    ).folder
     rows = load_run(folder).rows()
+    assert {r["init"] for r in rows} == {"truncated_normal", *(["kaiming_normal"] if inits else [])}
     whole = [r for r in rows if r["kind"] == "trained" or (r["kind"], r["layer"]) == ("up_to", "fc3")]
     assert all(r["same"] == pytest.approx(1) for r in whole)
     assert not any(r["same"] > 0.999 for r in rows if r["layer"] in ("conv1_1", "none"))
@@ -249,8 +310,9 @@ def test_figure9(name, vis_run, checkpoint):
 
         def distance(layer: str) -> float:
             return np.mean(
-                [r["distance"] for r in rows if (r["kind"], r["layer"], r["image"]) == ("except", layer, "tabby")]
-            )
+                [r["distance"] for r in rows
+                 if (r["kind"], r["layer"], r["image"], r["init"]) == ("except", layer, "tabby", "truncated_normal")]
+            )  # fmt: skip
 
         assert step["values"][0] == pytest.approx(distance("conv3_1") - distance("conv1_1"))
 
@@ -265,6 +327,41 @@ def test_each_partly_trained_network_explains_its_own_largest_logit(vis_run, che
     x = run.batch(model, [0]).x
     own_map = run.explain(model, x, [[int(model.net(x).argmax())]]).maps[0]["gbp"]
     assert torch.from_numpy(results.arrays["tabby/up_to/conv3_1"])[None].equal(own_map)
+
+
+def test_figure9_of_a_network_that_is_not_kept_says_how_to_train_it(vis_run):
+    found = claims(vis_run("experiment=nie2018/figure9_vgg", "preset=small").folder)
+    assert {claim["verdict"] for claim in found.values()} == {"not measured"}
+    assert "vis-run experiment=train_vgg_cifar10 dataset.path=FOLDER|ZIP" in found["N-4.5-d"]["measured"]
+    ran = vis_run("model=vgg_cifar10")
+    assert ran.code == 2
+    assert "no network is kept at outputs/networks/vgg_cifar10.pt" in ran.err
+
+
+def test_a_kept_network_is_named_by_its_training(vis_run, tmp_path):
+    with zipfile.ZipFile(tmp_path / "cifar.zip", "w") as archive:
+        for i, (split, class_) in enumerate(itertools.product(("train", "test"), ("cat", "dog"))):
+            data = io.BytesIO()
+            Image.new("RGB", (32, 32), (60 * i, 20, 30)).save(data, "png")
+            archive.writestr(f"{split}/{class_}/{i}.png", data.getvalue())
+    small = ("model.width=0.01", "dataset.path=cifar.zip", "model.num_classes=2")
+    vis_run("experiment=train_vgg_cifar10", *small, "experiment.recipe.epochs=1", "experiment.recipe.warmup=0")
+    facts = json.loads((tmp_path / "outputs/networks/vgg_cifar10.json").read_text(encoding="utf-8"))
+    assert facts["trained_on"] == "CIFAR-10 train, cifar.zip"
+    assert facts["train_images"] == facts["val_images"] == 2
+    folder = vis_run("model=vgg_cifar10", "dataset=cifar10", *small, "target=1").folder
+    words = json.loads((folder / "figures.json").read_text(encoding="utf-8"))["figure"]
+    assert f"trained by the project on CIFAR-10 train, cifar.zip (top-1 {100 * facts['val_top1']:.1f} %)" in words
+    layers = "experiment.models.trained.width=0.01", "experiment.models.trained.num_classes=2"
+    found = claims(vis_run("experiment=nie2018/figure9_vgg", "preset=small", *layers).folder)
+    assert found["N-4.5-d"]["verdict"] != "not measured"
+
+
+def test_stages_of_a_resnet(vis_run):
+    resnet = ("model=cifar_resnet20", "model.depth=8", "model.init=kaiming_normal")
+    register()
+    model = Run(compose_config([*resnet])).model()
+    assert _stages(model) == ["conv1", "layer1", "layer2", "layer3", "linear"]
 
 
 def test_figure3(vis_run, checkpoint):
@@ -332,13 +429,23 @@ def test_a_grid_has_its_period():
     assert (grid(noise, 8) < 3).all()  # most of its frequencies are not those of 4
 
 
+def test_a_folder_takes_the_place_of_named_photographs(tmp_path):
+    register()
+    for words in (["preset=small"], ["preset=paper"]):
+        chosen = ["experiment=nie2018/supplement_figure1", "dataset=folder", f"dataset.path={tmp_path}", *words]
+        assert "names" not in compose_config(chosen).dataset
+
+
 def test_differences_from_the_papers_setting(vis_run, checkpoint):
     results = load_run(vis_run("experiment=nie2018/supplement_figure2", *own(checkpoint), "target=[1,2]").folder)
     (claim,) = judged([Claim("N-1-c", [])], results, ["dog"])
     assert claim.differences == ["vgg_small instead of VGG-16", "coffee instead of dog"]
     results.config.preset = "small"
     (claim,) = judged([Claim("N-1-c", [])], results, ["coffee"])
-    assert claim.verdict == "not measured"
+    assert claim.reason == ""
+    results.config.preset = "tiny"
+    (claim,) = judged([Claim("N-1-c", [])], results, ["coffee"])
+    assert claim.reason
     assert claim.differences == ["vgg_small instead of VGG-16"]
     results.config.model = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
     for weights, sha256, differences in (

@@ -122,12 +122,21 @@ def check(config: DictConfig) -> None:
         raise UserError(f"device={config.device} must be auto, cpu, cuda, cuda:1, ... or mps")
     _check_input(config)
     weights = (config.get("model") or {}).get("weights")
-    if (
-        weights is not None
-        and weights not in ("published", "torchvision", "wheel", "standin")
-        and not Path(str(weights)).expanduser().is_file()
-    ):
-        raise Lacking(f"no weights file {weights}: give model.weights=FILE")
+    if weights is not None and weights not in ("published", "torchvision", "wheel", "standin") and no_file(weights):
+        raise Lacking(no_file(weights))
+
+
+def no_file(weights: str) -> str:
+    """Say that a file of weights is missing, and how to get it; "" if it is there.
+
+    A file NAME.pt in a folder `networks` is a network that the project trains and keeps there (experiment=train_NAME).
+    """
+    path = Path(str(weights)).expanduser()
+    if path.is_file():
+        return ""
+    if path.parent.name == "networks":
+        return f"no network is kept at {path}: vis-run experiment=train_{path.stem} dataset.path=FOLDER|ZIP"
+    return f"no weights file {path}: give model.weights=FILE"
 
 
 def _check_input(config: DictConfig) -> None:

@@ -245,7 +245,7 @@ def replicated(config: DictConfig, overrides: Sequence[str]) -> DictConfig | Non
 
     None if there is none, or if the command line chooses the model or a preset, which already has it.
     """
-    if config.preset != "paper" or "replication" not in config.experiment or _chooses_model(overrides):
+    if config.preset != "paper" or not config.experiment.get("replication") or _chooses_model(overrides):
         return None
     other = copy.deepcopy(config)
     _overlay(other, "replication", overrides)
@@ -263,7 +263,7 @@ def _chooses_model(overrides: Sequence[str]) -> bool:
 
 def _overlay(config: DictConfig, name: str, overrides: Sequence[str]) -> None:
     """Merge `experiment.<name>` into the config, in place; the command line's values win. Raises UserError."""
-    if name not in config.experiment:
+    if not config.experiment.get(name):
         return
     parsed = parse_overrides(list(overrides))
     before = copy.deepcopy(config)
@@ -303,16 +303,30 @@ def _load_named(config: DictConfig, before: DictConfig, overlay: str, chosen: se
 
 
 def forget_unchosen(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Delete, in place, an experiment's parameters for methods that the command line did not choose."""
-    given = {
-        o.key_or_group.split(".")[1] for o in parse_overrides(list(overrides)) if o.key_or_group.startswith("methods.")
-    }
+    """Delete, in place, an experiment's parameters for methods, and for a dataset, that the command line did not choose."""
+    parsed = parse_overrides(list(overrides))
+    given = {o.key_or_group for o in parsed}
     methods = config.get("methods") or {}
-    unchosen = [name for name, node in methods.items() if node and "_target_" not in node and name not in given]
+    unchosen = [
+        name
+        for name, node in methods.items()
+        if node and "_target_" not in node and not _among(given, f"methods.{name}")
+    ]
+    chosen = next((o.value() for o in parsed if o.key_or_group == "dataset"), None)
+    file = options("dataset").get(str(chosen)) if config.get("dataset") else None
+    own: dict[str, Any] = load_node(file) if file else {}
     OmegaConf.set_struct(config, False)
     for name in unchosen:
         del methods[name]
+    for key in list(config.dataset) if own else []:
+        if key not in own and not _among(given, f"dataset.{key}"):
+            del config.dataset[key]  # such as the names of photographs
     OmegaConf.set_struct(config, True)
+
+
+def _among(keys: set[str], key: str) -> bool:
+    """Return True if a key or one inside it is among the keys of overrides."""
+    return any(each == key or each.startswith(f"{key}.") for each in keys)
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:

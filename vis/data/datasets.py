@@ -6,8 +6,11 @@ config overrides them.
 
 import contextlib
 import hashlib
+import io
 import logging
+import re
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -265,14 +268,45 @@ def mnist(path: str = "data", train: bool = False, fallback: bool = False) -> Da
         return whole.part([i for i in range(len(whole)) if (i % 5 != 0) == train])
 
 
+_CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 def cifar10(path: str = "data", train: bool = False) -> Dataset:
-    """Load CIFAR-10 from a folder `path/<train|test>/<class>/*`, else from torchvision's files, downloaded on first use."""
-    root = Path(path).expanduser() / ("train" if train else "test")
+    """Load CIFAR-10 from a folder or a zip `path/<train|test>/<class>/*`, else from torchvision's files, downloaded on first use.
+
+    path: also an .npz with `images` [N, 32, 32, 3] (uint8) and `labels`, which has no split.
+    """
+    root, split = Path(path).expanduser(), "train" if train else "test"
+    if root.suffix == ".npz" and root.is_file():
+        with np.load(root) as stored:
+            pictures, labels = stored["images"], [int(label) for label in stored["labels"]]
+        names = [f"{i:05d}" for i in range(len(labels))]
+        return Dataset(f"CIFAR-10, {root}", names, labels, lambda i: Image.fromarray(pictures[i]), _CIFAR10)
+    if root.suffix == ".zip" and root.is_file():
+        return _from_zip(f"CIFAR-10 {split}, {root}", root, split)
+    root /= split
     if not root.is_dir():
         return _from_torchvision("CIFAR10", path, train)
     classes, found = _class_folders(root)
     return _from_files(
         f"CIFAR-10, {root}", found, root, [classes.index(f.relative_to(root).parts[0]) for f in found], classes
+    )
+
+
+def _from_zip(origin: str, path: Path, split: str) -> Dataset:
+    """Load the images `<split>/<class>/<image>` of a zip. Raises UserError if it has none."""
+    archive = zipfile.ZipFile(path)
+    names = sorted(
+        name.removeprefix(f"{split}/")
+        for name in archive.namelist()
+        if re.fullmatch(f"{split}/[^/]+/[^/]+", name) and Path(name).suffix.lower() in SUFFIXES
+    )
+    if not names:
+        raise UserError(f"dataset.path={path} contains no images {split}/<class>/<image>")
+    classes = sorted({name.partition("/")[0] for name in names})
+    labels = [classes.index(name.partition("/")[0]) for name in names]
+    return Dataset(
+        origin, names, labels, lambda i: read_image(io.BytesIO(archive.read(f"{split}/{names[i]}"))), classes
     )
 
 

@@ -1,6 +1,7 @@
 """Read image files of any mode, orientation and size."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from vis.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB or gray ("L"), upright, with transparent pixels on white.
+def read_image(path: Path | BinaryIO) -> Image.Image:
+    """Read an image file, given by its path or open, as 8-bit RGB or gray ("L"), upright, with transparent pixels on white.
 
     Raises UserError if the file is missing, truncated or not an image.
     """

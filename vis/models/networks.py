@@ -300,6 +300,10 @@ def torchvision_classifier(arch: str, num_classes: int = 1000, input_size: Size 
     net.adapt_state_dict = _current_keys
     if arch == "vgg16":
         net.layer_names = vgg_layer_names()
+    elif arch == "squeezenet1_1":
+        places = enumerate((3, 4, 6, 7, 9, 10, 11, 12), start=2)
+        net.layer_names = {"conv1": "features.0", **{f"fire{n}": f"features.{i}" for n, i in places}}
+        net.layer_names["conv10"] = "classifier.1"
     return net
 
 

@@ -69,6 +69,8 @@ def _execute(config: DictConfig, overrides: Sequence[str], folder: Path, command
     from vis.runner.execute import execute
 
     replica = replicated(config, overrides)
+    if replica is None and "replication" in config.experiment:
+        config.experiment.replication = None  # so that an experiment sees whether another run can take its place
     try:
         check(config)
         execute(config, folder, command)

@@ -1,5 +1,6 @@
 """The models of a run."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from vis.config.check import no_file
 from vis.errors import Lacking, UserError
 from vis.models import Model, build_model
 from vis.models.published import SOURCES, arch_of, first_source, weights_file
@@ -52,6 +54,10 @@ class Models:
             model.standin = True
             of_file = f"weights {trained.path.name} (sha256 {str(model.sha256)[:8]})"
             model.weights = model.weights.replace(of_file, trained.words, 1)
+        elif values.get("weights") and (facts_file := Path(str(values["weights"])).with_suffix(".json")).is_file():
+            kept = json.loads(facts_file.read_text(encoding="utf-8"))  # written by experiments.train
+            words = f"trained by the project on {kept['trained_on']} (top-1 {100 * kept['val_top1']:.1f} %)"
+            model.weights = model.weights.replace(f"weights {Path(str(values['weights'])).name}", f"weights {words}", 1)
         model.net.to(self.dtype)
         facts = {"weights": model.weights, "sha256": model.sha256, "standin": model.standin}
         self.used[model.name + f" seed {seed}"] = facts
@@ -70,12 +76,14 @@ class Models:
 
 
 def missing_weights(node: Mapping[str, Any]) -> str:
-    """Say why the published weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
+    """Say why the weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
     try:
         if node.get("weights") in SOURCES:
             weights_file(arch_of(node), node["weights"])
         elif node.get("weights") == "published":
             first_source(arch_of(node))
+        elif node.get("weights") not in (None, "standin"):
+            return no_file(str(node["weights"]))
     except Lacking as error:
         return error.reason
     return ""
@@ -88,7 +96,7 @@ def choose_sources(config: DictConfig) -> None:
     experiment can do without the model (`optional`) and no replication is left that has another in its place.
     """
     experiment = config.experiment
-    optional = () if config.preset == "paper" and "replication" in experiment else experiment.get("optional") or ()
+    optional = () if config.preset == "paper" and experiment.get("replication") else experiment.get("optional") or ()
     groups = [group for key in ("models", "networks") if OmegaConf.is_dict(group := experiment.get(key))]
     nodes = [("model", config.get("model")), *(item for group in groups for item in group.items())]
     for name, node in nodes:
