@@ -371,11 +371,11 @@ def _help_out() -> int:
 
 
 def _reserve(config: Any, suffix: str = "") -> Path:
-    """Make a new folder in `outputs`, named after the time and the experiment."""
+    """Make a new folder in `outputs`, named after the time and `name=`, or else the experiment."""
     from vis.config.compose import slug
     from vis.store.run_folder import reserve
 
-    return reserve(Path(config.outputs).expanduser(), slug(str(config.experiment.name)) + suffix)
+    return reserve(Path(config.outputs).expanduser(), slug(str(config.get("name") or config.experiment.name)) + suffix)
 
 
 def _quote(path: Path) -> str:

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,7 +48,7 @@ def write_report(
     for item in (item for section in sections for item in section.items):
         run = place(item.folder, page.parent) if item.folder else ""
         head = {"item": item.name, "run": run, "reduced": item.reduced, "again": item.command}
-        rows += [head | asdict(claim) | {"differences": "; ".join(claim.differences)} for claim in item.claims]
+        rows += [head | claim.row() for claim in item.claims]
     write_text(page.with_name("claims.csv"), csv_text(rows))
     text = [f"# {title}\n"]
     for section in sections:
