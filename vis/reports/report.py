@@ -12,6 +12,7 @@ from vis.claims import KINDS, VERDICTS
 from vis.config.check import leaves
 from vis.config.compose import options, slug
 from vis.errors import UserError
+from vis.reports.export import EXPORTS, deliver
 from vis.reports.html import place, write_page
 from vis.reports.items import Item, Section, by_paper, item_of, runs_in, summary_rows
 from vis.reports.ledger import ledger_page
@@ -26,6 +27,9 @@ HELP = """vis-report - what has been reproduced: one page over all runs, or two 
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN         two runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
+  --export tex|junit|crate   instead of a page: claims.tex (LaTeX macros of the measured values), claims.junit.xml,
+                             or ro-crate-metadata.json in every finished run; of a folder of runs, or of one run
+  --expect claims.csv        instead of a page: the claims whose verdicts differ from an earlier report's; exit code 1 if any
 
 Of each figure, table or theorem the newest finished run counts; older ones are listed behind it.
 """
@@ -86,6 +90,19 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     write_report(root / "report.html", f"Reproduction report{only}", sections, lists, note)
     write_text(root / "ledger.md", ledger_page(each for item in found.values() for each in (item, *item.others)))
     return root / "report.html"
+
+
+def counted(root: Path, config_dirs: Sequence[Path]) -> list[Item]:
+    """Return the items whose runs count, of a folder of runs or of a single run; print what could not be read."""
+    files = options("experiment", config_dirs)
+    if (root / "status.json").is_file():
+        return [item_of(root, files)]
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
+    found, lists = _found(root, files)
+    for _, error in lists["Folders that could not be read"]:
+        print(f"vis-report: {error}", file=sys.stderr)
+    return list(found.values())
 
 
 def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict[str, Entries]]:
@@ -191,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser("vis-report", allow_abbrev=False)
     parser.add_argument("folders", nargs="*", type=_folder)
     parser.add_argument("--config-dir", action="append", default=[], type=_existing)
+    parser.add_argument("--export", action="append", default=[], choices=EXPORTS)
+    parser.add_argument("--expect", type=_folder)
     try:
         given = parser.parse_intermixed_args(argv)
         folders = given.folders
@@ -198,6 +217,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
         root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
         try:
+            if given.export or given.expect:
+                return deliver(root, counted(root, given.config_dir), given.export, given.expect)
             page = compare(*folders) if len(folders) == 2 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
             # no permission to write, a full disk; a config of the user that is not text

@@ -38,6 +38,8 @@ from vis.windows.engine import say_once
 
 log = logging.getLogger(__name__)
 
+_ISO = "%Y-%m-%dT%H:%M:%S%z"  # ISO 8601
+
 
 def execute(config: DictConfig, path: Path, command: str) -> None:
     """Run a config in its folder, or resume it there.
@@ -57,7 +59,8 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment.resolve(run)
             tasks = tasks_of(experiment, run)
             folder.drop_damaged()
-            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks))
+            began = folder.status.get("started") or time.strftime(_ISO)
+            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks), started=began)
             shards.begin(path)
             _compute(folder, experiment, run, tasks)
             shards.wait()
@@ -251,7 +254,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
             "seeds": run.seeds,
             "models": run.models.used,
             "datasets": datasets,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "finished": time.strftime(_ISO),
         },
     )
 

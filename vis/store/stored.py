@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 @dataclass
 class Status:
-    """The entries of status.json shown on pages."""
+    """The entries of status.json shown on pages; `started`: when the run began, in ISO 8601."""
 
     state: str
+    started: str | None = None
     command: str | None = None
     error: str | None = None
     seconds: int | float | None = None
