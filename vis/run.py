@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ Choices (vis-run --list shows them all):
   precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small|tiny
 
 Options:
-  --list              list every experiment, model, method and dataset
+  --list [WORD ...]   list every experiment, model, method and dataset, or only some: --list method, --list nie2018
   --dry-run           show what would be computed, and an estimate of its cost
   -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
   --resume FOLDER     resume a run or a sweep that stopped
@@ -53,15 +54,18 @@ COMPLETION = """Tab completion for this shell session (to keep it, add the line 
 """
 
 VERBOSE = ("verbose",)  # the only one of Hydra's config keys that a run accepts
+_CHOICES = ("experiment", "model", "method", "dataset", "target", "image", "seed", "seeds", "device", "precision", "preset",
+            "batch_size", "outputs", "boxes")  # fmt: skip
 _OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_help")  # options that Hydra answers
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted.
+    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted; 143: terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; an unknown backend in the environment must not end a run
     try:
         code = _dispatch(argv)
@@ -72,15 +76,31 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print("vis-run:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vis-run: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"vis-run: {_ended(error)}", file=sys.stderr)
+        return _code(error)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of a broken pipe wants no more output
             print(f"vis-run: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         with contextlib.suppress(OSError, AttributeError):  # or Python writes again at exit, and prints an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: a batch system sends it before it kills."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _ended(error: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(error, _Terminated) else "interrupted"
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    return 143 if isinstance(error, _Terminated) else 130
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -113,10 +133,10 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
 
     folders = options.config_dir
     compose.register()
-    overrides = compose.spelled_out(overrides, folders)
     if options.list:
-        print(_listing(folders), end="")
+        print(_listing(overrides, folders), end="")
         return 0
+    overrides = compose.spelled_out(overrides, folders)
     if flags := _flags_for_hydra(options):
         compose.check_words(compose.parse_overrides(overrides), folders)
         return _hydra(flags, overrides, folders)
@@ -130,7 +150,7 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
         compose.check_hydra(overrides, (*VERBOSE, "launcher"))
         return _sweep(overrides, folders, command)
     if compose.is_sweep(overrides):
-        raise UserError("several values for one key are a sweep: add -m (for several methods in one run, method=[a,b])")
+        raise compose.one_run_only(overrides)
 
     config = compose.compose_config(overrides, folders)
     jobs = _collected(config, overrides, folders)
@@ -151,9 +171,13 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """The options and the other words, which are overrides."""
         names = list(self._option_string_actions)
-        for word in argv:  # argparse would read -model=vgg16 as -m
+        for word, behind in zip(argv, [*argv[1:], "VALUE"], strict=True):
+            # argparse would read -model=vgg16 as -m
             if word.startswith("-") and word.partition("=")[0] not in names:
                 long = [name for name in names if name.startswith("--")]
+                key, _, value = word.lstrip("-").partition("=")
+                if key in _CHOICES:
+                    raise UserError(f"choices take no dashes: {key}={value or behind}")
                 raise UserError(f"unknown option {word}.{did_you_mean(word, long)}")
         return self.parse_known_args(argv)
 
@@ -161,7 +185,7 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into its options and its overrides. Raises UserError."""
     parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
-    for names in (("--help", "-h"), ("--version",), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
+    for names in (("--help", "-h"), ("--version", "-V"), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
         parser.add_argument(*names, action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", type=_folder, action="append", default=[])
@@ -175,7 +199,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     command.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     command.add_argument("--shell-completion", "-sc", action="store_true")
-    return parser.parse(argv)
+    return parser.parse(["--help"] if argv == ["help"] else argv)
 
 
 def _folder(text: str) -> Path:
@@ -191,8 +215,6 @@ def _check_combination(options: argparse.Namespace, overrides: list[str]) -> Non
         raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
     if options.multirun and (options.list or options.resume or options.redraw or _flags_for_hydra(options)):
         raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and options.list:
-        raise UserError(f"--list shows everything: leave out {overrides[0]}")
     if overrides and (options.resume or options.redraw):
         raise UserError(f"--resume and --redraw take a run as it is: leave out {overrides[0]}")
 
@@ -394,8 +416,8 @@ def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> 
         if fresh and not any((folder / "parts").glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
-            print(f"vis-run: interrupted; go on with vis-run --resume {folder}", file=sys.stderr)
-            return 130
+            print(f"vis-run: {_ended(error)}; go on with vis-run --resume {folder}", file=sys.stderr)
+            return _code(error)
         raise
     except Exception as error:  # the folder keeps the traceback
         from vis.store.run_folder import failure
@@ -435,17 +457,26 @@ def _redraw(folder: Path) -> None:
         aggregate(folder)
 
 
-def _listing(config_dirs: list[Path]) -> str:
-    """A line for every option of every group."""
+def _listing(words: list[str], config_dirs: list[Path]) -> str:
+    """A line for each option of each group. words: groups, to list only these, and parts of names, to list only such."""
     from vis.config.compose import GROUPS, describe, options
 
-    lines = []
-    for group in GROUPS:
-        lines.append(f"{group}=")
+    lines: list[str] = []
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    parts = [word.lower() for word in words if word not in GROUPS]
+    for group in [word for word in words if word in GROUPS] or GROUPS:
         found = options(group, config_dirs)
-        width = max(map(len, found), default=0)
-        lines += [f"  {name:<{width}}  {describe(file)}" for name, file in found.items()]
-        lines.append("")
+        if parts:
+            found = {name: f for name, f in found.items() if any(part in name.lower() for part in parts)}
+        if not found:
+            continue
+        longest = max(map(len, found))
+        lines += [f"{group}="]
+        lines += [f"  {name:<{longest}}  {describe(file)}"[:width] for name, file in found.items()]
+        lines += [""]
+    if not lines:
+        known = [*GROUPS, *(name.partition("/")[0] for group in GROUPS for name in options(group, config_dirs))]
+        raise UserError(f"nothing has {' or '.join(words)} in its name.{did_you_mean(words[0], dict.fromkeys(known))}")
     return "\n".join(lines)
 
 

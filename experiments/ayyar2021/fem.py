@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from scipy import ndimage, stats
 from torch import Tensor, nn
 
-from experiments.ayyar2021.verdicts import on_trained
-from vis.claims import Claim, Column, Compared, Rule, below, exactly, mean, near
+from experiments.ayyar2021.verdicts import on_trained, other_weights
+from vis.claims import Claim, Column, Compared, Rule, below, exactly, mean, near, replicated
 from vis.figures.layout import plot, styled
 from vis.methods import FEM
 from vis.methods.forward import Forward
@@ -110,7 +110,8 @@ class Fem(Experiment):
                 Claim("A-5.3-b", [one(share, "share", below(RARE), 0.5, "the most that is possible: 1/2")]),
                 Claim("A-5.3-e", [derivative]),
             ]),
-            Claim("A-5.3-d", same), Claim("A-5.3-f", unseen), Claim("A-5.3-g", [any_size]),
+            *replicated([Claim("A-5.3-f", unseen)], other_weights(results, results.rows()[0]["weights"])),
+            Claim("A-5.3-d", same), Claim("A-5.3-g", [any_size]),
         ]  # fmt: skip
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Column, Compared, below, mean
+from experiments.ayyar2021.verdicts import other_weights
+from vis.claims import Claim, Column, Compared, below, mean, replicated
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
@@ -89,7 +90,7 @@ class Figure7(Experiment):
         slope = Column(results.rows("order", rule="riemann"), "slope", "image")
         metric = "slope of log |sum of the map - (S(x) - S(x0))| in log n, Riemann sum"
         falls = Compared(metric, slope, below(0), null=0.0, control="an error that n does not change: 0")
-        return [Claim("A-4.4-a", [falls])]
+        return replicated([Claim("A-4.4-a", [falls])], other_weights(results, results.rows("path")[0]["weights"]))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows: list[PanelRow] = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, replicated
+from vis.models.published import is_published
 from vis.store.run_folder import Results
 
 POSITIVE = above(0)
@@ -16,6 +17,15 @@ def lead(
     return Compared(f"{metric}, {more} - {less}", first - second, rule, null=0.0, control="no difference: 0")
 
 
+def other_weights(results: Results, weights: str) -> list[str]:
+    """Return the difference of a run whose weights, given in words, are not the published ones: one sentence, or none."""
+    model = results.config.model
+    if is_published(model):
+        return []
+    paper = "a network that photographs trained" if "stand-in" in weights else "published weights"
+    return [f"{model.get('arch', model.name)}, {weights}, instead of {paper}"]
+
+
 def on_trained(results: Results, claims: Sequence[Claim], network: str = "", data: str = "") -> list[Claim]:
     """Add to claims on a trained network what differs from the survey's setting, or why there is no verdict.
 
@@ -25,8 +35,7 @@ def on_trained(results: Results, claims: Sequence[Claim], network: str = "", dat
     model, weights = results.config.model, str(results.rows()[0]["weights"])
     arch = str(model.get("arch", model.name))
     differences = [f"{arch} instead of {network}"] if network and arch != network else []
-    if "stand-in" in weights:
-        differences.append(f"{arch}, {weights}, instead of a network that photographs trained")
+    differences += other_weights(results, weights)
     if data:
         differences.append(f"other images than {data}")
     reason = at_small_sizes(results.config)

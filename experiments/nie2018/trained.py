@@ -20,6 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from vis.claims import Claim, Column, Compared, Rule, at_small_sizes, departures, replicated
 from vis.data.boxes import Drawn
 from vis.models import Model
+from vis.models.published import instead_of_published, is_published
 from vis.runner.experiment import Experiment, Run, Task
 from vis.store.run_folder import Results
 
@@ -144,8 +145,8 @@ def _network(node: Mapping[str, Any], name: str) -> list[str]:
         found.append(f"weights that the project trained on {node['trained_on']} instead of ImageNet's")
     elif not node.get("weights"):
         found.append("random weights instead of trained ones")
-    elif node["weights"] != "torchvision" and not found:
-        found.append("weights of a file instead of torchvision's")
+    elif not is_published(node) and not found:
+        found.append(instead_of_published(node))
     return found
 
 

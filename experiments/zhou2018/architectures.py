@@ -13,6 +13,7 @@ from experiments.zhou2018.evidence import learn, learnt, windows
 from experiments.zhou2018.figure11 import Figure11
 from vis.claims import Claim, Column, Compared, above, at_small_sizes, interval, replicated
 from vis.figures.layout import plot, styled
+from vis.models.published import instead_of_published, is_published
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
@@ -54,7 +55,9 @@ class Architectures(Figure11):
             null=0.5,
             control="half of the networks",
         )
-        others = windows(results, results.rows()[0])
+        nodes = results.config.experiment.models.items()
+        others = [f"{name}: {instead_of_published(node)}" for name, node in nodes if node and not is_published(node)]
+        others += windows(results, results.rows()[0])
         return replicated([Claim("Z-2.1-y", [most])], others, at_small_sizes(results.config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:

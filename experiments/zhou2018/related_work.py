@@ -165,7 +165,8 @@ class RelatedWork(Experiment):
             Claim("Z-1-o", [flip]),
         ]
         of = another_network(results, "VGG-16", rows[0]["weights"])
-        return [*replicated(claims, of, at_small_sizes(results.config)), Claim("Z-1-l", [cam]), Claim("Z-1-n", [size])]
+        any_network = replicated([Claim("Z-1-l", [cam]), Claim("Z-1-n", [size])], of)
+        return [*replicated(claims, of, at_small_sizes(results.config)), *any_network]
 
     def _last_layer(self, results: Results) -> list[Compared]:
         """Compare the last layer's information with that of the poolings before it."""

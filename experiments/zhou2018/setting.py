@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vis.claims import departures
+from vis.models.published import is_published
 from vis.store.run_folder import Results
 
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
@@ -15,6 +16,6 @@ NETWORKS: Mapping[str, Mapping[str, Any]] = {
 def another_network(results: Results, paper: str, weights: str) -> list[str]:
     """Return how a run's network, with weights in words, differs from a network of the paper: one sentence, or none."""
     model = results.config.model
-    if model.weights == "torchvision" and not departures(model, NETWORKS[paper]):
+    if is_published(model) and not departures(model, NETWORKS[paper]):
         return []
     return [f"{model.name}, {weights}, instead of {paper} with the paper's weights"]

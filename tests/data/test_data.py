@@ -4,10 +4,7 @@ import gzip
 import hashlib
 import struct
 import tarfile
-import threading
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -271,19 +268,6 @@ def test_cifar10_as_an_image_folder(tmp_path):
     assert (list(data.names), list(data.labels)) == (["airplane/0.jpg", "cat/0.jpg", "cat/1.jpg"], [0, 1, 1])
     assert data.classes == ["airplane", "cat"]
     assert list(cifar10(str(tmp_path), train=True).names) == ["airplane/5.jpg"]
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder and its address on a server of this machine."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_imagenette_is_downloaded_checked_and_has_imagenets_labels(served, tmp_path, monkeypatch):

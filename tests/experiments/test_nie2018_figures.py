@@ -341,8 +341,17 @@ def test_differences_from_the_papers_setting(vis_run, checkpoint):
     assert claim.verdict == "not measured"
     assert claim.differences == ["vgg_small instead of VGG-16"]
     results.config.model = {"_target_": "vis.models.VGG16", "num_classes": 1000, "pool": "max", "input_size": 224}
-    for weights, differences in (("torchvision", []), ("mine.pt", ["weights of a file instead of torchvision's"])):
-        results.config.model.weights = weights
+    for weights, sha256, differences in (
+        ("torchvision", "397923af" + "0" * 56, []),
+        (
+            "torchvision",
+            "0" * 64,
+            ["weights of torchvision with the sha256 00000000 instead of the published 397923af"],
+        ),
+        ("mine.pt", "1" * 64, ["weights of a file with the sha256 11111111 instead of the published 397923af"]),
+        ("mine.pt", None, ["weights of a file instead of the published 397923af"]),
+    ):
+        results.config.model.update(weights=weights, sha256=sha256)
         assert judged([Claim("N-1-c", [])], results, ["coffee"])[0].differences == differences
 
 

@@ -65,7 +65,7 @@ def test_checkpoints_load_in_every_common_form(tmp_path, state, wrap):
             value, state[key], rtol=1e-3 if wrap == "half" else 0, atol=1e-4 if wrap == "half" else 0
         )
     assert model.trained
-    assert model.weights == "weights weights.pt"
+    assert model.weights == f"weights weights.pt (sha256 {model.sha256[:8]})"
     assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -204,7 +204,8 @@ def test_the_rest_is_the_random_network_of_the_same_seed(tmp_path, state):
     )
     assert torch.equal(partly.net.conv1.weight, state["conv1.weight"])
     assert torch.equal(partly.net.fc.weight, random.fc.weight)
-    assert partly.weights == "weights weights.pt except fc, random weights (truncated_normal, std 0.1, seed 5)"
+    origin = f"weights weights.pt (sha256 {partly.sha256[:8]}) except fc"
+    assert partly.weights == f"{origin}, random weights (truncated_normal, std 0.1, seed 5)"
     # a layer that is not loaded may have another shape
     other = build_small(tmp_path / "weights.pt", num_classes=3, trained_up_to="conv1")
     assert other.net.fc.out_features == 3
@@ -253,7 +254,7 @@ def test_pretrained_weights_from_the_hub_folder(tmp_path, monkeypatch):
     values = node("torchvision", arch="mobilenet_v3_small") | {"name": "mobilenet_v3_small"}
     model = build_model(values)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in model.net.state_dict().items())
-    assert model.weights == f"weights {path.name}"
+    assert model.weights == f"weights {path.name} (sha256 {model.sha256[:8]})"
     assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert model.class_name(281) == "tabby (281)"
     path.write_bytes(path.read_bytes()[:1000])

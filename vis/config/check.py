@@ -154,6 +154,8 @@ def _check_input(config: DictConfig) -> None:
                 raise UserError(
                     f"image={_show(config.image)} is not the name of a file (for a file named 12: image=./12)"
                 )
+            if Path(picture).expanduser().is_dir():
+                raise UserError(f"image={picture} is a folder: dataset=folder dataset.path={picture}")
             if not Path(picture).expanduser().is_file():
                 raise UserError(f"there is no image file {picture}")
     targets = list(config.target) if isinstance(config.target, ListConfig) else [config.target]

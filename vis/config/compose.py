@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -349,12 +350,15 @@ def _expand(override: Override) -> list[str]:
 
 
 def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
-    """Rewrite the user's overrides for Hydra: add quotes, expand glob(), name the preset's model.
+    """Rewrite the user's overrides for Hydra: add quotes, match names regardless of case, expand glob(), name the preset's model.
 
     A preset may replace the paper's model. Overrides such as model.width= then belong to the preset's model, which must
-    be named explicitly. Raises UserError for a glob() that matches no name.
+    be named explicitly. Raises UserError for a glob() that matches no name, and for spaces around `=`.
     """
-    overrides = [_names_for_glob(_quoted(word), config_dirs) for word in words]
+    for before, word, behind in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word.startswith("="):
+            raise UserError(f"no spaces around '=': {before}={word[1:] or behind}")
+    overrides = [_names_for_glob(_as_spelled(_quoted(word), config_dirs), config_dirs) for word in words]
     keys = {o.key_or_group for o in parse_overrides(overrides)}
     preset = next((word.removeprefix("preset=") for word in overrides if word.startswith("preset=")), "paper")
     if OVERLAYS.get(preset) and "model" not in keys and any(key.startswith("model.") for key in keys):
@@ -380,6 +384,18 @@ def _quoted(word: str) -> str:
     return word
 
 
+def _as_spelled(word: str, config_dirs: Sequence[Path]) -> str:
+    """Spell the names of options as their files do: method=[GBP,Saliency]."""
+    key, equals, value = word.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if group in ("preset", "device", "precision"):
+        return key + equals + value.lower()
+    if group not in GROUPS:
+        return word
+    known = {name.lower(): name for name in options(group, config_dirs)}
+    return key + equals + re.sub(r"[\w/.-]+", lambda name: known.get(name[0].lower(), name[0]), value)
+
+
 def _names_for_glob(word: str, config_dirs: Sequence[Path]) -> str:
     (override,) = parse_overrides([word])
     pattern = override.value()
@@ -396,6 +412,19 @@ def is_sweep(overrides: Sequence[str]) -> bool:
     return any(o.is_sweep_override() for o in parse_overrides(list(overrides)))
 
 
+def one_run_only(overrides: Sequence[str]) -> UserError:
+    """The error for a sweep without -m."""
+    swept = next(o for o in parse_overrides(list(overrides)) if o.is_sweep_override())
+    key, value = swept.key_or_group, (swept.input_line or "").partition("=")[2]
+    ways = {
+        "image": f"for several images, image=[{value}]; for one whose name has a comma, \"image='{value}'\"",
+        "model": f"a run has one model; for a sweep, -m model={value}",
+    }
+    several = f"for several in one run, {key}=[{value}]; for a sweep, -m {key}={value}"
+    other = several if key in ("method", "target") else f"for a sweep, -m {key}={value}"
+    return UserError(f"{key}={value} has several values: {ways.get(key, other)}")
+
+
 def parse_overrides(overrides: list[str]) -> list[Override]:
     """Parse `key=value` words with Hydra's grammar. Raises UserError."""
     parsed = []
@@ -403,9 +432,22 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
         try:
             parsed += OverridesParser.create().parse_overrides([text])
         except HydraException as error:
-            hint = " Options start with --; see --help" if text.startswith("-") else " Overrides are key=value"
-            raise UserError(f"cannot read {text!r}: {first_line(error)}.{hint}") from error
+            raise UserError(f"cannot read {text!r}: {_unreadable(text)}") from error
     return parsed
+
+
+def _unreadable(text: str) -> str:
+    """Say why Hydra's grammar cannot read a word: its own messages are those of a parser."""
+    value = text.partition("=")[2]
+    if text.startswith("-"):
+        return "options start with --; see --help"
+    if "=" not in text:
+        return "choices are key=value; see --help"
+    if any(value.count(left) != value.count(right) for left, right in ("[]", "{}", "()")):
+        return "a bracket is not closed"
+    if value.count("'") % 2 or value.count('"') % 2:
+        return "a quote is not closed"
+    return f"put the value into quotes, \"{text.partition('=')[0]}='...'\", if it has characters such as {{}}[](),:'"
 
 
 def _group_of(override: Override) -> str:
@@ -429,12 +471,23 @@ def check_words(parsed: list[Override], config_dirs: Sequence[Path]) -> None:
             if choice is None:
                 raise UserError(f"{override.input_line}: name one (see vis-run --list), or leave it out")
             if str(choice) not in known:
-                raise UserError(f"there is no {group} {str(choice)!r}.{did_you_mean(choice, known)} See vis-run --list")
+                hint = _of_torchvision(str(choice)) if group == "model" else ""
+                hint = hint or did_you_mean(choice, known)
+                raise UserError(f"there is no {group} {str(choice)!r}.{hint} See vis-run --list {group}")
             if not known[str(choice)].is_relative_to(CONF):
                 load_option(known[str(choice)])
                 check_package(known[str(choice)], group, str(choice))
             if choices.count(choice) > 1:
                 raise UserError(f"{override.input_line} names {choice} twice")
+
+
+def _of_torchvision(name: str) -> str:
+    """A hint for the name of a network that torchvision has and the project has no config for, without importing it."""
+    spec = find_spec("torchvision")
+    models = Path(spec.origin or "").parent / "models" if spec else Path()
+    if not any(re.search(rf"^def {re.escape(name)}\(", f.read_text(), re.M) for f in models.glob("[a-z]*.py")):
+        return ""
+    return f" Torchvision has it: model=torchvision model.arch={name}."
 
 
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:

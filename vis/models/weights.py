@@ -5,6 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +20,18 @@ log = logging.getLogger(__name__)
 _HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub puts the first digits of the sha256 into the file's name
 
 
+def sha256_of(path: Path) -> str:
+    """Return a file's sha256; a process reads the file again only if its size or time of modification has changed."""
+    now = path.stat()
+    return _sha256(path, now.st_size, now.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a checkpoint file: its state dict, and the file's sha256.
 
@@ -28,9 +41,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
+        sha256 = sha256_of(path.absolute())
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
             zipped = file.read(4) == b"PK\x03\x04"  # torch >= 1.6 writes zip files; only these can be memory-mapped
         whole = not zipped or intact(path)
     except OSError as error:

@@ -1,5 +1,6 @@
 """The models of a run."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from vis.errors import Lacking, UserError
 from vis.models import Model, build_model
-from vis.models.published import SOURCES, first_source, weights_file
+from vis.models.published import SOURCES, arch_of, first_source, weights_file
+from vis.models.weights import sha256_of
 from vis.training.standin import StandIn, architecture, standin
+
+log = logging.getLogger(__name__)
 
 
 class Models:
@@ -33,7 +37,7 @@ class Models:
                 raise UserError("this experiment needs a model: model=vgg16_random, ...")
         values = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
         assert isinstance(values, dict)
-        values = {str(k): v for k, v in values.items()} | changes
+        values = {str(k): v for k, v in values.items()} | ({"sha256": None} if "weights" in changes else {}) | changes
         seed = self.config.seed if seed is None else seed
         key = (values, seed)
         if self._last is None or self._last[0] != key:
@@ -46,7 +50,8 @@ class Models:
         model = build_model({**values, **({"weights": str(trained.path)} if trained else {})}, seed, self.device)
         if trained:
             model.standin = True
-            model.weights = model.weights.replace(f"weights {trained.path.name}", trained.words, 1)
+            of_file = f"weights {trained.path.name} (sha256 {str(model.sha256)[:8]})"
+            model.weights = model.weights.replace(of_file, trained.words, 1)
         model.net.to(self.dtype)
         facts = {"weights": model.weights, "sha256": model.sha256, "standin": model.standin}
         self.used[model.name + f" seed {seed}"] = facts
@@ -68,23 +73,34 @@ def missing_weights(node: Mapping[str, Any]) -> str:
     """Say why the published weights of a model's config node are unavailable; "" if they are not, or if it needs none."""
     try:
         if node.get("weights") in SOURCES:
-            weights_file(_arch(node), node["weights"])
+            weights_file(arch_of(node), node["weights"])
         elif node.get("weights") == "published":
-            first_source(_arch(node))
+            first_source(arch_of(node))
     except Lacking as error:
         return error.reason
     return ""
 
 
 def choose_sources(config: DictConfig) -> None:
-    """Replace `published` by the source that has the weights, so that a resumed run takes the same checkpoint.
+    """Write into the config which checkpoint each model loads: the source in place of `published`, and the file's sha256.
 
-    Raises Lacking if no source has them.
+    A resumed run finds both there and takes the same checkpoint. Raises Lacking if the weights of the run's own model are
+    unavailable; the experiment deals with the others.
     """
-    for node in [config.get("model"), *(config.experiment.get("models") or {}).values()]:
-        if node is not None and node.get("weights") == "published":
-            node.weights = first_source(_arch(node))
-
-
-def _arch(node: Mapping[str, Any]) -> str:
-    return str(node.get("arch") or node["name"])
+    experiment = config.experiment
+    groups = [group for key in ("models", "networks") if OmegaConf.is_dict(group := experiment.get(key))]
+    nodes = [("model", config.get("model")), *(item for group in groups for item in group.items())]
+    for name, node in nodes:
+        if node is None or not node.get("weights") or node.get("sha256") or name in (experiment.get("missing") or {}):
+            continue
+        try:
+            if node.weights == "published":
+                node.weights = first_source(arch_of(node))
+            file = weights_file(arch_of(node), node.weights) if node.weights in SOURCES else Path(str(node.weights))
+        except Lacking:
+            if node is config.get("model"):
+                raise
+            continue
+        if node.weights != "standin" and (file := file.expanduser().absolute()).is_file():
+            OmegaConf.update(node, "sha256", sha256_of(file), force_add=True)
+            log.info("%s: weights %s with the sha256 %s", name, file.name, node.sha256)
