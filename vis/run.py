@@ -185,7 +185,13 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into its options and its overrides. Raises UserError."""
     parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
-    for names in (("--help", "-h"), ("--version", "-V"), ("--install-completion",), ("--multirun", "-m"), ("--resolve",)):
+    for names in (
+        ("--help", "-h"),
+        ("--version", "-V"),
+        ("--install-completion",),
+        ("--multirun", "-m"),
+        ("--resolve",),
+    ):
         parser.add_argument(*names, action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", type=_folder, action="append", default=[])

@@ -35,17 +35,17 @@ def crate(folder: Path) -> Path:
     facts = found.provenance.entries
     ended = found.provenance.finished
     version = facts.get("version", "unknown")
-    tool: Node = {
-        "@id": f"pkg:pypi/vis-run@{version}", "@type": "SoftwareApplication", "name": "vis-run", "softwareVersion": version,
-        "description": f"git commit {facts['git_commit']}" if facts.get("git_commit") else "a release",
-    }  # fmt: skip
+    tool = _software("#vis-run", "vis-run", version)
+    if facts.get("git_commit"):
+        tool["description"] = f"git commit {facts['git_commit']}" + ", with git.diff" * bool(facts.get("git_diff"))
     packages = [
-        {"@id": f"pkg:{kind}/{name}@{number}", "@type": "SoftwareApplication", "name": name, "softwareVersion": number}
-        for kind, name, number in (
-            ("generic", "python", facts.get("python", "unknown")),
-            *(("pypi", name, number) for name, number in facts.get("packages", {}).items()),
-        )
+        _software("https://www.python.org/", "Python", facts.get("python", "unknown")),
+        *(
+            _software(f"https://pypi.org/project/{name}/{number}/", name, number)
+            for name, number in facts.get("packages", {}).items()
+        ),
     ]
+    tool["softwareRequirements"] = list(map(_ref, packages))
     inputs = _inputs(facts)
     settings = [
         {"@id": f"#setting-{key}", "@type": "PropertyValue", "name": key, "value": str(value)}
@@ -55,7 +55,7 @@ def crate(folder: Path) -> Path:
     action: Node = {
         "@id": "#run", "@type": "CreateAction", "name": title(config), "description": facts.get("command") or title(config),
         "instrument": _ref(tool), "object": [{"@id": "config.yaml"}, *map(_ref, [*inputs, *settings])],
-        "result": list(map(_ref, results)), "actionStatus": {"@id": "http://schema.org/CompletedActionStatus"},
+        "result": list(map(_ref, results)), "actionStatus": "http://schema.org/CompletedActionStatus",
     }  # fmt: skip
     root: Node = {
         "@id": "./", "@type": "Dataset", "name": f"Run of {title(config)}", "conformsTo": {"@id": _PROFILE},
@@ -74,10 +74,15 @@ def crate(folder: Path) -> Path:
         {"@id": _PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
         {"@id": "#licence", "@type": "CreativeWork", "name": "No licence is stated",
          "description": "The authors of this run decide how it may be used"},
-        action, tool | {"softwareRequirements": list(map(_ref, packages))}, *packages, *inputs, *settings, *files,
+        action, tool, *packages, *inputs, *settings, *files,
     ]  # fmt: skip
     write_json(folder / _NAME, {"@context": "https://w3id.org/ro/crate/1.1/context", "@graph": graph})
     return folder / _NAME
+
+
+def _software(id_: str, name: str, number: str) -> Node:
+    url = {"url": id_} if "://" in id_ else {}
+    return {"@id": id_, "@type": "SoftwareApplication", "name": name, "softwareVersion": number} | url
 
 
 def _inputs(facts: dict[str, Any]) -> list[Node]:

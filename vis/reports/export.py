@@ -1,6 +1,7 @@
 """Claims for papers and machines: LaTeX macros, JUnit XML, and a comparison with the verdicts that a file expects."""
 
 import csv
+import math
 import os
 import re
 import sys
@@ -61,9 +62,9 @@ def tex(items: Sequence[Item], root: Path) -> Path:
     return root / "claims.tex"
 
 
-def _values(name: str, values: Sequence[float], row: Mapping[str, float | None]) -> Iterator[str]:
-    """Yield the macros of a compared quantity."""
-    value, _, deviation = mean_and_spread(values).partition(" ± ")
+def _values(name: str, values: Sequence[float | None], row: Mapping[str, float | None]) -> Iterator[str]:
+    """Yield the macros of a compared quantity; None among its values is undefined."""
+    value, _, deviation = mean_and_spread([math.nan if v is None else v for v in values]).partition(" ± ")
     yield _macro(name, _math(f"{value} \\pm {deviation}" if deviation else value))
     yield _macro(name + "Value", _math(value))
     if deviation:
@@ -173,11 +174,7 @@ def changes(expected: Verdicts, items: Sequence[Item]) -> tuple[list[str], list[
             new.append(f"{_said(key)} is new: {claim.verdict}")
         elif expected[key] != claim.verdict:
             flipped.append(f"{_said(key)}: {expected[key]} -> {claim.verdict} ({claim.measured})")
-    missing = [
-        f"{_said(key)} is missing: it was expected to be {verdict!r}"
-        for key, verdict in expected.items()
-        if key not in here
-    ]
+    missing = [f"{_said(key)} is missing, expected: {verdict}" for key, verdict in expected.items() if key not in here]
     return flipped, missing, new
 
 

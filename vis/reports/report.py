@@ -218,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
         root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
         try:
             if given.export or given.expect:
+                if len(folders) > 1:
+                    raise UserError("--export and --expect read one run, or one folder of runs: give one folder")
                 return deliver(root, counted(root, given.config_dir), given.export, given.expect)
             page = compare(*folders) if len(folders) == 2 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
