@@ -62,7 +62,8 @@ _OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_hel
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted; 143: terminated.
+    0: it succeeded; 1: a run failed, or the output cannot be written; 2: the command was wrong; 130: interrupted;
+    143: terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminate)

@@ -84,10 +84,11 @@ def missing_weights(node: Mapping[str, Any]) -> str:
 def choose_sources(config: DictConfig) -> None:
     """Write into the config which checkpoint each model loads: the source in place of `published`, and the file's sha256.
 
-    A resumed run finds both there and takes the same checkpoint. Raises Lacking if the weights of the run's own model are
-    unavailable; the experiment deals with the others.
+    A resumed run finds both there and takes the same checkpoint. Raises Lacking if weights are unavailable, unless the
+    experiment can do without the model (`optional`) and no replication is left that has another in its place.
     """
     experiment = config.experiment
+    optional = () if config.preset == "paper" and "replication" in experiment else experiment.get("optional") or ()
     groups = [group for key in ("models", "networks") if OmegaConf.is_dict(group := experiment.get(key))]
     nodes = [("model", config.get("model")), *(item for group in groups for item in group.items())]
     for name, node in nodes:
@@ -98,7 +99,7 @@ def choose_sources(config: DictConfig) -> None:
                 node.weights = first_source(arch_of(node))
             file = weights_file(arch_of(node), node.weights) if node.weights in SOURCES else Path(str(node.weights))
         except Lacking:
-            if node is config.get("model"):
+            if name not in optional:
                 raise
             continue
         if node.weights != "standin" and (file := file.expanduser().absolute()).is_file():
