@@ -37,7 +37,7 @@ Options:
   -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
   --resume FOLDER     resume a run or a sweep that stopped
   --continue          resume the newest run of this same command, or start one
-  --redraw FOLDER     draw the figures of a finished run again, without computing
+  --redraw FOLDER     draw the figures of a finished run again, without computing; in another style: figure=paper
   --cfg job           show the config of a command without running it (-p model: only this part)
   --config-dir DIR    add a folder with your own configs
   --install-completion  show how to enable tab completion
@@ -124,7 +124,7 @@ def _dispatch(argv: list[str]) -> int:
     if options.resume:
         return _resume(options.resume, command)
     if options.redraw:
-        return _finish(options.redraw, _redraw)
+        return _finish(options.redraw, lambda folder: _redraw(folder, overrides, options.config_dir))
     return _execute(options, overrides, command)
 
 
@@ -222,8 +222,8 @@ def _check_combination(options: argparse.Namespace, overrides: list[str]) -> Non
         raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
     if options.multirun and (options.list or options.resume or options.redraw or _flags_for_hydra(options)):
         raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and (options.resume or options.redraw):
-        raise UserError(f"--resume and --redraw take a run as it is: leave out {overrides[0]}")
+    if overrides and options.resume:
+        raise UserError(f"--resume takes a run as it is: leave out {overrides[0]}")
 
 
 def _flags_for_hydra(options: argparse.Namespace) -> list[str]:
@@ -447,8 +447,9 @@ def _resume(folder: Path, command: str) -> int:
     return _finish(folder, work)
 
 
-def _redraw(folder: Path) -> None:
-    """Draw the figures of a finished run, or of every finished job of a sweep, again."""
+def _redraw(folder: Path, overrides: list[str], config_dirs: list[Path]) -> None:
+    """Draw the figures of a finished run, or of every finished job of a sweep, again, with overrides of their style."""
+    from vis.config.compose import register
     from vis.reports.sweep import aggregate
     from vis.runner.execute import redraw
     from vis.store.run_folder import RunFolder
@@ -456,10 +457,11 @@ def _redraw(folder: Path) -> None:
     from vis.system.console import start_logging
 
     start_logging()
+    register()
     jobs = (plan(folder) or {"jobs": []})["jobs"]
     for path in [job_folder(folder, number) for number in range(len(jobs))] if jobs else [folder]:
         if path and (not jobs or RunFolder(path).status.get("state") == "done"):
-            redraw(path)
+            redraw(path, overrides, config_dirs)
     if jobs:
         aggregate(folder)
 

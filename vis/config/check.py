@@ -69,7 +69,7 @@ _PARTS = {  # required keys
     "image": object, "device": object, "batch_size": object, "outputs": object,
 }  # fmt: skip
 _MAY_BE = {  # optional keys, or null
-    "name": str, "note": str, "tags": list,
+    "name": str, "note": str, "tags": list, "figure": dict,
     "model": dict, "methods": dict, "dataset": dict, "experiment.all": list, "experiment.claims": list,
     "experiment.models": dict, "experiment.replication": dict, "experiment.small": dict, "experiment.tiny": dict,
 }  # fmt: skip

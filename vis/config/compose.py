@@ -31,7 +31,7 @@ from vis.config.home import CONF
 from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean, first_line
 
-GROUPS = ("experiment", "model", "method", "dataset")
+GROUPS = ("experiment", "model", "method", "dataset", "figure")
 
 
 def slug(text: str, longest: int = 80) -> str:

@@ -158,10 +158,14 @@ class RunFolder:
         return config
 
     def begin(self, config: DictConfig, **status: Any) -> None:
-        """Store the config, with the checksum by which `config` detects changes."""
+        """Store the config of a run that begins."""
+        self.replace_config(config, state="running", error=None, **status)
+
+    def replace_config(self, config: DictConfig, **status: Any) -> None:
+        """Store a config, with the checksum by which `config` detects changes, and entries of status.json."""
         text = OmegaConf.to_yaml(config, resolve=True)
         write_text(self.path / "config.yaml", text)
-        self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
+        self.set_status(config=hashlib.sha256(text.encode()).hexdigest(), **status)
 
     def done(self) -> set[int]:
         """Return the numbers of the finished tasks."""
