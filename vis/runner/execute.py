@@ -23,8 +23,8 @@ from vis.claims import Claim
 from vis.config.compose import with_a_way_out
 from vis.config.home import HOME, provide_experiments
 from vis.config.instantiate import construct
-from vis.errors import Lacking, UserError, named
 from vis.config.restyle import restyled
+from vis.errors import Lacking, UserError, named
 from vis.figures import style
 from vis.figures.layout import save
 from vis.reports.html import run_page
