@@ -37,20 +37,15 @@ Options:
   -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
   --resume FOLDER     resume a run or a sweep that stopped
   --continue          resume the newest run of this same command, or start one
+  --status FOLDER     say what a run or a sweep is at, also one that runs elsewhere
   --redraw FOLDER     draw the figures of a finished run again, without computing; in another style: figure=paper
   --cfg job           show the config of a command without running it (-p model: only this part)
   --config-dir DIR    add a folder with your own configs
-  --install-completion  show how to enable tab completion
+  --install-completion[=SHELL]  tab completion for bash, zsh or fish
   --version, --help
 
 Each run writes index.html, figures, tables, arrays and claims to its own folder, outputs/<date>/<time>_<experiment>/,
 and prints the path of that folder. Exit codes: 0, the run succeeded; 1, it failed; 2, the command was wrong.
-"""
-
-COMPLETION = """Tab completion for this shell session (to keep it, add the line to your shell's start-up file):
-  bash:  eval "$(vis-run -sc install=bash)"
-  zsh:   eval "$(vis-run -sc install=bash)"      (after: autoload -Uz bashcompinit && bashcompinit)
-  fish:  vis-run -sc install=fish | source
 """
 
 VERBOSE = ("verbose",)  # the only one of Hydra's config keys that a run accepts
@@ -112,10 +107,15 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError("torchrun splits a single run: start a sweep without torchrun")
     if shards.rank() > 0:
         return _help_out()
-    for name, text in {"help": HELP, "version": f"vis-run {__version__}\n", "install_completion": COMPLETION}.items():
+    for name, text in {"help": HELP, "version": f"vis-run {__version__}\n"}.items():
         if getattr(options, name):
             print(text, end="")
             return 0
+    if options.install_completion is not None:
+        from vis.config.completion import install
+
+        print(install(options.install_completion))
+        return 0
     _check_combination(options, overrides)
     try:
         os.getcwd()
@@ -125,6 +125,11 @@ def _dispatch(argv: list[str]) -> int:
         return _resume(options.resume, command)
     if options.redraw:
         return _finish(options.redraw, lambda folder: _redraw(folder, overrides, options.config_dir))
+    if options.status:
+        from vis.reports.status import status
+
+        print(status(options.status))
+        return 0
     return _execute(options, overrides, command)
 
 
@@ -189,11 +194,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for names in (
         ("--help", "-h"),
         ("--version", "-V"),
-        ("--install-completion",),
         ("--multirun", "-m"),
         ("--resolve",),
     ):
         parser.add_argument(*names, action="store_true")
+    parser.add_argument("--install-completion", nargs="?", const="", metavar="SHELL")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", type=_folder, action="append", default=[])
     command = parser.add_mutually_exclusive_group()
@@ -202,10 +207,15 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command.add_argument("--continue", action="store_true", dest="go_on")
     command.add_argument("--resume", type=_folder)
     command.add_argument("--redraw", type=_folder)
+    command.add_argument("--status", type=_folder)
     command.add_argument("--cfg", "-c", nargs="?", const="job", choices=("job", "hydra", "all"))
     topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     command.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     command.add_argument("--shell-completion", "-sc", action="store_true")
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what can follow
+        from vis.config.completion import complete
+
+        complete(parser)
     return parser.parse(["--help"] if argv == ["help"] else argv)
 
 
@@ -220,10 +230,11 @@ def _check_combination(options: argparse.Namespace, overrides: list[str]) -> Non
     """Raise UserError for options that need or exclude others, beyond what the parser knows."""
     if (options.package is not None or options.resolve) and not options.cfg:
         raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
-    if options.multirun and (options.list or options.resume or options.redraw or _flags_for_hydra(options)):
+    alone = options.list or options.resume or options.redraw or options.status
+    if options.multirun and (alone or _flags_for_hydra(options)):
         raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and options.resume:
-        raise UserError(f"--resume takes a run as it is: leave out {overrides[0]}")
+    if overrides and (options.resume or options.status):
+        raise UserError(f"--resume and --status take a run as it is: leave out {overrides[0]}")
 
 
 def _flags_for_hydra(options: argparse.Namespace) -> list[str]:

@@ -339,3 +339,30 @@ def test_resnets_of_cifar_load_their_published_checkpoints(depth, least, data, w
     x = preprocessing(model.preprocess)(images.permute(0, 3, 1, 2) / 255)
     with torch.no_grad():
         assert (model.net(x).argmax(1) == labels).double().mean() > least  # training images
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "model._orig_mod.", "net.backbone."])
+def test_what_wrappers_put_before_the_names_is_stripped(prefix, tmp_path):
+    net, other = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)) for _ in range(2))
+    for each in (net, other):
+        each(torch.zeros(1, 3, 8, 8))
+    state = {prefix + key: value for key, value in net.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
+    load_state(other, read_checkpoint(tmp_path / "a.ckpt")[0], "a.ckpt", lambda name: True)
+    assert torch.equal(other[2].weight, net[2].weight)
+
+
+def test_files_that_are_no_state_dict_are_named_with_what_they_hold(tmp_path):
+    torch.save({"net": {"weight": torch.ones(1)}, "epoch": 3}, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"it has net, epoch: save model.state_dict\(\) alone"):
+        read_checkpoint(tmp_path / "net.pt")
+    with pytest.warns(FutureWarning):
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match="TorchScript"):
+        read_checkpoint(tmp_path / "script.pt")
+
+
+def test_safetensors_files_load(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"weight": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["weight"], torch.arange(3.0))

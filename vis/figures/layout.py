@@ -245,6 +245,7 @@ def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), c
     page = current().page if width >= PAGE_WIDTH else min(width, current().page)
     side_by_side = max(1, min(columns, round(columns * page / width)))
     rows = -(-columns // side_by_side)
+    side_by_side = -(-columns // rows)  # 3 + 3 of 6, not 5 + 1
     text = _paragraph(caption, page - 0.16)
     shown = text if current().caption else ""
     above, below = rows * height, _caption_height(shown)

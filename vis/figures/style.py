@@ -1,7 +1,7 @@
 """The style of all figures: width, font, resolution, colours. The runner sets it from a run's config before it draws.
 
 Figures are laid out for text of 8 points and then enlarged as a whole, so that lines, gaps and small print keep their
-proportions: at 16 points and a width of 280 mm, a page for the layout is 140 mm wide.
+proportions: at 16 points and a width of 300 mm, a page for the layout is 150 mm wide.
 """
 
 import re

@@ -35,8 +35,8 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a checkpoint file: its state dict, and the file's sha256.
 
-    Accepts a plain state dict, or one under "state_dict", "model" or "model_state_dict", with or without the prefix
-    "module.". Raises UserError if the file is missing, unreadable, damaged, contains code or contains no weights.
+    Accepts a plain state dict, or one under "state_dict", "model" or "model_state_dict", in a file of torch or safetensors.
+    Raises UserError if the file is missing, unreadable, damaged, contains code or contains no weights.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path}")
@@ -60,8 +60,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         # Drop torch's advice to load with weights_only=False, which would run any code in the file.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
-            f"it contains code or objects ({code[1]}), not only weights"
+            f"it contains code or objects ({code[1]}), not only weights: save model.state_dict() alone"
             if code
+            else "it is a TorchScript archive: save model.state_dict()"
+            if "TorchScript" in str(error) or "constants.pkl" in str(error)
             else "it is damaged or not a checkpoint"
         )
         raise UserError(f"cannot load the weights {path}: {reason}") from error
@@ -69,8 +71,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} contains no state dict (a dictionary of tensors)")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, sha256
+        keys = f"; it has {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) and state else ""
+        raise UserError(f"{path} contains no state dict (a dictionary of tensors){keys}: save model.state_dict() alone")
+    return {str(key): value for key, value in state.items()}, sha256
 
 
 def _url(arch: str) -> str:
@@ -114,6 +117,7 @@ def load_state(net: nn.Module, state: dict[str, Tensor], origin: str, only: Call
     selected one is missing, unexpected or has another shape.
     """
     adapt = getattr(net, "adapt_state_dict", None)
+    state = _without_prefix(state, list(net.state_dict()))
     state = adapt(state) if adapt else state
 
     def chosen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,6 +141,19 @@ def load_state(net: nn.Module, state: dict[str, Tensor], origin: str, only: Call
     with torch.no_grad():
         for key, value in state.items():
             own[key].copy_(value)
+
+
+def _without_prefix(state: dict[str, Tensor], own: list[str]) -> dict[str, Tensor]:
+    """Strip what wrappers put before the names: module. (DataParallel), model. (Lightning), _orig_mod. (torch.compile), ...
+
+    The tensors of the wrapper itself, such as a loss's, are left out.
+    """
+    name = next(iter(own), "")
+    prefixes = [key.removesuffix(name) for key in state if key.endswith("." + name)]
+    if not name or name in state or not prefixes:
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    prefix = min(prefixes, key=len)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _first(keys: list[str]) -> str:

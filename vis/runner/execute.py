@@ -7,7 +7,7 @@ import random
 import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
@@ -216,13 +216,18 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[di
         with named(own):
             folder.add(number, output)
 
-    bar = progress(todo, total=len(tasks), unit="tasks", done=len(done), disable=not journals)
+    bar = progress(todo, total=len(tasks), unit=" tasks", done=len(done), disable=not journals)
+    start, images = time.perf_counter(), 0
     with bar, ThreadPoolExecutor(1) as writer:  # so that an error message appears below the progress bar
         for place, (number, task) in enumerate(bar):
             began = time.perf_counter()
+            bar.set_description(f"{run.config.experiment.name} {described(task)}".strip()[:60], refresh=False)
             run.reader.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
             with named(own):
                 output = experiment.compute(run, task)
+            images += len(task.get("images", ()))
+            if images:
+                bar.set_postfix_str(f"{images / (time.perf_counter() - start):.3g} images/s", refresh=False)
             if not journals:
                 continue
             if written is not None:
@@ -232,6 +237,19 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[di
                 timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
     if written is not None:
         written.result()
+
+
+def described(task: Mapping[str, Any]) -> str:
+    """Name a task in a few words: `random, seed 0, images 8-15`."""
+    words = []
+    for key, value in task.items():
+        if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
+            words.append(f"{key} {value[0]}-{value[-1]}" if len(value) > 1 else f"{key.removesuffix('s')} {value[0]}")
+        elif isinstance(value, int | float):
+            words.append(f"{key} {value}")
+        elif isinstance(value, str):
+            words.append(value)
+    return ", ".join(words)
 
 
 def _provenance(folder: RunFolder, run: Run, command: str) -> None:

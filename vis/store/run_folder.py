@@ -140,6 +140,18 @@ class RunFolder:
         """Update entries of status.json."""
         write_json(self.path / "status.json", self.status | changes)
 
+    @property
+    def in_use(self) -> bool:
+        """True if a process works in the folder."""
+        try:
+            with (self.path / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def config(self) -> DictConfig:
         """Return the run's resolved config. Raises UserError if the folder is not a run, or if the config was changed."""
         path = self.path / "config.yaml"

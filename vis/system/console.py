@@ -30,13 +30,29 @@ def close_logs() -> None:
 
 
 class Bar(tqdm):
-    """A bar that stays hidden until its delay is over, even if a log line is printed; `close` would not end its line."""
+    """A bar that stays hidden until its delay is over, even if a log line is printed; `close` would not end its line.
+
+    Where stderr is no terminal, it prints a line a minute instead.
+    """
 
     def refresh(self, *options: Any, **more: Any) -> None:
         if self.last_print_t >= self.start_t + self.delay:
             super().refresh(*options, **more)
 
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if sys.stderr.isatty():
+            super().display(msg, pos)
+        elif self.last_print_t >= self.start_t + self.delay:
+            print(str(self), file=sys.stderr, flush=True)
+
 
 def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, **options: Any) -> tqdm:
-    """Make a progress bar with rate and remaining time, which appears if the work takes more than a second."""
-    return Bar(items, total=total, unit=unit, initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)
+    """Make a progress bar with rate and remaining time, which appears if the work takes more than a second.
+
+    In a log file it prints a line a minute, and none for work within work (leave=False).
+    """
+    if sys.stderr.isatty():
+        return Bar(items, total=total, unit=unit, initial=done, delay=1, dynamic_ncols=True, smoothing=0.1, **options)
+    options["disable"] = options.get("disable", False) or not options.get("leave", True)
+    minute: dict[str, Any] = {"delay": 60, "mininterval": 60, "miniters": 1, "ncols": 120}
+    return Bar(items, total=total, unit=unit, initial=done, smoothing=0.1, **minute, **options)
