@@ -293,7 +293,11 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
             except Lacking as error:
                 if replica is None:
                     raise compose.with_a_way_out(error, config) from error
-                print(f"{error.reason}. The run is then a replication:\n{dry_run(replica)}", end="", flush=True)
+                print(
+                    f"{error.reason.rstrip('.')}. The run is then a replication:\n{dry_run(replica)}",
+                    end="",
+                    flush=True,
+                )
         except Lacking as error:
             if len(jobs) == 1:
                 raise
@@ -346,17 +350,40 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
 
 def _collection(config: Any, jobs: list[list[str]], config_dirs: list[Path], command: str) -> int:
     """Run the experiments of a collection, such as experiment=nie2018/all, as jobs of a new sweep."""
-    from vis.config import compose
     from vis.store.sweep_plan import begin
 
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
-    for job in jobs:
-        with contextlib.suppress(Lacking):  # such a job fails, and the others run
-            compose.compose_config(job, config_dirs)
+    _announce(jobs, config_dirs)
     folder = _reserve(config)
     begin(folder, jobs, config_dirs, command, collection=str(config.experiment.name))
     return _resume(folder, command)
+
+
+def _announce(jobs: list[list[str]], config_dirs: list[Path]) -> None:
+    """Print how long the items of a collection will take on this machine. Raises UserError for a mistake in one of them."""
+    from vis.config import compose
+    from vis.config.check import check
+    from vis.runner.dry_run import duration, estimated_seconds
+
+    total, unknown = 0.0, 0
+    for job in jobs:
+        try:
+            config = compose.compose_config(job, config_dirs)
+            try:
+                check(config)
+            except Lacking:
+                config = compose.replicated(config, job) or config
+            seconds = estimated_seconds(config)
+        except Lacking:  # such an item fails, and the others run
+            seconds = 0.0
+        except UserError:
+            raise
+        except Exception:  # in the user's own code; the run of this item will say so
+            seconds = None
+        total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+    rest = f"; {unknown} of them without an estimate" * bool(unknown)
+    print(f"{len(jobs)} items, about {duration(total)} on this machine{rest}", file=sys.stderr)
 
 
 def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:

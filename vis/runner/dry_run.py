@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
@@ -45,24 +46,82 @@ class Cost:
 
 def dry_run(config: DictConfig) -> str:
     """Return the plan and its estimated cost as text. Raises UserError for mistakes that are found without running."""
-    prepare(config)
-    experiment, run = build_experiment(config), Run(config)
-    tasks = tasks_of(experiment, run)
-    loads = [experiment.load(run, task) for task in tasks]
+    run, tasks, loads = _planned(config)
     lines = [f"experiment {config.experiment.name}: {plural(len(tasks), 'task')} on {run.device}"]
     if config.get("methods"):
         lines.append(f"methods    {', '.join(config.methods)}")
-    if None in loads:
+    if loads is None:
         return "\n".join([*lines, "cost       not estimated for this experiment"]) + "\n"
-    costs = {model: count(load) for model, load in {str(load.model): load for load in loads if load}.items()}
+    costs = costs_of(loads)
     for cost in costs.values():
         streamed = f", {cost.streamed_forward / 1e9:.2f} G more streamed" if cost.streamed_forward else ""
         lines.append(
             f"model      {cost.name}: {cost.weight_bytes / 4e6:.1f} M weights{streamed}, {cost.flops / 1e9:.2f} GFLOP forward"
         )
-    seconds, memory, disk = total([load for load in loads if load], costs, run.device)
-    lines.append(f"estimate   {_duration(seconds)}, {memory:.1f} GB of memory, {disk / 1e6:.0f} MB on disk")
+    seconds, memory, disk = total(loads, costs, run.device)
+    lines.append(f"estimate   {duration(seconds)}, {memory:.1f} GB of memory, {disk / 1e6:.0f} MB on disk")
     return "\n".join(lines) + "\n"
+
+
+def estimated_seconds(config: DictConfig) -> float | None:
+    """Return the estimated seconds of a run; None if its experiment does not estimate its cost. Raises UserError."""
+    run, _, loads = _planned(config)
+    return None if loads is None else total(loads, costs_of(loads), run.device)[0]
+
+
+def _planned(config: DictConfig) -> tuple[Run, list[dict[str, Any]], list[Load] | None]:
+    prepare(config)
+    experiment, run = build_experiment(config), Run(config)
+    tasks = tasks_of(experiment, run)
+    loads = [load for task in tasks if (load := experiment.load(run, task))]
+    return run, tasks, loads if len(loads) == len(tasks) else None
+
+
+def costs_of(loads: Iterable[Load]) -> dict[str, Cost]:
+    """Return the cost of each model of the loads."""
+    return {model: count(load) for model, load in {str(load.model): load for load in loads}.items()}
+
+
+class _Operations(TorchFunctionMode):
+    """Counts the operations of convolutions and matrix products, two for each multiply-add; does not compute the large ones.
+
+    torch's FlopCounterMode and its meta device would import for seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0.0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        out = self._shaped(name, args) if not kwargs else None
+        if out is None:
+            out = function(*args, **(kwargs or {}))
+        if name.startswith("conv_transpose"):
+            self.count += 2.0 * args[0].numel() * args[1][0].numel()
+        elif name.startswith("conv"):
+            self.count += 2.0 * out.numel() * args[1][0].numel()
+        elif name in ("linear", "matmul", "__matmul__", "bmm", "mm", "addmm"):
+            self.count += 2.0 * out.numel() * args[-1 if name == "addmm" else 0].shape[-1]
+        elif "multi_head_attention" in name:  # four projections, and products of all pairs of tokens
+            width = args[0].shape[-1]
+            self.count += args[0].numel() * (8.0 * width + 4.0 * args[0].numel() / width)
+        elif name == "scaled_dot_product_attention":
+            self.count += 4.0 * out.numel() * args[1].shape[-2]
+        return out
+
+    @staticmethod
+    def _shaped(name: str, args: Any) -> torch.Tensor | None:
+        """Return zeros of the output's shape for a convolution with numbers as its padding, or a dense layer."""
+        if name == "linear":
+            return torch.zeros(*args[0].shape[:-1], len(args[1]))
+        if name == "conv2d" and len(args) == 7 and not isinstance(args[4], str):
+            x, weight, _, stride, padding, dilation, _ = args
+            sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+            return torch.zeros(
+                len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+            )
+        return None
 
 
 def count(load: Load) -> Cost:
@@ -86,12 +145,12 @@ def count(load: Load) -> Cost:
             net.set_submodule(name, nn.Linear(module.in_features, module.out_features, bias=False, device="meta"))
     for module in net.modules():
         module.register_forward_hook(add)
-    image = torch.empty(1, channels, height, width, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
     weights = 4.0 * (sum(p.numel() for p in net.parameters()) - forward)  # streamed layers became dense ones above
+    net._apply(lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape))
+    with _Operations() as operations, torch.no_grad():
+        net(torch.zeros(1, channels, height, width))
     name = str(load.model.get("name") or load.model.get("_target_"))
-    return Cost(name, counter.get_total_flops(), weights, activations, 4.0 * image.numel(), forward, backward)
+    return Cost(name, operations.count, weights, activations, 4.0 * channels * height * width, forward, backward)
 
 
 def _is_last(net: nn.Module, layer: nn.Module) -> bool:
@@ -114,6 +173,7 @@ def total(loads: Iterable[Load], costs: dict[str, Cost], device: torch.device) -
     return seconds, BASE_GB + memory / 1e9, disk
 
 
+@cache
 def _flops_per_second(device: torch.device) -> float:
     conv = nn.Conv2d(128, 128, 3, padding=1).to(device).to(memory_format=torch.channels_last)
     images = torch.zeros(1, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
@@ -126,6 +186,7 @@ def _flops_per_second(device: torch.device) -> float:
     return 2 * 9 * 128 * 128 * 56 * 56 / _fastest(work)
 
 
+@cache
 def _seconds_per_random_number() -> float:
     weight = RandomWeight("truncated_normal", 0.1, 0, "estimate", 64, 1 << 14, 64)
     tiles = [(r, c) for r in weight.row_tiles() for c in weight.column_tiles()] * (os.cpu_count() or 1)
@@ -142,7 +203,8 @@ def _fastest(work: Callable[[], Any]) -> float:
     return min(times)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as `12 s`, `34 min` or `5.6 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
