@@ -11,6 +11,7 @@ from reports.test_report import claim, made
 
 import vis
 from vis.errors import UserError
+from vis.reports.items import Item
 from vis.system.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +109,10 @@ def test_a_sweeps_runs_know_their_values_and_names_notes_and_tags_are_shown(vis_
     assert len(vis.load_runs(folder, **{"model.num_filters": 4})) == 1
     assert repr(runs[0]).startswith('<visualize "wide" "talk" "draft": no claims; tables: table (2 rows)')
     assert "more filters, or fewer: &lt;see" in runs[0]._repr_html_()
+    page = (runs[0].folder / "index.html").read_text()
+    assert "<p class=small>note: more filters, or fewer: &lt;see" in page
+    assert "<p class=small>tags: talk, draft" in page
+    assert {"what": "name", "value": "wide"} in Item("", "", runs[0].folder).facts
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,10 @@ def test_redraw_restyles_and_the_run_keeps_it(vis_run):
     config = RunFolder(folder).config()
     assert (config.figure.dpi, config.figure.width, config.experiment.scaling) == (300, "60mm", "absolute")
     assert config.note == "for the paper"
+    page = (folder / "index.html").read_text()
+    assert "<p class=small>note: for the paper" in page
+    assert "<figcaption>" in page
+    assert "Maps: largest absolute value" in re.sub('alt="[^"]*"', "", page), "the caption is no longer in the picture"
     assert vis_run("--redraw", str(folder), "figure=notebook").code == 0
     assert RunFolder(folder).config().figure.width == "175mm"
 

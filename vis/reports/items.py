@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
-from vis.store.run_folder import RunFolder
+from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ClaimRecord, Status, Stored, stored
 from vis.store.sweep_plan import plan
 from vis.store.tables import Rows
@@ -64,8 +64,9 @@ class Item:
 
     @property
     def facts(self) -> Rows:
-        """The rows of its provenance."""
-        return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
+        """The rows of its name, note, tags and provenance."""
+        facts = (labels(self.config) if self.folder else {}) | self.stored.provenance.entries
+        return [{"what": key, "value": _words(value)} for key, value in facts.items() if value]
 
     @cached_property
     def config(self) -> DictConfig:

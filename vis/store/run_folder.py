@@ -259,6 +259,13 @@ def load_run(folder: str | Path) -> Results:
     return run.results()
 
 
+def labels(config: DictConfig) -> dict[str, str]:
+    """Return the name, the note and the tags that the user gave a run; without those that the user did not give."""
+    tags = ", ".join(config.get("tags") or [])
+    given = {"name": config.get("name"), "note": config.get("note"), "tags": tags}
+    return {key: value for key, value in given.items() if value}
+
+
 def title(config: DictConfig) -> str:
     """Return the experiment of a run, with the run's own name and tags in quotes behind it."""
     words = [config.get("name"), *(config.get("tags") or [])]
