@@ -83,7 +83,7 @@ def test_runs_are_found_filtered_and_sliced(tmp_path):
     assert [row["run"] for row in runs.rows("table", method="gbp")] == ["2026-11-26/9_b", "2026-11-26/10_a"]
     assert repr(runs) == f"<2 runs in {tmp_path}: reproduction: 2 hold>"
     assert runs._repr_html_().count("<img") == 2
-    with pytest.raises(UserError, match=r"no run in .* has a value for sed"):
+    with pytest.raises(UserError, match=r"no run in .* has the key sed"):
         vis.load_runs(tmp_path, sed=1)
     with pytest.raises(UserError, match="has a table 'tabel'"):
         runs.rows("tabel")
@@ -127,3 +127,14 @@ def test_mistakes_in_names_notes_and_tags(words, message, vis_run):
     ran = vis_run(*SMALL, *words)
     assert ran.code == 2
     assert re.search(message, ran.err)
+
+
+def test_the_guides_code_runs(vis_run, tmp_path):
+    """The block under "From Python", on a run with its arrays."""
+    pytest.importorskip("pandas")
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## From Python\n\n```python\n(.*?)```", text, flags=re.S)
+    assert vis_run(*SMALL, "method=gbp").code == 0
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["run"].rows("table", method="gbp")  # type: ignore[attr-defined]  # exec knows no types

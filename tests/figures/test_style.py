@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +223,13 @@ def test_only_drawing_reads_what_redraw_may_change():
     for name, method in vars(Visualize).items():
         if inspect.isfunction(method) and name not in ("__init__", "draw", "_words", "_scaling"):
             assert not set(Visualize.drawn) & set(method.__code__.co_names), name
+
+
+def test_the_guides_table_is_what_the_configs_say():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `figure=(\w+)`.*?\| (\d+) mm \| (\d+) pt \| (\d+) \| (yes|no) \|$", text, flags=re.M)
+    assert {name for name, *_ in rows} == {"notebook", "paper", "talk"}
+    for name, *values in rows:
+        figure = compose_config([f"figure={name}"]).figure
+        caption = "yes" if figure.caption else "no"
+        assert values == [figure.width.removesuffix("mm"), str(figure.font), str(figure.dpi), caption]

@@ -20,6 +20,7 @@ from vis.store.tables import Rows
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_ABSENT = object()
 _SHOWN = 20  # runs in a notebook, with a picture each
 
 
@@ -117,8 +118,10 @@ def load_runs(root: str | Path = "outputs", **where: Any) -> Runs:
         raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
     entries = list(_entries(root, {}))
     for key in where:
-        if entries and not any(OmegaConf.select(entry.config, key) is not None for entry in entries):
-            raise UserError(f"no run in {root} has a value for {key}")
+        if entries and not any(
+            OmegaConf.select(entry.config, key, default=_ABSENT) is not _ABSENT for entry in entries
+        ):
+            raise UserError(f"no run in {root} has the key {key} in its config")
     return Runs(root, [e for e in entries if all(_is(OmegaConf.select(e.config, k), v) for k, v in where.items())])
 
 
