@@ -209,6 +209,21 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     assert shown == {"A-4.2-a": False, "A-4.2-b": True, "A-4.3-a": True}
 
 
+def test_a_collection_in_two_processes_has_the_same_results_as_in_one(vis_run, collection, tmp_path):
+    folder = tmp_path / "configs" / "experiment"
+    (folder / "both.yaml").write_text(COLLECTION.replace("needy", "ayyar2021/figure10"))
+    words = ("experiment=both", *collection)
+    one = vis_run(*words, "hydra/launcher=basic")
+    two = vis_run(*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert (one.code, two.code) == (0, 0)
+    assert "in 2 processes" in two.err
+    for job in ("0_", "1_"):
+        (first,), (second,) = (each.folder.glob(f"{job}*") for each in (one, two))
+        for name in ("maps.npz", "tables.json", "claims.json"):
+            assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert json.loads((two.folder / "sweep.json").read_text())["processes"] == 2
+
+
 def test_a_collection_goes_on_behind_the_items_that_are_done(vis_run, collection):
     folder = vis_run("experiment=both", "preset=small", *collection).folder
     (first,) = folder.glob("0_*")

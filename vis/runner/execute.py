@@ -1,6 +1,7 @@
 """Run an experiment under a config in a folder: compute and journal missing tasks, merge, judge claims, draw, report."""
 
 import contextlib
+import gc
 import logging
 import platform
 import random
@@ -52,6 +53,9 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
     """
     folder = RunFolder(path)
     started = time.perf_counter()
+    if not gc.isenabled():  # the command line left it off while it imported: what is imported stays
+        gc.freeze()
+        gc.enable()
     with folder.locked():
         try:
             prepare(config)

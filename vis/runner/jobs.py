@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +19,10 @@ from omegaconf import DictConfig
 
 from vis.errors import Incomplete, Lacking, UserError, said
 from vis.reports.sweep import aggregate
+from vis.runner.fan_out import fan_out
 from vis.store import sweep_plan
 from vis.store.run_folder import RunFolder, failure
+from vis.store.stored import stored
 from vis.system.files import intact
 
 log = logging.getLogger(__name__)
@@ -75,9 +79,8 @@ def _execute(config: DictConfig, overrides: Sequence[str], folder: Path, command
         try:
             execute(replica, folder, command)
         except Lacking as other:
-            raise Lacking(
-                f"{error.reason}; {other.reason}", f"{error.ways_out}. {other.ways_out}", other.tiny_available
-            ) from other
+            ways_out = ". ".join(filter(None, (error.ways_out, other.ways_out)))
+            raise Lacking(f"{error.reason}; {other.reason}", ways_out, other.tiny_available) from other
 
 
 def resume(folder: Path, command: str) -> None:
@@ -92,37 +95,58 @@ def resume(folder: Path, command: str) -> None:
         _resume_run(folder, command)
         return
     _enter(plan["cwd"])
+    shown = -math.inf
+
+    def update() -> None:
+        nonlocal shown
+        if plan.get("collection") and time.monotonic() - shown > _PAGE_SECONDS:
+            aggregate(folder)  # its page shows the results so far
+            shown = time.monotonic()
+
+    numbers = [n for n in range(len(plan["jobs"])) if not _is_done(folder, n)]
+    one = partial(_resume_job, folder, command=command)
     with finish_sweep(folder):
-        shown = -math.inf
-        for number, overrides in enumerate(plan["jobs"]):
-            try:
-                _resume_job(folder, number, overrides, [Path(d) for d in plan["config_dirs"]], command)
-            except Exception as error:  # one failed job must not end a sweep
-                log.error("job %d: %s", number, failure(error, sweep_plan.job_folder(folder, number) or folder))
-            if plan.get("collection") and time.monotonic() - shown > _PAGE_SECONDS:
-                aggregate(folder)  # its page shows the results so far
-                shown = time.monotonic()
+        count = min(plan.get("processes") or 1, len(numbers))
+        if count > 1:
+            seconds, alone = plan["seconds"], plan["alone"]
+            together = [n for n in numbers if not alone[n]]
+            longest_first = sorted(together, key=lambda n: math.inf if seconds[n] is None else seconds[n], reverse=True)
+            fan_out(longest_first, count, one, update)
+            numbers = [n for n in numbers if alone[n]]
+        for number in numbers:
+            log.info("job %d: %s", number, " ".join(plan["jobs"][number]))
+            line = one(number)
+            if count > 1:
+                log.info("%s", line)
+            update()
 
 
-def _resume_job(folder: Path, number: int, overrides: list[str], config_dirs: list[Path], command: str) -> None:
-    """Run or resume one job of a sweep."""
+def _is_done(folder: Path, number: int) -> bool:
     path = sweep_plan.job_folder(folder, number)
-    if path is not None and RunFolder(path).status.get("state") == "done":
-        return
-    log.info("job %d: %s", number, " ".join(overrides))
-    if path is not None and any((path / "parts").glob("*")):
-        _resume_run(path, command)
-        return
-    from vis.config.compose import compose_config
+    return path is not None and RunFolder(path).status.get("state") == "done"
 
+
+def _resume_job(folder: Path, number: int, command: str) -> str:
+    """Run or resume one job of a sweep; return a line that says how it ended. One failed job does not end a sweep."""
+    from vis.config.compose import compose_config, register
+
+    register()
     plan = sweep_plan.plan(folder) or {}
-    path = path or folder / sweep_plan.job_name(plan["jobs"], number)
-    path.mkdir(exist_ok=True)
+    overrides = plan["jobs"][number]
+    path = sweep_plan.job_folder(folder, number) or folder / sweep_plan.job_name(plan["jobs"], number)
+    name = " ".join(overrides)
     try:
-        _execute(compose_config(overrides, config_dirs), overrides, path, command)
-    except Exception as error:  # recorded in the folder and raised again
+        if any((path / "parts").glob("*")):
+            _resume_run(path, command)
+        else:
+            path.mkdir(exist_ok=True)
+            _execute(compose_config(overrides, [Path(d) for d in plan["config_dirs"]]), overrides, path, command)
+    except Exception as error:
         RunFolder(path).set_status(state="failed", error=said(error))
-        raise
+        log.error("job %d: %s", number, failure(error, path))
+        return f"{name}: failed"
+    counts = Counter(claim.verdict for claim in stored(path).claims)
+    return ", ".join([f"{name}: done", *(f"{n} {verdict}" for verdict, n in counts.items())])
 
 
 def _resume_run(folder: Path, command: str) -> None:

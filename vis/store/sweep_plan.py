@@ -14,14 +14,15 @@ def begin(
     jobs: Sequence[Sequence[str]],
     config_dirs: Sequence[Path],
     command: str,
-    collection: str | None = None,
+    **collection: Any,
 ) -> None:
     """Store the jobs of a sweep, so that `vis-run --resume` can finish it.
 
-    collection: the experiment config that lists the jobs' experiments (nie2018/all), unless they are values of a key.
+    collection: of jobs that a config lists: its name (`collection`, e.g. nie2018/all), how many `processes` run them, and
+    for each job its estimated `seconds` and whether it runs `alone`.
     """
     plan = {"command": command, "cwd": str(Path.cwd()), "config_dirs": list(map(str, config_dirs)), "jobs": jobs}
-    write_json(folder / "sweep.json", plan | {"collection": collection})
+    write_json(folder / "sweep.json", plan | collection)
 
 
 def plan(folder: Path) -> dict[str, Any] | None:
