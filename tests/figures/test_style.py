@@ -68,6 +68,15 @@ def test_a_narrow_page_stacks_the_axes():
     assert len(two.axes) == 3
 
 
+def test_titles_get_smaller_before_their_words_are_cut():
+    rows = [PanelRow([Panel(np.zeros((8, 8, 3)), "AblationCAM")] * 10)]
+    for width, cut in {"175mm": False, "150mm": False, "60mm": True}.items():
+        style.use({"figure": {"width": width}})
+        title = panel_grid(rows, []).axes[0].title
+        assert ("\n" in title.get_text()) == cut
+        assert title.get_fontsize() >= 5
+
+
 def test_the_text_of_a_pdf_is_text(tmp_path):
     for name, values in {"same": {}, "large": {"font": 16, "width": "300mm"}}.items():
         _, panels = drawn(**values)

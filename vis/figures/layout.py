@@ -103,23 +103,24 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<=\d)x(?=\d)", "×", re.sub(r"(?<![\w.])-(?=[\d.])", "−", text))
 
 
+def _fits(line: str, width: float, size: float) -> bool:
+    """Return True if a line is at most `width` inches wide. size: in points."""
+    font = FontProperties(family=_family(), size=size)
+    measured = TextToPath().get_text_width_height_descent(line, font, ismath=False)[0]
+    return bool(measured <= 0.98 * 72 * width)  # margin for the renderers' rounding
+
+
 def _broken(text: str, width: float, size: float) -> str:
     """Break a text into lines of at most `width` inches, cutting longer words such as file names. size: in points."""
-    measure = TextToPath().get_text_width_height_descent
-    font = FontProperties(family=_family(), size=size)
     lines = [""]
-
-    def fits(line: str) -> bool:
-        return measure(line, font, ismath=False)[0] <= 0.98 * 72 * width  # margin for the renderers' rounding
-
     with styled():
         for word in typeset(text).split():
             line = f"{lines[-1]} {word}".strip()
-            if fits(line):
+            if _fits(line, width, size):
                 lines[-1] = line
                 continue
-            while not fits(word) and len(word) > 1:
-                kept = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
+            while not _fits(word, width, size) and len(word) > 1:
+                kept = next((n for n in range(len(word) - 1, 1, -1) if _fits(word[:n], width, size)), 1)
                 lines.append(word[:kept])
                 word = word[kept:]
             lines.append(word)
@@ -176,7 +177,10 @@ def _arrange(rows: Sequence[PanelRow], panel: float) -> _Grid:
     size = at_most(label_width)
     width = max(label_width + 2 * _SIDE + columns * (size + _GAP) - _GAP, min(3.4, current().page))
     left = (width - (columns * (size + _GAP) - _GAP) + label_width) / 2
-    title_size = _STYLE["axes.titlesize"] if size > 0.75 else _NOTE_SIZE
+    words = [word for row in rows for p in row.panels if "$" not in p.title for word in p.title.split()]
+    sizes = (_STYLE["axes.titlesize"], _NOTE_SIZE, 6, 5.5, 5)[0 if size > 0.75 else 1 :]
+    with styled():
+        title_size = next((s for s in sizes if all(_fits(word, size, s) for word in words)), sizes[0])
 
     def fitted(p: Panel) -> Panel:
         return replace(p, title=_within(p.title, title_size, size), note=_within(p.note, _NOTE_SIZE, size))
