@@ -212,7 +212,9 @@ TERMS = [
 
 def test_roc_validator_accepts_it_offline(tmp_path, capsys, monkeypatch):
     """The context, which the validator would download, holds the terms that a crate uses, as RO-Crate 1.1 defines them."""
-    services = pytest.importorskip("rocrate_validator.services")
+    services = pytest.importorskip(
+        "rocrate_validator.services", reason="pip install '.[crate]' into an environment of its own"
+    )
     import requests
     from rocrate_validator import models
     from rocrate_validator.utils.http import HttpRequester
