@@ -217,6 +217,18 @@ def test_a_run_from_before_styles_is_restyled(vis_run):
     assert run.config().figure.font == 16
 
 
+def test_a_style_of_ones_own(vis_run, tmp_path):
+    (tmp_path / "own" / "figure").mkdir(parents=True)
+    (tmp_path / "own" / "figure" / "mine.yaml").write_text("# Mine\ndefaults: [_base]\n\nwidth: 50mm\nheat: magma\n")
+    folder = vis_run(*SMALL, "method=gradcam", "figure=mine", "--config-dir", "own").folder
+    assert box(folder / "figure.pdf")[0] == pytest.approx(50, abs=0.5)
+    assert "magma colours" in json.loads((folder / "figures.json").read_text())["figure"]
+    assert vis_run("--redraw", str(folder), "figure=talk").code == 0
+    assert RunFolder(folder).config().figure.heat == "magma"
+    assert vis_run("--redraw", str(folder), "figure=mine", "--config-dir", "own").code == 0
+    assert RunFolder(folder).config().figure.width == "50mm"
+
+
 def test_a_sweep_is_restyled(vis_run):
     folder = vis_run("-m", *SMALL, "model.num_filters=2,4").folder
     assert vis_run("--redraw", str(folder), "figure=talk", "figure.width=200mm").code == 0
