@@ -298,6 +298,11 @@ class _Enlarged(PdfFile):
         super().newPage(scale * width, scale * height)
         self.output(scale, 0, 0, scale, 0, 0, Op.concat_matrix)
 
+    def beginStream(self, id: int, len: int | None, extra: Any = None, *options: Any, **named: Any) -> None:
+        if extra and "PatternType" in extra:  # hatches: PDF places them on the page, whatever is drawn there
+            extra = extra | {"Matrix": [current().scale * value for value in extra["Matrix"]]}
+        super().beginStream(id, len, extra, *options, **named)
+
 
 class _Pages(PdfPages):
     def __init__(self, file: io.BytesIO, metadata: dict[str, None]) -> None:
