@@ -42,10 +42,10 @@ from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
 from vis.models.initialise import initialise
 from vis.system.allocator import keep_freed_memory
+from vis.system.device import is_native, set_precision
 from vis.training.fit import NetworkInputs
 from vis.windows.engine import Incremental
 from vis.windows.gaussian import PatchGaussian
-from vis.windows.low_precision import is_native
 
 
 @dataclass
@@ -95,13 +95,19 @@ def _synchronise() -> None:
 
 def backpropagation(device: str, quick: bool) -> Iterator[Row]:
     """nie2018: saliency, DeconvNet and guided backpropagation of two logits, against captum."""
-    yield _backpropagation("vgg16", VGG16(), 1, device, 3 if quick else 11)
+    vgg16, resnet50, repeats = VGG16(), torchvision_classifier("resnet50"), 3 if quick else 11
+    yield _backpropagation("vgg16", vgg16, 1, device, repeats)
     if not quick:
-        yield _backpropagation("vgg16", VGG16(), 8, device, 5)
-    yield _backpropagation("resnet50", torchvision_classifier("resnet50"), 1, device, 3 if quick else 11)
+        yield _backpropagation("vgg16", vgg16, 8, device, 5)
+    yield _backpropagation("resnet50", resnet50, 1, device, repeats)
+    if is_native(torch.bfloat16, torch.device(device)):  # or in TF32 on a GPU
+        yield _backpropagation("vgg16", vgg16, 1, device, repeats, "mixed")
+        yield _backpropagation("resnet50", resnet50, 1, device, repeats, "mixed")
 
 
-def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats: int) -> Row:
+def _backpropagation(
+    name: str, net: nn.Module, batch: int, device: str, repeats: int, precision: str = "float32"
+) -> Row:
     logits = (482, 560)
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224).to(device)
@@ -111,7 +117,10 @@ def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats
     our_methods = {"saliency": methods.Saliency(), "deconvnet": methods.DeconvNet(), "gbp": methods.GuidedBackprop()}
 
     def ours() -> list[Tensor]:
-        return [m for maps in methods.explain_all(our_methods, our_net, images, logits)[0] for m in maps.values()]
+        set_precision(precision)
+        maps = methods.explain_all(our_methods, our_net, images, logits)[0]
+        set_precision("float32")
+        return [m for each in maps for m in each.values()]
 
     def theirs() -> list[Tensor]:
         maps = []
@@ -120,7 +129,7 @@ def _backpropagation(name: str, net: nn.Module, batch: int, device: str, repeats
             maps += [peer(net).attribute(images, target=logit) for peer in (Deconvolution, CaptumGuidedBackprop)]
         return [each.detach() for each in maps]
 
-    work = f"{name}, 3 methods x 2 logits, batch {batch}"
+    work = f"{name}, 3 methods x 2 logits, batch {batch}" + f", {precision}" * (precision != "float32")
     return compare(work, f"captum {captum.__version__}", theirs, ours, repeats)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
-from vis.methods.forward import Forward, Preprocessing
+from vis.methods.forward import Forward, Preprocessing, ReluRule
 from vis.methods.target import Targets, as_targets
 from vis.windows.gaussian import ImageSequence
 
@@ -191,6 +191,8 @@ def explain_all(
                 raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
     with Forward(model, images, sorted(layers), preprocess) as forward:
+        rules = [rule for m in methods.values() if isinstance(rule := getattr(m, "rule", None), ReluRule)]
+        forward.anticipate([(each, rule) for rule in rules for each in targets])
         maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]
     return maps, forward.logits
 

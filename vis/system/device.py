@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -44,9 +45,9 @@ def synchronise(device: torch.device) -> None:
 
 
 def set_precision(precision: str) -> None:
-    """Choose what NVIDIA GPUs compute in TF32: everything (tf32), only backward passes (mixed), or nothing (otherwise).
+    """Choose the precision of products: with mixed, of backward passes, TF32 on NVIDIA GPUs and bfloat16 on CPUs that have it.
 
-    With mixed, the forward pass still decides in float32 which ReLUs are active.
+    tf32: everything in TF32 on NVIDIA GPUs. With mixed, the forward pass still decides in float32 which ReLUs are active.
     """
     global _mixed
     _mixed = precision == "mixed"
@@ -56,6 +57,20 @@ def set_precision(precision: str) -> None:
 def backward_precision() -> AbstractContextManager[None]:
     """Return the context for backward passes under the precision set by `set_precision`."""
     return tf32(allowed=True) if _mixed else nullcontext()
+
+
+def is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return True if the device multiplies in bfloat16 or float16."""
+    if device.type == "cuda":
+        return dtype is torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
+    ending = "bf16" if dtype is torch.bfloat16 else "fp16"
+    return device.type != "cpu" or any(there for name, there in found.items() if name.endswith(ending))
+
+
+def mixed_in_bfloat16(device: torch.device) -> bool:
+    """Return True if backward passes on this device are in bfloat16: with precision=mixed, on a CPU that multiplies in it."""
+    return _mixed and device.type == "cpu" and is_native(torch.bfloat16, device)
 
 
 @contextmanager

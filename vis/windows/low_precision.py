@@ -5,12 +5,11 @@ output for the base image. So rounding errors are as small as the change, not as
 is computed from a + d in the image's precision.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
 from vis.errors import UserError
+from vis.system.device import is_native
 
 
 class LowPrecision:
@@ -47,12 +46,3 @@ class LowPrecision:
         """Raise UserError if a result did not fit into float16."""
         if not self._finite:
             raise UserError(f"the network's values overflow {self.name}: use bfloat16 or float32")
-
-
-def is_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return True if the device multiplies in bfloat16 or float16."""
-    if device.type == "cuda":
-        return dtype is torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
-    ending = "bf16" if dtype is torch.bfloat16 else "fp16"
-    return device.type != "cpu" or any(there for name, there in found.items() if name.endswith(ending))

@@ -1,0 +1,108 @@
+"""The stacked reverse pass against autograd's, one at a time."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from vis.methods import DeconvNet, GuidedBackprop, Saliency, explain_all
+from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward
+from vis.methods.stacked import stacked_gradients
+from vis.models import VGGSmall
+from vis.system import device
+from vis.system.device import is_native, set_precision
+
+RULES = sorted([SALIENCY, DECONVNET, GUIDED], key=lambda rule: (rule.rectify_gradient, rule.mask_by_input))
+METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackprop()}
+
+
+class Odd(nn.Module):
+    """What the kernels have to refuse or to pass on: overlapping pools, an odd size, a branch, a scaled sum, a broadcast sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, dilation=2)
+        self.up = nn.ConvTranspose2d(4, 6, 3, groups=2)
+        self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.norm = nn.BatchNorm2d(6, affine=False)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.conv(x).relu(), 2)
+        x = self.norm(self.up(x)).relu_()
+        x = torch.add(x, nn.functional.interpolate(self.pool(x), size=x.shape[2:]).sigmoid(), alpha=0.5)
+        x = torch.cat([x, x.mean(1, keepdim=True) + x], dim=-1).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture
+def mixed() -> Iterator[None]:
+    set_precision("mixed")
+    yield
+    set_precision("float32")
+
+
+def networks() -> dict[str, tuple[nn.Module, int]]:
+    found = {"vgg": (VGGSmall(), 32), "odd": (Odd(), 37)}
+    for name in ("resnet18", "squeezenet1_1", "googlenet", "densenet121"):
+        options = {"init_weights": False} if name == "googlenet" else {}
+        found[name] = torchvision.models.get_model(name, weights=None, num_classes=7, **options), 64
+    return found
+
+
+@pytest.mark.parametrize("name", networks())
+def test_every_row_is_the_gradient_that_autograd_finds(name):
+    torch.manual_seed(0)
+    net, size = networks()[name]
+    net = net.double().eval().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with Forward(net, images) as forward:
+        rows = [(rule, logit) for rule in RULES for logit in (1, 3)]
+        seeds = torch.zeros(len(rows), *forward.logits.shape, dtype=torch.float64)
+        for seed, (_, logit) in zip(seeds, rows, strict=True):
+            seed[:, logit] = 1
+        rules = [(rule.rectify_gradient, rule.mask_by_input) for rule, _ in rows]
+        found = stacked_gradients(forward.logits, seeds, forward.images, rules, torch.float64)
+        assert found is not None
+        for row, (rule, logit) in zip(found, rows, strict=True):
+            expected = forward.gradient(logit, rule)
+            assert (row - expected).norm() <= 1e-6 * expected.norm(), (rule, logit)
+
+
+def test_a_relu_in_another_spelling_is_left_to_autograd():
+    class Clamped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.clamp(min=0).flatten(1)
+
+    images = torch.randn(1, 3, 4, 4)
+    with Forward(Clamped(), images) as forward:
+        seeds = torch.ones(1, *forward.logits.shape)
+        assert stacked_gradients(forward.logits, seeds, forward.images, [(False, True)], torch.float32) is None
+
+
+@pytest.mark.skipif(
+    not is_native(torch.bfloat16, torch.device("cpu")), reason="this processor has no bfloat16 products"
+)
+def test_with_mixed_precision_maps_differ_by_about_a_percent_and_the_logits_by_nothing(mixed):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(weights=None).eval()
+    images, targets = torch.randn(3, 3, 64, 64), [None, [1, 2, 3], 7]
+    low, logits = explain_all(METHODS, net, images, targets)
+    set_precision("float32")
+    exact, expected = explain_all(METHODS, net, images, targets)
+    assert torch.equal(logits, expected)
+    for each, other in zip(low, exact, strict=True):
+        for name in METHODS:
+            error = (each[name] - other[name]).norm() / other[name].norm()
+            assert 0 < error < 0.03, name
+
+
+def test_without_bfloat16_products_mixed_precision_changes_nothing_on_a_cpu(mixed, monkeypatch):
+    monkeypatch.setattr(device, "is_native", lambda *_: False)
+    net, images = VGGSmall().eval(), torch.randn(2, 3, 32, 32)
+    (low,), _ = explain_all(METHODS, net, images, [None])
+    set_precision("float32")
+    (exact,), _ = explain_all(METHODS, net, images, [None])
+    assert all(torch.equal(low[name], exact[name]) for name in METHODS)

@@ -1,0 +1,192 @@
+"""All gradients that share a forward pass in one reverse pass, stacked in rows, in bfloat16 where the processor has it.
+
+Autograd would run a reverse pass for each logit and rule. Here one walk over its graph carries the gradients of all of them,
+[rows, B, ...]; the rows are sorted by rule, so that a rule is a slice. The forward pass is autograd's own, in float32, so it
+decides exactly which ReLUs are active and which places a max-pooling takes. A node without a kernel below is called row by
+row, in the precision of the forward pass: every network works, a kernel is only speed.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_low: Any = WeakTensorKeyDictionary()  # weights in lower precision: {weight: (its version, copy)}
+
+
+@torch.no_grad()
+def stacked_gradients(
+    output: Tensor, seeds: Tensor, images: Tensor, rules: Sequence[tuple[bool, bool]], dtype: torch.dtype
+) -> Tensor | None:
+    """Return the gradients of a network's output with respect to the images, [rows, B, C, H, W], in the images' type.
+
+    seeds [rows, *output.shape]: d score / d output of each row. rules: (rectify_gradient, mask_by_input) of each row, sorted.
+    dtype: of convolutions and of the gradients between them. None if the graph has a ReLU in another spelling, to which no
+    rule can be applied here.
+    """
+    walk = _Walk(rules, dtype)
+    found: Tensor | None = None
+    walk.add(output.grad_fn, output.output_nr, seeds)
+    while walk.queue:
+        node, gradients = walk.pop()
+        name = node.name().rpartition("::")[2]
+        if name == "AccumulateGrad":
+            if node.variable is images:
+                found = gradients[0]
+            continue
+        kernel = _KERNELS.get(name)
+        if kernel is None and name.startswith(_OTHER_RELUS):
+            return None
+        results = (
+            kernel(walk, node, gradients[0]) if kernel and gradients[0] is not None else walk.call(node, gradients)
+        )
+        for (parent, place), result in zip(node.next_functions, results, strict=False):
+            if parent is not None and result is not None:
+                walk.add(parent, place, result)
+    return None if found is None else found.to(images.dtype)
+
+
+_OTHER_RELUS = ("Clamp", "Hardtanh", "Threshold")
+Results = Sequence[Tensor | None]
+
+
+class _Walk:
+    """Gradients [rows, B, ...] that wait at nodes, which are taken in the order of a reverse pass."""
+
+    def __init__(self, rules: Sequence[tuple[bool, bool]], dtype: torch.dtype) -> None:
+        self.rules, self.dtype = rules, dtype
+        self.queue: list[tuple[int, int, Any]] = []
+        self.waiting: dict[Any, dict[int, Tensor]] = {}
+
+    def add(self, node: Any, place: int, gradient: Tensor) -> None:
+        """Add a gradient of an output of a node; sum it over the dimensions in which the output was broadcast."""
+        shape = tuple(node._input_metadata[place].shape)
+        if tuple(gradient.shape[1:]) != shape:
+            gradient = torch.stack([row.sum_to_size(shape) for row in gradient])
+        if node not in self.waiting:
+            self.waiting[node] = {}
+            order = node._sequence_nr() if node.name().rpartition("::")[2] != "AccumulateGrad" else -1
+            heapq.heappush(self.queue, (-order, len(self.waiting), node))
+        held = self.waiting[node].get(place)
+        self.waiting[node][place] = gradient if held is None else held + gradient
+
+    def pop(self) -> tuple[Any, list[Tensor | None]]:
+        """Return the next node with the gradients of its outputs."""
+        _, _, node = heapq.heappop(self.queue)
+        held = self.waiting[node]
+        return node, [held.get(place) for place in range(max(held) + 1)]
+
+    def call(self, node: Any, gradients: Results) -> Results:
+        """Let a node compute row by row, in the precision of the forward pass."""
+        expected = node._input_metadata
+        rows = []
+        for row in range(len(self.rules)):
+            each = [None if g is None else g[row].to(meta.dtype) for g, meta in zip(gradients, expected, strict=False)]
+            out = node(*each, *[None] * (len(expected) - len(each)))
+            rows.append(out if isinstance(out, tuple) else (out,))
+        return [None if parts[0] is None else torch.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    weight, shape = node._saved_weight, node._saved_input.shape
+    low = _low.get(weight)
+    if low is None or low[0] != weight._version:
+        low = _low[weight] = weight._version, weight.detach().to(walk.dtype)
+    rows = gradient.to(walk.dtype).flatten(0, 1)
+    image = rows.new_empty(1).expand(len(rows), *shape[1:])  # read for its shape alone
+    (result, _, _) = torch.ops.aten.convolution_backward(
+        rows, image, low[1], None, node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
+        node._saved_output_padding, node._saved_groups, [True, False, False],
+    )  # fmt: skip
+    return (result.unflatten(0, gradient.shape[:2]),)
+
+
+def _where(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
+    """Return a mask and values, and the operation that keeps the values where the mask is True and clears the others.
+
+    In bfloat16 it is an `and` of their 16 bits, on which processors are faster than on products of bfloat16; a value is
+    negative if its bits are, as an integer.
+    """
+    if values.dtype != torch.bfloat16:
+        return mask.to(values.dtype), values, torch.mul
+    return -mask.to(torch.int16), values.view(torch.int16), torch.bitwise_and
+
+
+def _relu(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    active, values, keep = _where(node._saved_result > 0, gradient)
+    out = torch.empty_like(values)
+    begin = 0
+    for rule in dict.fromkeys(walk.rules):
+        rectify, mask = rule
+        rows = slice(begin, begin := begin + walk.rules.count(rule))
+        if mask:
+            keep(values[rows], active, out=out[rows])
+        if rectify:
+            torch.clamp(out[rows] if mask else values[rows], min=0, out=out[rows])
+    return (out.view(gradient.dtype),)
+
+
+def _max_pool(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    """Place gradients at the maxima: by four masks for windows of 2x2 that do not overlap, otherwise by torch."""
+    image, places = node._saved_self, node._saved_result1
+    geometry = node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation
+    if [tuple(each) for each in geometry] != [(2, 2), (2, 2), (0, 0), (1, 1)] or node._saved_ceil_mode:
+        empty = gradient.new_empty(1).expand(image.shape)
+        each = [torch.ops.aten.max_pool2d_with_indices_backward(g, empty, *geometry, node._saved_ceil_mode, places)
+                for g in gradient]  # fmt: skip
+        return (torch.stack(each),)
+    height, width = image.shape[2:]
+    rows, columns = places.int() // width, places.int() % width
+    made = torch.zeros if height % 2 or width % 2 else torch.empty
+    flat = made(len(gradient) * len(image), *image.shape[1:], dtype=gradient.dtype, device=gradient.device)
+    out = flat.contiguous(memory_format=torch.channels_last).unflatten(0, gradient.shape[:2])
+    h, w = 2 * gradient.shape[3], 2 * gradient.shape[4]
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        here, values, keep = _where((rows & 1 == y) & (columns & 1 == x), gradient)
+        keep(values, here, out=out.view(values.dtype)[..., y:h:2, x:w:2])
+    return (out,)
+
+
+def _batch_norm(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    if node._saved_training:
+        return walk.call(node, [gradient])
+    scale = (node._saved_running_var + node._saved_eps).rsqrt()
+    if node._saved_weight is not None:
+        scale = scale * node._saved_weight
+    return (gradient * scale.to(gradient.dtype)[:, None, None],)
+
+
+def _dense(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    weight = node._saved_mat2
+    return None, (gradient.to(weight.dtype).flatten(0, 1) @ weight.T).unflatten(0, gradient.shape[:2])
+
+
+def _through(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    return gradient, gradient
+
+
+def _add(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    return (gradient, gradient) if node._saved_alpha == 1 else walk.call(node, [gradient])
+
+
+def _cat(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    if any(parent is None for parent, _ in node.next_functions):
+        return walk.call(node, [gradient])
+    dim = node._saved_dim % (gradient.ndim - 1)
+    sizes = [parent._input_metadata[place].shape[dim] for parent, place in node.next_functions]
+    return gradient.split(sizes, dim + 1)
+
+
+_KERNELS: dict[str, Callable[[_Walk, Any, Tensor], Results]] = {
+    "ConvolutionBackward0": _convolution,
+    "ReluBackward0": _relu,
+    "MaxPool2DWithIndicesBackward0": _max_pool,
+    "NativeBatchNormBackward0": _batch_norm,
+    "AddmmBackward0": _dense,
+    "AddBackward0": _add,
+    "CatBackward0": _cat,
+    "CloneBackward0": _through,
+}
