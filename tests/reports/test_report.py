@@ -1,16 +1,15 @@
-"""vis-report: the page over all runs, report.md, claims.csv, two runs side by side; in a real browser where there is one."""
+"""vis-report: the page over all runs, report.md, claims.csv, runs side by side."""
 
 import csv
 import errno
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
-from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,9 +17,9 @@ from conftest import SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vis.reports.html import TEMPLATES, run_page
+from vis.reports.html import TEMPLATES
+from vis.reports.items import opening
 from vis.reports.report import main
-from vis.store.run_folder import RunFolder
 from vis.store.sweep_plan import begin
 from vis.system.files import write_json, write_text
 
@@ -58,7 +57,7 @@ def made(
 
 
 class Page(HTMLParser):
-    """What a page is made of: (tag, attributes), the text, the levels of its headings."""
+    """What a page is made of: (tag, attributes), and the text."""
 
     def __init__(self, path):
         super().__init__()
@@ -70,15 +69,17 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.text += data
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.text += data
 
     def all(self, tag, attribute):
         return [attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes]
 
     def check(self):
         """It loads nothing, every link leads somewhere, and it is marked up for those who listen to it."""
-        assert all(source.startswith("data:image/jpeg;base64,") for source in self.all("img", "src"))
-        assert not {tag for tag, _ in self.tags} & {"script", "link", "iframe", "object"}
+        assert all(source.startswith("data:image/webp;base64,") for source in self.all("img", "src"))
+        assert not {tag for tag, _ in self.tags} & {"link", "iframe", "object"}
+        assert [attributes for tag, attributes in self.tags if tag == "script"] == [{}], "one script, in the page"
         assert not [key for _, attributes in self.tags for key in attributes if key.startswith("on")]
         identities = Counter(attributes["id"] for _, attributes in self.tags if "id" in attributes)
         assert set(identities.values()) <= {1}
@@ -90,8 +91,11 @@ class Page(HTMLParser):
                 assert (self.folder / unquote(urlsplit(target).path)).exists(), target
         assert all(attributes.get("alt") for tag, attributes in self.tags if tag == "img")
         assert all(attributes.get("scope") in ("col", "row") for tag, attributes in self.tags if tag == "th")
-        regions = [attributes for _, attributes in self.tags if attributes.get("role") == "region"]
-        assert all(region.get("tabindex") == "0" and region.get("aria-label") for region in regions)
+        regions = [attributes for _, attributes in self.tags if attributes.get("class") == "scroll"]
+        assert all(
+            region.get("role") == "group" and region.get("tabindex") == "0" and region.get("aria-label")
+            for region in regions
+        )
         levels = [int(tag[1]) for tag, _ in self.tags if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -119,10 +123,60 @@ def test_the_newest_finished_run_counts_and_the_others_stand_behind_it(tmp_path,
         ("nie2018/figure4", "holds", "2026-11-19/new")
     ]
     read = Page(page).check()
-    assert "Other runs of nie2018/figure4: 2" in read.text
+    assert "Other runs of nie2018/figure4: 2" in read.all("summary", "aria-label")
     assert f"vis-report {new} {old}" in read.text
     for other in ("2026-11-20/old/index.html", "2026-11-22/running/"):
         assert other in read.all("a", "href")
+
+
+def test_a_run_at_the_papers_size_counts_before_newer_small_ones(tmp_path, capsys):
+    for day, preset in enumerate(["paper", "small", "tiny"], 20):
+        made(tmp_path / preset, day=day, preset=preset)
+    for counts in ("paper", "small", "tiny"):
+        page = reported(capsys, tmp_path)
+        assert [row["run"] for row in rows(page)] == [counts]
+        shutil.rmtree(tmp_path / counts)
+
+
+def test_the_opening_sentences_keep_the_kinds_apart():
+    def said(**verdicts):
+        counts = {(kind, verdict.replace("_", " ")): n for kind, own in verdicts.items() for verdict, n in own.items()}
+        return opening(SimpleNamespace(verdicts=Counter(counts)))
+
+    assert said() == "These runs make no claims."
+    assert said(reproduction={"holds": 1, "fails": 2, "undecided": 1}) == (
+        "At the paper's setting, 1 claim holds, 2 fail and 1 is undecided."
+    )
+    assert said(
+        replication={"holds": 2, "undecided": 3, "not_measured": 4},
+        finding={"fails": 1, "not_measured": 1},
+        reproduction={"not_measured": 5},
+    ) == (
+        "At the paper's setting, nothing was measured. On other networks or data, 2 claims hold and 3 are undecided. "
+        "Of this project's findings, 1 fails. Not measured: 5 at the paper's setting, 4 on other networks or data and "
+        "1 of this project's findings."
+    )
+
+
+def test_claims_stand_under_their_kind_and_a_sentence_is_printed_once(tmp_path, capsys):
+    here = {"kind": "replication", "differences": ["SqueezeNet 1.1 instead of VGG-16"]}
+    claims = [
+        claim("a", "not measured", "no weights; here pear: 0.3 (n = 2)", **here),
+        claim("own", kind="finding", sentence="Ours"),
+        claim("b", sentence="Said once"),
+        claim("c", sentence="Said once", verdict="fails"),
+    ]
+    made(tmp_path / "run", claims=claims)
+    text = Page(reported(capsys, tmp_path)).check().text
+    for words in (
+        "Reproduction holds Said once",
+        "Replication with SqueezeNet 1.1 instead of VGG-16",
+        "Finding holds Ours",
+    ):
+        assert words in text
+    assert text.count("Said once") == 1
+    assert "no weights" in text
+    assert "pear: 0.3 (n = 2)" in text
 
 
 def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_them(tmp_path, capsys):
@@ -135,21 +189,28 @@ def test_a_paper_shows_all_its_items_with_what_the_configs_say_and_how_to_run_th
     write_text(tmp_path / "configs" / "experiment" / "mine" / "figure1.yaml", "# My paper, Figure 1: mine\n")
     page = reported(capsys, tmp_path, "--config-dir", tmp_path / "configs")
     read = Page(page).check()
-    titles = ["My paper 1", "Nie et al. 2018 1", "Taimeskhanov et al. 2024 1", "Other experiments 2"]
-    places = [read.text.rindex(f"{title} holds") for title in titles]
+    titles = ["My paper", "Nie et al. 2018", "Taimeskhanov et al. 2024", "Other experiments"]
+    opening = "At the paper's setting, 1 claim holds."
+    openings = [
+        f"{title} {opening if title in titles[:3] else opening.replace('1 claim holds', '2 claims hold')}"
+        for title in titles
+    ]
+    assert [read.text.index(each) for each in openings] == sorted(read.text.index(each) for each in openings)
+    places = [read.text.rindex(title) for title in titles]
     assert places == sorted(places)
-    assert read.text.index("Other experiments") < read.text.index("My paper 1"), "the contents name all papers"
     assert "../../x" in read.text[places[-1] :], "a slash in a name makes no paper"
     assert (
         "Figure 4: guided backpropagation, DeconvNet and saliency map in a random three-layer CNN and FCN" in read.text
     )
-    assert "Run again: vis-run experiment=nie2018/figure4 seeds=8" in read.text
-    assert "Run: vis-run experiment=nie2018/theorem1" in read.text, "not started, so it says how to start it"
+    assert "vis-run experiment=nie2018/figure4 seeds=8" in read.text
+    assert "not started vis-run experiment=nie2018/theorem1" in read.text
     assert "finding 3" in read.text
     text = page.with_name("report.md").read_text(encoding="utf-8")
     assert (
-        "| nie2018/figure4 | The paper says gbp_cnn_cosL | reproduction | 0.9 | 0.776 ± 0.018 (n = 8) | holds |" in text
+        "| nie2018/figure4 | The paper says gbp_cnn_cosL | reproduction | 0.9 | pear | 0.776 ± 0.018 (n = 8) | holds |"
+        in text
     )
+    assert f"## Nie et al. 2018\n\n{opening}\n" in text
 
 
 @pytest.mark.parametrize(
@@ -172,9 +233,15 @@ def test_runs_short_of_the_papers_setting_are_marked(tmp_path, capsys, changes, 
 def test_a_job_of_a_collection_is_run_again_by_its_own_command(tmp_path, capsys):
     jobs = [["experiment=nie2018/figure1", "target=3"], ["experiment=nie2018/figure2", "target=3"]]
     made(tmp_path / "all" / "1_experiment=nie2018_figure2", "nie2018/figure2", preset="small")
-    begin(tmp_path / "all", jobs, [Path("/my configs")], "vis-run experiment=nie2018/all target=3", "nie2018/all")
+    begin(
+        tmp_path / "all",
+        jobs,
+        [Path("/my configs")],
+        "vis-run experiment=nie2018/all target=3",
+        collection="nie2018/all",
+    )
     (row,) = rows(reported(capsys, tmp_path))
-    assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 preset=small '--config-dir=/my configs'"
+    assert row["again"] == "vis-run experiment=nie2018/figure2 target=3 '--config-dir=/my configs'"
 
 
 def test_the_jobs_of_a_sweep_over_a_key_count_for_no_item(tmp_path, capsys):
@@ -284,8 +351,14 @@ def test_two_runs_side_by_side(tmp_path, capsys):
     assert "experiment.models.cnn.stride 2 1" in read.text
     assert "preset paper small" in read.text
     assert "Claims, 1 of 3 with another verdict" in read.text
-    assert "holds reproduction 0.776 ± 0.018 (n = 8) fails reproduction 0.1 (n = 2)" in read.text
+    assert "holds reproduction 0.776 ± 0.018 (n = 8)" in read.text
+    assert "fails reproduction 0.1 (n = 2)" in read.text
     assert len(read.all("img", "src")) == 2
+    third = made(tmp_path / "c", claims=[claim("gbp", "fails", "0.2 (n = 2)")], preset="tiny")
+    read = Page(reported(capsys, first, second, third)).check()
+    assert "preset paper small tiny" in read.text
+    assert "fails reproduction 0.2 (n = 2)" in read.text
+    assert len(read.all("img", "src")) == 3
     same = Page(reported(capsys, first, "--config-dir", tmp_path, first)).check()
     assert "What differs nothing" in same.text
 
@@ -304,7 +377,7 @@ def test_mistakes_of_the_command(tmp_path, capsys, monkeypatch):
         (done, tmp_path / "nowhere"): f"there is no folder {tmp_path / 'nowhere'}",
         (tmp_path / "sweep",): "is a sweep, its page is index.html",
         (tmp_path / "sweep", done): "is a sweep, its page is index.html: give two of its jobs",
-        (done, done, done): "3 folders: give one that holds runs, or two runs",
+        (done,) * 7: "7 folders: give one that holds runs, or two to six runs",
         ("--all",): "unrecognized arguments: --all (see vis-report --help)",
         ("--config", tmp_path): "unrecognized arguments: --config",
         ("--config-dir", "nowhere"): "argument --config-dir: there is no folder 'nowhere'",
@@ -328,79 +401,6 @@ def test_mistakes_of_the_command(tmp_path, capsys, monkeypatch):
     for words in ([tmp_path], [done, done]):
         assert main([str(word) for word in words]) == 2
         assert capsys.readouterr().err == f"vis-report: cannot read or write in {tmp_path}: Permission denied\n"
-
-
-MEASURE = """
-const frame = document.querySelector('iframe');
-frame.onload = () => {
-  const page = frame.contentDocument, view = frame.contentWindow, found = {};
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
-                       return .2126 * r + .7152 * g + .0722 * b; };
-  const probe = page.body.appendChild(page.createElement('p')); probe.style.background = 'Canvas';
-  const back = light(view.getComputedStyle(probe).backgroundColor);
-  const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-  const contrast = e => ratio(light(view.getComputedStyle(e).color), back);
-  found.back = back;
-  found.contrast = Math.min(...[...page.querySelectorAll('p, a, td, th, code, .mark')].map(contrast));
-  found.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
-  found.images = [...page.images].map(i => i.naturalWidth);
-  found.cut = [...page.querySelectorAll('pre')].filter(p => p.scrollWidth > p.clientWidth).length;
-  found.columns = [...page.querySelector('thead').querySelectorAll('th')].map(h => h.getBoundingClientRect().right);
-  const skip = page.querySelector('.skip') || page.querySelector('a'); const left = () => skip.getBoundingClientRect().left;
-  found.hidden = left(); skip.focus(); found.shown = left();
-  const scroll = page.querySelector('.scroll'); scroll.focus(); found.focused = page.activeElement === scroll;
-  found.outline = view.getComputedStyle(scroll).outlineStyle;
-  document.title = JSON.stringify(found);
-};
-"""
-
-
-def measured(page, tmp_path, width, dark=False):
-    """What MEASURE finds of a page in a window of a width, in pixels."""
-    html = page.read_text(encoding="utf-8")
-    frame = f'<iframe style="width:{width}px;height:800px" srcdoc="{escape(html)}"></iframe><script>{MEASURE}</script>'
-    write_text(tmp_path / "phone.html", f"<!doctype html><meta charset=utf-8>{frame}")
-    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    quiet = ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    ask = [*browser, *quiet, scheme, "--dump-dom", f"file://{tmp_path / 'phone.html'}"]
-    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
-    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
-    assert title, done.stderr[-500:]
-    return json.loads(unescape(title[1]))
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
-@pytest.mark.parametrize("dark", [False, True])
-def test_in_a_browser_on_a_phone_in_light_and_dark(tmp_path, capsys, dark):
-    long = "a_very_long_word_without_any_space_" * 6
-    verdicts = [claim(verdict, verdict, long) for verdict in ("holds", "fails", "not measured")]
-    made(tmp_path / "runs" / long, claims=verdicts, caption=long, preset="small", status={"command": "vis-run " + long})
-    made(tmp_path / "runs" / "b", "taimeskhanov2024/table1")
-    found = measured(reported(capsys, tmp_path / "runs"), tmp_path, 360, dark)
-    assert (found["back"] < 0.1) == dark
-    assert found["contrast"] >= 4.5, "WCAG 2 AA"
-    assert found["overflow"] <= 0, "only tables scroll sideways"
-    assert found["images"] == [640, 640]
-    assert found["hidden"] < 0 <= found["shown"]
-    assert found["focused"]
-    assert found["outline"] == "solid"
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
-def test_runs_side_by_side_and_commands_fit_a_phone(tmp_path, capsys):
-    long = "a_very_long_word_without_any_space_" * 6
-    first = made(tmp_path / "a", experiment={"path": long})
-    second = made(tmp_path / "b", experiment={"path": "/" + long})
-    found = measured(reported(capsys, first, second), tmp_path, 390)
-    assert found["overflow"] <= 0
-    assert max(found["columns"]) <= 390, "what differs between A and B can be compared"
-    write_json(first / "provenance.json", {"command": "vis-run " + long})
-    run_page(RunFolder(first))
-    found = measured(first / "index.html", tmp_path, 390)
-    assert found["overflow"] <= 0
-    assert found["cut"] == 0, "how to run it again is read without scrolling"
 
 
 def test_the_ledger_has_both_verdicts_of_a_sentence_from_the_runs_that_count(tmp_path):

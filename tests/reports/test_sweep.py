@@ -199,9 +199,9 @@ def test_a_collection_of_experiments_is_one_page_with_their_claims(vis_run, coll
     assert [c["item"] for c in claims] == ["ayyar2021/figure5"] * 3
     page = (folder / "index.html").read_text()
     assert page.index("Two of a paper") < page.index("What was found") < page.index('id="ayyar2021-figure5"')
-    for image in re.findall(r'<figure><a href="([^"]+)"', page):
-        assert (folder / image).is_file()
-    assert len(re.findall("<img", page)) == 2
+    pictures = re.findall(r'<a class=picture href="([^"]+)"', page)
+    assert len(pictures) == page.count("<img") == 2
+    assert all((folder / picture).is_file() for picture in pictures)
     (needy,) = folder.glob("1_*")
     assert RunFolder(needy).config().model.name == "resnet50_random", "its weights are missing: it ran as a replication"
     findings = page[page.index("What was found") : page.index('id="ayyar2021-figure5"')]

@@ -1,7 +1,7 @@
 """HTML pages from the templates beside this file; index.html of a run.
 
-The pages are static and open from the file system. They contain the style sheet and thumbnails, so that a page can be sent
-alone; full figures, PDFs and tables are links to the run folders beside it.
+The pages are static and open from the file system. They contain the style sheet, a script and the figures, so that a page can
+be sent alone; full figures, PDFs and tables are links to the run folders beside it. A page is readable without its script.
 """
 
 import base64
@@ -13,13 +13,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vis.config.compose import slug
+from vis.reports.items import groups, opening
 from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ROWS, stored
 from vis.system.files import write_text
@@ -95,29 +96,39 @@ def _shell(words: Sequence[Any]) -> str:
     return shlex.join(map(str, words))
 
 
-def _thumbnail(file: Path) -> str:
-    """Return a figure as a data URI; "" if its file is missing or damaged, so that the page still shows the other runs."""
+class Picture(NamedTuple):
+    """A figure in a page: a data URI, and its width and height in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def _picture(file: Path) -> Picture | None:
+    """Return a figure; None if its file is missing or damaged, so that the page still shows the other runs."""
     try:
-        return _small(file, file.stat().st_mtime_ns)
+        return _embedded(file, file.stat().st_mtime_ns)
     except (OSError, Image.DecompressionBombError):
-        return ""
+        return None
 
 
 @cache  # the page of a collection is written after each of its items
-def _small(file: Path, changed: int) -> str:
-    """Return a figure, at most 640 pixels wide, as a data URI. changed: its modification time, a part of the cache key."""
+def _embedded(file: Path, changed: int) -> Picture:
+    """Return a figure at most 1200 pixels wide. changed: its modification time, a part of the cache key."""
     with Image.open(file) as image:
         small = image.convert("RGB")
-    small.thumbnail((640, 1280))
+    small.thumbnail((1200, 6000))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    small.save(data, "WEBP", quality=75, method=2)
+    return Picture("data:image/webp;base64," + base64.b64encode(data.getvalue()).decode(), *small.size)
 
 
 TEMPLATES.filters |= {
     "anchor": _anchor,
     "columns": _columns,
+    "groups": groups,
+    "opening": opening,
     "short": _short,
     "shell": _shell,
-    "thumbnail": _thumbnail,
+    "picture": _picture,
 }

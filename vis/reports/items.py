@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from vis.claims import KINDS
 from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder, labels
@@ -22,9 +23,9 @@ from vis.store.tables import Rows
 
 @dataclass
 class Item:
-    """An experiment on a page: its config name, a title from its config, and the folder of its latest finished run, if any.
+    """An experiment on a page: its config name, a title from its config, and the folder of the run that counts, if any.
 
-    others: its other runs, newest first. A run with a damaged file has the state `damaged` and shows nothing else.
+    others: its other runs, in the order of `rank`. A run with a damaged file has the state `damaged` and shows nothing else.
     """
 
     name: str
@@ -63,6 +64,13 @@ class Item:
         return Counter((claim.kind, claim.verdict) for claim in self.claims)
 
     @property
+    def methods(self) -> list[str]:
+        """The methods that the run explained with, by the rows of its tables; without these, those of its config."""
+        rows = (row for table in self.stored.tables.values() for row in table)
+        used = dict.fromkeys(name for row in rows if (name := row.get("method")))
+        return [name for name in self.config.get("methods") or {} if not used or name in used]
+
+    @property
     def facts(self) -> Rows:
         """The rows of its name, note, tags and provenance."""
         facts = (labels(self.config) if self.folder else {}) | self.stored.provenance.entries
@@ -82,6 +90,13 @@ class Item:
     def small(self) -> bool:
         """True if the run is done and used a preset of reduced sizes."""
         return self.state == "done" and self.config.get("preset", "paper") != "paper"
+
+    @property
+    def rank(self) -> tuple[bool, int, float, str]:
+        """The run with the highest rank counts: finished, then by size (the paper's, small, tiny), then the newest."""
+        done = self.state == "done"
+        size = {"paper": 2, "tiny": 0}.get(self.config.get("preset", "paper"), 1) if done else 0
+        return done, size, self.when, str(self.folder)
 
     @cached_property
     def reduced(self) -> str:
@@ -133,14 +148,54 @@ class Section:
         """The number of claims of each kind with each verdict."""
         return sum((item.verdicts for item in self.items), Counter())
 
-    def claims_of_findings(self) -> Iterator[tuple[str, list[ClaimRecord]]]:
-        """Yield the title of each finding and the claims that it selects."""
+    def claims_of_findings(self) -> Iterator[tuple[str, str, list[ClaimRecord]]]:
+        """Yield the title of each finding, the item that it extends, and the claims that it selects."""
         for finding in self.findings:
             config = load_option(finding)
             base = str(config.defaults[0]).removeprefix("/experiment/")
             patterns = config.experiment.get("claims", ["*"])
             claims = [claim for item in self.items if item.name == base for claim in item.claims]
-            yield describe(finding), [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)]
+            yield (
+                describe(finding),
+                base,
+                [c for c in claims if any(fnmatchcase(c.id, pattern) for pattern in patterns)],
+            )
+
+
+def groups(claims: Sequence[ClaimRecord]) -> Iterator[tuple[str, list[str], list[ClaimRecord]]]:
+    """Group claims by kind and by what differs from the paper's setting; yield kind, differences, claims."""
+    for kind in KINDS:
+        own = [claim for claim in claims if claim.kind == kind]
+        for differences in dict.fromkeys(tuple(map(str, claim.differences)) for claim in own):
+            yield kind, list(differences), [c for c in own if tuple(map(str, c.differences)) == differences]
+
+
+_PLACES = {
+    "reproduction": "at the paper's setting",
+    "replication": "on other networks or data",
+    "finding": "of this project's findings",
+}
+_VERBS = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "undecided": ("is undecided", "are undecided")}
+
+
+def opening(section: Section) -> str:
+    """Say in a few sentences what was measured: the number of claims with each verdict, the kinds apart."""
+    said = []
+    for kind, place in _PLACES.items():
+        words, noun = [], "" if kind == "finding" else " claim"  # the first number says of what
+        for verdict, (one, more) in _VERBS.items():
+            if n := section.verdicts[kind, verdict]:
+                words.append(f"{n}{noun} {one}" if n == 1 else f"{n}{noun and noun + 's'} {more}")
+                noun = ""
+        if words or kind == "reproduction":
+            said.append(f"{place.capitalize()}, {_and(words) or 'nothing was measured'}.")
+    if missing := _and([f"{n} {p}" for k, p in _PLACES.items() if (n := section.verdicts[k, "not measured"])]):
+        said.append(f"Not measured: {missing}.")
+    return " ".join(said) if section.verdicts else "These runs make no claims."
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def runs_in(root: Path) -> Iterator[Path]:
@@ -177,7 +232,8 @@ def by_paper(found: Mapping[str, Item], files: Mapping[str, Path]) -> Iterator[S
         items = [found.get(n) or Item(n, describe(files[n]), None) for n in names]
         title = items[0].title.partition(",")[0] or group
         for item in items if group else []:
-            item.title = item.title.removeprefix(f"{title}, ")
+            own_title = item.title.removeprefix(f"{title}, ")
+            item.title = own_title[:1].upper() + own_title[1:]
         findings = [files[n] for n in collected(collection, files, "findings")]
         yield Section(title if group else "Other experiments", items, findings)
 
@@ -191,11 +247,12 @@ def summary_rows(item: Item) -> Rows:
             "claim": c.sentence,
             "kind": c.kind,
             "paper": c.paper,
+            "metric": c.metric,
             "here": c.measured,
             "verdict": c.verdict,
         }
         for c in item.claims
-    ] or [{"item": item.name, "claim": item.title, "kind": None, "paper": None, "here": None, "verdict": None}]
+    ] or [{"item": item.name, "claim": item.title} | dict.fromkeys(("kind", "paper", "metric", "here", "verdict"))]
     return [row | {"note": what, "run again": again if number == 0 else None} for number, row in enumerate(claims)]
 
 

@@ -22,7 +22,7 @@ Judged = tuple[Item, ClaimRecord]
 def ledger_page(items: Iterable[Item]) -> str:
     """Return the page in Markdown. items: all runs, those that count for less as well."""
     judged: dict[tuple[str, str], Judged] = {}
-    for item in sorted((i for i in items if i.state == "done"), key=lambda i: (not i.small, i.when)):
+    for item in sorted((i for i in items if i.state == "done"), key=lambda i: i.rank):
         for claim in item.claims:
             if claim.verdict != "not measured" or (claim.id, claim.kind) not in judged:
                 judged[claim.id, claim.kind] = item, claim

@@ -1,4 +1,4 @@
-"""Pages over several runs: a collection (nie2018/all), all runs in a folder, or two runs side by side (`vis-report`)."""
+"""Pages over several runs: a collection (nie2018/all), all runs in a folder, or runs side by side (`vis-report`)."""
 
 import argparse
 import os
@@ -14,27 +14,29 @@ from vis.config.compose import options, slug
 from vis.errors import UserError
 from vis.reports.export import EXPORTS, deliver
 from vis.reports.html import place, write_page
-from vis.reports.items import Item, Section, by_paper, item_of, runs_in, summary_rows
+from vis.reports.items import Item, Section, by_paper, item_of, opening, runs_in, summary_rows
 from vis.reports.ledger import ledger_page
 from vis.store.stored import ClaimRecord
 from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
 from vis.system.files import write_text
 
-HELP = """vis-report - what has been reproduced: one page over all runs, or two runs side by side
+HELP = """vis-report - what has been reproduced: one page over all runs, or runs side by side
 
   vis-report                 report.html, report.md, claims.csv and ledger.md over all runs in outputs/
   vis-report FOLDER          the same over the runs in another folder
-  vis-report RUN RUN         two runs side by side: what differs in their configs, their claims, their figures
+  vis-report RUN RUN ...     two to six runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
   --export tex|junit|crate   instead of a page: claims.tex (LaTeX macros of the measured values), claims.junit.xml,
                              or ro-crate-metadata.json in every finished run; of a folder of runs, or of one run
   --expect claims.csv        instead of a page: the claims whose verdicts differ from an earlier report's; exit code 1 if any
 
-Of each figure, table or theorem the newest finished run counts; older ones are listed behind it.
+Of each figure, table or theorem one finished run counts: one at the paper's size before a smaller one, then the newest.
+The others are listed with it.
 """
 
 Entries = Sequence[tuple[Path, str]]
+LETTERS = "ABCDEF"  # of runs side by side
 UNUSED = ("experiment.replication", "experiment.small", "experiment.tiny")  # what presets would merge into a config
 
 
@@ -57,6 +59,7 @@ def write_report(
     text = [f"# {title}\n"]
     for section in sections:
         text.append(f"## {section.title}\n" if len(sections) > 1 else "")
+        text.append(f"{opening(section)}\n")
         text.append(markdown_text([row for item in section.items for row in summary_rows(item)]))
     write_text(page.with_name("report.md"), "\n".join(text).replace("<", "\\<"))
     write_page(
@@ -106,7 +109,7 @@ def counted(root: Path, config_dirs: Sequence[Path]) -> list[Item]:
 
 
 def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict[str, Entries]]:
-    """Read the runs below a folder: the latest finished run of each experiment with its others, and lists of other folders."""
+    """Read the runs below a folder: the run of each experiment that counts with its others, and lists of other folders."""
     runs: dict[str, list[Item]] = {}
     unreadable: list[tuple[Path, str]] = []
     sweeps: list[tuple[Path, str]] = []
@@ -122,30 +125,30 @@ def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict
     if not (runs or sweeps or unreadable):
         raise UserError(f"there are no runs in {root}: start one with vis-run, or give the folder that holds them")
     for items in runs.values():
-        items.sort(key=lambda item: (item.state == "done", item.when, str(item.folder)), reverse=True)
+        items.sort(key=lambda item: item.rank, reverse=True)
         items[0].others = items[1:]
     lists: dict[str, Entries] = {"Folders that could not be read": unreadable, "Sweeps": sweeps}
     return {name: items[0] for name, items in runs.items()}, lists
 
 
-# -- Two runs side by side ---------------------------------------------------------------------------------------------
+# -- Runs side by side -------------------------------------------------------------------------------------------------
 
 
-def compare(first: Path, second: Path) -> Path:
-    """Write a page with two finished runs side by side into the parent folder of the first, and return its path."""
-    pair = (_finished(first), _finished(second))
-    page = first.resolve().parent / f"compare_{slug(first.name)}_{slug(second.name)}.html"
-    claims = _claims(*pair)
+def compare(folders: Sequence[Path]) -> Path:
+    """Write a page with finished runs side by side into the parent folder of the first, and return its path."""
+    items = [_finished(folder) for folder in folders]
+    names = "_".join(slug(folder.name, 200 // len(folders)) for folder in folders)
+    page = folders[0].resolve().parent / f"compare_{names}.html"
+    claims = _claims(items)
     write_page(
         page,
         "compare.html",
-        title=f"{' and '.join(dict.fromkeys(item.name for item in pair))}: two runs side by side",
-        folders=(first, second),
-        pair=pair,
-        options=_differences(*pair),
+        title=f"{' and '.join(dict.fromkeys(item.name for item in items))}: {len(items)} runs side by side",
+        runs={letter: (str(folder), item) for letter, folder, item in zip(LETTERS, folders, items, strict=False)},
+        options=_differences(items),
         claims=claims,
-        changed=sum(a.verdict != b.verdict for a, b in claims if a and b),
-        figures=list(pair[0].stored.figures | pair[1].stored.figures),
+        changed=sum(len({claim.verdict for claim in each if claim}) > 1 for each in claims),
+        figures=list(dict.fromkeys(figure for item in items for figure in item.stored.figures)),
     )
     return page
 
@@ -161,23 +164,24 @@ def _finished(folder: Path) -> Item:
     return item
 
 
-def _differences(*pair: Item) -> dict[str, tuple[str, str]]:
-    """Return the options, and (in parentheses) the provenance entries, that differ between two runs, with both values."""
+def _differences(items: Sequence[Item]) -> dict[str, list[str]]:
+    """Return the options, and (in parentheses) the provenance entries, that differ between runs, with each run's value."""
     values = []
-    for item in pair:
+    for item in items:
         facts = {
             f"({k})": str(item.stored.provenance.entries.get(k)) for k in ("git_commit", "version", "device", "gpu")
         }
         used = {k: str(v) for k, v in leaves(item.config) if not k.startswith(UNUSED)}
         values.append(facts | used)
-    both = {key: [each.get(key, "") for each in values] for key in values[0] | values[1]}
-    return {key: (a, b) for key, (a, b) in both.items() if a != b}
+    keys = dict.fromkeys(key for each in values for key in each)
+    rows = {key: [each.get(key, "") for each in values] for key in keys}
+    return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
-def _claims(*pair: Item) -> list[list[ClaimRecord | None]]:
-    """Return the claims of two runs, paired by id; None for a run that does not make the claim."""
-    claims = [{claim.id: claim for claim in item.claims} for item in pair]
-    return [[each.get(key) for each in claims] for key in claims[0] | claims[1]]
+def _claims(items: Sequence[Item]) -> list[list[ClaimRecord | None]]:
+    """Return the claims of several runs, those with the same id together; None for a run that does not make the claim."""
+    claims = [{claim.id: claim for claim in item.claims} for item in items]
+    return [[each.get(key) for each in claims] for key in dict.fromkeys(key for each in claims for key in each)]
 
 
 # -- The command line --------------------------------------------------------------------------------------------------
@@ -213,15 +217,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given = parser.parse_intermixed_args(argv)
         folders = given.folders
-        if len(folders) > 2:
-            raise UserError(f"{len(folders)} folders: give one that holds runs, or two runs")
-        root = folders[0].resolve().parent if len(folders) == 2 else (folders or [Path("outputs")])[0]
+        if len(folders) > len(LETTERS):
+            raise UserError(f"{len(folders)} folders: give one that holds runs, or two to six runs")
+        root = folders[0].resolve().parent if len(folders) > 1 else (folders or [Path("outputs")])[0]
         try:
             if given.export or given.expect:
                 if len(folders) > 1:
                     raise UserError("--export and --expect read one run, or one folder of runs: give one folder")
                 return deliver(root, counted(root, given.config_dir), given.export, given.expect)
-            page = compare(*folders) if len(folders) == 2 else report(root, given.config_dir)
+            page = compare(folders) if len(folders) > 1 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
             # no permission to write, a full disk; a config of the user that is not text
             raise UserError(f"cannot read or write in {root}: {getattr(error, 'strerror', error)}") from error
