@@ -12,6 +12,8 @@ from reports.test_report import claim, made
 import vis
 from vis.errors import UserError
 from vis.reports.items import Item
+from vis.reports.report import main as report
+from vis.store.run_folder import RunFolder
 from vis.system.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +114,7 @@ def test_a_sweeps_runs_know_their_values_and_names_notes_and_tags_are_shown(vis_
     page = (runs[0].folder / "index.html").read_text()
     assert "<p class=small>note: more filters, or fewer: &lt;see" in page
     assert "<p class=small>tags: talk, draft" in page
-    assert {"what": "name", "value": "wide"} in Item("", "", runs[0].folder).facts
+    assert Item("", "", runs[0].folder).labels["name"] == "wide"
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,13 @@ def test_the_guides_code_runs(vis_run, tmp_path):
     names: dict[str, object] = {}
     exec(code, names)
     assert names["run"].rows("table", method="gbp")  # type: ignore[attr-defined]  # exec knows no types
+
+
+def test_the_report_shows_the_note_of_a_run(tmp_path):
+    folder = finished(tmp_path / "a")
+    config = RunFolder(folder).config()
+    config.note, config.tags = "with <old> weights", ["draft"]
+    RunFolder(folder).replace_config(config)
+    assert report([str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "· note: with &lt;old&gt; weights · tags: draft</p>" in page

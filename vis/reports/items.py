@@ -72,9 +72,13 @@ class Item:
 
     @property
     def facts(self) -> Rows:
-        """The rows of its name, note, tags and provenance."""
-        facts = (labels(self.config) if self.folder else {}) | self.stored.provenance.entries
-        return [{"what": key, "value": _words(value)} for key, value in facts.items() if value]
+        """The rows of its provenance."""
+        return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The name, the note and the tags that the user gave the run, once it is done."""
+        return labels(self.config) if self.state == "done" else {}
 
     @cached_property
     def config(self) -> DictConfig:
