@@ -6,7 +6,7 @@ RUN := $(BIN)/vis-run
 PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs ledger bench gpu-check clean
+.PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs results bench gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,9 +67,11 @@ docs: $(VENV)/installed-dev ## update docs/methods.md, the pictures of methods t
 	$(BIN)/python scripts/draw_packages.py
 	$(BIN)/python scripts/document_methods.py $(METHOD)
 
-ledger: $(VENV)/installed ## docs/ledger.md, all sentences of the papers with their verdicts, from the runs in outputs/
+results: $(VENV)/installed ## docs/results.md and docs/ledger.md, what holds and what fails, from the runs in outputs/
 	$(BIN)/vis-report
-	cp outputs/ledger.md docs/ledger.md
+	mkdir -p docs/results
+	cp outputs/results.md outputs/ledger.md docs/
+	cp outputs/results/* docs/results/
 
 bench: $(VENV)/installed-dev ## time the methods against other libraries and compare the results
 	$(BIN)/python scripts/bench.py

@@ -139,7 +139,7 @@ class Visualize(Experiment):
     def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
         """Return a caption's sentences on the scalings of maps and on the images that methods learnt from."""
         learnt = [m for m in config.methods if "gaussian" in config.methods[m]]
-        sources = {m: config.methods[m].gaussian or "photographs bundled with scikit-image" for m in learnt}
+        sources = {m: config.methods[m].gaussian or "other images" for m in learnt}
         return [
             *display.sentences({method_title(config, m): scaling for m, scaling in scalings.items()}, self.clip),
             *(

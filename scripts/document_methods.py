@@ -224,13 +224,13 @@ def pooled(num_classes: int = 10) -> nn.Module:
 def draw(methods: list[str], *model: str) -> None:
     """Draw a picture of each method: the digit, and its map for a network trained on digits."""
     small = [f"methods.{m}.{key}" for m, keys in _WINDOWS.items() if m in methods for key in keys]
-    words = [f"method=[{','.join(methods)}]", "dataset=digits", "dataset.limit=1797", *small, *model]
+    words = [f"method=[{','.join(methods)}]", "dataset=digits", f"dataset.limit={_IMAGE + 1}", *small, *model]
     run = Run(compose_config(words))
     network = run.model()
     print(network.weights)
     batch = run.batch(network, [_IMAGE])
     for name in run.methods:
-        run.explainer.prepare(name, network, batch.x, [], default=run.dataset)
+        run.explainer.prepare(name, network, batch.x, [])
     (maps,), _ = explain_all(run.methods, network.net, batch.x, [None], run.preprocess(network))
     PICTURES.mkdir(parents=True, exist_ok=True)
     pixels = batch.pixels[0].numpy()

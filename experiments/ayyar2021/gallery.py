@@ -36,15 +36,6 @@ SHARPNESS = "correlation of the map's gradient magnitude with the image's"
 MEXCULTURE = "buildings of MexCulture"
 
 
-def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """Return a mask [1, H, W]: 1 in a box (top, left, bottom, right, as shares of the sides), else 0."""
-    height, width = size
-    top, left, bottom, right = (round(v * n) for v, n in zip(box, (height, width, height, width), strict=True))
-    mask = torch.zeros(1, height, width)
-    mask[:, top:bottom, left:right] = 1
-    return mask
-
-
 def strength(maps: Tensor) -> Tensor:
     """Return the largest absolute value over the channels (Eq. 6): [B, 1, H, W] in float64."""
     return maps.double().abs().amax(1, keepdim=True)

@@ -8,11 +8,17 @@ The gradient df/dx of random networks with one input and one output, at evenly s
 W is drawn by He's normal initialisation. Means and deviations are taken of each neuron over all x and are constants for the
 gradient, so that f is a function of one x. White noise and brown noise (its running sum) are the two extremes.
 
-Maps of random CNNs of 3x3 convolutions with a global average, by the methods that the survey names: the correlation of
-neighbouring pixels, of a smooth random image. White noise has 0, the image itself nearly 1.
+Maps by the methods that the survey names: the correlation of neighbouring pixels. White noise has 0, an image nearly 1.
+
+    random CNNs        3x3 convolutions and a global average, of a smooth random image
+    CIFAR's ResNets    of depth 20, 32 and 56 (He et al. 2016), of photographs: with random weights; the same layers without
+                       shortcuts ("plain"); and trained, for a network whose weights are given. Batch norm's statistics of random
+                       weights are those of the photograph
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +26,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from experiments.ayyar2021.sparsity import neighbours
 from experiments.ayyar2021.verdicts import POSITIVE
-from vis import metrics
 from vis.claims import Claim, Column, Compared, below, departures, interval, mean, near, replicated
 from vis.errors import UserError
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods import DeconvNet, GuidedBackprop, Saliency
+from vis.models.cifar_resnet import CifarResNet
 from vis.runner.experiment import Experiment, Run, Task
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -68,10 +76,29 @@ def cnn(depth: int, width: int, generator: torch.Generator) -> nn.Sequential:
     return net
 
 
-def neighbours(maps: Tensor) -> float:
-    """Return the correlation of neighbouring pixels of a map [1, C, H, W], mean of the two directions."""
-    pairs = ((maps[:, :, 1:], maps[:, :, :-1]), (maps[..., 1:], maps[..., :-1]))
-    return mean([metrics.pearson(a, b).item() for a, b in pairs])
+def plain(net: CifarResNet, generator: torch.Generator) -> nn.Sequential:
+    """Return the layers of a ResNet without its shortcuts, with weights of their own by He's normal initialisation."""
+    layers: list[nn.Module] = []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            conv = copy.deepcopy(module)
+            scale = (2 / conv.weight[0].numel()) ** 0.5
+            conv.weight.data = scale * torch.randn(conv.weight.shape, generator=generator)
+            layers += [conv, nn.BatchNorm2d(module.out_channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.deepcopy(net.linear)).requires_grad_(
+        False
+    )
+
+
+def normalised(net: nn.Module, x: Tensor) -> nn.Module:
+    """Return a network with random weights in eval mode, with the statistics of images x for its batch norm."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(x)
+    return net.eval()
 
 
 def slope(depths: Sequence[int], values: Sequence[float]) -> float:
@@ -83,7 +110,7 @@ class Shattering(Experiment):
     """Measure the autocorrelation of gradients of random networks.
 
     depths: numbers of hidden layers, rising; networks: number of each kind and depth; points: number of x in [-2, 2];
-    lags: number of lags of the autocorrelation; channels: of the CNNs, size: side of their images.
+    lags: number of lags of the autocorrelation; channels: of the CNNs, size: side of their images; models: CIFAR's ResNets.
     """
 
     metrics = ("correlation",)
@@ -99,6 +126,7 @@ class Shattering(Experiment):
         lags: int,
         channels: int,
         size: int,
+        models: Mapping[str, Mapping[str, Any]],
     ) -> None:
         if len(depths) < 2 or sorted(set(depths)) != list(depths) or depths[0] < 1:
             raise UserError("experiment.depths must be two or more rising numbers, from 1")
@@ -106,6 +134,7 @@ class Shattering(Experiment):
             raise UserError("experiment.lags must lie between 1 and experiment.points - 1")
         self.depths, self.networks, self.width, self.beta = list(depths), networks, width, beta
         self.points, self.lags, self.channels, self.size = points, lags, channels, size
+        self.models = models
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"network": i} for i in range(self.networks)]
@@ -126,20 +155,43 @@ class Shattering(Experiment):
             if not number:
                 output.arrays[f"{kind}/{depth}"] = g.numpy()
         output.tables["maps"] = [{"network": number} | row for row in self.of_maps(generator)]
+        output.tables["resnets"] = self.of_resnets(run, number) if number < len(run.dataset) else []
         return output
+
+    def of_resnets(self, run: Run, number: int) -> Rows:
+        """Return the correlation of neighbouring pixels of the maps of a photograph by CIFAR's ResNets of each depth."""
+        rows: Rows = []
+        for node in self.models.values():
+            seed = run.config.seed + number
+            model = run.model(node, seed=seed, weights=None)
+            batch = run.batch(model, [number])
+            assert isinstance(model.net, CifarResNet)
+            nets: dict[str, nn.Module] = {
+                "plain": normalised(plain(model.net.cpu(), torch.Generator().manual_seed(seed)).to(batch.x), batch.x),
+                "residual": normalised(copy.deepcopy(model.net).to(batch.x), batch.x),
+            }  # fmt: skip
+            if node["weights"] is not None:
+                nets["trained"] = run.model(node).net
+            rows += [
+                {"kind": kind, "depth": node["depth"], "method": name, "image": batch.names[0],
+                 "correlation": neighbours(method()(net, batch.x, None)).item()}
+                for kind, net in nets.items()
+                for name, method in METHODS.items()
+            ]  # fmt: skip
+        return rows
 
     def of_maps(self, generator: torch.Generator) -> Rows:
         """Return the correlation of neighbouring pixels of the maps of CNNs of each depth, of white noise and of the image."""
         noise = torch.randn(1, 3, self.size, self.size, dtype=torch.float64, generator=generator)
         image = avg_pool2d(noise, 5, 1, 2)
         rows: Rows = [
-            {"kind": kind, "depth": 0, "correlation": neighbours(map_)}
+            {"kind": kind, "depth": 0, "correlation": neighbours(map_).item()}
             for kind, map_ in (("white noise", noise), ("image", image))
         ]
         for depth in self.depths:
             net = cnn(depth, self.channels, generator)
             rows += [
-                {"kind": kind, "depth": depth, "correlation": neighbours(method()(net, image, [0]))}
+                {"kind": kind, "depth": depth, "correlation": neighbours(method()(net, image, [0])).item()}
                 for kind, method in METHODS.items()
             ]
         return rows
@@ -173,7 +225,34 @@ class Shattering(Experiment):
                      sentence="the gradients in architectures with skip-connections are far more resistant to "
                      "shattering")  # fmt: skip
         differences = departures(results.config.experiment, PAPER)
-        return [*replicated([Claim("A-7-c", shatters)], [*differences, "random weights"]), ours]
+        return [
+            *replicated([Claim("A-7-c", shatters)], [*differences, "random weights"]),
+            ours,
+            *self.of_depth(results),
+        ]
+
+    def of_depth(self, results: Results) -> list[Claim]:
+        """Judge the gradients of CIFAR's ResNets, image by image."""
+        first, *_, last = sorted({row["depth"] for row in results.rows("resnets")})
+        words = "correlation of neighbouring pixels of the gradient"
+
+        def of(kind: str, depth: int) -> Column:
+            rows = results.rows("resnets", kind=kind, method="backpropagation", depth=depth)
+            return Column(rows, "correlation", "image")
+
+        resist = Compared(f"{words}, depth {last}, residual - plain", of("residual", last) - of("plain", last), POSITIVE,
+                          null=0.0, control="no difference: 0")  # fmt: skip
+        trained = Compared(f"{words}, trained, depth {last} - {first}", of("trained", last) - of("trained", first), below(0),
+                           null=0.0, control="no change: 0")  # fmt: skip
+        source = "Beside Section 7"
+        claims = [
+            Claim("cifar_resnets_resist", [resist], source=source,
+                  sentence="The gradient of a random ResNet for CIFAR shatters less than that of its layers without shortcuts.")
+        ]  # fmt: skip
+        if trained.column.values:
+            claims.append(Claim("trained_resnets_shatter", [trained], source=source,
+                                sentence="The gradient of CIFAR's trained ResNets shatters more in a deeper one."))  # fmt: skip
+        return claims
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []
@@ -244,4 +323,28 @@ class Shattering(Experiment):
                 )
             falls.set(xlabel="hidden layers", ylabel="mean autocorrelation")
             maps.set(xlabel="convolutions", ylabel="correlation of neighbours")
-        return {"figure": figure, "gradients": signals}
+        return {"figure": figure, "gradients": signals, "resnets": self._resnets(results)}
+
+    def _resnets(self, results: Results) -> Figure:
+        rows = results.rows("resnets")
+        kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        caption = [
+            f"Correlation of neighbouring pixels of maps of {plural(len({r['image'] for r in rows}), 'photograph')} by CIFAR's "
+            "ResNets with random weights (residual), by their layers without shortcuts (plain)"
+            + (", and by trained ones" if "trained" in kinds else ""),
+            "Mean and 95 % interval over photographs; dotted: white noise",
+        ]
+        figure, axes = plot(PAGE_WIDTH, 2.2, caption, columns=len(METHODS))
+        with styled():
+            for axis, method in zip(axes, METHODS, strict=True):
+                for kind in kinds:
+                    of: dict[int, list[float]] = {}
+                    for row in results.rows("resnets", kind=kind, method=method):
+                        of.setdefault(row["depth"], []).append(row["correlation"])
+                    half = [interval(v)[1] - mean(v) if len(v) > 1 else 0 for v in of.values()]
+                    axis.errorbar(list(of), [mean(v) for v in of.values()], half, fmt="o-", capsize=2, label=kind)
+                axis.axhline(0, color="0.6", linestyle=":")
+                axis.set(title=method, xlabel="depth", xticks=sorted({row["depth"] for row in rows}))
+            axes[0].set_ylabel("correlation of neighbours")
+            axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+        return figure

@@ -2,7 +2,10 @@
 
 Maps are reduced to the largest absolute value over the channels (Eq. 6) and compared by Pearson's correlation and SIM. FEM and
 the CAMs are coarse and the other maps are not, which alone makes FEM more similar to a CAM; so the claims compare means over the
-cells of the feature map.
+cells of the feature map. SIM hardly tells maps apart: white noise has nearly the value of Grad-CAM.
+
+Controls: Grad-CAM of a random class, a Gaussian in the centre, FEM of another photograph, white noise, and Grad-CAM against FEM
+in a network of the same architecture with random weights.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.figure9 import drawn
@@ -24,7 +27,8 @@ from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 
 GRADIENTS = ("saliency", "deconvnet", "gbp", "integrated_gradients", "smoothgrad", "guided_gradcam")
-NOISE = "white noise"
+NOISE, CENTRE, OTHER, FEATURES = "white_noise", "centre", "other_photograph", "features"
+CLASS, RANDOM = "gradcam_random_class", "gradcam_random_weights"
 
 
 def area(maps: Tensor) -> Tensor:
@@ -42,6 +46,10 @@ class Similarity(ByMethod):
         "CC with FEM, pixels": {"": "pearson"},
     }
     ranges: ClassVar = dict(zip(axes, ((-1, 1), (0, 1), (-1, 1)), strict=True))
+    controls: ClassVar = {
+        NOISE: "white noise", CENTRE: "Gaussian in the centre", OTHER: "FEM of another photograph",
+        FEATURES: "sum of the feature maps", CLASS: "GradCAM, random class", RANDOM: "GradCAM, random weights",
+    }  # fmt: skip
     sentence = "How like FEM's map each method's is, by means over the cells of the feature map, and by pixels"
 
     def tasks(self, run: Run) -> Sequence[Task]:
@@ -53,26 +61,40 @@ class Similarity(ByMethod):
     def compute(self, run: Run, task: Task) -> Output:
         model = run.model()
         batch = run.batch(model, task["images"])
-        (maps,), _ = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
-        found = {method: strength(each) for method, each in maps.items()}
-        fem = found.pop("fem")
-        (layer,) = run.methods["fem"].layers(model.net, batch.x)
-        with Forward(model.net, batch.x, [layer]) as forward:
-            height, width = forward.layers[layer].shape[2:]
-        own = adaptive_avg_pool2d(fem, (height, width))
+        preprocess, fem = run.preprocess(model), run.methods["fem"]
+        (maps,), logits = run.explain(model, batch.x, [run.units_of(model, run.targets[0], batch.names)])
+        classes = run.units_of(model, run.targets[0], batch.names) or logits.argmax(1).tolist()
+        own = strength(maps.pop("fem"))
+        (layer,) = fem.layers(model.net, batch.x)
+        with torch.no_grad(), Forward(model.net, batch.x, [layer]) as forward:
+            features = forward.layers[layer].abs().sum(1, keepdim=True).cpu()
+        sides, cells = batch.x.shape[2:], (features.shape[2], features.shape[3])
+        following = run.batch(model, [(i + 1) % len(run.dataset) for i in task["images"]])
+        gaussian = torch.outer(*(torch.signal.windows.gaussian(n, std=n / 4, dtype=torch.float64) for n in sides))
+        noise = torch.stack([drawn(image, (3, *sides)) for image in batch.names])
+        found = maps | {NOISE: noise[:, :1], CENTRE: gaussian.expand(len(own), 1, -1, -1)}
+        found[FEATURES] = interpolate(features, sides, mode="bilinear")
+        found[OTHER] = fem(model.net, following.x, None, preprocess).cpu()
+        pairs = {method: (strength(map_), own) for method, map_ in found.items()}
+        if "gradcam" in run.methods:
+            gradcam, anything = run.methods["gradcam"], run.units_of(model, "random", batch.names)
+            pairs[CLASS] = strength(gradcam(model.net, batch.x, anything, preprocess).cpu()), own
+            if model.trained:
+                net = run.model(weights=None, init="kaiming_normal").net
+                at_random, reference = (strength(m(net, batch.x, classes, preprocess).cpu()) for m in (gradcam, fem))
+                pairs[RANDOM] = at_random, reference
         numbers = {}
-        for method, map_ in found.items():
-            coarse = adaptive_avg_pool2d(map_, (height, width))
+        for method, (map_, reference) in pairs.items():
+            coarse, fem_ = (adaptive_avg_pool2d(each, cells) for each in (map_, reference))
             numbers[method] = {
-                "pearson": metrics.pearson(map_, fem),
-                "coarse": metrics.pearson(coarse, own),
-                "coarse_sim": metrics.sim(coarse, own),
-                "area": area(map_),
+                "pearson": metrics.pearson(map_, reference),
+                "coarse": metrics.pearson(coarse, fem_),
+                "coarse_sim": metrics.sim(coarse, fem_),
+                "area": area(noise if method == NOISE else map_),
             }
-        channels = (3, *batch.x.shape[2:])
-        numbers[NOISE] = {"area": area(torch.stack([drawn(image, channels) for image in batch.names]))}
         rows = [
-            {"image": image, "method": method, "weights": model.weights} | {key: v[i].item() for key, v in each.items()}
+            {"image": image, "method": method, "weights": model.weights}
+            | {key: None if v[i].isnan() else v[i].item() for key, v in each.items()}
             for method, each in numbers.items()
             for i, image in enumerate(batch.names)
         ]
@@ -87,13 +109,13 @@ class Similarity(ByMethod):
             if method in results.config.methods
             for name, metric in cells.items()
         ]
+        most += [lead(results, "coarse", "gradcam", other, metric=cells["coarse"]) for other in (CLASS, CENTRE)]
         pairs = [("lrp", NOISE), ("lrp_alpha1_beta0", NOISE), ("lrp_alpha1_beta0", "input_x_gradient")]
         few = [lead(results, "area", *pair, metric=sparse, rule=below(0)) for pair in pairs]
         closer = [lead(results, name, "gradcam_pp", "gradcam", metric=metric) for name, metric in cells.items()]
         ours = Claim("gradcam_pp_is_closer", closer, source="The project, section 7",
                      sentence="GradCAM++, which the survey does not compare, is closer to FEM than Grad-CAM.")  # fmt: skip
         return [
-            *on_trained(results, [Claim("A-7-b", most)]),
+            *on_trained(results, [Claim("A-7-b", most), ours]),
             *on_trained(results, [Claim("A-7-h", few)], "vgg16", "magnetic resonance images and the tiger of Figure 9"),
-            ours,
         ]

@@ -1,7 +1,8 @@
 """ayyar2021, section 4.5: is SmoothGrad smoother and sharper, at which noise, and on which methods?
 
-Smoother is a smaller total variation; sharper is a higher correlation of the map's gradient magnitude with the image's. A blurred
-gradient map is smoother too: SmoothGrad has to be sharper than that.
+Smoother is a smaller total variation and a higher correlation of neighbouring pixels. Sharper is a higher correlation of the
+map's gradient magnitude with the image's; a blurred gradient map is smoother too, and SmoothGrad has to be sharper than that. A
+sharper map need not be more focused, so the Gini coefficient is judged on its own.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
@@ -16,7 +18,8 @@ from torchvision.transforms.functional import gaussian_blur
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.gallery import SHARPNESS, Gallery, numbers_of, strength
 from experiments.ayyar2021.verdicts import lead, on_trained
-from vis.claims import Claim, above
+from vis import metrics
+from vis.claims import Claim, above, below
 from vis.runner.experiment import Batch, Run
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
@@ -32,7 +35,7 @@ class Sparsity(ByMethod):
     Methods `smoothgrad_<level>` are SmoothGrad of the gradient at a noise level; `smoothgrad_of_<method>` are of others.
     """
 
-    axes: ClassVar = {"total variation": {"": "variation"}, "sharpness": {"": "sharpness"}}
+    axes: ClassVar = {"total variation": {"": "variation"}, "sharpness": {"": "sharpness"}, "Gini": {"": "gini"}}
     ranges: ClassVar = {"total variation": (0, math.inf), "sharpness": (-1, 1)}
     sentence = f"How uneven a map is, and how sharp: {SHARPNESS}"
 
@@ -47,7 +50,11 @@ class Sparsity(ByMethod):
         self, run: Run, images: Sequence[int], batch: Batch, maps: Mapping[str, Tensor], classes: Sequence[int]
     ) -> dict[str, dict[str, Tensor]]:
         run.require_methods("saliency")
-        return {"blurred": numbers_of(gaussian_blur(strength(maps["saliency"]), [9, 9], 2.0), batch.pixels)}
+        blurred = gaussian_blur(strength(maps["saliency"]), [9, 9], 2.0)
+        every = {**maps, "blurred": blurred}
+        found = {method: {"gini": gini(map_), "neighbours": neighbours(map_)} for method, map_ in every.items()}
+        found["blurred"] |= numbers_of(blurred, batch.pixels)
+        return found
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return beside the numbers by method the sharpness of each image at 10 to 20 % of noise, as a method of its own."""
@@ -79,11 +86,16 @@ class Sparsity(ByMethod):
         variation = "total variation over the map's sum"
         both = [
             lead(results, "variation", "saliency", "smoothgrad", metric=variation),
+            lead(results, "neighbours", "smoothgrad", "saliency", metric="correlation of neighbouring pixels"),
             lead(results, "sharpness", "smoothgrad", "saliency", metric=SHARPNESS),
             lead(results, "sharpness", "smoothgrad", "blurred", metric=SHARPNESS),
         ]
         bases = [lead(results, "variation", base, f"smoothgrad_of_{base}", metric=variation) for base in BASES]
-        return on_trained(results, [Claim("A-4.5-a", both), Claim("A-4.5-b", best), Claim("A-4.5-c", bases)])
+        focus = Claim(
+            "focus", [lead(results, "gini", "smoothgrad", "saliency", metric="Gini coefficient of the map", rule=below(0))],
+            sentence="SmoothGrad is less focused on few pixels than the gradient.", source="Beside Section 4.5",
+        )  # fmt: skip
+        return on_trained(results, [Claim("A-4.5-a", both), Claim("A-4.5-b", best), Claim("A-4.5-c", bases), focus])
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config.copy()
@@ -91,3 +103,17 @@ class Sparsity(ByMethod):
         config.methods = {method: config.methods[method] for method in ("saliency", *sweep)}
         maps = Gallery.draw(self, replace(results, config=config), claims)["figure"]
         return super().draw(results, claims) | {"maps": maps}
+
+
+def gini(maps: Tensor) -> Tensor:
+    """Return the Gini coefficient [B] of the strength of maps: 0 if all pixels are equal, near 1 if one pixel has everything."""
+    values = strength(maps).flatten(1).sort().values
+    n = values.shape[1]
+    ranks = torch.arange(1, n + 1, dtype=values.dtype)
+    return (2 * (values @ ranks) / values.sum(1) - n - 1) / n
+
+
+def neighbours(maps: Tensor) -> Tensor:
+    """Return the correlation [B] of neighbouring pixels of maps [B, C, H, W], the mean of the two directions."""
+    pairs = ((maps[:, :, 1:], maps[:, :, :-1]), (maps[..., 1:], maps[..., :-1]))
+    return torch.stack([metrics.pearson(a, b) for a, b in pairs]).mean(0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, interval, mean
+from vis.claims import Claim, Column, Compared, above, below, interval, mean, on_digits
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
@@ -63,7 +63,7 @@ class Centred(Experiment):
         count, unlabelled = len(results.rows()), not all(row["labelled"] for row in results.rows())
         other += [f"{count} images instead of ImageNet's 50,000"] if count != 50_000 else []
         other += ["agreement with the class of the whole image instead of accuracy"] if unlabelled else []
-        return [Claim("T-3.1-h", compared, differences=other, reason=at_small_sizes(config))]
+        return [Claim("T-3.1-h", compared, differences=other, reason=on_digits(config))]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()

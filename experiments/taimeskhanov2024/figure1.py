@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.taimeskhanov2024.masked_vgg import facts, other_network
 from experiments.wall_check import unwalled, walled
 from vis import metrics
-from vis.claims import Claim, Column, Compared, each_above, exactly, replicated
+from vis.claims import Claim, Column, Compared, each_above, exactly, on_digits, replicated
 from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
@@ -44,6 +44,9 @@ class Figure1(Experiment):
         class_, before, map_ = self._map(run, model, batch, None)
         slope = gradient_by_row(model.net, batch.x)
         row: dict[str, Any] = facts(model) | {"image": batch.names[0], "class": model.class_name(class_)}
+        row["data"] = run.dataset.origin
+        with torch.no_grad():
+            row["p"] = model.net(batch.x).softmax(1)[0, class_].item()
         row |= {"gradient": slope[first : last + 1].max().item(), "gradient above": slope[first - 1].item()}
         twin = unwalled(run, model, batch.x)
         *_, control = self._map(run, twin, batch, class_)
@@ -84,7 +87,7 @@ class Figure1(Experiment):
             *other_network(results.config.model, rows[0]),
             f"one image, {rows[0]['image']}, instead of the paper's",
         ]
-        return replicated([Claim("T-F1", compared)], other)
+        return replicated([Claim("T-F1", compared)], other, on_digits(results.config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         (row,) = results.rows()
@@ -92,12 +95,13 @@ class Figure1(Experiment):
         dead = tuple(row["rows"])
         height, width = before.shape[1:]
         panels = [
-            Panel(display.picture(pixels), "Original image", row["image"]),
+            Panel(display.picture(pixels), "Image", row["image"]),
             Panel(display.heat(before), f"GradCAM, {height}x{width}", "before upsampling"),
             Panel(display.overlay(map_, pixels), "GradCAM over the image", f"mu x 100 = {100 * row['mu']:.1f}", dead),
         ]
         caption = [
-            f"{results.config.model.name}, {row['weights']}; class explained: {row['class']}",
+            f"{results.config.model.name}, {row['weights']}; class explained: {row['class']}, p = {row['p']:.2f}",
+            f"Image: {row['data']}",
             f"Hatched: the rows {dead[0]}..{dead[1]}, which the network cannot see; mu: the share of the map's norm there. A "
             f"constant map has {100 * row['constant']:.1f}, the map without the wall {100 * row['mu_unwalled']:.1f}",
         ]

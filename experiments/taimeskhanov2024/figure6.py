@@ -38,7 +38,7 @@ class Figure6(Experiment):
         first, last = dead_rows(self.masked) or (None, None)
         sets = [(run.dataset, run.config.dataset.get("resize"), MIX)]
         sets += [(folder(self.stack_gen), 256, GEN)] if self.stack_gen else []
-        parts = _parts(run)
+        parts, any_class = _parts(run), run.config.dataset["_target_"] == "vis.data.stack_photographs"
         output = Output(tables={"table": [], "images": []})
         for row, (data, resize, name) in enumerate(sets):
             chosen = list(_spread(len(data), self.count))
@@ -47,7 +47,7 @@ class Figure6(Experiment):
                 found: dict[str, Any] = {"set": name, "image": data.names[i], "label": label}
                 found |= (
                     {"not an animal": float(label >= ANIMALS)}
-                    if label is not None and len(data.classes or ()) != 10
+                    if label is not None and len(data.classes or ()) != 10 and not any_class
                     else {}
                 )
                 found |= _seam(pixels, first) if first else {}
@@ -71,7 +71,11 @@ class Figure6(Experiment):
 
         config = results.config
         built = "dataset=stack_mix_imagenet dataset.path=FOLDER gives labels and parts"
-        other = ["STACK-MIX rebuilt from ImageNet"] if config.dataset._target_ == "vis.data.stack_mix" else []
+        rebuilt = {
+            "vis.data.stack_mix": "STACK-MIX rebuilt from ImageNet",
+            "vis.data.stack_photographs": "composed photographs of any class instead of STACK-MIX",
+        }
+        other = [words for target, words in rebuilt.items() if config.dataset._target_ == target]
         wrong = Compared(
             "labels from 398 on", column("not an animal"), exactly(0), null=1.0, control="labels of objects"
         )
@@ -104,8 +108,7 @@ class Figure6(Experiment):
             pictures = [(row["name"], results.arrays[f"{number}/{row['place']}"]) for row in results.rows(row=number)]
             grid.append(PanelRow([Panel(display.picture(p), note=name, dead_rows=dead) for name, p in pictures]))
         caption = [
-            "Two subjects of one class, one above the other: "
-            + "; ".join(dict.fromkeys(row["dataset"] for row in rows)),
+            "Two subjects, one above the other: " + "; ".join(dict.fromkeys(row["dataset"] for row in rows)),
             f"Red: rows {dead[0]} to {dead[1]}, which {self.masked['name']} does not see" if dead else "",
         ]
         return {"figure": panel_grid(grid, caption, panel=1.3)}

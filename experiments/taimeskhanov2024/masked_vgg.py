@@ -5,6 +5,7 @@ from typing import Any
 
 from vis.claims import departures
 from vis.models import Model
+from vis.models.published import SOURCES
 
 NETWORK = {"_target_": "vis.models.MaskedVGG16", "num_classes": 1000, "input_size": 224}
 ROWS, MAP = 5, 14  # rows of the last feature map that the paper's network reads, and all
@@ -33,7 +34,8 @@ def other_network(node: Mapping[str, Any], network: Mapping[str, Any], top1: flo
     """
     other = other_architecture(node, network["rows"])
     if other:
-        return [*other, network["weights"]]
+        published = node.get("weights") in ("published", *SOURCES)
+        return [*other, network["weights"], *["not trained with its wall"] * (published and bool(network["rows"]))]
     if not network["trained"]:
         return [f"{network['weights']} instead of trained ones"]
     if top1 is None:

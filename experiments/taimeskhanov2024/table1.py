@@ -7,9 +7,14 @@ The paper's numbers come from its published weights and images (`model.weights=p
 experiment.unwalled.weights=params_vgg16_baseline.pt experiment.datasets.mix.path=... experiment.datasets.gen.path=...`), and the
 weights are known by their accuracy on ImageNet (`experiment.imagenet=FOLDER`). On other networks and images the paper's sentences
 are replicated; its numbers are not expected there.
+
+The replication composes its images from photographs: below the wall lie the photograph's own middle rows (`same`), another
+photograph (`different`), or gray. mu is above 0 with gray too, since maps are upsampled and their receptive fields reach into the
+live rows. A method sees through the wall if its mu on `same` lies above that with gray.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +23,22 @@ from scipy import stats
 
 from experiments.taimeskhanov2024.masked_vgg import other_network
 from experiments.wall_check import HIGHLIGHTED, IMAGE, WallCheck, datasets
-from vis.claims import Claim, Column, Compared, Rule, above, below, departures, exactly, mean, near, replicated, spread
+from vis.claims import (
+    Claim,
+    Column,
+    Compared,
+    Rule,
+    above,
+    below,
+    departures,
+    exactly,
+    interval,
+    mean,
+    near,
+    on_digits,
+    replicated,
+    spread,
+)
 from vis.runner.experiment import Run, Task, method_title
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
@@ -48,6 +68,8 @@ SETTINGS = {
     for name, class_ in CLASSES.items()
 }
 NAMES, IMAGES = {"mix": "STACK-MIX", "gen": "STACK-GEN"}, 100
+STACKS = {"same": "its own middle rows below", "different": "another photograph below", "gray": "gray below"}
+THROUGH = 30  # photographs, the least for a method to be judged against gray; as the rule, fixed before the measurement
 RATIO = "mu over that of a constant map"
 
 
@@ -59,6 +81,7 @@ class Table1(WallCheck):
     """
 
     not_drawn = ("eigencam_flipped", "opticam_start")
+    rings = "Rings: the paper's values, of the masked VGG on STACK-MIX and STACK-GEN"
 
     def __init__(self, imagenet: str | None = None, **wall_check: Any) -> None:
         super().__init__(**wall_check)
@@ -88,7 +111,7 @@ class Table1(WallCheck):
         return Output(tables={"validation": [{"images": len(batch.names), "correct": right}]})
 
     def paper(self, method: str, dataset: str) -> tuple[float, float] | None:
-        return PAPER.get(method, {}).get(dataset)
+        return PAPER.get(method, {}).get("mix" if dataset == "same" else dataset)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         z: Rows = []
@@ -98,11 +121,11 @@ class Table1(WallCheck):
             {"method": str(m), "dataset": d, "mu": mean(values)}
             for m in results.config.methods
             for d in found
-            if (values := numbers(results.rows(method=m, dataset=d), "mu_minmax"))
+            if (values := numbers(results.rows(method=m, dataset=d), self.mu))
         ]
         for method in PAPER:
             row: dict[str, Any] = {"method": method_title(results.config, method)}
-            by_data = {d: numbers(results.rows(method=method, dataset=d), "mu_minmax") for d in found}
+            by_data = {d: numbers(results.rows(method=method, dataset=d), self.mu) for d in found}
             for name in dict.fromkeys([*found, *NAMES]):
                 ours = [100 * v for v in by_data.get(name, [])]
                 text = f"{mean(ours):.1f} ± {spread(ours):.1f}" if len(ours) > 1 else "-"
@@ -124,7 +147,26 @@ class Table1(WallCheck):
             stats.spearmanr([r["mix"] for r in z], [r["gen"] for r in z]).statistic if len(z) == len(PAPER) else None
         )
         rank = [{"datasets": "mix, gen", "rank correlation": float(correlation)}] if correlation is not None else []
+        if "gray" in found:
+            printed = [self._row(results, str(m)) for m in results.config.methods if m != "opticam_start"]
         return super().summaries(results) | {"table1": printed, "means": means, "consistency": z, "ranks": rank}
+
+    def _row(self, results: Results, method: str) -> dict[str, Any]:
+        """Return a method's row of Table 1 for composed photographs: mu x 100 with the wall and its controls."""
+        constant = 100 * results.rows("network")[0]["constant"]
+        row: dict[str, Any] = {"method": method_title(results.config, method)}
+        for dataset, words in STACKS.items():
+            over, control = (self._column(results, method, f"{key}over constant", dataset) for key in ("", "unwalled "))
+            row[words] = _printed(over, constant)
+            if dataset == "same":
+                row["images"] = len(over.values)
+                row["without the wall"] = _printed(control, constant)
+                row["with minus without"] = _printed(over - control, constant)
+        value = self.paper(method, "mix")
+        return row | {
+            "constant map": f"{constant:.1f}",
+            "paper, STACK-MIX": f"{value[0]} ± {value[1]}" if value else "-",
+        }
 
     def claims(self, results: Results) -> list[Claim]:
         network, config = results.rows("network")[0], results.config
@@ -132,28 +174,72 @@ class Table1(WallCheck):
         top1 = sum(r["correct"] for r in validated) / sum(r["images"] for r in validated) if validated else None
         other = other_network(config.model, network, top1)
         methods = departures(config.methods, SETTINGS)
-        found = [
-            *self._see_through(results),
-            *self._about_hirescam(results),
-            *self._datasets(results),
-            *self._opticam(results),
-        ]
+        convention = [each for each in methods if each.endswith("convention = paper instead of table1")]
+        if len(convention) == len(PAPER):
+            methods = ["maps by the paper's definitions instead of the code behind its numbers"] + [
+                each for each in methods if each not in convention
+            ]
+        exact = self._about_hirescam(results)
+        trained = [*self._see_through(results), *self._datasets(results), *self._opticam(results)]
         values = [self._value(results, m, other) for m in IDS]
         return [
-            *replicated(found, [*other, *other_images(results), *methods]),
+            *replicated(exact, [*other, *other_images(results), *methods]),
+            *replicated(trained, [*other, *other_images(results), *methods], on_digits(config)),
             *replicated(values, [*other, *other_images(results)]),
             *self._own(results),
+            *self._against_gray(results),
         ]
 
-    def _column(self, results: Results, method: str, name: str) -> Column:
-        return Column(results.rows(method=method), name, IMAGE)
+    def _column(self, results: Results, method: str, name: str, dataset: str | None = None) -> Column:
+        """Return a column by image, of one dataset or of those that the paper's sentences are judged on."""
+        of = [dataset] if dataset else ["same"] if "same" in datasets(results) else datasets(results)
+        return Column([row for row in results.rows(method=method) if row["dataset"] in of], name, IMAGE)
+
+    def _signs(self, method: str) -> list[str]:
+        return [method, f"{method}_flipped"] if method == "eigencam" else [method]
+
+    def _through(self, results: Results, method: str) -> list[Compared]:
+        """Compare mu with its interval with gray below the wall; for both signs of EigenCAM, which have to agree."""
+        title, found = method_title(results.config, method) if method in results.config.methods else method, []
+        for name in self._signs(method):
+            gray = self._column(results, name, "over constant", "gray")
+            low, high = interval(gray.values) if len(gray.values) > 1 else (0.0, 0.0)
+            rule = above(max(0.0, high), fails=low, least=THROUGH, ours="bounds: the 95 % interval with gray below")
+            words = f"{title}{', other sign' * (name != method)}: {RATIO}"
+            found.append(
+                Compared(words, self._column(results, name, "over constant"), rule, null=gray, control="gray below")
+            )
+        return _agreeing(found)
+
+    def _against_gray(self, results: Results) -> list[Claim]:
+        """Judge each method by the photographs with gray below, and the maps of the same network without its wall."""
+        network = results.rows("network")[0]
+        if "gray" not in datasets(results):
+            return []
+        found = []
+        for method in (m for m in IDS if m in results.config.methods):
+            title = method_title(results.config, method)
+            sentence = f"{title} sees through the wall: its mu is above that with gray in the unseen rows."
+            compared = self._through(results, method)
+            found.append(Claim(f"through_{method}", compared, sentence=sentence, source="The project"))
+        if network["pooled"]:
+            column = self._column(results, "gradcam", "r with unwalled")
+            same = Compared("GradCAM: correlation of the maps with and without the wall", column, exactly(1, 1e-6),
+                            null=self._column(results, "xgradcam", "r with unwalled"), control="XGradCAM")  # fmt: skip
+            sentence = (
+                "A wall behind a 1x1 convolution and a global pooling does not change GradCAM's map: it only changes a factor, "
+                "the number of positions where the class map is positive."
+            )
+            found.append(Claim("gradcam_same", [same], sentence=sentence, source="The project"))
+        return found
 
     def _see_through(self, results: Results) -> list[Claim]:
         """Judge that methods highlight what the network cannot see, HiResCAM excepted, and that they find it important."""
         title = {m: method_title(results.config, m) for m in PAPER}
         hirescam = {n: self._column(results, "hirescam", n) for n in ("highlighted", "over constant")}
         share = above(0.5, of="share", least=10, ours=f"highlighted: above {HIGHLIGHTED:g} of a constant map, ours")
-        highlights = [
+        seen = [each for m in IDS for each in self._through(results, m)] if "gray" in datasets(results) else []
+        highlights = seen or [
             Compared(f"{title[m]}: share of images where {RATIO} is above {HIGHLIGHTED:g}",
                      self._column(results, m, "highlighted"), share, null=hirescam["highlighted"], control="HiResCAM")
             for m in PAPER if m != "hirescam"
@@ -194,7 +280,8 @@ class Table1(WallCheck):
                 "difference of the means in standard errors", z, exactly(0, 3), null=10.0, control="other datasets"
             ),
         ]
-        live, dead = (Column(results.rows("wall"), f"blank_{part}_changes_class", IMAGE) for part in ("live", "dead"))
+        wall = results.rows("wall", dataset="same") or results.rows("wall")
+        live, dead = (Column(wall, f"blank_{part}_changes_class", IMAGE) for part in ("live", "dead"))
         main = Compared("share of images whose class changes when the seen part is blanked", live,
                         above(0.5, of="share", least=10), null=dead, control="the unseen part is blanked")  # fmt: skip
         lacks = "" if ranks.values else "it needs STACK-MIX and STACK-GEN: experiment.datasets.mix.path= and .gen.path="
@@ -223,8 +310,10 @@ class Table1(WallCheck):
             return near(value / 100, 0.03, fails=0.03 + 1.98 * deviation / 100 / IMAGES**0.5, ours="0.03 is ours")
 
         def compared(name: str, dataset: str, value: float, deviation: float) -> Compared:
-            where = {"method": name} | ({"dataset": dataset} if dataset in datasets(results) else {})
-            table, column, per = ("means", "mu", "dataset") if same else ("table", "mu_minmax", "image")
+            where = {"method": name}
+            if of := [d for d in (dataset, "same") if d in datasets(results)]:
+                where["dataset"] = of[0]
+            table, column, per = ("means", "mu", "dataset") if same else ("table", self.mu, "image")
             constant = results.rows("network")[0]["constant"]
             return Compared(f"mu of {name}, {NAMES[dataset]}", Column(results.rows(table, **where), column, per),
                             rule(value, deviation), null=constant, control="a constant map")  # fmt: skip
@@ -245,13 +334,15 @@ class Table1(WallCheck):
         """Judge what the project adds: LayerCAM, and EigenCAM against a constant map."""
         layer = Compared(RATIO, self._column(results, "layercam", "over constant"), exactly(0),
                          null=self._column(results, "gradcam", "over constant"), control="GradCAM")  # fmt: skip
-        eigen = Compared(
-            RATIO, self._column(results, "eigencam", "over constant"), above(1), null=1.0, control="a constant map"
-        )
+        eigen = _agreeing([
+            Compared(f"{RATIO}{', other sign' * (m != 'eigencam')}", self._column(results, m, "over constant"), above(1),
+                     null=1.0, control="a constant map")
+            for m in self._signs("eigencam")[: 2 if "gray" in datasets(results) else 1]
+        ])  # fmt: skip
         return [
             Claim("layercam", [layer], source="The project",
                   sentence="LayerCAM, whose weights are of each position as HiResCAM's are, avoids the unseen part too."),
-            Claim("eigencam_constant", [eigen], source="The project",
+            Claim("eigencam_constant", eigen, source="The project",
                   sentence="EigenCAM's maps are more active in the unseen part than a constant map."),
         ]  # fmt: skip
 
@@ -260,10 +351,10 @@ class Gallery(Table1):
     """Draw Figures 7 to 9: the maps of a few images side by side, with the dead zone hatched. Table 1 judges them."""
 
     def tasks(self, run: Run) -> Sequence[Task]:
-        """Return only the images of each dataset that the figure shows."""
+        """Return the first images of each dataset, twice as many as the figure shows if not all of them count."""
         found = []
         for task in super().tasks(run):
-            kept = [i for i in task["images"] if i < self.samples]
+            kept = [i for i in task["images"] if i < self.samples * (2 if self.least else 1)]
             found += [{**task, "images": kept}] if kept else []
         return found
 
@@ -274,16 +365,30 @@ class Gallery(Table1):
         return WallCheck.summaries(self, results)
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        figures: dict[str, Any] = {
-            f"figure_{name}" if len(datasets(results)) > 1 else "figure": self.gallery(results, name)
-            for name in datasets(results)
-        }
-        return figures
+        return self.galleries(results, "figure")
+
+
+def _agreeing(compared: list[Compared]) -> list[Compared]:
+    """Return comparisons without a range to fail in if their verdicts differ: they are then undecided."""
+    if len({each.verdict() for each in compared}) == 1:
+        return compared
+    return [replace(each, rule=replace(each.rule, fails=())) for each in compared]
+
+
+def _printed(column: Column, factor: float) -> str:
+    """Return mean and standard deviation of a column times a factor, with the 95 % interval of the mean."""
+    values = [factor * v for v in column.values]
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    low, high = interval(values)
+    return f"{mean(values):.1f} ± {spread(values):.1f} [{low:.1f}, {high:.1f}]"
 
 
 def other_images(results: Results) -> list[str]:
     """Return how a run's images differ from the authors' 100 of each dataset, in words."""
     found = []
+    if "gray" in datasets(results):
+        return [f"{len(results.rows('wall', dataset='same'))} composed photographs instead of STACK-MIX and STACK-GEN"]
     for row in results.rows("network"):
         name, node = row["dataset"], results.config.experiment.datasets.get(row["dataset"]) or results.config.dataset
         if name not in NAMES or node["_target_"] != "vis.data.folder":

@@ -7,10 +7,11 @@
 r is one of Yosinski et al. 2015: L2 decay (the step of Eq. 2), Gaussian blur, clipping of pixels with a small norm or a small
 contribution |sum over channels of x da_i/dx| to 0; or all of them. Jitter (the image is shifted at random for each step) is
 not in the paper, but commonly used with them today. a_i is the logit. A step has the size eta regardless of the gradient's
-size, and pixels stay in [0, 1], which bounds x instead of ||x|| = p, so that the figure shows what the network saw.
+size. Pixels stay in [0, 1], so that the figure shows what the network saw; only the column of Eq. (1) also restores ||x|| = p
+after each step, with the mean norm of real images for p.
 
-Eq. (4) optimises the input of a generator instead (Nguyen et al. 2016). Here it is a small decoder from the inputs of the
-network's last dense layer to images, trained in the run, where `generator` says so.
+Eq. (4) optimises the input of a generator instead (`experiments.zhou2018.generator`), where `generator` says so. Its codes keep
+the norm of real images' codes, in place of Eq. (4)'s decay.
 
 How interpretable an image is, is judged by a second network, trained apart: the probability that it gives to the class. How
 natural, by the distance of its spectrum from the nearest real image's.
@@ -18,7 +19,7 @@ natural, by the distance of its spectrum from the nearest real image's.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.zhou2018.evidence import training_images
+from experiments.zhou2018.generator import Generator, trained
 from experiments.zhou2018.setting import another_network
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.config.instantiate import construct
 from vis.data import Preprocess, preprocessing, to_pixels
 from vis.errors import UserError
@@ -43,6 +45,7 @@ from vis.runner.experiment import Experiment, Load, Run, Task
 from vis.store.run_folder import Output, Results
 from vis.system.console import progress
 
+NORM = "norm"  # the column of Eq. (1)
 METRIC = "share of the energy in high frequencies"
 
 
@@ -51,8 +54,9 @@ class Regulariser:
     """r_theta of Eq. (3).
 
     decay: share of x that a step removes. blur: standard deviation in pixels, every `blur_every` steps. norm, contribution:
-    share of pixels, those with the smallest norm or contribution, that a step clips to 0. jitter: in pixels. shuffled:
-    gradients get random signs, a control.
+    share of pixels, those with the smallest norm or contribution, that a step clips to 0. rms: the root mean square of x that
+    a step restores (Eq. 1), in that of real images; 0 leaves it. jitter: in pixels. shuffled: gradients get random signs, a
+    control.
     """
 
     decay: float = 0.0
@@ -60,14 +64,15 @@ class Regulariser:
     blur_every: int = 4
     norm: float = 0.0
     contribution: float = 0.0
+    rms: float = 0.0
     jitter: int = 0
     shuffled: bool = False
 
     def __post_init__(self) -> None:
         if not all(0 <= share < 1 for share in (self.decay, self.norm, self.contribution)):
             raise ValueError("decay, norm and contribution are shares: 0 or more, below 1")
-        if min(self.blur, self.jitter) < 0 or self.blur_every < 1:
-            raise ValueError("blur and jitter are 0 or more, blur_every is 1 or more")
+        if min(self.blur, self.rms, self.jitter) < 0 or self.blur_every < 1:
+            raise ValueError("blur, rms and jitter are 0 or more, blur_every is 1 or more")
 
     def __call__(self, x: Tensor, gradient: Tensor, step: int) -> Tensor:
         """Regularise an image [1, C, H, W] after step 0, 1, ..., given the gradient of that step."""
@@ -75,7 +80,13 @@ class Regulariser:
         if self.blur and (step + 1) % self.blur_every == 0:
             x = blurred(x, self.blur)
         x = clipped(x, x.norm(dim=1, keepdim=True), self.norm)
-        return clipped(x, (x * gradient).sum(1, keepdim=True).abs(), self.contribution)
+        x = clipped(x, (x * gradient).sum(1, keepdim=True).abs(), self.contribution)
+        return x * (self.rms / rms(x)) if self.rms else x
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of all values."""
+    return x.square().mean().sqrt()
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
@@ -113,54 +124,13 @@ def maximise(
             (gradient,) = torch.autograd.grad(net(start.roll(shift, (2, 3)))[0, unit], start)
             if regulariser.shuffled:
                 gradient = gradient * (2 * torch.randint(2, gradient.shape, generator=random).to(gradient) - 1)
-            rms = gradient.square().mean().sqrt()
-            if not rms > 0:
+            size = rms(gradient)
+            if not size > 0:
                 raise UserError(
                     f"class {unit} has no gradient at step {step}: another seed, or a smaller experiment.eta"
                 )
-            x = regulariser(x + eta * gradient / rms, gradient, step).clamp(low, high)
+            x = regulariser(x + eta * gradient / size, gradient, step).clamp(low, high)
     return x.detach()
-
-
-class Generator(nn.Module):
-    """G of Eq. (4): codes [B, D, 1, 1] in [0, 1], inputs of a network's last dense layer, to images as the network sees them."""
-
-    def __init__(self, codes: int, shape: Sequence[int], preprocess: Preprocess) -> None:
-        super().__init__()
-        self.shape, self.preprocess = shape, preprocess
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(codes, 256), nn.ReLU(), nn.Linear(256, math.prod(shape)), nn.Sigmoid()
-        )
-
-    def pixels(self, codes: Tensor) -> Tensor:
-        """Decode to pixels [B, C, H, W] in [0, 1]."""
-        return self.layers(codes).view(-1, *self.shape)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.preprocess(self.pixels(codes))
-
-
-def generator(net: nn.Module, pixels: Tensor, preprocess: Preprocess, epochs: int, seed: int) -> Generator:
-    """Train a generator to reconstruct pixels [N, C, H, W] from the network's codes, by the mean square error."""
-    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    codes: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0].clamp(min=0)))
-    with evaluating(net), torch.no_grad():
-        for part in pixels.split(256):
-            net(preprocess(part))
-    hook.remove()
-    z = torch.cat(codes)
-    z = z / z.amax(0).clamp(min=1e-12)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        G = Generator(z.shape[1], pixels.shape[1:], preprocess).to(z)
-        optimiser = torch.optim.Adam(G.parameters(), lr=2e-3)
-        for _ in progress(range(epochs), epochs, "epochs of the generator", leave=False):
-            for i in torch.randperm(len(z)).split(64):
-                optimiser.zero_grad()
-                F.mse_loss(G.pixels(z[i]), pixels[i]).backward()
-                optimiser.step()
-    return G.requires_grad_(False)
 
 
 def spectra(pixels: Tensor) -> Tensor:
@@ -183,7 +153,7 @@ class ActivationMaximisation(Experiment):
     """Maximise classes under several regularisers.
 
     columns: {name: parameters of a Regulariser}, the first without any. networks: the config node of the second network,
-    `judge`. generator: {images, epochs} of its training; null for none. The rows are the run's targets, at most `rows` drawn.
+    `judge`. generator: {images, steps} of its training; null for none. The rows are the run's targets, at most `rows` drawn.
     """
 
     metrics = ("high", "variation", "p")
@@ -222,7 +192,8 @@ class ActivationMaximisation(Experiment):
     def compute(self, run: Run, task: Task) -> Output:
         if self._built is None:
             self._built = self._build(run)
-        model, judge, real, G, training = self._built
+        model, judge, real, G, held_out = self._built
+        length = real["rms"].mean().item()
         (i,) = run.units_of(model, task["target"], [""]) or [0]
         preprocess, name = preprocessing(model.preprocess), task["column"]
         random = torch.Generator().manual_seed(task["seed"])
@@ -230,33 +201,34 @@ class ActivationMaximisation(Experiment):
         start = preprocess((0.4 + 0.2 * noise).to(run.dtype)).to(run.device)  # "an image filled with random pixels"
         ascend = partial(maximise, unit=i, steps=self.steps, eta=self.eta, seed=task["seed"])
         if name == "generator":
-            codes = 0.1 * torch.rand(1, G.layers[1].in_features, 1, 1, generator=random).to(start)
-            unit = preprocessing("unit_range")
-            x = G(ascend(nn.Sequential(G, model.net), x=codes, regulariser=Regulariser(decay=0.02), preprocess=unit))
+            codes, unit = torch.rand(1, G.codes, 1, 1, generator=random).to(start), preprocessing("unit_range")
+            x = G(ascend(nn.Sequential(G, model.net), x=codes, regulariser=Regulariser(rms=G.rms), preprocess=unit))
         else:
-            x = ascend(model.net, x=start, regulariser=self.columns[name], preprocess=preprocess)
+            own = self.columns[name]
+            x = ascend(model.net, x=start, regulariser=replace(own, rms=own.rms * length), preprocess=preprocess)
         with torch.no_grad():
             logits, begun = model.net(torch.cat([x, start])).double()
-        pixels, own = preprocess.inverse(x).cpu(), real["class"] == i
+        pixels, alike = preprocess.inverse(x).cpu(), real["class"] == i
         row = {**task, "class": model.class_name(i), "logit": logits[i].item(), "p": logits.softmax(0)[i].item()}
         row |= {"high": high_share(x), "variation": metrics.total_variation(x).item(), "weights": model.weights}
         row |= {"judge": judge.weights, "judge p": seen_by(judge, pixels)[0, i].item(), "classes": len(logits)}
         row["judge p of start"] = seen_by(judge, preprocess.inverse(start).cpu())[0, i].item()
         row["distance"] = (real["spectra"] - spectra(pixels)).norm(dim=1).min().item()
         row["distance of real"] = real["distances"].mean().item()
-        row["nearest"] = None if training is None else (training - pixels).flatten(1).norm(dim=1).min().item()
-        if own.any():
-            largest = real["logits"][own, i].max()
+        row["nearest"] = None if held_out is None else (held_out - pixels).flatten(1).norm(dim=1).min().item()
+        row["norm"] = rms(x).item() / length
+        if alike.any():
+            largest = real["logits"][alike, i].max()
             row |= {"exceeds": float(logits[i] > largest), "start exceeds": float(begun[i] > largest)}
-            row |= {"judge p of real": real["judge"][own, i].mean().item()}
-            row["high / real"] = None if row["high"] is None else row["high"] / real["high"][own].mean().item()
-        drawn = task["seed"] == run.seeds[0] and task["target"] in run.targets[: self.rows]
+            row |= {"judge p of real": real["judge"][alike, i].mean().item()}
+            row["high / real"] = None if row["high"] is None else row["high"] / real["high"][alike].mean().item()
+        drawn = task["seed"] == run.seeds[0]
         return Output({f"{task['target']}/{name}": pixels[0].numpy()} if drawn else {}, {"table": [row]})
 
     def _build(self, run: Run) -> tuple[Model, Model, dict[str, Tensor], Generator | None, Tensor | None]:
-        """Return the network, the second one, what they say of real images, and the generator with its training images."""
+        """Return the network, the second one, what they say of real images, and the generator with images held out from it."""
         judge, model = run.model(self.judge), run.model()
-        found: dict[str, list[Tensor]] = {name: [] for name in ("class", "logits", "judge", "spectra", "high")}
+        found: dict[str, list[Tensor]] = {name: [] for name in ("class", "logits", "judge", "spectra", "high", "rms")}
         for indices in run.batches(len(run.dataset), 50):
             batch = run.batch(model, indices)
             with torch.no_grad():
@@ -268,6 +240,7 @@ class ActivationMaximisation(Experiment):
             found["logits"].append(logits)
             found["judge"].append(seen_by(judge, batch.pixels))
             found["spectra"].append(spectra(batch.pixels))
+            found["rms"].append(torch.tensor([rms(x).item() for x in batch.x]))
             found["high"].append(torch.tensor([high_share(x[None]) or math.nan for x in batch.x]))
         real = {name: torch.cat(parts) for name, parts in found.items()}
         apart = torch.cdist(real["spectra"], real["spectra"])
@@ -276,10 +249,10 @@ class ActivationMaximisation(Experiment):
             return model, judge, real, None, None
         data, size = training_images(run), (model.input_size[0], model.input_size[1])
         some = np.linspace(0, len(data) - 1, min(self.generator["images"], len(data))).astype(int)
-        training = torch.stack([to_pixels(data.read(int(i)), size, model.channels) for i in some]).to(run.dtype)
-        preprocess = preprocessing(model.preprocess)
-        G = generator(model.net, training.to(run.device), preprocess, self.generator["epochs"], run.config.seed)
-        return model, judge, real, G, training
+        images = torch.stack([to_pixels(data.read(int(i)), size, model.channels) for i in some]).to(run.dtype)
+        preprocess, steps = preprocessing(model.preprocess), self.generator["steps"]
+        G = trained(model.net, images[::2].to(run.device), preprocess, steps, run.config.seed)
+        return model, judge, real, G, images[1::2]
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 
@@ -290,7 +263,7 @@ class ActivationMaximisation(Experiment):
             return Column(results.rows(column=of), name, "class")
 
         judged, start = "probability of the class by a second network", "the random pixels of the start"
-        none = next(iter(self.columns))
+        none, pixels = next(iter(self.columns)), "all regularisers, of pixels"
         high = Compared(
             "share of runs whose logit exceeds that of every real image of the class, by class",
             Column(rows, "exceeds", "class"), above(0.5, ours="half is ours"), null=Column(rows, "start exceeds", "class"),
@@ -320,7 +293,7 @@ class ActivationMaximisation(Experiment):
                 column("distance", name) - column("distance", "all"), above(0),
                 null=column("distance of real", "all") - column("distance", "all"), control="real images in place of the other",
             )
-            for name in self.columns if name not in ("all", "jitter", "shuffled")
+            for name in self.columns if name not in (NORM, "all", "jitter", "shuffled")
         ]  # fmt: skip
         abstract = [
             Compared(
@@ -331,17 +304,20 @@ class ActivationMaximisation(Experiment):
         ]  # fmt: skip
         prior = [
             Compared(
-                f"distance from the nearest training image, {none} - through the generator",
-                column("nearest", none) - column("nearest", "generator"), above(0), null=0.0, control="ascent on pixels itself",
+                "distance from the nearest real image, which the generator has not seen, all - through the generator",
+                column("nearest", "all") - column("nearest", "generator"), above(0), null=0.0, control=pixels,
             ),
             Compared(
-                f"{judged}, through the generator - {none}", column("judge p", "generator") - column("judge p", none),
-                above(0), null=0.0, control="ascent on pixels itself",
+                f"{judged}, through the generator - all", column("judge p", "generator") - column("judge p", "all"),
+                above(0), null=0.0, control=pixels,
+            ),
+            Compared(
+                f"{judged}, through the generator", column("judge p", "generator"), above(0.5, ours="half is ours"),
+                null=column("judge p of start", none), control=start,
             ),
         ]  # fmt: skip
-        lacking = (
-            "" if self.generator else "no generator is trained for these images: preset=small trains one for digits"
-        )
+        how = "experiment.generator={images: 20000, steps: 3000} dataset=mnist"
+        lacking = "" if self.generator else f"no generator is trained for these images: {how}"
         seen = any("exceeds" in r for r in rows)
         unseen = "" if seen else "no image of the dataset shows these classes: dataset=imagenet dataset.path=FOLDER"
         claims = [
@@ -360,7 +336,7 @@ class ActivationMaximisation(Experiment):
         )  # fmt: skip
         sentence = "All regularisers together leave less noise than none."
         return [
-            *replicated(claims, differences, at_small_sizes(results.config)),
+            *replicated(claims, differences, on_digits(results.config)),
             Claim("regularised", [noise], sentence=sentence, source="Introduction, Eqs. 1 to 3"),
         ]
 
@@ -383,7 +359,29 @@ class ActivationMaximisation(Experiment):
             "The paper prints that without a regulariser images are interpretable, and means the opposite",
             "; ".join(words[1:]),
         ]
-        return {"figure": panel_grid(rows, caption)}
+        return {"figure": panel_grid(rows, caption)} | (
+            {"generator": self._compared(results)} if self.generator else {}
+        )
+
+    def _compared(self, results: Results) -> Figure:
+        """Draw the paper's Figure 1 over its Figure 2: each class by regularised pixels, and through the generator."""
+        targets = list(dict.fromkeys(r["target"] for r in results.rows()))
+        rows: list[PanelRow] = []
+        for name in (next(iter(self.columns)), "all", "generator"):
+            panels = []
+            for target in targets:
+                (row,) = results.rows(target=target, column=name, seed=results.config.seed)
+                title = "" if rows else str(target)
+                panels.append(
+                    Panel(display.picture(results.arrays[f"{target}/{name}"]), title, f"{row['judge p']:.2f}")
+                )
+            rows.append(PanelRow(panels, name))
+        caption = [
+            f"{results.config.model.name}: images that maximise the logit of a class, by Eq. 3 without and with all "
+            "regularisers, as in the paper's Figure 1, and by Eq. 4 through a generator trained here, as in its Figure 2",
+            "Under each: the probability that a second network, trained apart, gives to the class",
+        ]
+        return panel_grid(rows, caption)
 
 
 def _words(regulariser: Regulariser) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.zhou2018.evidence import learn, learnt, windows
 from experiments.zhou2018.figure11 import Figure11
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, interval, replicated
+from vis.claims import Claim, Column, Compared, above, interval, on_digits, replicated
 from vis.figures.layout import plot, styled
 from vis.models.published import instead_of_published, is_published
 from vis.runner.experiment import Run, Task
@@ -36,7 +36,7 @@ class Architectures(Figure11):
         model = run.model(self.models[task["network"]])
         learn(run, model, self.own_images)
         row = self.row(run, model, run.batch(model, task["images"]), next(iter(run.methods.values())))
-        return Output(tables={"table": [row | learnt(run, self.own_images)]})
+        return Output(tables={"table": [row | learnt(run, model, self.own_images)]})
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the errors of each image, and whether the interval over images is below PDA's, for each network."""
@@ -58,7 +58,7 @@ class Architectures(Figure11):
         nodes = results.config.experiment.models.items()
         others = [f"{name}: {instead_of_published(node)}" for name, node in nodes if node and not is_published(node)]
         others += windows(results, results.rows()[0])
-        return replicated([Claim("Z-2.1-y", [most])], others, at_small_sizes(results.config))
+        return replicated([Claim("Z-2.1-y", [most])], others, on_digits(results.config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows, first = results.rows("networks"), results.rows()[0]

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from experiments.zhou2018.evidence import chosen_class, training_images
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, mean_and_spread, replicated
+from vis.claims import Claim, Column, Compared, above, at_small_sizes, mean_and_spread, on_digits, replicated
 from vis.config.instantiate import construct
 from vis.data import preprocessing
 from vis.figures.layout import plot, styled
@@ -39,20 +39,21 @@ LINEAR, OTHER = (nn.Conv2d, nn.Linear), (nn.ReLU, nn.MaxPool2d)
 class Depth(Experiment):
     """Measure the error by layer and by depth; each seed is a training.
 
-    models: {name: config node}, the shallowest first; samples: draws of the window in the middle.
+    models: {name: config node}, the shallowest first, or a single one, whose units are images; samples: draws of the window in
+    the middle. own_images: see EvidenceMaps.
     """
 
-    def __init__(self, models: Mapping[str, Any], samples: int) -> None:
-        self.models, self.samples = models, samples
+    def __init__(self, models: Mapping[str, Any], samples: int, own_images: bool = True) -> None:
+        self.models, self.samples, self.own_images = models, samples, own_images
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"network": name, "seed": seed} for name in self.models for seed in run.seeds]
 
     def compute(self, run: Run, task: Task) -> Output:
         model = self._trained(run, task["network"], task["seed"])
-        (key,) = run.methods
+        (key,), default = run.methods, training_images(run) if self.own_images else None
         method = construct(dict(run.config.methods[key]), f"methods.{key}")
-        method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], training_images(run)))
+        method.prepare(run.explainer.subject(model, run.batch(model, [0]).x, [], default))
         output = Output(tables={"table": [], "layers": []})
         for i in range(len(run.dataset)):
             batch = run.batch(model, [i])
@@ -93,43 +94,44 @@ class Depth(Experiment):
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the accumulated error of each training, and the extremes over the layers of a kind."""
         rows: Rows = []
+        photographs: Rows = []
         keys = list(dict.fromkeys((r["network"], r["seed"]) for r in results.rows()))
         for network, seed in keys:
             of = results.rows(network=network, seed=seed)
             row = {"network": network, "seed": seed, "weights": of[0]["weights"]}
             row["relative"] = sum(r["error"] for r in of) / max(sum(r["effect"] for r in of), 1e-30)
             layers = results.rows("layers", network=network, seed=seed)
-            means = {
-                kind: [
-                    float(np.mean([r["error"] for r in layers if r["layer"] == name]))
-                    for name in dict.fromkeys(r["layer"] for r in layers if r["kind"] == kind)
-                ]
-                for kind in ("linear", "other")
-            }
-            row |= {
-                "least other": min(means["other"]),
-                "most linear": max(means["linear"]),
-                "least linear": min(means["linear"]),
-            }
+            row |= extremes(layers)
+            for image in dict.fromkeys(r["image"] for r in layers):
+                where = {"network": network, "image": image}
+                photographs.append(where | extremes([r for r in layers if r["image"] == image]))
             rows.append(row)
         for row in rows:
             own = [r["relative"] for r in rows if r["network"] == row["network"]]
             row["relative of the next"] = own[(own.index(row["relative"]) + 1) % len(own)]
-        return {"summary": rows}
+        return {"summary": rows, "images": photographs}
 
     def claims(self, results: Results) -> list[Claim]:
-        def column(network: str, name: str) -> Column:
-            return Column(results.rows("summary", network=network), name, "seed")
+        several = len(self.models) > 1
+        unit, table = ("seed", "summary") if several else ("image", "images")
 
-        shallow, *_, deep = self.models
+        def column(network: str, name: str) -> Column:
+            return Column(results.rows(table, network=network), name, unit)
+
+        shallow, *_ = self.models
+        *_, deep = self.models
         layers = [
             Compared(
                 f"least error of a non-linear layer - largest of a linear layer, in standard deviations, {n}",
                 column(n, "least other") - column(n, "most linear"), above(0),
                 null=column(n, "least linear") - column(n, "most linear"), control="linear layers",
             )
-            for n in (shallow, deep)
+            for n in dict.fromkeys((shallow, deep))
         ]  # fmt: skip
+        if not several:
+            first = results.rows()[0]
+            other = f"{shallow}, {first['weights']}, on photographs instead of VGG-16 on ImageNet"
+            return replicated([Claim("Z-3-s", layers)], [other], on_digits(results.config))
         deeper = Compared(
             f"error over effect, {deep} - {shallow}", column(deep, "relative") - column(shallow, "relative"), above(0),
             null=column(shallow, "relative of the next") - column(shallow, "relative"), control=f"another training of {shallow}",
@@ -161,6 +163,19 @@ class Depth(Experiment):
             right.set(xlabel="place of the layer, from pixels (0) to logits (1)", ylabel="error of the layer / std")
             right.legend()
         return {"figure": figure}
+
+
+def extremes(layers: Rows) -> dict[str, float]:
+    """Return the least and the largest mean error over the layers of a kind."""
+    means = {
+        kind: [
+            float(np.mean([r["error"] for r in layers if r["layer"] == name]))
+            for name in dict.fromkeys(r["layer"] for r in layers if r["kind"] == kind)
+        ]
+        for kind in ("linear", "other")
+    }
+    found = {"least other": min(means["other"]), "most linear": max(means["linear"])}
+    return found | {"least linear": min(means["linear"])}
 
 
 def by_layer(net: nn.Module, images: Tensor, c: int) -> tuple[Tensor, Rows]:

@@ -10,6 +10,7 @@ the paper says of the husky's ears or the bee eater's tail is judged in photogra
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,12 @@ from vis.windows.engine import Incremental
 from vis.windows.plan import relative_work
 
 SETTINGS = {"window": 10, "patch": 18, "stride": 1}
+BOXES = 8  # photographs with boxes that a verdict needs
+LARGEST = 0.75  # share of the image that an object's box may take: evidence in a box of all says nothing
 ILSVRC = 50_000  # images to which the paper fits its Gaussians
 HIGH, LOW = (
-    above(0.9, 0.5, ours="the bounds are ours"),
-    below(0.1, 0.5, ours="the bounds are ours"),
+    above(0.9, 0.5, least=BOXES, ours="the bounds are ours"),
+    below(0.1, 0.5, least=BOXES, ours="the bounds are ours"),
 )  # ranks of evidence
 
 
@@ -55,7 +58,7 @@ def training_images(run: Run) -> Dataset:
 
 
 def learn(run: Run, model: Model, own_images: bool) -> None:
-    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default bundled photographs.
+    """Prepare the run's methods for a model: fit them to the images that `gaussian=` names, by default other ones.
 
     own_images: the default is the training images of the run's dataset.
     """
@@ -64,23 +67,17 @@ def learn(run: Run, model: Model, own_images: bool) -> None:
         run.explainer.prepare(name, model, images, [], default)
 
 
-def learnt_from(run: Run, own_images: bool) -> str:
-    """Name the images from which the methods learnt."""
-    sources = [method.gaussian for method in run.methods.values() if hasattr(method, "gaussian")]
-    if not sources:
-        return "no images"
-    if own_images and sources[0] is None:
-        return training_images(run).origin
-    return str(sources[0] or "photographs bundled with scikit-image")
-
-
-def learnt(run: Run, own_images: bool) -> dict[str, Any]:
+def learnt(run: Run, model: Model, own_images: bool) -> dict[str, Any]:
     """Return the columns that say from which images, and how many, the methods learnt; None if the number is unknown."""
-    fitted = next((m.learnt for m in run.methods.values() if hasattr(m, "learnt")), None)
-    return {
-        "learnt_from": learnt_from(run, own_images),
-        "learnt_images": getattr(fitted, "provenance", {}).get("images"),
-    }
+    method: Any = next((m for m in run.methods.values() if hasattr(m, "learnt")), None)
+    if method is None:
+        return {"learnt_from": "no images", "learnt_images": None}
+    given = method.gaussian
+    if given is not None and not Path(given).expanduser().is_dir():  # a file with what was learnt
+        return {"learnt_from": given, "learnt_images": getattr(method.learnt, "provenance", {}).get("images")}
+    default = training_images(run) if own_images else None
+    data = run.explainer.subject(model, run.batch(model, [0]).x, [], default).pictures(given).data
+    return {"learnt_from": data.origin, "learnt_images": len(data)}
 
 
 def chosen_class(run: Run, model: Model, batch: Batch) -> tuple[int, Tensor]:
@@ -119,6 +116,11 @@ def windows(results: Results, first: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def images_of(run: Run) -> str:
+    """Name the run's images without the list of where each comes from."""
+    return run.dataset.origin.partition(":")[0]
+
+
 class OnePicture(Experiment):
     """An experiment whose task is a picture, explained by the run's first method. own_images: see EvidenceMaps."""
 
@@ -139,9 +141,10 @@ class OnePicture(Experiment):
 class EvidenceMaps(Experiment):
     """Compute maps of evidence.
 
-    source: the paper's figure. own_images: learn patches from the training images of the run's dataset, not from photographs.
-    windows: of a task. object: {image: box of the object}; in images of one channel, the digit is the object. parts: {image:
-    {part: boxes}}. Boxes are (top, left, bottom, right) in shares of the sides.
+    source: the paper's figure. own_images: learn patches from the training images of the run's dataset; otherwise from its
+    other images or, if they are few, from bundled ones. windows: of a task. parts: {image: {part: boxes}}, boxes (top, left,
+    bottom, right) in shares of the sides; of other images those of `Run.drawn`, which has the objects too. In images of one
+    channel, the digit is the object.
     """
 
     def __init__(
@@ -149,10 +152,9 @@ class EvidenceMaps(Experiment):
         source: str,
         own_images: bool = False,
         windows: int = 4096,
-        object: Mapping[str, Sequence[float]] = {},
         parts: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] = {},
     ) -> None:
-        self.source, self.own_images, self.windows, self.object, self.parts = source, own_images, windows, object, parts
+        self.source, self.own_images, self.windows, self.parts = source, own_images, windows, parts
         self._shares: dict[str, float] = {}  # {method: cost of a window as a share of a full pass}
 
     def views(self, image: str) -> list[str]:
@@ -163,9 +165,17 @@ class EvidenceMaps(Experiment):
         """Return a view of an image: [1, C, H, W] in [0, 1]."""
         return pixels
 
-    def part(self, image: str, name: str, view: str, size: Sequence[int]) -> Tensor:
-        """Return the mask [H, W] of a part in a view of an image."""
-        return boxes_mask(self.parts[image][name], size)
+    def part(self, boxes: Sequence[Sequence[float]], view: str, size: Sequence[int]) -> Tensor:
+        """Return the mask [H, W] of boxes of an image in one of its views."""
+        return boxes_mask(boxes, size)
+
+    def boxes(self, run: Run, model: Model, i: int) -> Rows:
+        """Return the boxes of an image, a row for each; part: "" for its object."""
+        image = run.dataset.names[i]
+        drawn = run.drawn(model, [i]).get(image)
+        own = {part: [box] for part, box in drawn.parts.items()} if drawn else {}
+        every = {**({"": [drawn.box]} if drawn else {}), **(self.parts.get(image) or own)}
+        return [{"image": image, "part": part, "box": list(box)} for part, boxes in every.items() for box in boxes]
 
     def pictures(self, run: Run) -> list[int]:
         """Return the indices of the images."""
@@ -229,7 +239,9 @@ class EvidenceMaps(Experiment):
             fact = {"key": key, "image": image, "view": view, "class": model.class_name(c), "unit": c, "p": float(p[c])}
             fact |= {"label": batch.labels[0], "log2_odds": float(odds)}
             fact |= {"laplace_bits": float(torch.logit(p[c]) / math.log(2) - odds), "weights": model.weights}
-            output.tables["images"] = [fact | learnt(run, self.own_images)]
+            output.tables["images"] = [fact | learnt(run, model, self.own_images)]
+            if not view:
+                output.tables["boxes"] = self.boxes(run, model, task["images"][0])
         return output
 
     # --- from what is stored ------------------------------------------------------------------------------------------
@@ -242,32 +254,36 @@ class EvidenceMaps(Experiment):
         }
         tables: dict[str, Rows] = {"maps": [], "pairs": [], "parts": []}
         for fact in facts:
-            own = {"image": fact["image"], "view": fact["view"]}
-            pixels = results.arrays[f"{fact['key']}/pixels"]
+            own, key = {"image": fact["image"], "view": fact["view"]}, fact["key"]
+            pixels = results.arrays[f"{key}/pixels"]
             size, alike = pixels.shape[1:], [f["key"] for f in facts if f["view"] == fact["view"]]
-            next_ = alike[(alike.index(fact["key"]) + 1) % len(alike)]
-            other = {m: maps[next_, m] if next_ != fact["key"] else None for m in methods}
-            object_ = self.object_mask(fact, pixels)
+            at = alike.index(key)
+            others = [*alike[at + 1 :], *alike[:at]]
+            other = {m: maps[others[0], m] if others else None for m in methods}
+            parts: dict[str, list[Sequence[float]]] = {}
+            for row in results.rows("boxes", image=fact["image"]):
+                parts.setdefault(row["part"], []).append(row["box"])
+            object_ = self.object_mask(parts.pop("", []), fact["view"], pixels)
             for i, a in enumerate(methods):
-                map_ = maps[fact["key"], a]
-                tables["maps"].append(own | {"method": a} | of_map(map_, object_))
+                map_ = maps[key, a]
+                tables["maps"].append(own | {"method": a} | of_map(map_, object_, [maps[each, a] for each in others]))
                 for b in methods[i + 1 :]:
-                    found = of_pair(map_, maps[fact["key"], b], other[b], object_)
-                    tables["pairs"].append(
-                        own | {"a": a, "b": b, "wall": "wall" in self.parts.get(fact["image"], ())} | found
-                    )
-                for part in self.parts.get(fact["image"], ()):
-                    mask = self.part(fact["image"], part, fact["view"], size)
+                    found = of_pair(map_, maps[key, b], other[b], object_)
+                    if fact["laplace_bits"] > 1:  # saturated: the size of its evidence says nothing
+                        found["log2_norms"] = None
+                    tables["pairs"].append(own | {"a": a, "b": b, "wall": "wall" in parts} | found)
+                for part, boxes in parts.items():
+                    mask = self.part(boxes, fact["view"], size)
                     if mask.any():  # a view can cut it off
                         tables["parts"].append(own | {"part": part, "method": a} | of_part(map_, mask, other[a]))
         return tables
 
-    def object_mask(self, fact: Mapping[str, Any], pixels: np.ndarray) -> Tensor | None:
-        """Return the mask of an image's object; None if it has no box, or for another view than the image itself."""
+    def object_mask(self, boxes: Sequence[Sequence[float]], view: str, pixels: np.ndarray) -> Tensor | None:
+        """Return the mask of an image's object; None without a box, with one of almost all of it, and for other views."""
         if len(pixels) == 1:
             return torch.from_numpy(pixels[0] > 0.5)
-        box = None if fact["view"] else self.object.get(fact["image"])
-        return None if box is None else boxes_mask([box], pixels.shape[1:])
+        mask = boxes_mask([] if view else boxes, pixels.shape[1:])
+        return mask if 0 < mask.double().mean() <= LARGEST else None
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         """Draw a row for each image: the image, and for each method its map and the map over the image."""
@@ -339,7 +355,7 @@ def of_parts(results: Results, id_: str, parts: Sequence[str], compared: Sequenc
 def on_objects(results: Results) -> str:
     """Return the reason for no verdict on where evidence lies; "" if an image has a box of its object."""
     known = any(row["object"] for row in results.rows("maps"))
-    return "" if known else "no image has a box of its object: '+experiment.object={NAME: [TOP, LEFT, BOTTOM, RIGHT]}'"
+    return "" if known else "no image has a box of its object: '+boxes={NAME: [TOP, LEFT, BOTTOM, RIGHT]}'"
 
 
 def photographs(results: Results) -> list[str]:

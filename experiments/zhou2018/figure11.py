@@ -23,11 +23,12 @@ from experiments.zhou2018.evidence import (
     chosen_class,
     column,
     differences,
+    images_of,
     learnt,
     middle,
     window_logits,
 )
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.figures.layout import plot, styled
 from vis.methods.perturbation import cut
 from vis.models import Model
@@ -76,7 +77,7 @@ class Figure11(OnePicture):
 
     def compute(self, run: Run, task: Task) -> Output:
         model, batch, found = self.begin(run, task)
-        return Output(tables={"table": [self.row(run, model, batch, found) | learnt(run, self.own_images)]})
+        return Output(tables={"table": [self.row(run, model, batch, found) | learnt(run, model, self.own_images)]})
 
     def row(self, run: Run, model: Model, batch: Batch, method: Any) -> dict[str, Any]:
         """Return an image's `approximation` and its controls.
@@ -94,7 +95,7 @@ class Figure11(OnePicture):
         p = window_logits(model, x, method, at, torch.cat([*others, draws])).softmax(1)[:, c]
         tens = p[2:][: self.samples // 10 * 10].view(-1, 10).mean(1)
         row |= {"gray": float(p[0]), "other": float(p[1]), "ten": decades(tens - row["arithmetic"])}
-        return row | {"network": model.name, "data": run.dataset.origin}
+        return row | {"network": model.name, "data": images_of(run)}
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the errors of each image, and the order of histograms of 20 images each.
@@ -119,7 +120,7 @@ class Figure11(OnePicture):
         )
         draws = [] if self.samples == 500 else [f"{self.samples} draws instead of 500"]
         others = [*differences(results, "AlexNet", rows[0]), *images, *draws]
-        return replicated([*_figure(results), *_sources(results)], others, at_small_sizes(config))
+        return replicated([*_figure(results), *_sources(results)], others, on_digits(config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         rows = results.rows()

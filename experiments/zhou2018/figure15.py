@@ -4,8 +4,8 @@ It is to tell two sources of their difference apart, sampling and approximation.
 and the efficient algorithm with the mean of other draws than PDA's.
 """
 
-from experiments.zhou2018.evidence import HIGH, LOW, EvidenceMaps, column, of_parts, photographs, ranks
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from experiments.zhou2018.evidence import BOXES, HIGH, LOW, EvidenceMaps, column, of_parts, photographs, ranks
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
 
@@ -31,14 +31,14 @@ class Figure15(EvidenceMaps):
 
     def claims(self, results: Results) -> list[Claim]:
         found = [*_hypothesis(results), *_identical(results), *_parts(results)]
-        return replicated(found, photographs(results), at_small_sizes(results.config))
+        return replicated(found, photographs(results), on_digits(results.config))
 
 
 def _hypothesis(results: Results) -> list[Claim]:
     shape = Compared(
         "share of 1 - correlation of PDA and the efficient map that goes if PDA's draws replace the conditional mean",
         column(results, "explained", "own"),
-        above(0.5),
+        above(0.5, least=BOXES),
         null=column(results, "explained", "other"),
         control="the mean of other draws than PDA's",
     )
@@ -53,7 +53,7 @@ def _hypothesis(results: Results) -> list[Claim]:
     intensity = Compared(
         "|log2| of the ratio of the maps' norms, PDA and mean of its draws - mean of draws and conditional mean",
         norms["approximation"] - norms["sampling"],
-        above(0),
+        above(0, least=BOXES),
         null=norms["seeds"] - norms["sampling"],
         control="PDA with other draws in place of the mean of its draws",
     )
@@ -72,14 +72,14 @@ def _identical(results: Results) -> list[Claim]:
     maillot = Compared(
         "correlation of PDA and the efficient map with the mean of PDA's draws",
         alike[True, ("pda", "pda_fast_sampled")],
-        above(0.8, 0.5, ours=OURS),
+        above(0.8, 0.5, least=BOXES, ours=OURS),
         null=alike[True, ("pda", "pda_fast")],
         control="the efficient map with the conditional mean",
     )
     others = Compared(
         "correlation of the efficient maps with the conditional mean and the mean of draws",
         alike[False, ("pda_fast", "pda_fast_sampled")],
-        above(0.9, 0.7, ours=OURS),
+        above(0.9, 0.7, least=BOXES, ours=OURS),
         null=alike[False, ("pda", "pda_fast")],
         control="PDA and the efficient map with the conditional mean",
     )
@@ -99,6 +99,9 @@ def _parts(results: Results) -> list[Claim]:
         of_parts(results, "Z-F15-c", ["wall", "sheet"], wall),
         *(
             of_parts(results, id_, [part], [Compared(metric, change[part], rule, null=0.0, control=control)])
-            for id_, part, rule in (("Z-F15-e", "above_head", above(0)), ("Z-F15-f", "chest", below(0)))
+            for id_, part, rule in (
+                ("Z-F15-e", "above_head", above(0, least=BOXES)),
+                ("Z-F15-f", "chest", below(0, least=BOXES)),
+            )
         ),
     ]

@@ -12,9 +12,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import OnePicture, chosen_class, column, differences, learnt, middle, window_logits
+from experiments.zhou2018.evidence import (
+    OnePicture,
+    chosen_class,
+    column,
+    differences,
+    images_of,
+    learnt,
+    middle,
+    window_logits,
+)
 from experiments.zhou2018.geometric_mean import slope
-from vis.claims import Claim, Compared, above, at_small_sizes, near, replicated
+from vis.claims import Claim, Compared, above, near, on_digits, replicated
 from vis.figures.layout import plot, styled
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
@@ -42,9 +51,14 @@ class Figure16(OnePicture):
         contents = [found.learnt.samples(x, at, k, self.samples, seed)[0] for seed in seeds]
         p = window_logits(model, x, found, at, torch.cat([found.learnt.means(x, at, k), *contents])).softmax(1)[:, c]
         row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "efficient": float(p[0])}
-        row |= {"top": int(at[0, 0]), "left": int(at[0, 1]), "weights": model.weights, "data": run.dataset.origin}
+        row |= {
+            "top": int(at[0, 0]),
+            "left": int(at[0, 1]),
+            "weights": model.weights,
+            "data": images_of(run),
+        }
         return Output(
-            {f"{image}/p": p[1:].view(self.draws, -1).numpy()}, {"table": [row | learnt(run, self.own_images)]}
+            {f"{image}/p": p[1:].view(self.draws, -1).numpy()}, {"table": [row | learnt(run, model, self.own_images)]}
         )
 
     def summaries(self, results: Results) -> dict[str, Rows]:
@@ -86,7 +100,7 @@ class Figure16(OnePicture):
         ]
         found = [Claim("Z-1-q", [source]), Claim("Z-F16-a", [intense])]
         return [
-            *replicated(found, others, at_small_sizes(results.config)),
+            *replicated(found, others, on_digits(results.config)),
             *replicated([Claim("Z-F15-a", [power])], others),
         ]
 

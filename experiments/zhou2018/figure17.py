@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.zhou2018.evidence import HIGH, EvidenceMaps, column, map_of, of_parts, photographs
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Column, Compared, above, below, on_digits, replicated
 from vis.methods.forward import Forward
 from vis.methods.layers import feature_layer
 from vis.runner.experiment import Run, Task
@@ -103,7 +103,7 @@ class Figure17(EvidenceMaps):
             of_parts(results, "Z-F17-b", PARTS, [agree]),
             Claim("Z-F17-c", [invariant], reason=few),
         ]
-        return replicated(found, photographs(results), at_small_sizes(results.config))
+        return replicated(found, photographs(results), on_digits(results.config))
 
 
 def signature(features: Tensor, map_: Tensor) -> Tensor:

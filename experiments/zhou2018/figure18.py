@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.zhou2018.evidence import HIGH, EvidenceMaps, column, of_parts, photographs, ranks
 from experiments.zhou2018.measures import boxes_mask
-from vis.claims import Claim, Compared, above, at_small_sizes, below, replicated
+from vis.claims import Claim, Compared, above, below, on_digits, replicated
 from vis.methods.perturbation import log2_odds
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
@@ -58,8 +58,8 @@ class Figure18(EvidenceMaps):
         ear = list(self.parts[image]["ears"])[:1]
         return filled(pixels, ear if name == EAR else self._elsewhere(image, ear, 0))
 
-    def part(self, image: str, name: str, view: str, size: Sequence[int]) -> Tensor:
-        mask = super().part(image, name, view, size)
+    def part(self, boxes: Sequence[Sequence[float]], view: str, size: Sequence[int]) -> Tensor:
+        mask = super().part(boxes, view, size)
         return moved(mask[None, None].double(), self.affine[view])[0, 0] > 0.5 if view in self.affine else mask
 
     def compute(self, run: Run, task: Task) -> Output:
@@ -134,7 +134,7 @@ class Figure18(EvidenceMaps):
             of_parts(results, "Z-F18-d", ["ears", "eyes"], guess),
         ]
         views = "rotations and a crop of ours, of which the paper does not give the size"
-        return replicated(found, [*photographs(results), views], at_small_sizes(results.config))
+        return replicated(found, [*photographs(results), views], on_digits(results.config))
 
 
 def filled(pixels: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:

@@ -2,11 +2,11 @@
 
 import math
 
-from experiments.zhou2018.evidence import EvidenceMaps, column, on_objects, photographs
-from vis.claims import Claim, Compared, above, at_small_sizes, below, replicated
+from experiments.zhou2018.evidence import BOXES, EvidenceMaps, column, on_objects, photographs
+from vis.claims import Claim, Compared, above, below, on_digits, replicated
 from vis.store.run_folder import Results
 
-NOISY = above(math.log2(1.2), 0, ours="1.2 times as many pixels for `too noisy` is ours")
+NOISY = above(math.log2(1.2), 0, least=BOXES, ours="1.2 times as many pixels for `too noisy` is ours")
 
 
 class Figure19(EvidenceMaps):
@@ -17,7 +17,7 @@ class Figure19(EvidenceMaps):
         captures = Compared(
             "share of the efficient map's largest 10 % of pixels that are also the simplified map's - of another image's",
             column(results, "pairs", "overlap", **pair) - column(results, "pairs", "overlap_other", **pair),
-            above(0),
+            above(0, least=BOXES),
             null=0.0,
             control="the simplified map of another image",
         )
@@ -37,10 +37,10 @@ class Figure19(EvidenceMaps):
             Compared(
                 "share of |evidence| in the object, simplified - efficient",
                 object_,
-                below(0),
+                below(0, least=BOXES),
                 null=0.0,
                 control=control,
             ),
         ]
         found = [Claim("Z-F19-d", [captures]), Claim("Z-F19-e", noisy, reason=on_objects(results))]
-        return replicated(found, photographs(results), at_small_sizes(results.config))
+        return replicated(found, photographs(results), on_digits(results.config))

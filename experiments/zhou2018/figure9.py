@@ -6,6 +6,7 @@ places (Eq. 19): at 3 the error is below a thousandth of the standard deviation.
 values over images, and the control redraws the whole image in place of a window.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.zhou2018.evidence import OnePicture, column, differences, learnt
-from vis.claims import Claim, Compared, above, at_small_sizes, below, replicated
+from experiments.zhou2018.evidence import OnePicture, column, differences, images_of, learnt
+from vis.claims import Claim, Compared, above, below, on_digits, replicated
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.methods.forward import Forward
@@ -41,9 +42,12 @@ class Figure9(OnePicture):
 
     def compute(self, run: Run, task: Task) -> Output:
         model, batch, found = self.begin(run, task)
-        dense = [name for name, module in model.net.named_modules() if isinstance(module, nn.Linear)][:-1]
+        dense = before_relus(model.net)
         if not dense:
-            raise UserError(f"{model.name} has no dense layer before its last: take alexnet, vgg16 or cnn_mnist")
+            raise UserError(
+                f"{model.name} has neither a dense layer before its last nor a convolution in front of a last ReLU: take "
+                "alexnet, vgg16, squeezenet or cnn_mnist"
+            )
         x, k, image = batch.x[0], found.window, batch.names[0]
         contents = found.learnt.samples(x, torch.tensor([[0, 0]]), k, self.samples, run.config.seed)[0]
         values: dict[str, list[torch.Tensor]] = {name: [] for name in dense}
@@ -53,23 +57,33 @@ class Figure9(OnePicture):
             with Forward(model.net, images, dense) as forward:
                 pass
             for name in dense:
-                values[name].append(forward.layers[name].double().cpu())
+                values[name].append(forward.layers[name].flatten(1).double().cpu())
         output = Output(tables={"table": []})
         for name in dense:
             for what, each in moments(torch.cat(values[name]).numpy()).items():
                 output.arrays[f"{image}/{name}/{what}"] = each
-            row = {"image": image, "layer": name, "weights": model.weights, "data": run.dataset.origin}
-            output.tables["table"].append(row | learnt(run, self.own_images))
+            kind = type(model.net.get_submodule(name)).__name__
+            row = {
+                "image": image,
+                "layer": name,
+                "kind": kind,
+                "weights": model.weights,
+                "data": images_of(run),
+            }
+            output.tables["table"].append(row | learnt(run, model, self.own_images))
         return output
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return for each image and layer the shares of neurons, and the error of the exchange in units of the layer's values.
 
-        images_...: the same over images, with each as a draw.
+        images_...: the same over images, with each as a draw. Neurons that no window reaches, such as the far positions of a
+        convolution, are left out.
         """
         rows = []
         for layer in dict.fromkeys(row["layer"] for row in results.rows()):
-            of = {row["image"]: statistics(results, row) for row in results.rows(layer=layer)}
+            every = {row["image"]: statistics(results, row) for row in results.rows(layer=layer)}
+            reached = np.any([found["std"] > 0 for found in every.values()], axis=0)
+            of = {image: {k: v[reached] for k, v in found.items()} for image, found in every.items()}
             unit = np.sqrt(np.mean([np.square(found["mean"]) for found in of.values()]))
             redrawn = moments(np.stack([found["mean"] for found in of.values()]))
             for image, found in of.items():
@@ -108,14 +122,16 @@ class Figure9(OnePicture):
             if results.config.get("dataset", {}).get("_target_") == "vis.data.imagenet"
             else [f"{first['data']} instead of ILSVRC"]
         )
-        others = [*differences(results, NETWORK[self.source], first), *images]
-        return replicated(found, others, at_small_sizes(results.config))
+        layer = f"the ReLU behind the convolution {first['layer']}, where the window reaches it, instead of those of dense layers"
+        others = [*differences(results, NETWORK[self.source], first), *images, *[layer] * (first["kind"] == "Conv2d")]
+        return replicated(found, others, on_digits(results.config))
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         image = results.rows()[0]["image"]
         rows = results.rows(image=image)
+        layers = " and ".join(row["layer"] for row in rows)
         caption = [
-            f"{self.source}: mean and standard deviation of the inputs of the ReLUs of dense layers, over "
+            f"{self.source}: mean and standard deviation of the inputs of the ReLUs behind {layers}, over "
             f"{self.samples} draws of the top left window of {image}; right, their ratio",
             f"{results.config.model.name}, {rows[0]['weights']}; windows learnt from {rows[0]['learnt_from']}",
         ]
@@ -123,6 +139,7 @@ class Figure9(OnePicture):
         with styled():
             for row in rows:
                 found = statistics(results, row)
+                found = {k: v[found["std"] > 0] for k, v in found.items()}
                 ratio = np.log10(np.abs(found["mean"]) / np.maximum(found["std"], 1e-300))
                 for axes, values in ((left, found["mean"]), (middle, found["std"]), (right, ratio)):
                     axes.hist(values, bins=60, histtype="step", label=row["layer"])
@@ -132,6 +149,14 @@ class Figure9(OnePicture):
             right.axvline(np.log10(LARGE), color="0.7", linewidth=0.8, linestyle="--")
             left.legend()
         return {"figure": figure}
+
+
+def before_relus(net: nn.Module) -> list[str]:
+    """Return the dense layers but the last; in a network without others, the last convolution in front of a ReLU."""
+    dense = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][:-1]
+    leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
+    pairs = [(name, a, b) for (name, a), (_, b) in pairwise(leaves)]
+    return dense or [name for name, a, b in pairs if isinstance(a, nn.Conv2d) and isinstance(b, nn.ReLU)][-1:]
 
 
 def moments(values: np.ndarray) -> dict[str, np.ndarray]:

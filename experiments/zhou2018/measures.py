@@ -26,10 +26,11 @@ def pixels_holding(map_: Tensor, share: float = 0.8) -> float:
     return (int((sums < share * sums[-1]).sum()) + 1) / len(sums) if sums[-1] > 0 else math.nan
 
 
-def of_map(map_: Tensor, object_: Tensor | None) -> dict[str, Any]:
+def of_map(map_: Tensor, object_: Tensor | None, others: Sequence[Tensor] = ()) -> dict[str, Any]:
     """Return a map's concentration and, if a mask of the object is given, how its |evidence| lies to the object.
 
-    on_object: the share in the object. outside: the 99th percentile outside over that inside; outside_shuffled: of the map
+    others: maps of other images. on_object: the share in the object; on_object_other: the others' mean share in this place;
+    area: the object's share of the image. outside: the 99th percentile outside over that inside; outside_shuffled: of the map
     with its pixels in random order.
     """
     found: dict[str, Any] = {"log2_pixels": math.log2(pixels_holding(map_)), "object": object_ is not None}
@@ -37,7 +38,9 @@ def of_map(map_: Tensor, object_: Tensor | None) -> dict[str, Any]:
         return found
     size = map_.abs()
     order = torch.randperm(size.numel(), generator=torch.Generator().manual_seed(0))
-    found["on_object"] = share_in(map_, object_)
+    found |= {"on_object": share_in(map_, object_), "area": float(object_.double().mean())}
+    if others:
+        found["on_object_other"] = sum(share_in(each, object_) for each in others) / len(others)
     found["outside"] = _outside(size, object_)
     return found | {"outside_shuffled": _outside(size.flatten()[order].view_as(size), object_)}
 

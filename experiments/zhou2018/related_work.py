@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from experiments.zhou2018.evidence import chosen_class
 from experiments.zhou2018.setting import another_network
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, below, exactly, replicated
+from vis.claims import Claim, Column, Compared, above, below, exactly, on_digits, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import LRP, DeconvNet, GradCAM, GradCAMGradient, Saliency
@@ -166,7 +166,7 @@ class RelatedWork(Experiment):
         ]
         of = another_network(results, "VGG-16", rows[0]["weights"])
         any_network = replicated([Claim("Z-1-l", [cam]), Claim("Z-1-n", [size])], of)
-        return [*replicated(claims, of, at_small_sizes(results.config)), *any_network]
+        return [*replicated(claims, of, on_digits(results.config)), *any_network]
 
     def _last_layer(self, results: Results) -> list[Compared]:
         """Compare the last layer's information with that of the poolings before it."""

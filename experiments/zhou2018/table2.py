@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt_from
+from experiments.zhou2018.evidence import OnePicture, chosen_class, learnt
 from experiments.zhou2018.setting import another_network
 from vis import metrics
-from vis.claims import Claim, Column, Compared, above, at_small_sizes, exactly, replicated
+from vis.claims import Claim, Column, Compared, above, exactly, on_digits, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.methods import PDAGradient, Saliency
@@ -118,7 +118,7 @@ class Table2(OnePicture):
         row = {"image": image, "class": model.class_name(c), "p": float(logits.softmax(0)[c]), "weights": model.weights}
         own = run.preprocess(model)
         maps: dict[str, Tensor] = {n: torch.from_numpy(arrays[f"{image}/{n}"])[None].to(x) for n in run.methods}
-        row |= {"learnt_from": learnt_from(run, self.own_images), "window": simplified.window}
+        row |= learnt(run, model, self.own_images) | {"window": simplified.window}
         row |= {"single": distance(algorithm, formula), "windows": distance(maps["pda_gradient"][0], formula)}
         root, bounds = of_one_root(model.net, batch.x, c), [own(torch.full_like(batch.x, v)) for v in (0.0, 1.0)]
         row["one_root"] = distance(maps["deep_taylor"].sum(1), root.sum(1))
@@ -172,7 +172,7 @@ class Table2(OnePicture):
                 null=0.0, control="noise in place of the simplified map",
             ),
         ]  # fmt: skip
-        small = at_small_sizes(results.config)
+        small = on_digits(results.config)
         general = [
             Claim("Z-1-k", [roots]),
             Claim("Z-T2-a", [compared(

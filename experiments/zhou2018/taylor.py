@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.zhou2018.evidence import chosen_class, learn, learnt_from
+from experiments.zhou2018.evidence import chosen_class, learn, learnt
 from experiments.zhou2018.setting import another_network
 from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, below, near, replicated
 from vis.figures.layout import plot, styled
@@ -74,7 +74,7 @@ class Taylor(Experiment):
                 output.tables["table"].append(row | {"true": float(logits.softmax(0)[c]) - q, "linear": s * linear})
         output.tables["images"] = [
             {"image": batch.names[0], "class": model.class_name(c), "p": float(logits.softmax(0)[c])}
-            | {"weights": model.weights, "learnt_from": learnt_from(run, self.own_images)}
+            | {"weights": model.weights, **learnt(run, model, self.own_images)}
         ]
         return output
 

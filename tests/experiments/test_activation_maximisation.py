@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import nn
 
-from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, generator, maximise, spectra
+from experiments.zhou2018.activation_maximisation import Regulariser, blurred, clipped, maximise, rms, spectra
+from experiments.zhou2018.generator import features, trained
 from vis.config.home import CONF
 from vis.data import preprocessing
 from vis.errors import UserError
@@ -50,6 +51,15 @@ def test_l2_decay_ends_at_the_fixed_point_of_equation_3():
     # x = (1 - decay) (x + eta w / rms(w)), within [0, 1]
     fixed = ((1 - decay) / decay * eta * w / w.square().mean().sqrt()).clamp(0, 1)
     torch.testing.assert_close(ascent(Regulariser(decay=decay), eta=eta), fixed, atol=1e-10, rtol=0)
+
+
+def test_a_norm_constraint_keeps_equation_1s_norm_where_no_pixel_leaves_its_range():
+    image = ascent(Regulariser(rms=0.3), 200, eta=0.01)
+    assert image.max() < 1
+    assert rms(image) == pytest.approx(0.3, rel=1e-3), "pixels below 0 are cut after a step"
+    torch.manual_seed(0)
+    w = Linear().fc.weight[1].detach().view(1, 1, 4, 4)
+    assert torch.nn.functional.cosine_similarity(image.flatten(), w.clamp(min=0).flatten(), dim=0) > 0.99
 
 
 @settings(max_examples=15, deadline=None)
@@ -110,10 +120,12 @@ def test_a_generator_learns_to_invert_a_network_and_is_ascended():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)).double()
     pixels = torch.rand(64, 1, 4, 4).double().round()
-    G = generator(net, pixels, UNIT, epochs=200, seed=0)
+    G = trained(net, pixels, UNIT, steps=400, seed=0)
     codes = torch.zeros(1, 12, 1, 1).double()
     assert G(codes).shape == (1, 1, 4, 4)
-    error = (G.pixels(net[:3](pixels).clamp(min=0) / net[:3](pixels).amax(0)) - pixels).square().mean()
+    z = features(net, pixels, UNIT)
+    torch.testing.assert_close(z, net[:3](pixels))
+    error = (G.pixels((z / (3 * z.std(0)).clamp(min=1e-12)).clamp(max=1)) - pixels).square().mean()
     assert error < 0.5 * (pixels.mean(0) - pixels).square().mean(), "nearer than the mean image"
     whole = nn.Sequential(G, net)
     best = maximise(whole, 1, codes + 0.1, NONE, UNIT, 30, 0.05, seed=0)
@@ -140,9 +152,9 @@ def test_the_experiment_measures_every_column_of_every_class():
         "experiment=zhou2018/activation_maximisation", "model=cnn_mnist", "model@experiment.networks.judge=vgg_small",
         "dataset=digits", "dataset.limit=20", *random,
     )  # fmt: skip
-    sizes = ("target=[3,7]", "experiment.steps=3", "experiment.generator={images: 20, epochs: 1}")
+    sizes = ("target=[3,7]", "experiment.steps=3", "experiment.generator={images: 20, steps: 3}")
     results, claims = concluded(*small, *sizes)
-    assert len(results.rows()) == 2 * 8
+    assert len(results.rows()) == 2 * 9
     assert {row["class"] for row in results.rows()} == {"logit 3", "logit 7"}
     assert all(x.min() >= 0 and x.max() <= 1 for x in results.arrays.values())
     assert {f"Z-1-{letter}" for letter in "abcdef"} | {"regularised"} == claims.keys()

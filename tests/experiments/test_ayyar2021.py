@@ -272,7 +272,7 @@ def test_smoothgrad_is_judged_within_its_range_of_noise():
     results, claims = concluded(
         "experiment=ayyar2021/sparsity", *TINY, "dataset=photographs", "methods.smoothgrad.samples=2"
     )
-    assert set(claims) == {"A-4.5-a", "A-4.5-b", "A-4.5-c"}
+    assert set(claims) == {"A-4.5-a", "A-4.5-b", "A-4.5-c", "focus"}
     within = results.rows("levels", method="within", image="tabby")[0]["sharpness"]
     rows = {row["method"]: row["sharpness"] for row in results.rows(image="tabby")}
     assert within == pytest.approx((rows["smoothgrad_10"] + rows["smoothgrad"] + rows["smoothgrad_20"]) / 3)

@@ -92,8 +92,11 @@ def test_a_network_without_a_wall_is_an_error_that_names_the_ways_out(vis_run, t
     assert not list((tmp_path / "outputs").glob("*/*"))
 
 
-def test_table_1_lacks_weights_and_images_and_names_the_way_out(vis_run):
-    ran = vis_run("experiment=taimeskhanov2024/table1")
+def test_table_1_without_its_images_is_a_replication_or_names_the_way_out(vis_run):
+    plan = vis_run("experiment=taimeskhanov2024/table1", "--dry-run")
+    assert plan.code == 0
+    assert "The run is then a replication:\nexperiment taimeskhanov2024/table1: " in plan.out
+    ran = vis_run("experiment=taimeskhanov2024/table1", "model=vgg16_masked")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "path is not given" in ran.err
     assert "preset=tiny" in ran.err

@@ -9,6 +9,7 @@ import pytest
 import torch
 from concluded import concluded
 from omegaconf import OmegaConf
+from torch import nn
 
 from experiments.zhou2018 import evidence, figure9, figure11, figure17, figure18, measures
 from vis.config.compose import compose_config, options
@@ -25,7 +26,6 @@ TINY = (
     "dataset=digits",
     "dataset.limit=2",
 )
-SMALL = "it takes the full sizes: leave out preset=tiny"
 BOX = "[[0.3, 0.3, 0.6, 0.6]]"
 EARS = "[[0.1, 0.1, 0.3, 0.3], [0.1, 0.7, 0.3, 0.9]]"
 
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_and_ends_with_equal_bytes(vis_run, monkeypatch):
 
 def test_without_weights_the_way_out_is_named(vis_run, tmp_path):
     for name in ("figure14", "figure11"):
-        ran = vis_run(f"experiment=zhou2018/{name}")
+        ran = vis_run(f"experiment=zhou2018/{name}", "model=vgg16")
         assert ran.code == 2
         assert "preset=tiny" in ran.err
     assert not list((tmp_path / "outputs").glob("*/*"))
@@ -124,7 +124,7 @@ def test_sentences_on_large_networks_are_not_judged_at_small_sizes(name, methods
         assert "cnn_mnist, random weights" in claim["differences"][0] or name == "figure13"
         if id_ not in ("Z-3-q", "Z-F15-a"):  # the display, and the law of large numbers
             assert claim["verdict"] == "not measured"
-            assert claim["reason"] == SMALL or "it takes" in claim["reason"] or "boxes" in claim["reason"]
+            assert "preset=tiny" in claim["reason"] or "it takes" in claim["reason"] or "boxes" in claim["reason"]
             assert all(each["values"] for each in claim["compared"]), id_
 
 
@@ -157,7 +157,7 @@ def test_without_boxes_the_object_of_a_photograph_is_asked_for():
     )
     config = compose_config(small)
     rows = {"maps": [{"image": "cameraman", "view": "", "method": "pda_fast", "object": False}]}
-    assert "experiment.object=" in evidence.on_objects(Results({}, rows, config, None))
+    assert "boxes=" in evidence.on_objects(Results({}, rows, config, None))
 
 
 def test_a_figures_differences_from_the_paper_are_in_words():
@@ -195,6 +195,32 @@ def test_all_views_of_an_image_are_explained_for_its_class():
     assert [row["view"] for row in rows[:3]] == ["", "rotated", "flipped"]
     assert [row["view"] for row in rows[5:7]] == [figure18.EAR, figure18.ELSEWHERE]
     assert {row["unit"] for row in rows[:7]} == {rows[0]["unit"]}
+
+
+def test_boxes_are_the_projects_own_or_the_users():
+    words = ("dataset=samples", "dataset.names=[coffee,palace]", "+boxes={palace: [0, 0, 0.5, 0.5]}")
+    run = Run(compose_config(["experiment=zhou2018/figure19", *TINY[:-2], *words]))
+    parts = {"palace": {"roof": [[0, 0, 0.1, 0.1], [0.2, 0, 0.3, 0.1]]}}
+    maps = evidence.EvidenceMaps("Figure", parts=parts)
+    rows = [row for i in range(2) for row in maps.boxes(run, run.model(), i)]
+    assert [(row["image"], row["part"]) for row in rows] == [
+        ("coffee", ""), ("coffee", "coffee"), ("palace", ""), ("palace", "roof"), ("palace", "roof"),
+    ]  # fmt: skip
+    assert rows[2]["box"] == [0, 0, 0.5, 0.5]
+
+
+def test_a_box_of_almost_the_whole_image_is_no_object():
+    maps, pixels = evidence.EvidenceMaps("Figure"), np.zeros((3, 10, 10))
+    assert maps.object_mask([[0, 0, 1, 1]], "", pixels) is None
+    assert maps.object_mask([[0, 0, 0.5, 1]], "", pixels).sum() == 50
+    assert maps.object_mask([[0, 0, 0.5, 1]], "flipped", pixels) is None
+
+
+def test_where_no_layer_is_dense_the_last_relu_behind_a_convolution_is_measured():
+    conv, relu, dense = nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(1, 1)
+    assert figure9.before_relus(nn.Sequential(conv, relu, nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten())) == ["2"]
+    assert figure9.before_relus(nn.Sequential(conv, relu, dense, nn.ReLU(), nn.Linear(1, 1))) == ["2"]
+    assert figure9.before_relus(nn.Sequential(conv, nn.Sigmoid())) == []
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -270,9 +296,9 @@ def test_what_a_rotation_moves_is_put_back():
     image = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     quarter = figure18._rotation(math.pi / 2)
     torch.testing.assert_close(figure18.moved(image, quarter), image.rot90(1, (2, 3)), atol=1e-6, rtol=0)
-    figure = figure18.Figure18([20, -45], [0.25, 0.0, 0.75, 0.5], source="", parts={"a": {"ears": [[0, 0, 0.5, 0.25]]}})
+    figure = figure18.Figure18([20, -45], [0.25, 0.0, 0.75, 0.5], source="")
     torch.testing.assert_close(figure.view(image, "a", "flipped"), image.flip(3))
-    assert figure.part("a", "ears", "flipped", (8, 8)).nonzero().unique(dim=0).tolist() == [
+    assert figure.part([[0, 0, 0.5, 0.25]], "flipped", (8, 8)).nonzero().unique(dim=0).tolist() == [
         [row, column] for row in range(4) for column in (6, 7)
     ]
     enlarged = figure.view(image, "a", "cropped")

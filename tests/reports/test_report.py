@@ -9,7 +9,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -141,7 +140,7 @@ def test_a_run_at_the_papers_size_counts_before_newer_small_ones(tmp_path, capsy
 def test_the_opening_sentences_keep_the_kinds_apart():
     def said(**verdicts):
         counts = {(kind, verdict.replace("_", " ")): n for kind, own in verdicts.items() for verdict, n in own.items()}
-        return opening(SimpleNamespace(verdicts=Counter(counts)))
+        return opening(Counter(counts))
 
     assert said() == "These runs make no claims."
     assert said(reproduction={"holds": 1, "fails": 2, "undecided": 1}) == (

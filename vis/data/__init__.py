@@ -4,15 +4,17 @@ A dataset is a sequence of images. The model sets their size and preprocessing (
 config overrides them.
 """
 
-from vis.data.datasets import Dataset, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
+from vis.data.datasets import Dataset, backgrounds, cifar10, digits, files, folder, imagenet, imagenette, mnist, samples
+from vis.data.gaze import osie
 from vis.data.images import read_image, to_pixels
 from vis.data.preprocess import PREPROCESSING, Preprocess, preprocessing
-from vis.data.stacked import stack_mix, stacked_cifar10, stacked_digits, stacked_mnist
+from vis.data.stacked import stack_mix, stack_photographs, stacked_cifar10, stacked_digits, stacked_mnist
 
 __all__ = [
     "PREPROCESSING",
     "Dataset",
     "Preprocess",
+    "backgrounds",
     "cifar10",
     "digits",
     "files",
@@ -20,10 +22,12 @@ __all__ = [
     "imagenet",
     "imagenette",
     "mnist",
+    "osie",
     "preprocessing",
     "read_image",
     "samples",
     "stack_mix",
+    "stack_photographs",
     "stacked_cifar10",
     "stacked_digits",
     "stacked_mnist",

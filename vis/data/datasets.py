@@ -78,11 +78,11 @@ class Dataset:
         ]
 
     def fingerprint(self) -> str:
-        """Return the sha256 of all names and labels and up to 64 evenly spaced images: enough to detect other data."""
+        """Return the sha256 of names and labels and of up to 64 evenly spaced images and fixation maps, to detect other data."""
         digest = hashlib.sha256(repr((list(self.names), list(self.labels))).encode())
         for i in np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).round().astype(int)):
-            picture = self.read(int(i))
-            digest.update(repr(picture.size).encode() + picture.tobytes())
+            for picture in (self.read(int(i)), *([self.gaze(int(i))] if self.gaze else [])):
+                digest.update(repr(picture.size).encode() + picture.tobytes())
         return digest.hexdigest()
 
 
@@ -124,6 +124,21 @@ def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
         lambda i: read_image(paths[i]),
         files=paths,
     )
+
+
+# More that come with the dependencies, to learn patches from: a flower, coins, textures
+_BACKGROUNDS = {
+    "flower": ("sklearn", "datasets/images/flower.jpg"), "coins": ("skimage", "data/coins.png"),
+    "brick": ("skimage", "data/brick.png"), "grass": ("skimage", "data/grass.png"), "gravel": ("skimage", "data/gravel.png"),
+}  # fmt: skip
+
+
+def backgrounds() -> Dataset:
+    """Load all photographs and textures that come with the project's dependencies, to learn patches from."""
+    files = {n: (package, file) for n, (package, file, *_) in _SAMPLES.items()} | _BACKGROUNDS
+    paths = [_home(package) / file for package, file in files.values()]
+    origin = "bundled photographs and textures"
+    return Dataset(origin, list(files), [None] * len(files), lambda i: read_image(paths[i]), files=paths)
 
 
 def _home(package: str) -> Path:

@@ -1,7 +1,7 @@
-"""Stack two images of the same class (taimeskhanov2024, section 3.2): the lower one lies in the dead zone.
+"""Stack two images (taimeskhanov2024, section 3.2): the lower one lies in the dead zone of a network with a wall.
 
 STACK-MIX, Eq. (6): for two 224x224 images of one class, rows 1 to 170 of the first above rows 171 to 224 of the second.
-The small datasets stack two whole images.
+Photographs without labels are stacked in the same way; the small datasets stack two whole images.
 """
 
 import logging
@@ -9,13 +9,14 @@ import logging
 import numpy as np
 from PIL import Image
 
-from vis.data.datasets import Dataset, cifar10, digits, imagenet, mnist
+from vis.data.datasets import Dataset, cifar10, digits, folder, imagenet, mnist, samples
 from vis.data.images import fitted
 from vis.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SIDE, UPPER = 224, 170  # of Eq. (6), in pixels
+MEAN = (124, 116, 104)  # of ImageNet's pixels
 
 
 def stack_mix(path: str, split: str = "val", classes: int = 398, count: int = 100, seed: int = 0) -> Dataset:
@@ -52,6 +53,52 @@ def stack_mix(path: str, split: str = "val", classes: int = 398, count: int = 10
         [whole.labels[first] for first, _ in pairs],
         read,
         sources=[(whole.names[first], whole.names[second]) for first, second in pairs],
+    )
+
+
+def stack_photographs(
+    photographs: Dataset | str | None = None, below: str = "same", upper: int = 167, seed: int = 0
+) -> Dataset:
+    """Compose 224x224 images as Eq. (6) does: the first `upper` rows of a photograph, and below them other rows.
+
+    photographs: a dataset, or its folder; None: the bundled ones. Their shorter side becomes 256, their centre is cropped.
+    below: `same`, the middle rows of the same photograph, mirrored left to right; `different`, the lower rows of another
+    photograph; `gray`, the mean colour of ImageNet. upper: by default the rows that squeezenet_masked sees.
+    Raises ValueError for other words, UserError if `different` has a single photograph.
+    """
+    words = {
+        "same": "their own middle rows, mirrored",
+        "different": "the lower rows of others",
+        "gray": "the mean colour",
+    }
+    if below not in words or not 0 < upper < SIDE:
+        raise ValueError(f"below={below}, upper={upper}: below is {', '.join(words)}, upper is 1 to {SIDE - 1}")
+    if photographs is None or isinstance(photographs, str):
+        photographs = samples("known") if photographs is None else folder(photographs)
+    data, rows = photographs, SIDE - upper
+    if below == "different" and len(data) == 1:
+        raise UserError(f"{data.origin} is a single photograph: dataset.below=different needs two or more")
+    order = np.random.default_rng(seed).permutation(len(data))
+    others = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))  # one cycle: no photograph is its own
+
+    def whole(i: int) -> Image.Image:
+        return fitted(data.read(i).convert("RGB"), (SIDE, SIDE), 256)
+
+    def read(i: int) -> Image.Image:
+        image = whole(i)
+        if below == "gray":
+            image.paste(MEAN, (0, upper, SIDE, SIDE))
+        elif below == "same":
+            middle = image.crop((0, (SIDE - rows) // 2, SIDE, (SIDE - rows) // 2 + rows))
+            image.paste(middle.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (0, upper))
+        else:
+            image.paste(whole(others[i]).crop((0, upper, SIDE, SIDE)), (0, upper))
+        return image
+
+    lower = {"same": lambda i: data.names[i], "different": lambda i: data.names[others[i]], "gray": lambda i: "gray"}
+    sources = [(name, lower[below](i)) for i, name in enumerate(data.names)]
+    return Dataset(
+        f"photographs above {words[below]}: {data.origin}", data.names, data.labels, read, data.classes, sources
     )
 
 

@@ -64,7 +64,7 @@ class Subject(Protocol):
         """The training images of the run's dataset."""
 
     def pictures(self, folder: str | None = None) -> Examples:
-        """The images of a folder; by default the bundled photographs, or what the experiment chose instead."""
+        """The images of a folder; by default the dataset's other images, or what the experiment chose instead."""
 
     def cache(self, kind: str, key: object) -> Path:
         """The file in the folder `kind` for what was learnt under a key; it outlives the run. `repr` tells keys apart."""

@@ -194,7 +194,8 @@ class Learnt(_Windows):
     patch: side l of the patch that a window is conditioned on. samples: draws of each window; 0 takes the expectation.
     conditional: false takes the content of other images at the same
     position, whatever surrounds it. joint: one Gaussian for all channels, not one for each. gaussian: a file that
-    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images, and learns from the bundled photographs without one.
+    `PatchGaussian.save` wrote; `vis-run` also takes a folder of images. Without one it learns from the dataset's other images or,
+    if they are few, from bundled photographs; never from images that it explains.
     seed: of the draws.
     """
 

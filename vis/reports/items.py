@@ -182,20 +182,20 @@ _PLACES = {
 _VERBS = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "undecided": ("is undecided", "are undecided")}
 
 
-def opening(section: Section) -> str:
-    """Say in a few sentences what was measured: the number of claims with each verdict, the kinds apart."""
+def opening(verdicts: Counter[tuple[str, str]]) -> str:
+    """Say in a few sentences how many claims of each kind have each verdict: {(kind, verdict): how many}. Kinds stay apart."""
     said = []
     for kind, place in _PLACES.items():
         words, noun = [], "" if kind == "finding" else " claim"  # the first number says of what
         for verdict, (one, more) in _VERBS.items():
-            if n := section.verdicts[kind, verdict]:
+            if n := verdicts[kind, verdict]:
                 words.append(f"{n}{noun} {one}" if n == 1 else f"{n}{noun and noun + 's'} {more}")
                 noun = ""
         if words or kind == "reproduction":
             said.append(f"{place.capitalize()}, {_and(words) or 'nothing was measured'}.")
-    if missing := _and([f"{n} {p}" for k, p in _PLACES.items() if (n := section.verdicts[k, "not measured"])]):
+    if missing := _and([f"{n} {p}" for k, p in _PLACES.items() if (n := verdicts[k, "not measured"])]):
         said.append(f"Not measured: {missing}.")
-    return " ".join(said) if section.verdicts else "These runs make no claims."
+    return " ".join(said) if verdicts else "These runs make no claims."
 
 
 def _and(words: Sequence[str]) -> str:

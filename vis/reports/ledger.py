@@ -19,13 +19,18 @@ reduced sizes, then the newest.
 Judged = tuple[Item, ClaimRecord]
 
 
-def ledger_page(items: Iterable[Item]) -> str:
-    """Return the page in Markdown. items: all runs, those that count for less as well."""
+def judged_claims(items: Iterable[Item]) -> dict[tuple[str, str], Judged]:
+    """Return the item and the claim that count for each (id, kind): the run of the highest rank that measured it."""
     judged: dict[tuple[str, str], Judged] = {}
     for item in sorted((i for i in items if i.state == "done"), key=lambda i: i.rank):
         for claim in item.claims:
             if claim.verdict != "not measured" or (claim.id, claim.kind) not in judged:
                 judged[claim.id, claim.kind] = item, claim
+    return judged
+
+
+def ledger_page(judged: dict[tuple[str, str], Judged]) -> str:
+    """Return the page in Markdown, from what `judged_claims` returns."""
     text = [HEAD]
     papers: dict[str, list[str]] = {}
     for id_, row in ledger().items():

@@ -15,7 +15,8 @@ from vis.errors import UserError
 from vis.reports.export import EXPORTS, deliver
 from vis.reports.html import place, write_page
 from vis.reports.items import Item, Section, by_paper, item_of, opening, runs_in, summary_rows
-from vis.reports.ledger import ledger_page
+from vis.reports.ledger import judged_claims, ledger_page
+from vis.reports.results import results_page
 from vis.store.stored import ClaimRecord
 from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
@@ -23,7 +24,7 @@ from vis.system.files import write_text
 
 HELP = """vis-report - what has been reproduced: one page over all runs, or runs side by side
 
-  vis-report                 report.html, report.md, claims.csv and ledger.md over all runs in outputs/
+  vis-report                 report.html, report.md, claims.csv, results.md and ledger.md over all runs in outputs/
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN ...     two to six runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
@@ -59,7 +60,7 @@ def write_report(
     text = [f"# {title}\n"]
     for section in sections:
         text.append(f"## {section.title}\n" if len(sections) > 1 else "")
-        text.append(f"{opening(section)}\n")
+        text.append(f"{opening(section.verdicts)}\n")
         text.append(markdown_text([row for item in section.items for row in summary_rows(item)]))
     write_text(page.with_name("report.md"), "\n".join(text).replace("<", "\\<"))
     write_page(
@@ -75,7 +76,7 @@ def write_report(
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
-    """Write report.html, report.md, claims.csv and ledger.md over all runs in a folder; return the page.
+    """Write report.html, report.md, claims.csv, results.md and ledger.md over all runs in a folder; return the page.
 
     config_dirs: folders of the user's own configs, for titles. Raises UserError where there is no run.
     """
@@ -91,7 +92,9 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     only = f": {sections[0].title}" if len(sections) == 1 else ""
     note = f"Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {root}"
     write_report(root / "report.html", f"Reproduction report{only}", sections, lists, note)
-    write_text(root / "ledger.md", ledger_page(each for item in found.values() for each in (item, *item.others)))
+    judged = judged_claims(each for item in found.values() for each in (item, *item.others))
+    write_text(root / "ledger.md", ledger_page(judged))
+    write_text(root / "results.md", results_page(sections, judged, files, root))
     return root / "report.html"
 
 

@@ -27,7 +27,7 @@ from vis.methods.target import NoSuchUnit, Targets
 from vis.models import Model, skeleton
 from vis.runner.reader import Batch, Reader
 from vis.system.device import out_of_memory
-from vis.training.fit import ModelOfRun
+from vis.training.fit import NOTHING, ModelOfRun
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Explainer:
         """Call a method's `prepare`, once for each model.
 
         x [B, C, H, W], targets: the first that it will explain. default: the default of `Subject.pictures`, in place of the
-        bundled photographs.
+        other images of the dataset.
         """
         if self._prepared.get(name) != weakref.ref(model.net):
             with naming(name, self.methods[name]):
@@ -113,7 +113,9 @@ class Explainer:
     ) -> ModelOfRun:
         """Return the argument of `Method.prepare`; the parameters are those of `prepare`."""
         outputs, node = Path(self.config.outputs).expanduser(), self.config.get("dataset") or {}
-        return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, default)
+        images = self.config.image is not None or bool(node)
+        own = (self.reader.dataset, self.reader.whole) if images else (NOTHING, NOTHING)
+        return ModelOfRun(model, self.reader.preprocess(model), x, targets, node, outputs, *own, default)
 
     def _warn_of_not_finite(self, maps: Sequence[Mapping[str, Tensor]]) -> None:
         """Warn of maps that hold NaN or infinite values, once for each method."""

@@ -45,6 +45,11 @@ class Reader:
     @cached_property
     def dataset(self) -> Dataset:
         """The images of `image=` if it is given, of `dataset=` otherwise."""
+        return self.whole if self.config.image is not None else self.whole.first(self.config.dataset.get("limit"))
+
+    @cached_property
+    def whole(self) -> Dataset:
+        """The same images without the limit of `dataset.limit=`."""
         image = self.config.image
         if image is not None:
             return files(image if isinstance(image, str) else list(image))
@@ -59,7 +64,7 @@ class Reader:
             raise UserError(f"dataset._target_ made a {type(data).__name__}, not a vis.data.Dataset")
         if not len(data):
             raise UserError(f"the dataset holds no image: {data.origin}")
-        return data.first(self.config.dataset.get("limit"))
+        return data
 
     def preprocess(self, model: Model) -> Preprocess:
         """Return the dataset's preprocessing, or the model's if the dataset says `model`."""
@@ -96,7 +101,7 @@ class Reader:
             if box is not None:
                 kept = {name: part for name, part in zip(whole.parts, parts, strict=True) if part is not None}
                 found[self.dataset.names[i]] = Drawn(box, kept)
-        own = {name: box and Drawn(tuple(box), {}) for name, box in self.config.boxes.items()}
+        own = {name: box and Drawn(tuple(box), {}) for name, box in (self.config.boxes or {}).items()}
         return {name: each for name, each in (found | own).items() if each is not None}
 
     def gaze(self, model: Model, indices: Sequence[int]) -> dict[str, Tensor]:
