@@ -27,6 +27,7 @@ class Visualize(Experiment):
 
     metrics = ("pearson_input", "high_pass_pearson_input")
     series = "method"
+    drawn = ("scaling", "clip", "rows")
 
     def __init__(self, scaling: str = "method", clip: float = display.CLIP, rows: int = 12) -> None:
         self.scaling = scaling

@@ -40,7 +40,7 @@ Options:
   --resume FOLDER     resume a run or a sweep that stopped
   --continue          resume the newest run of this same command, or start one
   --status FOLDER     say what a run or a sweep is at, also one that runs elsewhere
-  --redraw FOLDER     draw the figures of a finished run again, without computing
+  --redraw FOLDER     draw the figures of a finished run again, without computing; in another style: figure=paper
   --cfg job           show the config of a command without running it (-p model: only this part)
   --config-dir DIR    add a folder with your own configs
   --install-completion[=SHELL]  tab completion for bash, zsh or fish
@@ -143,7 +143,7 @@ def _dispatch(argv: list[str]) -> int:
     if options.resume:
         return _resume(options.resume, command)
     if options.redraw:
-        return _finish(options.redraw, _redraw)
+        return _finish(options.redraw, lambda folder: _redraw(folder, overrides, options.config_dir))
     if options.status:
         from vis.reports.status import status
 
@@ -252,8 +252,8 @@ def _check_combination(options: argparse.Namespace, overrides: list[str]) -> Non
     alone = options.list or options.resume or options.redraw or options.status
     if options.multirun and (alone or _flags_for_hydra(options)):
         raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and (options.resume or options.redraw or options.status):
-        raise UserError(f"--resume, --redraw and --status take a run as it is: leave out {overrides[0]}")
+    if overrides and (options.resume or options.status):
+        raise UserError(f"--resume and --status take a run as it is: leave out {overrides[0]}")
 
 
 def _flags_for_hydra(options: argparse.Namespace) -> list[str]:
@@ -492,11 +492,11 @@ def _help_out() -> int:
 
 
 def _reserve(config: Any, suffix: str = "") -> Path:
-    """Make a new folder in `outputs`, named after the time and the experiment."""
+    """Make a new folder in `outputs`, named after the time and `name=`, or else the experiment."""
     from vis.config.compose import slug
     from vis.store.run_folder import reserve
 
-    return reserve(Path(config.outputs).expanduser(), slug(str(config.experiment.name)) + suffix)
+    return reserve(Path(config.outputs).expanduser(), slug(str(config.get("name") or config.experiment.name)) + suffix)
 
 
 def _quote(path: Path) -> str:
@@ -539,8 +539,9 @@ def _resume(folder: Path, command: str) -> int:
     return _finish(folder, work)
 
 
-def _redraw(folder: Path) -> None:
-    """Draw the figures of a finished run, or of every finished job of a sweep, again."""
+def _redraw(folder: Path, overrides: list[str], config_dirs: list[Path]) -> None:
+    """Draw the figures of a finished run, or of every finished job of a sweep, again, with overrides of their style."""
+    from vis.config.compose import register
     from vis.reports.sweep import aggregate
     from vis.runner.execute import redraw
     from vis.store.run_folder import RunFolder
@@ -548,10 +549,11 @@ def _redraw(folder: Path) -> None:
     from vis.system.console import start_logging
 
     start_logging()
+    register()
     jobs = (plan(folder) or {"jobs": []})["jobs"]
     for path in [job_folder(folder, number) for number in range(len(jobs))] if jobs else [folder]:
         if path and (not jobs or RunFolder(path).status.get("state") == "done"):
-            redraw(path)
+            redraw(path, overrides, config_dirs)
     if jobs:
         aggregate(folder)
 

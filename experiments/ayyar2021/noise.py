@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from experiments.ayyar2021.by_method import ByMethod
@@ -24,6 +23,7 @@ from vis import metrics
 from vis.claims import Claim, Column, Compared, above, mean
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
+from vis.figures.style import COLOURS
 from vis.runner.experiment import Load, Run, Task, method_words
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
@@ -139,8 +139,8 @@ class Noise(ByMethod):
             for k, method in enumerate(config.methods):
                 rows = [results.rows("levels", method=method, level=level) for level in self.levels]
                 curve = [mean([row["decorrelation"] for row in each]) for each in rows]
-                axes.plot(self.levels, curve, "o-", label=self.title(config, method), linewidth=1,
-                          color=colormaps["tab20"](k % 20))  # fmt: skip
+                marker = "osv^"[k // len(COLOURS) % 4] + "-"  # after the last colour, the next marker
+                axes.plot(self.levels, curve, marker, label=self.title(config, method), linewidth=1, color=f"C{k}")
             axes.set(xscale="log", xlabel="noise, in parts of the image's range", ylabel="1 - correlation")
             axes.set_xticks(self.levels, [f"{level:g}" for level in self.levels], minor=False)
             axes.minorticks_off()

@@ -111,7 +111,7 @@ def test_visualize_clips_what_it_shows_says_so_and_measures_the_raw_maps(vis_run
     whole = vis_run(*SMALL, methods, "experiment.clip=100").folder
     words = "Saliency map, Guided backprop: in RGB, 0 is mid-gray"
     assert f"{words}, clipped at the 99th percentile of each map." in captions(clipped)["figure"]
-    assert f"{words}. GradCAM: jet colours from 0" in captions(whole)["figure"]
+    assert f"{words}. GradCAM: viridis colours from 0" in captions(whole)["figure"]
     assert (clipped / "figure.png").read_bytes() != (whole / "figure.png").read_bytes()
     for name in ("table.csv", "maps.npz"):
         assert (clipped / name).read_bytes() == (whole / name).read_bytes(), name

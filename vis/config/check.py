@@ -69,6 +69,7 @@ _PARTS = {  # required keys
     "image": object, "device": object, "batch_size": object, "outputs": object,
 }  # fmt: skip
 _MAY_BE = {  # optional keys, or null
+    "name": str, "note": str, "tags": list, "figure": dict,
     "model": dict, "methods": dict, "dataset": dict, "experiment.all": list, "experiment.claims": list,
     "experiment.models": dict, "experiment.replication": dict, "experiment.small": dict, "experiment.tiny": dict,
 }  # fmt: skip
@@ -91,6 +92,8 @@ def check_parts(config: DictConfig) -> None:
         value = parts.get(key)
         if not isinstance(value, kind | None if key in _MAY_BE else kind) or (kind is int and isinstance(value, bool)):
             raise UserError(f"{key}={_show(value)} is not {_WORDS[kind]}")
+    if not all(isinstance(tag, str) for tag in values.get("tags") or []):
+        raise UserError(f"tags={_show(config.tags)} is not a list of words")
     for name, node in (values.get("methods") or {}).items():
         if not isinstance(node, dict | None):
             raise UserError(f"methods.{name}={_show(node)} is not a mapping with a _target_")

@@ -31,7 +31,7 @@ from vis.config.home import CONF
 from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean, first_line
 
-GROUPS = ("experiment", "model", "method", "dataset")
+GROUPS = ("experiment", "model", "method", "dataset", "figure")
 
 
 def slug(text: str, longest: int = 80) -> str:
@@ -385,12 +385,15 @@ def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """Quote the value of `key=value` if Hydra's grammar cannot read it otherwise: image=cat(1).jpg."""
+    """Quote the value of `key=value` if it is a free text, or if Hydra cannot read it otherwise: image=cat(1).jpg."""
     key, equals, value = word.partition("=")
+    prose = key in ("name", "note") and value != "null"  # a comma would make it a sweep, and 12 a number
     try:
+        if prose:
+            raise HydraException
         OverridesParser.create().parse_overrides([word])
     except HydraException:
-        if equals and key and value and value[0] not in "[{'\"":
+        if equals and key and value and value[0] not in ("'\"" if prose else "[{'\""):
             return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return word
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vis.errors import UserError, did_you_mean
+from vis.figures.style import current
 
 Picture = np.ndarray  # [H, W, 3] in [0, 1]
 CLIP = 99.0
@@ -42,10 +43,10 @@ def midgray(map_: np.ndarray, clip: float = 100) -> Picture:
 
 
 def diverging(map_: np.ndarray, clip: float = 100) -> Picture:
-    """Show the sum over channels: red is positive, blue negative, white 0, symmetric around 0."""
+    """Show the sum over channels, symmetric around 0; by default, red is positive, blue negative, white 0."""
     from matplotlib import colormaps
 
-    return colormaps["bwr"](0.5 + 0.5 * clipped(map_.sum(0), clip))[..., :3]
+    return colormaps[current().diverging](0.5 + 0.5 * clipped(map_.sum(0), clip))[..., :3]
 
 
 def absolute(map_: np.ndarray, clip: float = CLIP) -> Picture:
@@ -54,12 +55,12 @@ def absolute(map_: np.ndarray, clip: float = CLIP) -> Picture:
 
 
 def heat(map_: np.ndarray) -> Picture:
-    """Show a CAM's sum over channels in `jet` colours, from 0 (or its minimum, if negative) to its maximum."""
+    """Show a CAM's sum over channels in the style's colours, from 0 (or its minimum, if negative) to its maximum."""
     from matplotlib import colormaps
 
     values = map_.sum(0)
     low, high = min(values.min(), 0.0), values.max()
-    return colormaps["jet"]((values - low) / (high - low) if high > low else np.zeros_like(values))[..., :3]
+    return colormaps[current().heat]((values - low) / (high - low) if high > low else np.zeros_like(values))[..., :3]
 
 
 def overlay(map_: np.ndarray, pixels: np.ndarray, alpha: float = 0.6) -> Picture:
@@ -76,6 +77,7 @@ def evidence(map_: np.ndarray, pixels: np.ndarray, clip: float = 100) -> Picture
     return ((1 - 0.85 * strength) * gray + 0.85 * strength * colour).clip(0, 1)
 
 
+_RED_BLUE = ("bwr", "seismic", "RdBu_r", "coolwarm")  # from blue, negative, to red
 Scaling = Callable[[np.ndarray, np.ndarray], Picture]  # of a map and the pixels of its image
 
 SCALINGS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, float], Picture], str]] = {
@@ -83,12 +85,12 @@ SCALINGS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, float], Picture], st
     "midgray": (lambda map_, _, clip: midgray(map_, clip), "in RGB, 0 is mid-gray"),
     "diverging": (
         lambda map_, _, clip: diverging(map_, clip),
-        "sum over channels, red positive, blue negative, centred at 0",
+        "sum over channels, {signs}, centred at 0",
     ),
     "absolute": (lambda map_, _, clip: absolute(map_, clip), "largest absolute value over channels"),
     "overlay": (
         lambda map_, pixels, _: overlay(map_, pixels),
-        "jet colours from 0 to the maximum of each map, over the image",
+        "{heat} colours from 0 to the maximum of each map, over the image",
     ),
     "evidence": (evidence, "sum over channels, red positive, blue negative, over the gray image"),
 }
@@ -101,6 +103,9 @@ def scaling(name: str, clip: float = CLIP) -> tuple[Scaling, str]:
     if not 0 < clip <= 100:
         raise UserError(f"clip={clip:g} is not a percentile: give a value above 0, up to 100 (no clipping)")
     show, words = SCALINGS[name]
+    style = current()
+    signs = "red positive, blue negative" if style.diverging in _RED_BLUE else f"{style.diverging} colours"
+    words = words.format(heat=style.heat, signs=signs)
     if name not in ("minmax", "overlay") and clip < 100:
         ordinal = {"1": "st", "2": "nd", "3": "rd"}.get(f"{clip:g}"[-1], "th")
         words += f", clipped at the {clip:g}{ordinal} percentile of each map"

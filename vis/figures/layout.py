@@ -14,25 +14,27 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import Op, PdfFile, PdfPages
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
 from vis.figures.display import Picture
+from vis.figures.style import COLOURS, INSTALLED, current
 from vis.system.files import write_bytes
 
-PAGE_WIDTH = 6.9  # inches: the text width of a two-column page
+PAGE_WIDTH = 6.9  # inches: of a plot that takes the whole width of the style
 _CAPTION_SIZE = 6.8  # points
 _NOTE_SIZE = 6.5
 _GAP, _SIDE = 0.06, 0.08  # inches: between pictures, and the margin of the figure
 _CJK = """Noto Sans CJK SC, Noto Sans CJK JP, Noto Sans SC, Source Han Sans SC, WenQuanYi Micro Hei, WenQuanYi Zen Hei,
 Droid Sans Fallback, IPAGothic, Microsoft YaHei, PingFang SC, Hiragino Sans GB, Malgun Gothic, Arial Unicode MS, Unifont"""
-_INSTALLED = {font.name for font in fontManager.ttflist}
+_EAST_ASIAN = [name for name in re.split(r",\s", _CJK) if name in INSTALLED]
 _STYLE: Any = {
-    # File names may be Chinese, Japanese or Korean: installed fonts with these characters follow ours.
-    "font.family": ["sans-serif", *(name for name in re.split(r",\s", _CJK) if name in _INSTALLED)],
     "font.size": 8,
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "axes.spines.top": False,
@@ -46,14 +48,18 @@ _STYLE: Any = {
     "lines.markersize": 4,
     "image.interpolation": "antialiased",  # nearest if a pixel of the map is larger than one of the figure
     "pdf.fonttype": 42,  # embedded TrueType, which journals ask for
-    "savefig.dpi": 200,
 }
+
+
+def _family() -> list[str]:
+    """Return the style's font. File names may be Chinese, Japanese or Korean: fonts with these characters follow."""
+    return [current().family, *_EAST_ASIAN]
 
 
 @contextmanager
 def styled() -> Iterator[None]:
     """Apply the project's style: use `with styled():` around all drawing."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context({**_STYLE, "font.family": _family()}), warnings.catch_warnings():
         # A character missing from all installed fonts is drawn as a box.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         yield
@@ -97,23 +103,24 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<=\d)x(?=\d)", "×", re.sub(r"(?<![\w.])-(?=[\d.])", "−", text))
 
 
+def _fits(line: str, width: float, size: float) -> bool:
+    """Return True if a line is at most `width` inches wide. size: in points."""
+    font = FontProperties(family=_family(), size=size)
+    measured = TextToPath().get_text_width_height_descent(line, font, ismath=False)[0]
+    return bool(measured <= 0.98 * 72 * width)  # margin for the renderers' rounding
+
+
 def _broken(text: str, width: float, size: float) -> str:
     """Break a text into lines of at most `width` inches, cutting longer words such as file names. size: in points."""
-    measure = TextToPath().get_text_width_height_descent
-    font = FontProperties(family=_STYLE["font.family"], size=size)
     lines = [""]
-
-    def fits(line: str) -> bool:
-        return measure(line, font, ismath=False)[0] <= 0.98 * 72 * width  # margin for the renderers' rounding
-
     with styled():
         for word in typeset(text).split():
             line = f"{lines[-1]} {word}".strip()
-            if fits(line):
+            if _fits(line, width, size):
                 lines[-1] = line
                 continue
-            while not fits(word) and len(word) > 1:
-                kept = next((n for n in range(len(word) - 1, 1, -1) if fits(word[:n])), 1)
+            while not _fits(word, width, size) and len(word) > 1:
+                kept = next((n for n in range(len(word) - 1, 1, -1) if _fits(word[:n], width, size)), 1)
                 lines.append(word[:kept])
                 word = word[kept:]
             lines.append(word)
@@ -163,14 +170,17 @@ def _arrange(rows: Sequence[PanelRow], panel: float) -> _Grid:
         return [_within(row.label, _STYLE["font.size"], panel * _ratio(row)) if row.label else "" for row in rows]
 
     def at_most(label_width: float) -> float:
-        return min(panel, (PAGE_WIDTH - label_width - 2 * _SIDE + _GAP) / columns - _GAP)
+        return min(panel, (current().page - label_width - 2 * _SIDE + _GAP) / columns - _GAP)
 
     label_lines = max(label.count("\n") + 1 for label in labels(at_most(0.24))) if any(r.label for r in rows) else 0
     label_width = 0.1 + 0.14 * label_lines if label_lines else 0.0
     size = at_most(label_width)
-    width = max(label_width + 2 * _SIDE + columns * (size + _GAP) - _GAP, 3.4)
+    width = max(label_width + 2 * _SIDE + columns * (size + _GAP) - _GAP, min(3.4, current().page))
     left = (width - (columns * (size + _GAP) - _GAP) + label_width) / 2
-    title_size = _STYLE["axes.titlesize"] if size > 0.75 else _NOTE_SIZE
+    words = [word for row in rows for p in row.panels if "$" not in p.title for word in p.title.split()]
+    sizes = (_STYLE["axes.titlesize"], _NOTE_SIZE, 6, 5.5, 5)[0 if size > 0.75 else 1 :]
+    with styled():
+        title_size = next((s for s in sizes if all(_fits(word, size, s) for word in words)), sizes[0])
 
     def fitted(p: Panel) -> Panel:
         return replace(p, title=_within(p.title, title_size, size), note=_within(p.note, _NOTE_SIZE, size))
@@ -183,7 +193,8 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
     """Draw rows of pictures, as the papers show maps. panel: width of a picture in inches, reduced to fit the page."""
     grid = _arrange(rows, panel)
     text = _paragraph(caption, grid.width - 2 * _SIDE)
-    caption_height = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.05
+    shown = text if current().caption else ""
+    caption_height = _caption_height(shown) or 0.05
     height = _SIDE + sum(sum(grid.heights(row)) for row in grid.rows) + caption_height
     with styled():
         figure = Figure(figsize=(grid.width, height))
@@ -207,7 +218,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                     multialignment="center",
                 )
             y -= under
-        _caption(figure, text, y - 0.06)
+        _caption(figure, shown, y - 0.06)
     figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # our attribute, for alt texts
     return figure
 
@@ -231,17 +242,27 @@ def _dead_zone(axes: Any, first: int, last: int) -> None:
 
 
 def plot(width: float = 3.4, height: float = 2.4, caption: Sequence[str] = (), columns: int = 1) -> tuple[Figure, list]:
-    """Make an empty figure with `columns` axes side by side and room for its caption: (figure, axes)."""
-    text = _paragraph(caption, width - 0.16)
-    below = 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.0
+    """Make an empty figure with `columns` axes side by side and room for its caption: (figure, axes).
+
+    A style with a narrow page puts the axes into several rows of this height.
+    """
+    page = current().page if width >= PAGE_WIDTH else min(width, current().page)
+    side_by_side = max(1, min(columns, round(columns * page / width)))
+    rows = -(-columns // side_by_side)
+    side_by_side = -(-columns // rows)  # 3 + 3 of 6, not 5 + 1
+    text = _paragraph(caption, page - 0.16)
+    shown = text if current().caption else ""
+    above, below = rows * height, _caption_height(shown)
     with styled():
-        figure = Figure(figsize=(width, height + below), layout="constrained")
+        figure = Figure(figsize=(page, above + below), layout="constrained")
         engine: Any = figure.get_layout_engine()
-        engine.set(rect=(0, below / (height + below), 1, height / (height + below)))
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-        _caption(figure, text, below - 0.06)
+        engine.set(rect=(0, below / (above + below), 1, above / (above + below)))
+        axes = list(figure.subplots(rows, side_by_side, squeeze=False).flat)
+        for unused in axes[columns:]:
+            unused.remove()
+        _caption(figure, shown, below - 0.06)
     figure.caption = " ".join(text.split("\n"))  # type: ignore[attr-defined]  # our attribute, for alt texts
-    return figure, list(axes)
+    return figure, axes[:columns]
 
 
 def draw_matrix(axes: Any, values: np.ndarray, title: str, bound: float) -> None:
@@ -257,6 +278,11 @@ def draw_matrix(axes: Any, values: np.ndarray, title: str, bound: float) -> None
     axes.set_title(title, fontsize=7)
 
 
+def _caption_height(text: str) -> float:
+    """Return the height of a caption in inches; 0 without one."""
+    return 0.135 * (text.count("\n") + 1) + 0.12 if text else 0.0
+
+
 def _caption(figure: Figure, text: str, top: float) -> None:
     width, height = figure.get_size_inches()
     figure.text(
@@ -264,14 +290,36 @@ def _caption(figure: Figure, text: str, top: float) -> None:
     )
 
 
+class _Enlarged(PdfFile):
+    """A PDF whose pages are larger by the style's scale than the figures on them say; text stays text."""
+
+    def newPage(self, width: float, height: float) -> None:
+        scale = current().scale
+        super().newPage(scale * width, scale * height)
+        self.output(scale, 0, 0, scale, 0, 0, Op.concat_matrix)
+
+    def beginStream(self, id: int, len: int | None, extra: Any = None, *options: Any, **named: Any) -> None:
+        if extra and "PatternType" in extra:  # hatches: PDF places them on the page, whatever is drawn there
+            extra = extra | {"Matrix": [current().scale * value for value in extra["Matrix"]]}
+        super().beginStream(id, len, extra, *options, **named)
+
+
+class _Pages(PdfPages):
+    def __init__(self, file: io.BytesIO, metadata: dict[str, None]) -> None:
+        super().__init__(file, metadata=metadata)
+        self._file = _Enlarged(file, metadata=metadata)
+
+
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png (200 dpi) and `stem`.pdf atomically; equal figures give equal bytes."""
+    """Write `stem`.png and `stem`.pdf in the style's size, atomically; equal figures give equal bytes."""
+    style = current()
+    dpi: Any = style.dpi * style.scale
     with styled():
         FigureCanvasAgg(figure)
-        for kind, metadata in (
-            ("png", {"Software": None}),
-            ("pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
-        ):
-            data = io.BytesIO()
-            figure.savefig(data, format=kind, metadata=metadata)
-            write_bytes(stem.with_name(f"{stem.name}.{kind}"), data.getvalue())
+        png, pdf = io.BytesIO(), io.BytesIO()
+        size = {"dpi": (style.dpi, style.dpi)}  # as the file states it
+        figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs=size)
+        write_bytes(stem.with_name(f"{stem.name}.png"), png.getvalue())
+        with _Pages(pdf, dict.fromkeys(("CreationDate", "Producer", "Creator"))) as pages:
+            pages.savefig(figure, dpi=dpi)
+        write_bytes(stem.with_name(f"{stem.name}.pdf"), pdf.getvalue())

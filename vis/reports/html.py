@@ -21,7 +21,7 @@ from PIL import Image
 
 from vis.config.compose import slug
 from vis.reports.items import groups, opening
-from vis.store.run_folder import RunFolder
+from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ROWS, stored
 from vis.system.files import write_text
 
@@ -55,7 +55,7 @@ def place(path: Path, start: Path) -> str:
 def run_page(folder: RunFolder) -> None:
     """Write index.html of a finished run: its figures, claims, tables and provenance."""
     path = folder.path
-    found = stored(path)
+    found, config = stored(path), folder.config()
     for line in found.damaged:  # the rest of the page is whole
         log.warning("%s", line)
     # The log may begin with the line that says the run is done, which comes after this page.
@@ -64,7 +64,9 @@ def run_page(folder: RunFolder) -> None:
     write_page(
         path / "index.html",
         "run.html",
-        title=str(folder.config().experiment.name),
+        title=str(config.experiment.name),
+        labels=labels(config),
+        captioned=(config.get("figure") or {}).get("caption", True),
         folder=path,
         stored=found,
         most=ROWS,

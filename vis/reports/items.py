@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from vis.claims import KINDS
 from vis.config.compose import collected, describe, load_option
 from vis.errors import UserError
-from vis.store.run_folder import RunFolder
+from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ClaimRecord, Status, Stored, stored
 from vis.store.sweep_plan import plan
 from vis.store.tables import Rows
@@ -74,6 +74,11 @@ class Item:
     def facts(self) -> Rows:
         """The rows of its provenance."""
         return [{"what": key, "value": _words(value)} for key, value in self.stored.provenance.entries.items() if value]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The name, the note and the tags that the user gave the run, once it is done."""
+        return labels(self.config) if self.state == "done" else {}
 
     @cached_property
     def config(self) -> DictConfig:

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +12,7 @@ from vis.claims import KINDS, VERDICTS
 from vis.config.check import leaves
 from vis.config.compose import options, slug
 from vis.errors import UserError
+from vis.reports.export import EXPORTS, deliver
 from vis.reports.html import place, write_page
 from vis.reports.items import Item, Section, by_paper, item_of, opening, runs_in, summary_rows
 from vis.reports.ledger import judged_claims, ledger_page
@@ -28,6 +28,9 @@ HELP = """vis-report - what has been reproduced: one page over all runs, or runs
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN ...     two to six runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
+  --export tex|junit|crate   instead of a page: claims.tex (LaTeX macros of the measured values), claims.junit.xml,
+                             or ro-crate-metadata.json in every finished run; of a folder of runs, or of one run
+  --expect claims.csv        instead of a page: the claims whose verdicts differ from an earlier report's; exit code 1 if any
 
 Of each figure, table or theorem one finished run counts: one at the paper's size before a smaller one, then the newest.
 The others are listed with it.
@@ -52,7 +55,7 @@ def write_report(
     for item in (item for section in sections for item in section.items):
         run = place(item.folder, page.parent) if item.folder else ""
         head = {"item": item.name, "run": run, "reduced": item.reduced, "again": item.command}
-        rows += [head | asdict(claim) | {"differences": "; ".join(claim.differences)} for claim in item.claims]
+        rows += [head | claim.row() for claim in item.claims]
     write_text(page.with_name("claims.csv"), csv_text(rows))
     text = [f"# {title}\n"]
     for section in sections:
@@ -93,6 +96,19 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     write_text(root / "ledger.md", ledger_page(judged))
     write_text(root / "results.md", results_page(sections, judged, files, root))
     return root / "report.html"
+
+
+def counted(root: Path, config_dirs: Sequence[Path]) -> list[Item]:
+    """Return the items whose runs count, of a folder of runs or of a single run; print what could not be read."""
+    files = options("experiment", config_dirs)
+    if (root / "status.json").is_file():
+        return [item_of(root, files)]
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
+    found, lists = _found(root, files)
+    for _, error in lists["Folders that could not be read"]:
+        print(f"vis-report: {error}", file=sys.stderr)
+    return list(found.values())
 
 
 def _found(root: Path, files: Mapping[str, Path]) -> tuple[dict[str, Item], dict[str, Entries]]:
@@ -199,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser("vis-report", allow_abbrev=False)
     parser.add_argument("folders", nargs="*", type=_folder)
     parser.add_argument("--config-dir", action="append", default=[], type=_existing)
+    parser.add_argument("--export", action="append", default=[], choices=EXPORTS)
+    parser.add_argument("--expect", type=_folder)
     try:
         given = parser.parse_intermixed_args(argv)
         folders = given.folders
@@ -206,6 +224,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{len(folders)} folders: give one that holds runs, or two to six runs")
         root = folders[0].resolve().parent if len(folders) > 1 else (folders or [Path("outputs")])[0]
         try:
+            if given.export or given.expect:
+                if len(folders) > 1:
+                    raise UserError("--export and --expect read one run, or one folder of runs: give one folder")
+                return deliver(root, counted(root, given.config_dir), given.export, given.expect)
             page = compare(folders) if len(folders) > 1 else report(root, given.config_dir)
         except (OSError, ValueError) as error:
             # no permission to write, a full disk; a config of the user that is not text

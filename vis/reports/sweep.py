@@ -9,6 +9,7 @@ from typing import Any
 
 from vis.config.compose import collected, describe, load_option, options
 from vis.errors import UserError
+from vis.figures import style
 from vis.figures.layout import plot, save, styled
 from vis.reports.html import write_page
 from vis.reports.items import Item, Section, by_paper
@@ -58,7 +59,8 @@ def aggregate(folder: Path) -> list[str]:
     done = [row for row in rows if row["state"] == "done"]
     last = next((job for job in reversed(jobs) if job.state == "done"), None)
     keys, caption = list(swept[0]), ""
-    if done and keys and last and last.metrics:
+    if done and keys and last and last.metrics and last.folder:
+        style.use(RunFolder(last.folder).config())
         with styled():
             figure = _figure(done, keys, [m for m in last.metrics if m in done[0]], last.series)
         save(figure, folder / "figure")

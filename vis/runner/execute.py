@@ -8,7 +8,7 @@ import random
 import subprocess
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +24,9 @@ from vis.claims import Claim
 from vis.config.compose import with_a_way_out
 from vis.config.home import HOME, provide_experiments
 from vis.config.instantiate import construct
+from vis.config.restyle import restyled
 from vis.errors import Lacking, UserError, named
+from vis.figures import style
 from vis.figures.layout import save
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
@@ -39,6 +41,8 @@ from vis.system.files import intact, write_json, write_text
 from vis.windows.engine import say_once
 
 log = logging.getLogger(__name__)
+
+_ISO = "%Y-%m-%dT%H:%M:%S%z"  # ISO 8601
 
 
 def execute(config: DictConfig, path: Path, command: str) -> None:
@@ -62,7 +66,8 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment.resolve(run)
             tasks = tasks_of(experiment, run)
             folder.drop_damaged()
-            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks))
+            began = folder.status.get("started") or time.strftime(_ISO)
+            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks), started=began)
             shards.begin(path)
             _compute(folder, experiment, run, tasks)
             shards.wait()
@@ -133,6 +138,7 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
     If the config has a list of patterns `experiment.claims`, only claims whose ids match one of them are kept.
     """
     own = results.config.experiment.name
+    style.use(results.config)
     with named(f"{own}, summaries"):
         results.tables |= experiment.summaries(results)
         for name, rows in results.tables.items():
@@ -151,17 +157,23 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
     return claims
 
 
-def redraw(path: Path) -> None:
+def redraw(path: Path, words: Sequence[str] = (), config_dirs: Sequence[Path] = ()) -> None:
     """Draw a run's figures again from its stored results, or from its finished tasks if it is not done.
 
-    Raises UserError if the finished tasks do not suffice.
+    words: overrides of what only drawing reads (`vis.config.restyle`); the run keeps them. Raises UserError for others,
+    and if the finished tasks do not suffice.
     """
     folder = RunFolder(path)
-    folder.config()  # raises if this is no run
+    config = folder.config()  # raises if this is no run
+    if words:
+        config = restyled(config, words, config_dirs, build_experiment(config).drawn)
+        build_experiment(config)  # raises for values that the experiment refuses
+        style.use(config)
     so_far = folder.done() if folder.status.get("state") != "done" else ()
     if not so_far and (maps := path / "maps.npz").is_file() and not intact(maps):
         raise UserError(f"{maps} is damaged: start the run again")
     results = folder.merge() if so_far else folder.results()
+    results.config = config
     try:
         conclude(folder, build_experiment(results.config), results)
     except Exception as error:  # claims and figures expect all tasks and may raise anything without them
@@ -170,12 +182,15 @@ def redraw(path: Path) -> None:
                 f"{path} cannot be drawn from its {len(so_far)} finished tasks: finish it with vis-run --resume {path}"
             ) from error
         raise
+    if words:
+        folder.replace_config(config)
     run_page(folder)
 
 
 def prepare(config: DictConfig) -> None:
     """Set the global state of random numbers and of torch, so that all jobs of a sweep in one process start alike."""
     keep_freed_memory()
+    style.use(config)  # raises, before anything is computed, for a style that cannot be drawn
     say_once.cache_clear()  # each job's log says what is computed whole
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  # for code of users; the project's uses generators
@@ -274,7 +289,7 @@ def _provenance(folder: RunFolder, run: Run, command: str) -> None:
             "seeds": run.seeds,
             "models": run.models.used,
             "datasets": datasets,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "finished": time.strftime(_ISO),
         },
     )
 

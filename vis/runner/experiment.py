@@ -162,6 +162,7 @@ class Experiment:
 
     metrics: ClassVar[Sequence[str]] = ()  # columns of `table` shown in the figure of a sweep
     series: ClassVar[str] = ""  # the column that distinguishes its lines
+    drawn: ClassVar[Sequence[str]] = ()  # the parameters that only `draw` reads: --redraw takes other values of these
     shared_out: ClassVar[bool] = True  # torchrun's processes divide the tasks; False: they compute each task together
 
     def resolve(self, run: Run) -> None:

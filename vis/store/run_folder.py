@@ -4,6 +4,7 @@ During a run, `parts/` is its journal, with one file for each finished task. A k
 At the end the parts are merged and removed.
 """
 
+import base64
 import errno
 import fcntl
 import hashlib
@@ -15,19 +16,26 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
-from vis.errors import Incomplete, UserError, said
+from vis.errors import Incomplete, UserError, did_you_mean, said
+from vis.store.stored import ClaimRecord, claims_of, read_json
 from vis.store.tables import Rows
 from vis.system.files import intact, write_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +48,48 @@ class Output:
     tables: dict[str, Rows] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
-    """The results of a whole run: arrays by name (loaded on access), rows of its tables, its config."""
+    """The results of a whole run: arrays by name (loaded on access), rows of its tables, its config, its claims."""
 
     arrays: Mapping[str, np.ndarray]
     tables: dict[str, Rows]
     config: DictConfig
     folder: Path
 
+    @property
+    def claims(self) -> list[ClaimRecord]:
+        """The run's claims as its folder has them. Raises UserError if the file is damaged."""
+        return claims_of(self.folder)
+
     def rows(self, table: str = "table", **where: Any) -> Rows:
-        """Return the rows of a table whose columns have the given values."""
-        return [r for r in self.tables.get(table, []) if all(r.get(k) == v for k, v in where.items())]
+        """Return the rows of a table whose columns have the given values.
+
+        table: one of `tables`; `claims`, a row for each claim; or `comparisons`, a row for each quantity that a claim compares.
+        """
+        if table == "claims":
+            rows = [claim.row() for claim in self.claims]
+        elif table == "comparisons":
+            rows = [row for claim in self.claims for row in claim.comparisons()]
+        else:
+            rows = self.tables.get(table, [])
+        return [r for r in rows if all(r.get(k) == v for k, v in where.items())]
+
+    def to_frame(self, table: str = "claims") -> "DataFrame":
+        """Return the rows of a table (see `rows`) as a pandas DataFrame. Raises UserError for an unknown table."""
+        known = ["claims", "comparisons", *self.tables]
+        if table not in known:
+            raise UserError(f"{self.folder} has no table {table!r}.{did_you_mean(table, known)}")
+        return frame(self.rows(table))
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name} ({len(rows)} rows)" for name, rows in self.tables.items())
+        return f"<{title(self.config)}: {verdicts(self.claims)}; tables: {tables or 'none'}; {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the run's name, its verdicts, its note and a small picture."""
+        lines = [f"<b>{escape(title(self.config))}</b>: {verdicts(self.claims)}", escape(self.config.get("note") or "")]
+        return "<br>".join([*filter(None, lines), *thumbnail(self.folder, 480)])
 
 
 def reserve(root: Path, name: str) -> Path:
@@ -132,10 +170,14 @@ class RunFolder:
         return config
 
     def begin(self, config: DictConfig, **status: Any) -> None:
-        """Store the config, with the checksum by which `config` detects changes."""
+        """Store the config of a run that begins."""
+        self.replace_config(config, state="running", error=None, **status)
+
+    def replace_config(self, config: DictConfig, **status: Any) -> None:
+        """Store a config, with the checksum by which `config` detects changes, and entries of status.json."""
         text = OmegaConf.to_yaml(config, resolve=True)
         write_text(self.path / "config.yaml", text)
-        self.set_status(state="running", config=hashlib.sha256(text.encode()).hexdigest(), error=None, **status)
+        self.set_status(config=hashlib.sha256(text.encode()).hexdigest(), **status)
 
     def done(self) -> set[int]:
         """Return the numbers of the finished tasks."""
@@ -187,23 +229,83 @@ class RunFolder:
 
     def results(self) -> Results:
         """Read the stored results. Raises UserError if the run has none yet."""
+        tables = self.tables()
         try:
             arrays = np.load(self.path / "maps.npz")
-            tables = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.path} has no readable results ({error}): finish it with vis-run --resume"
-            ) from error
+            raise self._unreadable(error) from error
         return Results(arrays, tables, self.config(), self.path)
+
+    def tables(self) -> dict[str, Rows]:
+        """Read the stored tables. Raises UserError if the run has none yet."""
+        try:
+            tables: dict[str, Rows] = json.loads((self.path / "tables.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+        return tables
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(f"{self.path} has no readable results ({error}): finish it with vis-run --resume")
 
 
 def load_run(folder: str | Path) -> Results:
-    """Load a finished run for analysis in Python: `.arrays[name]`, `.tables`, `.config`. Raises UserError."""
-    run = RunFolder(Path(folder))
+    """Load a finished run for analysis in Python: `.arrays[name]`, `.tables`, `.claims`, `.config`. Raises UserError."""
+    run = RunFolder(Path(folder).expanduser())
     if not run.path.is_dir():
         raise UserError(f"there is no folder {folder}")
+    if (run.path / "sweep.json").is_file():
+        raise UserError(f"{folder} is a sweep: load its runs with vis.load_runs")
     run.config()
     return run.results()
+
+
+def labels(config: DictConfig) -> dict[str, str]:
+    """Return the name, the note and the tags that the user gave a run; without those that the user did not give."""
+    tags = ", ".join(config.get("tags") or [])
+    given = {"name": config.get("name"), "note": config.get("note"), "tags": tags}
+    return {key: value for key, value in given.items() if value}
+
+
+def title(config: DictConfig) -> str:
+    """Return the experiment of a run, with the run's own name and tags in quotes behind it."""
+    words = [config.get("name"), *(config.get("tags") or [])]
+    return " ".join([str(config.experiment.name), *(f'"{word}"' for word in words if word)])
+
+
+def verdicts(claims: Sequence[ClaimRecord]) -> str:
+    """Count claims by kind and verdict: `reproduction: 3 hold, 1 fails`."""
+    counts: dict[str, Counter[str]] = {}
+    for claim in claims:
+        counts.setdefault(claim.kind, Counter())[claim.verdict] += 1
+    plural = {"holds": "hold", "fails": "fail"}
+    texts = {
+        kind: ", ".join(f"{n} {v if n == 1 else plural.get(v, v)}" for v, n in each.most_common())
+        for kind, each in counts.items()
+    }
+    return "; ".join(f"{kind}: {text}" for kind, text in texts.items()) or "no claims"
+
+
+def thumbnail(folder: Path, width: int) -> list[str]:
+    """Return an HTML image of a run's first figure, at most `width` pixels wide; [] if it has none."""
+    names = read_json(folder / "figures.json", list, "") or []
+    try:
+        with Image.open(folder / f"{names[0]}.png") as image:
+            small = image.convert("RGB")
+    except (IndexError, OSError, Image.DecompressionBombError):
+        return []
+    small.thumbnail((width, 4 * width))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80)
+    return [f'<img alt="{escape(names[0])}" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">']
+
+
+def frame(rows: Rows) -> "DataFrame":
+    """Return rows as a pandas DataFrame. Raises ImportError if pandas is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("to_frame() needs pandas: pip install pandas; rows() does without") from None
+    return pandas.DataFrame(rows)
 
 
 def failure(error: BaseException, folder: Path) -> str:

@@ -3,12 +3,14 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
+
+import numpy as np
 
 from vis.errors import UserError
 
@@ -19,9 +21,10 @@ T = TypeVar("T")
 
 @dataclass
 class Status:
-    """The entries of status.json shown on pages."""
+    """The entries of status.json shown on pages; `started`: when the run began, in ISO 8601."""
 
     state: str
+    started: str | None = None
     command: str | None = None
     error: str | None = None
     seconds: int | float | None = None
@@ -30,7 +33,10 @@ class Status:
 
 @dataclass
 class ClaimRecord:
-    """The entries of a claim in claims.json shown on pages; `paper` is the paper's value."""
+    """The entries of a claim in claims.json; `paper` is the paper's value.
+
+    compared: the compared quantities as claims.json has them, with all their values.
+    """
 
     id: str
     kind: str
@@ -43,6 +49,30 @@ class ClaimRecord:
     control: str
     paper: object
     measured: str
+    compared: list = field(default_factory=list, repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """Return the claim as a row of a table, without the compared values."""
+        row = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "compared"}
+        return row | {"differences": "; ".join(self.differences)}
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Return a row for each compared quantity: its mean, standard deviation, number of values and interval.
+
+        A number that does not exist is None: the deviation of one value, an infinite limit.
+        """
+        rows = []
+        for each in self.compared:
+            values = np.asarray(each["values"], dtype=float)
+            low, high = each["interval"] or (None, None)
+            numbers = {
+                "mean": float(values.mean()) if values.size else None,
+                "deviation": float(values.std(ddof=1)) if values.size > 1 else None,
+                "n": values.size,
+            }
+            facts = {"id": self.id, "kind": self.kind, "metric": each["metric"], "verdict": each["verdict"]}
+            rows.append(facts | numbers | {"low": low, "high": high, "rule": each["rule"]})
+        return rows
 
 
 @dataclass
@@ -108,6 +138,11 @@ def read_json(path: Path, parse: Callable[[Any], T], mend: str) -> T | None:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {mend}") from error
+
+
+def claims_of(path: Path) -> list[ClaimRecord]:
+    """Read the claims in a run's folder; [] if there are none yet. Raises UserError if the file is damaged."""
+    return read_json(path / "claims.json", _claims, f"vis-run --redraw {path} writes it again") or []
 
 
 def _record(kind: type[T], entries: Any) -> T:
