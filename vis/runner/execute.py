@@ -104,13 +104,8 @@ def execute_shard() -> None:
     shards.report()
 
 
-_NOT_ITS_OWN = (
-    "name",
-    "replication",
-    "small",
-    "tiny",
-    "claims",
-)  # keys under `experiment` that its constructor does not take
+# Keys under `experiment` that its constructor does not take
+_NOT_ITS_OWN = ("name", "alone", "replication", "small", "tiny", "claims")
 
 
 def build_experiment(config: DictConfig) -> Experiment:
