@@ -74,7 +74,7 @@ def at_roots(net: nn.Module, x: Tensor, low: Tensor, high: Tensor) -> Rows:
             if number == 0:
                 way = a.detach() * (w != 0) - low * (w > 0) - high * (w < 0)
             root = a.detach() - z[j].item() / (w * way).sum() * way
-            rows.append({"layer": name, "neuron": j, "root": abs(float(layer(root).flatten()[j] / z[j]))})
+            rows.append({"layer": name, "neuron": j, "root": abs(float((layer(root).flatten()[j] / z[j]).detach()))})
     return rows
 
 
