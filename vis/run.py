@@ -93,7 +93,7 @@ def command() -> NoReturn:
     """
     gc.disable()
     code = main()
-    if shards.world() > 1 or "joblib" in sys.modules or "submitit" in sys.modules:
+    if shards.world() > 1 or any(word in ("-m", "--multirun") or "launcher" in word for word in sys.argv):
         sys.exit(code)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

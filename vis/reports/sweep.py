@@ -97,7 +97,7 @@ def _job(folder: Path, number: int) -> _Job:
 
 
 def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
-    """Write the page of a collection, and return a line for each experiment that is not done."""
+    """Write the page of a collection, and return a line for each experiment that failed or never ran."""
     files = options("experiment", [Path(d) for d in whole["config_dirs"]])
     names = [job[0].removeprefix("experiment=") for job in whole["jobs"]]
     items = [Item(name, describe(files[name]), job_folder(folder, number)) for number, name in enumerate(names)]
@@ -106,7 +106,7 @@ def _collect(folder: Path, whole: dict[str, Any]) -> list[str]:
     papers = by_paper({item.name: item for item in items}, files)
     sections = [Section(paper.title, [i for i in paper.items if i in items], own or paper.findings) for paper in papers]
     write_report(folder / "index.html", describe(collection), sections)
-    return [f"{item.name} {item.state}" for item in items if item.state != "done"]
+    return [f"{item.name} {item.state}" for item in items if item.state not in ("done", "not measured")]
 
 
 def _figure(rows: Rows, keys: list[str], metrics: list[str], series: str) -> Any:

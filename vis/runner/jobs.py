@@ -143,6 +143,9 @@ def _resume_job(folder: Path, number: int, command: str) -> str:
         else:
             path.mkdir(exist_ok=True)
             _execute(compose_config(overrides, [Path(d) for d in plan["config_dirs"]]), overrides, path, command)
+    except Lacking as error:  # a collection goes without what cannot be had here
+        RunFolder(path).set_status(state="not measured", error=said(error))
+        return f"{name}: not measured, {error}"
     except Exception as error:
         RunFolder(path).set_status(state="failed", error=said(error))
         log.error("job %d: %s", number, failure(error, path))
