@@ -275,7 +275,7 @@ def _bars(results: Results, networks: list[str], distance: str, caption: Sequenc
                         place, height, [[height - max(low, 0)], [top - height]], color="black", capsize=2, linewidth=0.8
                     )
                 axes.text(place, top, f"{height:.3g}", ha="center", va="bottom", fontsize=6.5)
-        axes.set_xticks(range(len(networks)), [network_label(results, n) for n in networks])
+        axes.set_xticks(range(len(networks)), [network_label(results, n).replace(" ", "\n", 1) for n in networks])
         axes.set_ylabel("mean l2 distance")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -95,6 +95,7 @@ def test_a_run_names_its_checkpoints(wheel, monkeypatch, tmp_path):
     }
     models |= {"absent": {"arch": "alexnet", "weights": "torchvision"}, "nothing": None}
     config = OmegaConf.create({"model": published, "experiment": {"models": models, "networks": {"judge": published}}})
+    config.preset, config.experiment.optional = "small", ["absent"]
     OmegaConf.set_struct(config, True)
     choose_sources(config)
     chosen = hashlib.sha256(wheel.path.read_bytes()).hexdigest()
@@ -110,7 +111,9 @@ def test_a_run_names_its_checkpoints(wheel, monkeypatch, tmp_path):
 
 
 def test_the_runs_own_model_needs_its_weights(wheel):
-    config = OmegaConf.create({"model": {"arch": "alexnet", "weights": "torchvision"}, "experiment": {"networks": 20}})
+    config = OmegaConf.create(
+        {"model": {"arch": "alexnet", "weights": "torchvision"}, "experiment": {"networks": 20}, "preset": "paper"}
+    )
     with pytest.raises(Lacking, match="torchvision's weights could not be downloaded"):
         choose_sources(config)
 

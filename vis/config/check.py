@@ -50,6 +50,8 @@ def check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]
         default, value = before.get(key), after.get(key)
         if type(default) not in _KINDS or key not in after or key.rpartition(".")[2] in of_any_type:
             continue
+        if value is None and key.rpartition(".")[2] in ("limit", "resize"):  # all images; no resizing
+            continue
         kinds, name = _KINDS[type(default)]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise UserError(f"{key}={_show(value)} is not {name} (default {_show(default)})")

@@ -90,17 +90,17 @@ class Dataset:
 
 
 # Photographs that come with the project's dependencies, by name: package, file, ImageNet's class of its object (None: it has
-# none), where it comes from. The files are read without importing the packages. KNOWN are those whose class is among the five
+# none). The files are read without importing the packages. KNOWN are those whose class is among the five
 # to which SqueezeNet 1.1, trained on ImageNet, gives the largest probabilities.
 _SAMPLES = {
-    "tabby": ("skimage", "data/chelsea.png", 281, "Chelsea, by Stéfan van der Walt, CC0"),
-    "astronaut": ("skimage", "data/astronaut.png", None, "Eileen Collins, NASA, public domain"),
-    "coffee": ("skimage", "data/coffee.png", 967, "by Rachel Michetti, CC0"),
-    "rocket": ("skimage", "data/rocket.jpg", 657, "a launch of SpaceX, CC0"),
-    "cameraman": ("skimage", "data/camera.png", 872, "by Lav Varshney, CC0"),
-    "motorcycle": ("skimage", "data/motorcycle_left.png", 665, "Middlebury Stereo 2014, CC0"),
-    "palace": ("sklearn", "datasets/images/china.jpg", 698, "by danielbuechele, CC BY 2.0"),
-    "officer": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 652, "Grace Hopper, US Navy, public domain"),
+    "tabby": ("skimage", "data/chelsea.png", 281),
+    "astronaut": ("skimage", "data/astronaut.png", None),
+    "coffee": ("skimage", "data/coffee.png", 967),
+    "rocket": ("skimage", "data/rocket.jpg", 657),
+    "cameraman": ("skimage", "data/camera.png", 872),
+    "motorcycle": ("skimage", "data/motorcycle_left.png", 665),
+    "palace": ("sklearn", "datasets/images/china.jpg", 698),
+    "officer": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 652),
 }
 KNOWN = ("tabby", "coffee", "cameraman", "motorcycle", "palace", "officer", "rocket")
 
@@ -108,7 +108,10 @@ KNOWN = ("tabby", "coffee", "cameraman", "motorcycle", "palace", "officer", "roc
 def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
     """Load photographs that come with the project's dependencies, by name; `known`: those that an ImageNet network knows.
 
-    tabby, astronaut, coffee, rocket, cameraman, motorcycle, palace, officer; `all` of them.
+    From scikit-image: tabby (Chelsea, by Stéfan van der Walt), coffee (Rachel Michetti), rocket (SpaceX), cameraman (Lav
+    Varshney), motorcycle (Middlebury Stereo 2014), all CC0, and astronaut (Eileen Collins, NASA, public domain). From
+    scikit-learn: palace (danielbuechele, CC BY 2.0). From Matplotlib: officer (Grace Hopper, US Navy, public domain).
+    `all` are all of them. Raises UserError for another name.
     """
     names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     if len(names) == 1:
@@ -121,9 +124,9 @@ def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
     found = [_SAMPLES[name] for name in names]
     paths = [_home(package) / file for package, file, *_ in found]
     return Dataset(
-        "bundled photographs: " + "; ".join(f"{n}, {source}" for n, (*_, source) in zip(names, found, strict=True)),
+        "bundled photographs",
         names,
-        [label for _, _, label, _ in found],
+        [label for *_, label in found],
         lambda i: read_image(paths[i]),
         files=paths,
     )

@@ -68,8 +68,15 @@ def _may_be_shown(item: Item) -> bool:
     """Return True for a finished run on images that the project may publish: bundled photographs, digits, or none."""
     if item.state != "done" or item.config.get("image"):
         return False
-    data = item.config.get("dataset")
-    return data is None or str(data["_target_"]).rpartition(".")[2] in ("samples", "digits", "stacked_digits", "mnist")
+    data = item.config.get("dataset") or {"_target_": "samples"}
+    public = str(data["_target_"]).rpartition(".")[2] in (
+        "samples",
+        "digits",
+        "stacked_digits",
+        "mnist",
+        "stack_photographs",
+    )
+    return public and not data.get("photographs")
 
 
 def _row(item: Item, claim: ClaimRecord) -> dict[str, str]:
