@@ -68,15 +68,10 @@ def _may_be_shown(item: Item) -> bool:
     """Return True for a finished run on images that the project may publish: bundled photographs, digits, or none."""
     if item.state != "done" or item.config.get("image"):
         return False
-    data = item.config.get("dataset") or {"_target_": "samples"}
-    public = str(data["_target_"]).rpartition(".")[2] in (
-        "samples",
-        "digits",
-        "stacked_digits",
-        "mnist",
-        "stack_photographs",
-    )
-    return public and not data.get("photographs")
+    data = item.config.get("dataset") or {}
+    data = data.get("photographs", data) or {}  # those that a composed dataset is made of
+    target = "" if isinstance(data, str) else str(data.get("_target_", "samples"))
+    return target.rpartition(".")[2] in ("samples", "digits", "stacked_digits", "mnist")
 
 
 def _row(item: Item, claim: ClaimRecord) -> dict[str, str]:
