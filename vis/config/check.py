@@ -50,6 +50,8 @@ def check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]
         default, value = before.get(key), after.get(key)
         if type(default) not in _KINDS or key not in after or key.rpartition(".")[2] in of_any_type:
             continue
+        if value is None:  # or an interpolation, seed=${seeds}
+            value = OmegaConf.select(config, key)
         if value is None and key.rpartition(".")[2] in ("limit", "resize"):  # all images; no resizing
             continue
         kinds, name = _KINDS[type(default)]
