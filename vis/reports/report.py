@@ -90,7 +90,7 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     found, lists = _found(root, files)
     sections = list(by_paper(found, files))
     only = f": {sections[0].title}" if len(sections) == 1 else ""
-    note = f"Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {root}"
+    note = f"Written on {time.strftime('%Y-%m-%d %H:%M')} from the runs in {root.resolve().name}"
     write_report(root / "report.html", f"Reproduction report{only}", sections, lists, note)
     judged = judged_claims(each for item in found.values() for each in (item, *item.others))
     write_text(root / "ledger.md", ledger_page(judged))
