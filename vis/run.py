@@ -277,6 +277,8 @@ def _hydra(flags: list[str], overrides: list[str], config_dirs: list[Path], job:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job or (lambda config: None))()
     except SystemExit as error:
+        if error.code:
+            print(file=sys.stderr)  # Hydra's messages end without one
         return int(error.code or 0)
     except Exception as error:
         if isinstance(error, OSError) or (job and not isinstance(error, HydraException | OmegaConfBaseException)):

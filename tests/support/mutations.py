@@ -12,6 +12,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def killed(folder: Path) -> dict[str, str]:
 
 
 def _claims(experiment: Experiment, results: Results) -> dict[str, Claim]:
-    return {claim.id: claim for claim in experiment.claims(results)}
+    wanted = results.config.experiment.get("claims") or ["*"]
+    claims = experiment.claims(results)
+    return {claim.id: claim for claim in claims if any(fnmatchcase(claim.id, pattern) for pattern in wanted)}
 
 
 def _wrong(id_: str, experiment: Experiment, results: Results) -> str:
@@ -62,9 +65,15 @@ def _multiplied(results: Results, claims: Sequence[Claim]) -> Results:
     found = Results(results.arrays, copy.deepcopy(results.tables), results.config, results.folder)
     keys = {key for claim in claims for each in _columns(claim) for key in each.per}
     most = max([UNITS, *(each.rule.least for claim in claims for each in claim.compared)])
-    for rows in found.tables.values():
+    columns = [column for claim in claims for column in _columns(claim) if column.rows]
+    for name, rows in found.tables.items():
         of = [key for key in keys if any(key in row for row in rows)]
-        units = min((len({row.get(key) for row in rows}) for key in of), default=0)  # a column may be per each of them
+        own = {id(row) for row in results.tables[name]}
+        sizes = [
+            len(column.by_unit) for column in columns if id(column.rows[0]) in own
+        ]  # some have few of a table's units
+        sizes += [len({row.get(key) for row in rows}) for key in of]  # a column may be per each of them
+        units = min(filter(None, sizes), default=0)
         for number in range(1, math.ceil(most / units) if of and units else 0):
             rows += [row | {k: _renamed(row[k], number) for k in of if k in row} for row in rows[: len(rows) // number]]
     return found

@@ -68,7 +68,8 @@ def standin(node: Mapping[str, Any], root: Path, device: torch.device | str, dat
             images, held_out = (load_images(each, model.input_size, model.channels) for each in (train, val))
             preprocess, state = preprocessing(model.preprocess), folder / "training"
             training = Training(model.net, images, held_out, recipe, preprocess, _SEED, device, state)
-            rows = list(training)
+            with torch.enable_grad():  # an experiment may need it where it computes no gradients
+                rows = list(training)
             save_weights(training.net, folder / "weights.pt")
             facts = {"trained_on": train.origin, "images": len(train), "recipe": asdict(recipe), "seed": _SEED}
             facts |= {"network": own, "epochs": rows, "val_top1": rows[-1]["val_top1"]}
