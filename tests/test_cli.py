@@ -249,8 +249,10 @@ def test_every_experiment_composes_under_every_preset(preset):
     for experiment in options("experiment"):
         try:
             config = compose_config([f"experiment={experiment}", f"preset={preset}"])
-        except Lacking:  # the authors' weights or images
-            assert preset == "paper"
+        except (
+            Lacking
+        ) as error:  # the authors' weights or images; at small sizes, the VGG that the project trains and keeps
+            assert preset == "paper" or (preset == "small" and "experiment=train_vgg_cifar10" in str(error))
         else:
             assert config.experiment.name == experiment
 
