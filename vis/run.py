@@ -378,8 +378,8 @@ def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command
 
 def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Run the experiments of a collection, such as experiment=nie2018/all, as jobs of a new sweep."""
-    from vis.runner.dry_run import duration
     from vis.store.sweep_plan import begin
+    from vis.system.console import duration
 
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")

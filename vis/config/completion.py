@@ -65,7 +65,7 @@ def _candidates(prefix: str, parsed_args: Namespace, **_: Any) -> Iterable[str]:
     given = [word for word in getattr(parsed_args, "overrides", None) or [] if word.partition("=")[0] in GROUPS]
     try:
         config = compose_config(given, folders)
-    except UserError:  # of another word, or of what the experiment lacks
+    except UserError:  # about another word, or about missing weights or data
         config = compose_config([])
     if not equals:
         return _keys(key, config)

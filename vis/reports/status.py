@@ -6,6 +6,7 @@ from pathlib import Path
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder
 from vis.store.sweep_plan import job_folder, plan
+from vis.system.console import duration
 
 
 def status(folder: Path) -> str:
@@ -29,7 +30,7 @@ def _line(run: RunFolder) -> str:
     status = run.status
     state, tasks = status.get("state", "not started"), status.get("tasks") or 0
     if state == "done":
-        return f"done in {_duration(status.get('seconds', 0))}"
+        return f"done in {duration(status.get('seconds', 0))}"
     if state == "running" and not run.in_use:
         state = "no process works on it"
     done, text = len(run.done()), [state, status.get("error") or ""]
@@ -38,15 +39,9 @@ def _line(run: RunFolder) -> str:
     if (timings := run.path / "timings.csv").is_file():
         seconds = [float(line.partition(",")[2]) for line in timings.read_text().splitlines()][-20:]
         each = sum(seconds) / len(seconds)
-        text.append(f"{_duration(each)} a task, the last one {_duration(time.time() - timings.stat().st_mtime)} ago")
+        text.append(f"{duration(each)} a task, the last one {duration(time.time() - timings.stat().st_mtime)} ago")
         if state == "running":
-            text.append(f"about {_duration(each * (tasks - done))} left")
+            text.append(f"about {duration(each * (tasks - done))} left")
     if state != "running":
         text.append(f"go on with vis-run --resume {run.path}")
     return ", ".join(filter(None, text))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

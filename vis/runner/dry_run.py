@@ -22,6 +22,7 @@ from vis.models.streamed import StreamedLinear
 from vis.runner.execute import build_experiment, prepare, tasks_of
 from vis.runner.experiment import Load, Run
 from vis.runner.remarks import plural
+from vis.system.console import duration
 from vis.system.device import synchronise
 
 BASE_GB = 0.7  # Python with torch, before any network
@@ -201,10 +202,3 @@ def _fastest(work: Callable[[], Any]) -> float:
         work()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as `12 s`, `34 min` or `5.6 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -56,3 +56,10 @@ def progress(items: Iterable[Any], total: int | None, unit: str, done: int = 0, 
     options["disable"] = options.get("disable", False) or not options.get("leave", True)
     minute: dict[str, Any] = {"delay": 60, "mininterval": 60, "miniters": 1, "ncols": 120}
     return Bar(items, total=total, unit=unit, initial=done, smoothing=0.1, **minute, **options)
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as `12 s`, `34 min` or `5.6 h`."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
