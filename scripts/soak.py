@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,18 +44,24 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def make_images(folder: Path, count: int) -> None:
-    """Write `count` random square crops of the bundled photographs; the same ones each time."""
+def make_images(folder: Path, count: int, side: int = SIDE) -> None:
+    """Write `count` random square crops of the bundled photographs, resized to `side`; the same ones each time."""
     folder.mkdir(parents=True, exist_ok=True)
     data, rng = samples("all"), np.random.default_rng(0)
     photographs = [data.read(i).convert("RGB") for i in range(len(data))]
+
+    def save(place: tuple[int, int, int, int]) -> None:
+        i, left, top, size = place
+        crop = photographs[i % len(photographs)].crop((left, top, left + size, top + size))
+        crop.resize((side, side), Image.Resampling.BILINEAR).save(folder / f"{i:06d}.png", compress_level=1)
+
+    places = []
     for i in range(count):
-        image = photographs[i % len(photographs)]
-        side = int(rng.integers(SIDE, min(image.size) + 1))
-        left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
-        crop = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-        if not (path := folder / f"{i:06d}.png").is_file():
-            crop.save(path)
+        width, height = photographs[i % len(photographs)].size
+        size = int(rng.integers(SIDE, min(width, height) + 1))
+        places.append((i, int(rng.integers(0, width - size + 1)), int(rng.integers(0, height - size + 1)), size))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, places))
 
 
 def start(words: Sequence[str], log: Path) -> subprocess.Popen[str]:
@@ -100,7 +107,8 @@ def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int) 
     All but the last three die after a random number of tasks, or before their first one; those three while or after the
     last task is computed, when the run merges its journal and draws.
     """
-    rng, at, command = random.Random(0), [], [*words, f"outputs={root}"]
+    rng, command = random.Random(0), [*words, f"outputs={root}"]
+    at: list[int] = []
     while True:
         process, before = start(command, log), done(root)
         if len(at) < kills:

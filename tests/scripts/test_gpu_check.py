@@ -8,20 +8,32 @@ import pytest
 from emulated_gpu import AVAILABLE
 
 ROOT = Path(__file__).resolve().parents[2]
+ITEMS = ("nie2018/theorem2", "taimeskhanov2024/figure2")
 DRIVER = """
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[1:]
+sys.path[:0] = sys.argv[1:3]
 import emulated_gpu, gpu_check
 from vis import methods
+from vis.run import main as vis_run
 
 codes = [gpu_check.main(["--device", "cuda:99", "--folder", "none"])]
 emulated_gpu.install()
+emulated_gpu.inherit(Path.cwd())
+gpu_check.ITEMS = ("-m", "experiment=" + sys.argv[3], "preset=tiny")
+gpu_check.CPU = Path("cpu.json")
+assert vis_run([*gpu_check.ITEMS, "device=cpu", "outputs=cpu"]) == 0
+codes.append(gpu_check.main(["--store", str(next(Path("cpu").glob("*/*")))]))
 every = {row.what for row in gpu_check.Check("cuda", Path("rows")).rows()}
 assert {f"{m}, {n}, float32" for m in gpu_check.options("method") for n in gpu_check.NETWORKS} <= every
 
 gpu_check.NETWORKS = {"cnn_mnist": gpu_check.NETWORKS["cnn_mnist"]}
-gpu_check.METHODS, gpu_check.ITEMS = ["saliency", "gradcam", "cam", "fem"], ("taimeskhanov2024/figure2",)
+gpu_check.METHODS = ["saliency", "gradcam", "cam", "fem"]
+gpu_check.BENCH = ("-c", "print('2 threads'); print('| work |'); print('|---|'); print('| a row |')")
+small = "experiment.models.random"
+gpu_check.FIGURE7 = ("experiment=nie2018/figure7", "preset=tiny", "seeds=1", "batch_size=2", f"~{small}.pool",
+                     f"{small}._target_=vis.models.VGGSmall", f"{small}.input_size=32", f"{small}.num_classes=10")
+gpu_check.PHOTOGRAPHS = 4
 codes.append(gpu_check.main(["--folder", "right"]))
 
 def scaled(right):
@@ -32,7 +44,9 @@ def crash(self, forward, targets):
     return forward.images
 
 methods.Saliency.explain, methods.FEM.explain = scaled(methods.Saliency.explain), crash
-gpu_check.ITEMS = ()
+cpu = gpu_check.CPU.read_text()
+gpu_check.CPU.write_text(cpu.replace('"holds"', '"fails"', 1).replace('"sketch": [', '"sketch": [9', 1))
+gpu_check.BENCH = ("-c", "raise SystemExit('no peer')")
 codes.append(gpu_check.main(["--folder", "wrong"]))
 codes.append(gpu_check.main(["--folder", "late", "--seconds", "0"]))
 print(codes)
@@ -42,7 +56,7 @@ print(codes)
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu_check")
-    words = [sys.executable, "-c", DRIVER, ROOT / "tests" / "support", ROOT / "scripts"]
+    words = [sys.executable, "-c", DRIVER, ROOT / "tests" / "support", ROOT / "scripts", ",".join(ITEMS)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done
