@@ -67,6 +67,7 @@ def record(folder: Path) -> dict[str, Any]:
         "claims": {claim.id: claim.verdict for claim in found.claims},
         "weights": sorted(set(re.findall(r"sha256: (\w{64})", (folder / "config.yaml").read_text(encoding="utf-8")))),
         "standin": found.provenance.standin,
+        "clock": bool(RunFolder(folder).config().experiment.get("alone")),
         "images": [each["fingerprint"] for each in entries["datasets"]],
         **maps,
     }
@@ -159,6 +160,8 @@ def compare(path: Path | None, cpu: Mapping[str, Any] | None, tolerance: float) 
     words += f" (not {', '.join(differing)})" if differing else ""
     if here["standin"] or cpu["standin"]:
         return Compared("other", f"networks trained on each device: {words}")
+    if here["clock"]:
+        return Compared("other", f"it reads the clock: {words}")
     if (here["weights"], here["images"]) != (cpu["weights"], cpu["images"]):
         return Compared("other", "other weights or images than the CPU's")
     error = distance(here, cpu)
