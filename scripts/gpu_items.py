@@ -90,7 +90,7 @@ def store(folder: Path, file: Path) -> int:
     lines = []
     for name, path in done.items():
         plan = planned([f"experiment={name}", "device=cpu", f"outputs={folder}"])
-        entry = record(path) | {"memory_gb": round(max(plan.gigabytes), 3)}
+        entry = record(path) | {"memory_gb": round(max(plan.gigabytes, default=0.0), 3)}
         lines.append(f"{json.dumps(name)}: {json.dumps(entry)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
