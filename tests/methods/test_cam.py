@@ -30,7 +30,7 @@ from vis.methods import (
     XGradCAM,
     explain_all,
 )
-from vis.methods.from_layer import dense_after
+from vis.methods.from_layer import readers
 from vis.methods.layers import feature_layer
 
 GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
@@ -65,6 +65,19 @@ class TwoHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         return self.one(x.mean((2, 3))) + self.other(x.amax((2, 3)))
+
+
+class Beside(nn.Module):
+    """A convolution reads the maps, and beside it a module."""
+
+    def __init__(self, beside: nn.Module) -> None:
+        super().__init__()
+        self.features, self.conv, self.beside = trunk(), nn.Conv2d(6, 6, 3, padding=1), beside
+        self.fc = nn.Linear(864, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.fc((self.conv(x) + self.beside(x)).relu().flatten(1))
 
 
 class Gate(nn.Module):
@@ -193,13 +206,31 @@ HEADS = {
     "overlapping": (lambda: trunk(nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(216, 5)), True),
     "depthwise": (lambda: trunk(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Flatten(), nn.Linear(600, 5)), True),
     "two norms": (lambda: trunk(nn.LPPool2d(2, 2), nn.Flatten(), nn.Linear(216, 5)), True),
-    "mixed channels": (lambda: trunk(nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(864, 5)), False),
+    "mixed channels": (lambda: trunk(nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(864, 5)), True),
+    "convolution": (
+        lambda: trunk(
+            nn.Conv2d(6, 12, 3, groups=6, bias=False),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(12, 8, (3, 2), (1, 2), (2, 1), (2, 1)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(120, 5),
+        ),
+        True,
+    ),
+    "reflected border": (
+        lambda: trunk(nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(864, 5)),
+        False,
+    ),
+    "groups": (lambda: trunk(nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(864, 5)), False),
+    "two convolutions": (lambda: Beside(nn.Conv2d(6, 6, 1)), True),
+    "one and a skip connection": (lambda: Beside(nn.Identity()), False),
     "shuffled": (lambda: trunk(nn.ChannelShuffle(2), nn.Flatten(), nn.Linear(864, 5)), False),
     "normalised": (lambda: trunk(nn.LocalResponseNorm(2), nn.Flatten(), nn.Linear(864, 5)), False),
     "shifted": (lambda: trunk(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(864, 5)), False),
-    "no dense layer": (lambda: trunk(nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
+    "no dense layer": (lambda: trunk(nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), True),
     "two heads": (TwoHeads, True),
-    "gate": (Gate, True),
+    "gate": (Gate, False),
     "around": (Around, False),
 }
 
@@ -210,7 +241,7 @@ def test_ablation_equals_setting_each_map_to_0_in_a_full_pass(head):
     net, x = make().double().eval(), networks.images()
     layer = "features" if hasattr(net, "features") else "3"
     with Forward(net, x, [layer]) as forward:
-        assert (dense_after(net, x, layer, forward.layers[layer].detach()) is not None) == split
+        assert bool(readers(net, x, layer, forward.layers[layer].detach())) == split
     expected = torch.stack([cams.ablationcam(net, x, unit, layer) for unit in (0, 3)])
     assert close(torch.stack([AblationCAM(layer=layer)(net, x, unit) for unit in (0, 3)]), expected)
 
