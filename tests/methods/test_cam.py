@@ -9,7 +9,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import Accident, close, state
+from checks import Accident, close, l2_error, state
 from torch import Tensor, nn
 
 from vis import methods
@@ -462,3 +462,34 @@ def test_a_network_that_gives_0_has_a_map_of_zeros_not_nan():
         for convention in ("paper", "table1"):
             maps = method(convention=convention)(net, x, 1, networks.preprocess)
             assert torch.equal(maps, torch.zeros_like(x[:, :1]))
+
+
+# --- precision=mixed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [ScoreCAM(), EigenCAM()])
+def test_mixed_precision_rounds_masked_passes_and_features_to_bfloat16(method, monkeypatch):
+    torch.manual_seed(0)
+    net, x = networks.build("vgg_like").float(), networks.images().float()
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: False)
+    expected = method(net, x)
+    before = state(net)
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: True)
+    found = method(net, x)
+    assert 0 < l2_error(found, expected) < 0.02
+    assert found.dtype == torch.float32
+    assert state(net) == before
+    with torch.no_grad():
+        net[0].weight.mul_(-1)  # the copy in bfloat16 follows
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: False)
+    expected = method(net, x)
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: True)
+    assert l2_error(method(net, x), expected) < 0.02
+
+
+def test_eigencam_without_a_target_runs_nothing_behind_its_layer():
+    net, x, rows = networks.build("vgg_like"), networks.images(), []
+    expected = EigenCAM()(net, x, 1)
+    net[-1].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    assert close(EigenCAM()(net, x), expected)
+    assert rows == [0]
