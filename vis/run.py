@@ -356,13 +356,10 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     if any("all" in config.experiment for config in configs):
         raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = _reserve(configs[0], "_sweep")
-    begin(folder, jobs, config_dirs, command)
-    return _launch(folder, overrides, config_dirs, command)
+    begin(folder, jobs, config_dirs, command, launcher=(submitit := _submitit(overrides)))
+    if submitit:
+        return _resume(folder, command)
 
-
-def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    """Let Hydra's launcher run the jobs of a sweep in their folders."""
-    from vis.config import compose
     from vis.runner.jobs import Job, finish_sweep
 
     # The folder of a job is named after the overrides in which the jobs differ.
@@ -384,20 +381,24 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
     launcher = [o for o in overrides if o.startswith("hydra")]
-    on_cluster = any(o.startswith("hydra/launcher=submitit") for o in launcher)
-    count = 1 if on_cluster else _processes(launcher)
+    submitit = _submitit(overrides)
+    count = 1 if submitit else _processes(launcher)
     seconds, alone = _estimates(jobs, config_dirs)
     unknown = f"; {seconds.count(None)} of them without an estimate" * (None in seconds)
     each = sum(filter(None, seconds)) / (1.4 if count > 1 else 1)
-    where = "one after the other" if on_cluster or count == 1 else f"in {count} processes"
+    where = "as jobs of submitit" if submitit else "one after the other" if count == 1 else f"in {count} processes"
     print(f"{len(jobs)} items, about {duration(each)} on this machine, {where}{unknown}", file=sys.stderr)
     folder = _reserve(config)
     name = str(config.experiment.name)
-    begin(folder, jobs, config_dirs, command, collection=name, processes=count, seconds=seconds, alone=alone)
-    if not on_cluster:
-        return _resume(folder, command)
-    items = ",".join(job[0].removeprefix("experiment=") for job in jobs)
-    return _launch(folder, [f"experiment={items}", *jobs[0][1:], *launcher], config_dirs, command)
+    facts = {"collection": name, "processes": count, "seconds": seconds, "alone": alone}
+    begin(folder, jobs, config_dirs, command, launcher=submitit, **facts)
+    return _resume(folder, command)
+
+
+def _submitit(overrides: list[str]) -> list[str]:
+    """The words for Hydra's launcher if it is one of submitit's, for Slurm or for this machine; else none."""
+    words = [o for o in overrides if o.startswith(("hydra/launcher", "hydra.launcher"))]
+    return words if any(o.startswith("hydra/launcher=submitit_") for o in words) else []
 
 
 def _processes(launcher: list[str]) -> int:
