@@ -21,6 +21,8 @@ from vis.config.home import CONF
 from vis.errors import Lacking, UserError, did_you_mean, said
 from vis.system import shards
 
+log = logging.getLogger(__name__)
+
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
 
 Three commands to start with:
@@ -332,8 +334,13 @@ def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = Fals
 
 
 def _single(config: Any, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    """Run one experiment in a new folder."""
-    folder = _reserve(config)
+    """Run one experiment in a new folder; the tasks of a Slurm job share it."""
+    if not shards.slurm():
+        folder = _reserve(config)
+    else:
+        folder = shards.common_folder(Path(config.outputs).expanduser(), command, lambda: _reserve(config))
+        if (folder / "config.yaml").is_file() or not shards.lead(folder):
+            return _join(folder, command)
 
     def work(_: Path) -> None:
         from vis.runner.jobs import Job
@@ -343,7 +350,25 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
         if job.error:
             raise job.error
 
-    return _finish(folder, work, fresh=True)
+    return _finish(folder, work, fresh=not shards.slurm())
+
+
+def _join(folder: Path, command: str) -> int:
+    """Compute tasks of a run that another task of this Slurm job has begun; conclude the run if that one has ended."""
+    from vis.runner.execute import execute_shard
+    from vis.store.run_folder import RunFolder
+    from vis.system.console import start_logging
+
+    start_logging()
+    leads = shards.lead(folder)
+    if not leads:
+        log.info(
+            "computed %d tasks of %s, for another task of Slurm job %s", execute_shard(folder), folder, shards.slurm()
+        )
+        leads = shards.lead(folder)
+    if leads and RunFolder(folder).status.get("state") != "done":
+        return _finish_run(folder, command)
+    return 0
 
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
@@ -490,7 +515,9 @@ def _help_out() -> int:
     from vis.system.console import start_logging
 
     start_logging()
-    execute_shard()
+    if (folder := shards.folder()) is not None:
+        execute_shard(folder)
+        shards.report()
     return 0
 
 
@@ -532,7 +559,13 @@ def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> 
 
 
 def _resume(folder: Path, command: str) -> int:
-    """Resume a run or a sweep."""
+    """Resume a run or a sweep. The tasks of a Slurm job share a run."""
+    if shards.slurm() and (folder / "config.yaml").is_file():
+        return _join(folder, command)
+    return _finish_run(folder, command)
+
+
+def _finish_run(folder: Path, command: str) -> int:
 
     def work(folder: Path) -> None:
         from vis.runner.jobs import resume

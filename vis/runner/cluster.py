@@ -76,13 +76,14 @@ def submit(
     cluster, settings = _settings(launcher, folder)
     jobs = _queued(folder, {*together, *alone}, settings["folder"]) if cluster == "slurm" else {}
     if jobs:
-        log.info("%d jobs are in Slurm's queue already: %s", len(jobs), _ids(jobs))
+        log.info("%d jobs are still in Slurm's queue: squeue --jobs=%s", len(jobs), _ids(jobs, ","))
     try:
         for numbers in [together, alone] if cluster == "slurm" else [together, *([n] for n in alone)]:
             if missing := [n for n in numbers if n not in jobs]:
                 jobs |= _submit(cluster, settings, missing, run, exclusive=numbers is alone)
                 write_json(folder / "submitted.json", {n: job.job_id for n, job in jobs.items()})
-                log.info("submitted %d jobs: %s", len(missing), _ids({n: jobs[n] for n in missing}))
+                if cluster == "slurm":
+                    log.info("submitted %d jobs: squeue --jobs=%s", len(missing), _ids(jobs, ","))
             if cluster == "local":
                 _wait(cluster, folder, jobs, waiting)
         _wait(cluster, folder, jobs, waiting)
@@ -190,6 +191,6 @@ def _queue() -> dict[str, str] | None:
     return {number: why if state == "PD" and why not in ordinary else "" for number, state, why in rows}
 
 
-def _ids(jobs: dict[int, Any]) -> str:
-    """Name jobs for scancel: `12 13`; an array by one number."""
-    return " ".join(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs.values()))
+def _ids(jobs: dict[int, Any], separator: str = " ") -> str:
+    """Name jobs for squeue and scancel: `12 13`; an array by one number."""
+    return separator.join(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs.values()))

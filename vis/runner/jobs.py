@@ -144,7 +144,7 @@ def _resume_job(folder: Path, number: int, command: str) -> str:
     plan = sweep_plan.plan(folder) or {}
     overrides = plan["jobs"][number]
     path = sweep_plan.job_folder(folder, number) or folder / sweep_plan.job_name(plan["jobs"], number)
-    name = " ".join(overrides)
+    name = " ".join(o for o in overrides if not o.startswith("hydra"))
     if _is_done(folder, number):
         return f"{name}: done"
     try:
