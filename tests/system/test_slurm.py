@@ -33,7 +33,7 @@ from vis.methods import Saliency
 
 class Slow(Saliency):
     def explain(self, forward, targets):
-        time.sleep(0.7)
+        time.sleep(0.5)
         return super().explain(forward, targets)
 """
 
@@ -62,6 +62,19 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert not folder.exists()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "slow.py").write_text(METHOD)
+    command = [sys.executable, "-m", "vis.run", *SLOW]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), str(folder)])}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=100
+    )
+    return Path(done.stdout.strip())
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +179,12 @@ def test_a_requeued_job_goes_on_where_it_was(tmp_path):
     more = "hydra.launcher.max_num_timeout=1"
     process = start(tmp_path, "-m", *SLOW, "model.num_filters=2,4", "outputs=out", *SLURM, more)
     until(lambda: parts(tmp_path, 0) >= 2 and parts(tmp_path, 1) >= 2)
-    run("scontrol", "requeue", number(tmp_path, 0))  # as when a job with a higher priority takes the node
-    run("scancel", "--signal=USR2", number(tmp_path, 1))  # as when its time is nearly over
+    for job, end in enumerate(
+        (["scontrol", "requeue"], ["scancel", "--signal=USR2"])
+    ):  # preempted; its time nearly over
+        run(*end, number(tmp_path, job))
+        until(lambda job=job: "PENDING" in run("scontrol", "show", "job", number(tmp_path, job)))
+        run("scontrol", "update", f"jobid={number(tmp_path, job)}", "starttime=now")  # not in two minutes
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert_done_once(next(tmp_path.glob("out/*/*")), 2, again=1)
@@ -197,8 +214,7 @@ def test_a_drained_node(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["array", "srun", "array of places"])
-def test_one_run_shared_by_the_tasks_of_slurm(tmp_path, command, how):
-    alone = Path(command(*SLOW, "outputs=alone").stdout.strip())
+def test_one_run_shared_by_the_tasks_of_slurm(tmp_path, alone, how):
     line = f"{sys.executable} -m vis.run {' '.join(SLOW)} outputs=out"
     options = {
         "array": ["--array=0-3"],
@@ -208,7 +224,8 @@ def test_one_run_shared_by_the_tasks_of_slurm(tmp_path, command, how):
     script = tmp_path / "job.sh"
     script.write_text(f"#!/bin/bash\n{'srun ' * (how == 'srun')}{line}\n")
     output = f"--output={tmp_path}/%x.%a.txt"
-    run("sbatch", "--wait", f"--chdir={tmp_path}", output, *options, str(script))
+    run("sbatch", f"--chdir={tmp_path}", output, *options, str(script))
+    until(lambda: not run("squeue", "--noheader"))
     (folder,) = tmp_path.glob("out/*/*")
     assert RunFolder(folder).status["state"] == "done"
     assert computed(folder) == list(range(TASKS))
