@@ -83,7 +83,9 @@ def submit(
                 jobs |= _submit(cluster, settings, missing, run, exclusive=numbers is alone)
                 write_json(folder / "submitted.json", {n: job.job_id for n, job in jobs.items()})
                 if cluster == "slurm":
-                    log.info("submitted %d jobs: squeue --jobs=%s", len(missing), _ids(jobs, ","))
+                    log.info(
+                        "submitted %d jobs: squeue --jobs=%s", len(missing), _ids({n: jobs[n] for n in missing}, ",")
+                    )
             if cluster == "local":
                 _wait(cluster, folder, jobs, waiting)
         _wait(cluster, folder, jobs, waiting)
