@@ -9,7 +9,7 @@
 set -euo pipefail
 
 action=${1:-} folder=$(realpath -m "${2:-/tmp/local_slurm}")
-cpus=${CPUS:-$(nproc)} nodes=${NODES:-1}
+cpus=${CPUS:-$(getconf _NPROCESSORS_ONLN)} nodes=${NODES:-1}
 export SLURM_CONF=$folder/slurm.conf
 
 start() {
