@@ -59,9 +59,7 @@ def peers() -> dict[str, Callable[[Arrays], np.ndarray]]:
             arr[rows, indices] = content.reshape(len(arr), -1)[rows, indices]
             return arr
 
-        step = (
-            x[0].size // STEPS
-        )  # all channels of a pixel have the same value in the map, and leave together; Quantus asks that the step divides H * W
+        step = x[0].size // STEPS  # must divide H * W. The channels of a pixel are equal in the map, and leave together
         metric = quantus.PixelFlipping(step, normalise=False, perturb_func=replace, disable_warnings=True)
         return np.array(call(metric, given, x, a_batch=given["maps"]))
 
