@@ -17,7 +17,7 @@ random networks, the floor. A map passes if it ends at the floor.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,7 +31,7 @@ from experiments.ayyar2021.gallery import clipped, sobel
 from vis import metrics
 from vis.claims import Claim, Column, Compared, above, below, mean, replicated, spread
 from vis.errors import UserError
-from vis.figures import display
+from vis.figures import display, style
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.metrics.deletion import patch_flipping
 from vis.models import Model, resolve_layer, skeleton
@@ -46,18 +46,26 @@ OTHER = 1_000_003  # between the seeds of two random networks
 APART = 7919  # between the seeds of the random networks of two batches of images
 WHITE, BLURRED, EDGES = "white_noise", "blurred_noise", "edges"
 CONTROLS = {WHITE: "White noise", BLURRED: "Blurred noise", EDGES: "Edges of the image"}
+COLOURS = [colour for colour in style.COLOURS if colour != "#7F7F7F"]  # gray is for the controls
 MEASURES = {"ssim": "SSIM of |map|", "rank": "rank correlation of |map|", "signed": "rank correlation of the map"}
 
 
-def similarities(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Return the similarities [B] of maps [B, C, H, W] by name; NaN where one of the maps is zero everywhere."""
-    a, b = (maps.double().sum(1, keepdim=True) for maps in (a, b))
-    zero = (a.abs().amax((1, 2, 3)) == 0) | (b.abs().amax((1, 2, 3)) == 0)
-    found = {
-        "ssim": metrics.ssim(clipped(a), clipped(b)), "rank": metrics.spearman(a.abs(), b.abs()),
-        "signed": metrics.spearman(a, b), "pearson": metrics.pearson(a, b),
-    }  # fmt: skip
-    return {name: values.where(~zero, torch.nan) for name, values in found.items()}
+def views(maps: Tensor) -> dict[str, Tensor]:
+    """Return maps [B, C, H, W] as each similarity compares them, by its name."""
+    total = maps.double().sum(1, keepdim=True)
+    return {
+        "ssim": clipped(total),
+        "rank": metrics.ranks(total.abs()),
+        "signed": metrics.ranks(total),
+        "pearson": total,
+    }
+
+
+def similarities(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the similarities [B] of the views of two maps, by name; NaN where one of the maps is zero everywhere."""
+    zero = torch.stack([each["pearson"].abs().amax((1, 2, 3)) == 0 for each in (a, b)]).any(0)
+    of = {name: metrics.ssim if name == "ssim" else metrics.pearson for name in a}
+    return {name: of[name](a[name], b[name]).where(~zero, torch.nan) for name in a}
 
 
 def noise(key: str, pixels: Tensor, blurred: bool = False) -> Tensor:
@@ -81,43 +89,46 @@ class Randomisation(Experiment):
     samples: number of images whose maps are stored. independent: also randomise each layer alone. stages: of the cascade, a
     number, or the layers or blocks down to which the network becomes random; None for every layer. permuted: also run the arm
     that permutes weights. together: images that share the random networks. flips: patches deleted to measure faithfulness,
-    0 for none. sentence: the id of a paper's sentence about GradCAM; None for a finding about each method.
+    0 for none; flip_steps: forward passes for it. sentence: the id of a paper's sentence about GradCAM; None for a finding about each method.
     """
 
     metrics = ("ssim", "signed")
     series = "method"
     shown: ClassVar[Sequence[str]] = ("ssim", "signed")
+    floor: ClassVar[bool] = True  # also compare two random networks
 
     def __init__(
         self, samples: int, independent: bool, stages: int | Sequence[str] | None = None, permuted: bool = False,
-        together: int = 16, flips: int = 0, sentence: str | None = None,
+        together: int = 16, flips: int = 0, flip_steps: int = 16, sentence: str | None = None,
     ) -> None:  # fmt: skip
         self.samples, self.independent, self.stages, self.permuted = samples, independent, stages, permuted
-        self.together, self.flips, self.sentence = together, flips, sentence
+        self.together, self.flips, self.flip_steps, self.sentence = together, flips, flip_steps, sentence
 
     def tasks(self, run: Run) -> Sequence[Task]:
         batches = run.batches(len(run.dataset), self.together)
         return [{"seed": seed, "images": images} for seed in run.seeds for images in batches]
 
     def load(self, run: Run, task: Task) -> Load:
-        flips = 16 * (len(run.methods) + len(CONTROLS)) * (self.flips > 0)
+        flips = self.flip_steps * (len(run.methods) + len(CONTROLS)) * (self.flips > 0)
         passes = len(self._variants(run)) * run.passes + flips
         return Load(run.config.model, task["seed"], len(task["images"]), passes, 0)
 
-    def _stages(self, net: nn.Module, layers: list[str]) -> list[int]:
-        """Return the index of the first random layer in each stage of the cascade, from the logits down."""
+    def _stages(self, net: nn.Module, layers: list[str]) -> list[tuple[str, int]]:
+        """Return the stages of the cascade, from the logits down: a name, and the index of the first random layer."""
+        names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
         if self.stages is None or isinstance(self.stages, int):
-            count = min(self.stages or len(layers), len(layers))
+            count = len(layers) if self.stages is None else min(self.stages, len(layers))
             if count < 1:
                 raise UserError(f"experiment.stages={self.stages}: give 1 or more, or the names of layers")
-            return np.unique(np.linspace(0, len(layers) - 1, count).round().astype(int))[::-1].tolist()
+            chosen = np.unique(np.linspace(len(layers) - 1, 0, count).round().astype(int))[::-1].tolist()
+            return [(names.get(layers[i], layers[i]), i) for i in chosen]
         found = []
         for stage in self.stages:
-            inside = resolve_layer(net, stage)
-            within = [i for i, layer in enumerate(layers) if f"{layer}.".startswith(f"{inside}.")]
-            if not within:
-                raise UserError(f"experiment.stages: {stage} has no convolution or dense layer")
-            found.append(within[0])
+            block = resolve_layer(net, stage)
+            inside = [i for i, layer in enumerate(layers) if f"{layer}.".startswith(f"{block}.")]
+            if not inside:
+                raise UserError(f"experiment.stages: {stage} has no convolution and no dense layer")
+            found.append((names.get(block, stage), inside[0]))
         return found
 
     def _variants(self, run: Run) -> list[tuple[str, str, dict[str, Any]]]:
@@ -128,24 +139,22 @@ class Randomisation(Experiment):
         init = {"init": run.config.model.get("init") or "kaiming_normal"}
         found: list[tuple[str, str, dict[str, Any]]] = [(TRAINED, TRAINED, {})]
         for kind in ("cascading", "permuted") if self.permuted else ("cascading",):
-            change = init if kind == "cascading" else {"init": "permuted"}
-            for i in self._stages(net, layers):
-                everything = {"weights": None} if kind == "cascading" else {}
-                upto = {"trained_up_to": layers[i - 1]} if i else everything
-                found.append((f"from {names.get(layers[i], layers[i])}", kind, change | upto))
+            arm, everything = (init, {"weights": None}) if kind == "cascading" else ({"init": "permuted"}, {})
+            for name, i in self._stages(net, layers):
+                found.append((f"from {name}", kind, arm | ({"trained_up_to": layers[i - 1]} if i else everything)))
         for layer in layers if self.independent else ():
             found.append((f"only {names.get(layer, layer)}", "independent", init | {"trained_except": layer}))
-        return [*found, (FLOOR, "floor", init | {"weights": None})]
+        return found + [(FLOOR, "floor", init | {"weights": None})] * self.floor
 
     def compute(self, run: Run, task: Task) -> Output:
         seed, images, output = task["seed"], task["images"], Output(tables={"table": []})
-        trained: dict[str, Tensor] = {}
-        random: dict[str, Tensor] = {}
+        trained: dict[str, dict[str, Tensor]] = {}
+        random: dict[str, dict[str, Tensor]] = {}
         classes: list[int] = []
 
-        def add(label: str, kind: str, names: list[str], maps: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-            for method, values in maps.items():
-                similar = similarities(values, others[method])
+        def add(label: str, kind: str, names: list[str], maps: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+            for method, own in maps.items():
+                similar = similarities(own, others[method])
                 for i, image in enumerate(names):
                     row = {"seed": seed, "variant": label, "kind": kind, "image": image, "method": method}
                     row |= {n: None if v[i].isnan() else v[i].item() for n, v in similar.items()}
@@ -160,19 +169,20 @@ class Randomisation(Experiment):
             batch = run.batch(model, images)
             (maps,), logits = run.explain(model, batch.x, [classes or None])
             maps = maps | controls(f"{seed}/{kind}/{label}", batch.names, batch.pixels)
+            seen = {method: views(values) for method, values in maps.items()}
             if kind == TRAINED:
-                trained, classes = maps, logits.argmax(1).tolist()
+                trained, classes = seen, logits.argmax(1).tolist()
                 output.tables["network"] = [{"seed": seed, "weights": model.weights, "standin": model.standin}]
                 if len(run.dataset) > 1:
                     after = run.batch(model, [(i + 1) % len(run.dataset) for i in images])
                     (others,), _ = run.explain(model, after.x, [None])
                     others[EDGES] = sobel(after.pixels)
-                    add(OTHER_IMAGE, "other", batch.names, others, trained)
+                    add(OTHER_IMAGE, "other", batch.names, {m: views(v) for m, v in others.items()}, trained)
                 if self.flips:
                     output.tables["flips"] = self._flipped(model, batch, maps, classes)
             if kind == "cascading":
-                random = maps  # the last of them is wholly random
-            add(label, kind, batch.names, maps, random if kind == "floor" else trained)
+                random = seen  # the last of them is wholly random
+            add(label, kind, batch.names, seen, random if kind == "floor" else trained)
             for i, image in enumerate(batch.names):
                 if images[i] < self.samples and seed == run.seeds[0] and kind in (TRAINED, "cascading"):
                     output.arrays[f"{image}/pixels"] = batch.pixels[i].numpy()
@@ -184,7 +194,9 @@ class Randomisation(Experiment):
         """Return rows with the mean drop of the class probability as patches of the mean colour are put in."""
         gray, rows = torch.zeros(1, 1, 1, 1), []
         for method, values in maps.items():
-            drops = patch_flipping(model.net, batch.x, values.to(batch.x.device), classes, gray, self.flips).tolist()
+            drops = patch_flipping(
+                model.net, batch.x, values.to(batch.x.device), classes, gray, self.flips, self.flip_steps
+            ).tolist()
             rows += [{"image": i, "method": method, "drop": d} for i, d in zip(batch.names, drops, strict=True)]
         return rows
 
@@ -251,14 +263,14 @@ class Randomisation(Experiment):
                     groups = [numbers(results.rows(variant=v, kind=kind, method=method), name) for v in labels]
                     points = [(x, g) for x, g in enumerate(groups) if g]
                     gray = method in CONTROLS
-                    style = {"color": "0.55", "marker": "sDx"[list(CONTROLS).index(method)]} if gray else {
-                        "color": f"C{i % 9}", "marker": "o" if i < 9 else "^"}  # fmt: skip
+                    color = "0.55" if gray else COLOURS[i % len(COLOURS)]
+                    marker = "sDx"[list(CONTROLS).index(method)] if gray else "o^v"[i // len(COLOURS) % 3]
                     axis.errorbar([x for x, _ in points], [mean(g) for _, g in points],
                                   [spread(g) if len(g) > 1 else 0.0 for _, g in points], markersize=3, capsize=2,
-                                  elinewidth=0.6, linewidth=1, label=self.title(config, method), **style)  # fmt: skip
+                                  elinewidth=0.6, linewidth=1, label=self.title(config, method), color=color, marker=marker)  # fmt: skip
                     other = numbers(results.rows(kind="other", method=method), name)
                     if other and not gray:
-                        axis.axhline(mean(other), color=style["color"], linewidth=0.7, linestyle=":", zorder=0)
+                        axis.axhline(mean(other), color=color, linewidth=0.7, linestyle=":", zorder=0)
                 axis.set_xticks(range(len(labels)), [v.partition(" ")[2] for v in labels], rotation=45, ha="right")
                 axis.set_title(MEASURES[name])
                 axis.set_ylim(-0.3, 1.05)

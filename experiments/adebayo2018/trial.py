@@ -36,6 +36,7 @@ class Trial(Randomisation):
     """Judge the sentences of both papers."""
 
     shown: ClassVar[Sequence[str]] = ("ssim", "rank", "signed")
+    floor: ClassVar[bool] = False
 
     def stages_of(self, results: Results) -> list[str]:
         """Return the labels of the cascade's stages, from the logits down."""
@@ -94,7 +95,10 @@ class Trial(Randomisation):
         draws = [np.arange(len(images)), *generator.integers(len(images), size=(1000, len(images)))]
         for words, methods in (("", [*config.methods, *CONTROLS]), (" methods alone", list(config.methods))):
             tables = []
-            for table, name, where in (("table", "ssim", {"kind": "cascading", "variant": stage}), ("flips", "drop", {})):
+            for table, name, where in (
+                ("table", "ssim", {"kind": "cascading", "variant": stage}),
+                ("flips", "drop", {}),
+            ):
                 found = {(r["image"], r["method"]): r[name] for r in results.rows(table, **where)}
                 tables.append(np.array([[found.get((i, m)) for m in methods] for i in images], dtype=float))
             values = [spearman(-np.nanmean(tables[0][d], 0), np.nanmean(tables[1][d], 0)) for d in draws]
@@ -104,7 +108,7 @@ class Trial(Randomisation):
 
     def claims(self, results: Results) -> list[Claim]:
         stages = self.stages_of(results)
-        first, middle, last = stages[0], stages[min(2, len(stages) - 1)], stages[-1]
+        first, middle, last = stages[0], stages[min(len(stages) - 1, (len(stages) - 1) // 2)], stages[-1]
         trained = "the trained network's own map: 1"
 
         def of(name: str, method: str, stage: str, kind: str = "cascading") -> Column:

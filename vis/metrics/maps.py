@@ -180,12 +180,16 @@ def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
 # --- agreement of two maps, or of a map with people -------------------------------------------------------------------
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+def ranks(maps: Tensor) -> Tensor:
+    """Return the rank of each value of an image among all its values, [B, n]; ties share their mean rank."""
     from scipy.stats import rankdata
 
-    ranks = [torch.from_numpy(rankdata(m.flatten(1).double().cpu().numpy(), axis=1)) for m in (a, b)]
-    return pearson(*ranks)
+    return torch.from_numpy(rankdata(maps.flatten(1).double().cpu().numpy(), axis=1))
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+    return pearson(ranks(a), ranks(b))
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
