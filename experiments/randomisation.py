@@ -89,7 +89,8 @@ class Randomisation(Experiment):
     samples: number of images whose maps are stored. independent: also randomise each layer alone. stages: of the cascade, a
     number, or the layers or blocks down to which the network becomes random; None for every layer. permuted: also run the arm
     that permutes weights. together: images that share the random networks. flips: patches deleted to measure faithfulness,
-    0 for none; flip_steps: forward passes for it. sentence: the id of a paper's sentence about GradCAM; None for a finding about each method.
+    0 for none; flip_steps: forward passes for it. sentence: the id of a paper's sentence about GradCAM; None for a finding
+    about each method.
     """
 
     metrics = ("ssim", "signed")
@@ -267,7 +268,8 @@ class Randomisation(Experiment):
                     marker = "sDx"[list(CONTROLS).index(method)] if gray else "o^v"[i // len(COLOURS) % 3]
                     axis.errorbar([x for x, _ in points], [mean(g) for _, g in points],
                                   [spread(g) if len(g) > 1 else 0.0 for _, g in points], markersize=3, capsize=2,
-                                  elinewidth=0.6, linewidth=1, label=self.title(config, method), color=color, marker=marker)  # fmt: skip
+                                  elinewidth=0.6, linewidth=1, label=self.title(config, method), color=color,
+                                  marker=marker)  # fmt: skip
                     other = numbers(results.rows(kind="other", method=method), name)
                     if other and not gray:
                         axis.axhline(mean(other), color=color, linewidth=0.7, linestyle=":", zorder=0)

@@ -8,8 +8,8 @@ by faithfulness. Here both orders are measured on the same images, with the same
     faithfulness   pixel flipping: mean drop of the class probability as the first 64 of 14 x 14 patches get the mean colour
 
 Each image has random networks of its own, so an interval over images covers both. The rules are those of the project's
-specification of this trial, fixed before these measurements: words for similarities are "unchanged" above .95, "similar" above .5,
-"different" below .2 or no more similar than the maps of two images. Adebayo's sentences are judged as reported, not verbatim.
+specification of this trial, fixed before these measurements: similarities are "similar" above .5, "different" below .2 or no
+higher than that of the maps of two images. Adebayo's sentences are judged as reported, not verbatim.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,8 @@ class Trial(Randomisation):
 
         least: for each image and method, the smallest difference to the noises' SSIM over the stages, and at the first and the
         last stage. orders: for each image, white noise's place in both orders, and the rank correlation of the orders.
-        trial: for each method, the means over images of all measures.
+        arms: SSIM at the middle stage, drawn anew minus permuted, where a map of zeros counts 0. trial: for each method, the
+        means over images of all measures.
         """
         config, stages = results.config, self.stages_of(results)
         ssim = {(r["image"], r["variant"], r["method"]): r["ssim"] for r in results.rows(kind="cascading")}
@@ -77,17 +78,42 @@ class Trial(Randomisation):
                 orders.append(order)
         trial: Rows = []
         for method in everyone:
-            row: dict[str, Any] = {"method": self.title(config, method)}
+            means: dict[str, Any] = {"method": self.title(config, method)}
             for stage in stages:
                 for name in MEASURES:
                     values = numbers(results.rows(kind="cascading", variant=stage, method=method), name)
-                    row |= {f"{name} {stage}": mean(values) if values else None}
+                    means |= {f"{name} {stage}": mean(values) if values else None}
             values = numbers(results.rows("flips", method=method), "drop")
-            trial.append(row | {"drop": mean(values) if values else None})
-        return {"least": least, "orders": orders, "trial": trial, "correlation": [self._of_orders(results)]}
+            trial.append(means | {"drop": mean(values) if values else None})
+        return {
+            "least": least,
+            "orders": orders,
+            "arms": self._arms(results),
+            "trial": trial,
+            "correlation": [self._of_orders(results)],
+        }
+
+    def middle_of(self, results: Results) -> str:
+        """Return the label of the cascade's middle stage."""
+        stages = self.stages_of(results)
+        return stages[(len(stages) - 1) // 2]
+
+    def _arms(self, results: Results) -> Rows:
+        both = [
+            {
+                (r["image"], r["method"]): r["ssim"] or 0.0
+                for r in results.rows(kind=kind, variant=self.middle_of(results))
+            }
+            for kind in ("cascading", "permuted")
+        ]
+        return [
+            {"image": image, "method": method, "difference": own - both[1][image, method]}
+            for (image, method), own in both[0].items()
+            if (image, method) in both[1]
+        ]
 
     def _of_orders(self, results: Results) -> dict[str, Any]:
-        """Return the rank correlation of the mean orders, with and without the controls, and its bootstrap interval over images."""
+        """Return the rank correlation of the mean orders, with and without the controls; intervals by bootstrap over images."""
         stage, config = self.stages_of(results)[0], results.config
         images = list(dict.fromkeys(row["image"] for row in results.rows("flips")))
         row: dict[str, Any] = {"maps": len(config.methods) + len(CONTROLS), "images": len(images)}
@@ -108,7 +134,7 @@ class Trial(Randomisation):
 
     def claims(self, results: Results) -> list[Claim]:
         stages = self.stages_of(results)
-        first, middle, last = stages[0], stages[min(len(stages) - 1, (len(stages) - 1) // 2)], stages[-1]
+        first, middle, last = stages[0], self.middle_of(results), stages[-1]
         trained = "the trained network's own map: 1"
 
         def of(name: str, method: str, stage: str, kind: str = "cascading") -> Column:
@@ -138,8 +164,12 @@ class Trial(Randomisation):
                 for m in map(str, results.config.methods)
             ]  # fmt: skip
 
+        def arm(method: str) -> Column:
+            return Column(results.rows("arms", method=method), "difference", "image")
+
         invariant, passed, zero = above(0.9, 0.5), below(0.5, ours=".5 is ours"), near(0, 0.05)
-        keep = [m for m in ("integrated_gradients", "input_x_gradient")]
+        keep, arms = ("integrated_gradients", "input_x_gradient"), f"SSIM, {middle}, drawn anew minus permuted"
+        chance = "chance: half of the maps"
         noise, order = "white noise, the smallest over the stages", results.rows("orders")
         at_first = {"kind": "cascading", "variant": first}
         faithful = "probability lost by pixel flipping"
@@ -156,8 +186,8 @@ class Trial(Randomisation):
                     [similar(n, "gbp", s, invariant) for s in (first, middle) for n in ("ssim", "signed")]),
             finding("A3b", "Guided BackProp is entirely invariant to randomisation (withdrawn in version 3).",
                     [similar("signed", "gbp", last, above(0.9))]),
-            finding("A4", "Integrated gradients and gradient x input keep the rank correlation of their absolute values, while the "
-                    "signed one drops to about 0 at the first block.",
+            finding("A4", "Integrated gradients and gradient x input keep the rank correlation of their absolute values, while "
+                    "the signed one drops to about 0 at the first block.",
                     [c for m in keep for c in (similar("rank", m, first, above(0.5)),
                                                similar("signed", m, first, near(0, 0.15, ours=".15 is ours"), trained))]),
             finding("A4b", "Integrated gradients and gradient x input keep a high SSIM, which the gradient does not.",
@@ -171,9 +201,9 @@ class Trial(Randomisation):
                     over_noise("last", f"blurred noise, {last}"), BINDER),
             Claim("B3", [
                 Compared(f"share of the other maps that change more than white noise, {first}", Column(order, "saner", "image"),
-                         below(0.1), null=0.5, control="chance: half of the maps"),
-                Compared("share of the other maps that are more faithful than white noise", Column(order, "more faithful", "image"),
-                         above(0.5), null=0.5, control="chance: half of the maps"),
+                         below(0.1), null=0.5, control=chance),
+                Compared("share of the other maps that are more faithful than white noise",
+                         Column(order, "more faithful", "image"), above(0.5), null=0.5, control=chance),
                 similar("ssim", PEER, first, above(0.5)),
                 paired(f"{faithful}, {PEER} - white noise", "flips", "drop", PEER, WHITE, above(0)),
             ]),
@@ -181,9 +211,9 @@ class Trial(Randomisation):
                     [Compared("rank correlation of both orders, controls included", Column(order, "agreement", "image"), below(0),
                               null=0.0, control="unrelated orders: 0")], BINDER),
             finding("arms", "Whether weights are drawn anew or permuted decides about DeconvNet, and about no other method.", [
-                Compared(f"{m}: SSIM, {middle}, drawn anew minus permuted", of("ssim", m, middle) - of("ssim", m, middle, "permuted"),
+                Compared(f"{m}: {arms} (a map of zeros counts 0)", arm(m),
                          above(0.2, ours=".2 is ours") if m == "deconvnet" else near(0, 0.1, 0.2, ours=".1 and .2 are ours"),
-                         null=0.0 if m == "deconvnet" else of("ssim", "deconvnet", middle) - of("ssim", "deconvnet", middle, "permuted"),
+                         null=0.0 if m == "deconvnet" else arm("deconvnet"),
                          control="no difference: 0" if m == "deconvnet" else "DeconvNet")
                 for m in map(str, results.config.methods)], "The project"),
             *(finding(f"flipping-{m}", f"By pixel flipping, {self.title(results.config, m)} finds pixels that matter more than "
@@ -199,32 +229,40 @@ class Trial(Randomisation):
         """Draw faithfulness against the score of the check, a point for each map."""
         config, first = results.config, self.stages_of(results)[0]
         row = self.summaries(results)["correlation"][0]
+        over = [row[f"{end}{which}"] for which in ("", " methods alone") for end in ("correlation", "low", "high")]
         caption = [
             f"Mean and 95 % interval over {row['images']} images, each with its own random network",
-            f"Sane: 1 - SSIM with the trained network's map, with random weights {first}. Faithful: mean drop of the class "
-            "probability as the first 64 of 14 x 14 patches get the mean colour, by pixel flipping",
-            f"Rank correlation of both orders: {row['correlation']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with the controls, "
-            f"{row['correlation methods alone']:.2f} ({row['low methods alone']:.2f} to {row['high methods alone']:.2f}) "
-            "without (95 %, bootstrap over images)",
+            f"Sane: 1 - SSIM with the trained network's map, weights random {first}. Faithful: mean drop of the class "
+            f"probability as the first {self.flips} of 14 x 14 patches get the mean colour (pixel flipping), minus that of white noise",
+            "Rank correlation of both orders: {:.2f} ({:.2f} to {:.2f}) with the controls, {:.2f} ({:.2f} to {:.2f}) without "
+            "(95 %, bootstrap over images)".format(*over),
             *method_words(config),
             f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
-        figure, (axis,) = plot(5.2, 3.4, caption)
+        figure, (axis,) = plot(5.2, 3.6, caption)
+        noise = {r["image"]: r["drop"] for r in results.rows("flips", method=WHITE)}
+        points = []
         with styled():
+            axis.axhline(0, color="0.85", linewidth=0.8, zorder=0)
             for method in [*config.methods, *CONTROLS]:
                 x = [1 - v for v in numbers(results.rows(kind="cascading", variant=first, method=method), "ssim")]
-                y = numbers(results.rows("flips", method=method), "drop")
+                y = [r["drop"] - noise[r["image"]] for r in results.rows("flips", method=method)]
                 if not x or not y:
                     continue
-                bars = [[[abs(mean(v) - b)] for b in interval(v)] if len(v) > 1 else None for v in (x, y)]
+                bars = [abs(mean(v) - interval(v)[0]) if len(v) > 1 else 0.0 for v in (y, x)]
                 color = "0.5" if method in CONTROLS else "C0"
-                axis.errorbar(mean(x), mean(y), bars[1], bars[0], fmt="s" if method in CONTROLS else "o", color=color,
-                              markersize=4, elinewidth=0.6)  # fmt: skip
-                axis.annotate(self.title(config, method), (mean(x), mean(y)), (4, 4), textcoords="offset points",
-                              fontsize=6.5, color=color)  # fmt: skip
+                axis.errorbar(mean(x), mean(y), *bars, fmt="s" if method in CONTROLS else "o", color=color, markersize=4,
+                              elinewidth=0.6)  # fmt: skip
+                points.append((mean(x), mean(y), self.title(config, method), color))
             axis.set_xlabel("sane by the randomisation check: 1 - SSIM →")
-            axis.set_ylabel("faithful by pixel flipping →")
+            axis.set_ylabel("faithful by pixel flipping, minus noise →")
             axis.margins(0.12)
+            for i, (x, y, title, color) in enumerate(
+                sorted(points)
+            ):  # above and below in turn, so that neighbours stay apart
+                place = {"xytext": (4, 5), "va": "bottom"} if i % 2 else {"xytext": (4, -5), "va": "top"}
+                left = {"ha": "right", "xytext": (-4, place["xytext"][1])} if x > 0.9 else {}
+                axis.annotate(title, (x, y), textcoords="offset points", fontsize=6.5, color=color, **(place | left))
         return figure
 
 
