@@ -89,9 +89,9 @@ class Calibration(Experiment):
         return {"calibration": rows}
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
-        config = results.config
+        config, images = results.config, len({row["image"] for row in results.rows()})
         caption = [
-            f"Similarity of two maps of an image: mean and 95 % interval over {len({r['image'] for r in results.rows()})} images. "
+            f"Similarity of two maps of an image: mean and 95 % interval over {images} images",
             "x: the image, as the network takes it; u and v: white noise",
             f"Map: {', '.join(method_title(config, m) for m in config.methods)}, {config.model.name}, "
             f"{results.rows('network')[0]['weights']}",

@@ -17,7 +17,7 @@ w_c a_c with w_c independent Gaussians, P(|w_1 a_1| > |w_2 a_2|) = (2 / pi) arct
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,15 +62,15 @@ def larger_contributes_more(ratio: float) -> float:
 class Scales(Experiment):
     """Compare contributions of channels in trained and random networks.
 
-    layers: {layer whose channels are compared: the first layer above it that becomes random}.
+    layers: {layer whose channels are compared: the first layer above it that becomes random; null to leave it out}.
     """
 
     metrics = ("kept", "signed")
     series = "layer"
     names: ClassVar[Sequence[str]] = ("change", *COLUMNS, "top")
 
-    def __init__(self, layers: dict[str, str]) -> None:
-        self.layers = dict(layers)
+    def __init__(self, layers: Mapping[str, str | None]) -> None:
+        self.layers = {layer: top for layer, top in layers.items() if top}
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 1)]
@@ -107,7 +107,7 @@ class Scales(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         found, strong = [], []
-        for layer in self.layers:
+        for layer in self.layers.values():
             rows = results.rows(layer=layer)
             kept, null = (Column(rows, name, "image") for name in ("kept", "null"))
             found += [
@@ -127,7 +127,7 @@ class Scales(Experiment):
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the means over the images, a row for each layer."""
         rows: Rows = []
-        for layer in self.layers:
+        for layer in self.layers.values():
             row: dict[str, Any] = {"random from": layer}
             for name in self.names:
                 values = numbers(results.rows(layer=layer), name)
@@ -139,15 +139,15 @@ class Scales(Experiment):
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         images = len({row["image"] for row in results.rows()})
         caption = [
-            "Rank correlation over the channels of a layer, below which nothing changes while all weights from the named layer to "
-            f"the logits become random: mean and 95 % interval over {images} images, each with its own random network",
+            "Rank correlation over the channels of a layer, while all weights from the named layer, above it, to the logits become "
+            f"random: mean and 95 % interval over {images} images, each with its own random network",
             "Contribution: the sum over positions of gradient x activation. Equal activations: each channel is rescaled to the "
             "same mean activation",
             f"{results.config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         figure, (axis,) = plot(5.2, 2.4, caption)
         with styled():
-            for j, layer in enumerate(self.layers):
+            for j, layer in enumerate(self.layers.values()):
                 for y, name in enumerate(reversed(COLUMNS)):
                     values = numbers(results.rows(layer=layer), name)
                     if values:

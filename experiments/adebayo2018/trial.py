@@ -233,7 +233,8 @@ class Trial(Randomisation):
         caption = [
             f"Mean and 95 % interval over {row['images']} images, each with its own random network",
             f"Sane: 1 - SSIM with the trained network's map, weights random {first}. Faithful: mean drop of the class "
-            f"probability as the first {self.flips} of 14 x 14 patches get the mean colour (pixel flipping), minus that of white noise",
+            f"probability as the first {self.flips} of 14 x 14 patches get the mean colour (pixel flipping), minus that of white "
+            "noise",
             "Rank correlation of both orders: {:.2f} ({:.2f} to {:.2f}) with the controls, {:.2f} ({:.2f} to {:.2f}) without "
             "(95 %, bootstrap over images)".format(*over),
             *method_words(config),
@@ -257,12 +258,13 @@ class Trial(Randomisation):
             axis.set_xlabel("sane by the randomisation check: 1 - SSIM →")
             axis.set_ylabel("faithful by pixel flipping, minus noise →")
             axis.margins(0.12)
-            for i, (x, y, title, color) in enumerate(
+            for i, (sane, drop, title, color) in enumerate(
                 sorted(points)
-            ):  # above and below in turn, so that neighbours stay apart
-                place = {"xytext": (4, 5), "va": "bottom"} if i % 2 else {"xytext": (4, -5), "va": "top"}
-                left = {"ha": "right", "xytext": (-4, place["xytext"][1])} if x > 0.9 else {}
-                axis.annotate(title, (x, y), textcoords="offset points", fontsize=6.5, color=color, **(place | left))
+            ):  # above and below in turn: neighbours stay apart
+                left, up = sane > 0.9, i % 2
+                axis.annotate(title, (sane, drop), (-4 if left else 4, 4 if up else -4), textcoords="offset points",
+                              ha="right" if left else "left", va="bottom" if up else "top", fontsize=6.5,
+                              color=color)  # fmt: skip
         return figure
 
 

@@ -3,9 +3,8 @@
 Each image is compared with several random networks. If images vary more, one random network for each image is enough.
 """
 
-from experiments.adebayo2018.trial import judged
 from experiments.randomisation import MEASURES, Randomisation
-from vis.claims import Claim, Column, Compared, above, mean, spread
+from vis.claims import Claim, Column, Compared, above, mean, on_digits, spread
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
 
@@ -43,11 +42,10 @@ class Variance(Randomisation):
         return {"variances": rows}
 
     def claims(self, results: Results) -> list[Claim]:
-        rows = results.rows("variances", measure="ssim")
-        compared = Compared(
-            "(variance over images - over networks) / their sum, of the SSIM", Column(rows, "more over images", ("method", "stage")),
-            above(0), null=0.0, control="equal variances: 0",
-        )  # fmt: skip
+        more = Column(results.rows("variances", measure="ssim"), "more over images", ("method", "stage"))
+        compared = Compared("SSIM: (variance over images - over networks) / their sum, by method and stage", more, above(0),
+                            null=0.0, control="equal variances: 0")  # fmt: skip
         sentence = "The SSIM varies more over images than over the random networks of one image."
-        found = judged(results, [Claim("variance", [compared], sentence=sentence, source="The project")])
-        return [found[0]]
+        return [
+            Claim("variance", [compared], sentence=sentence, source="The project", reason=on_digits(results.config))
+        ]
