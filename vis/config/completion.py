@@ -12,7 +12,9 @@ from argcomplete.completers import FilesCompleter
 from omegaconf import DictConfig, OmegaConf
 
 from vis.config.check import PRECISIONS, leaves
-from vis.config.compose import GROUPS, OVERLAYS, compose_config, options, register
+from vis.config.compose import compose_config, register
+from vis.config.options import GROUPS, options
+from vis.config.presets import OVERLAYS
 from vis.errors import UserError
 
 ALLOWED: dict[str, Sequence[str]] = {

@@ -16,8 +16,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
+from vis.config.options import load_option, options
 from vis.data import Dataset
 from vis.errors import UserError, did_you_mean
 from vis.figures import display
