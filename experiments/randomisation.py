@@ -27,12 +27,12 @@ from omegaconf import DictConfig
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from experiments.ayyar2021.gallery import clipped, sobel
 from vis import metrics
 from vis.claims import Claim, Column, Compared, above, below, mean, replicated, spread
 from vis.errors import UserError
 from vis.figures import display, style
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
+from vis.metrics import clipped, sobel
 from vis.metrics.deletion import patch_flipping
 from vis.models import Model, resolve_layer, skeleton
 from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_scaling, method_title, method_words

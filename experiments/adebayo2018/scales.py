@@ -17,7 +17,7 @@ w_c a_c with w_c independent Gaussians, P(|w_1 a_1| > |w_2 a_2|) = (2 / pi) arct
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,15 +62,17 @@ def larger_contributes_more(ratio: float) -> float:
 class Scales(Experiment):
     """Compare contributions of channels in trained and random networks.
 
-    layers: {layer whose channels are compared: the first layer above it that becomes random; null to leave it out}.
+    layers: pairs of a layer whose channels are compared, and the first layer or block above it that becomes random.
     """
 
     metrics = ("kept", "signed")
     series = "layer"
     names: ClassVar[Sequence[str]] = ("change", *COLUMNS, "top")
 
-    def __init__(self, layers: Mapping[str, str | None]) -> None:
-        self.layers = {layer: top for layer, top in layers.items() if top}
+    def __init__(self, layers: Sequence[Sequence[str]]) -> None:
+        if any(len(pair) != 2 for pair in layers):
+            raise UserError("experiment.layers: give pairs [[LAYER, FIRST RANDOM LAYER], ...]")
+        self.layers = [(str(layer), str(top)) for layer, top in layers]
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": images} for seed in run.seeds for images in run.batches(len(run.dataset), 1)]
@@ -83,7 +85,7 @@ class Scales(Experiment):
         net = skeleton(run.config.model)[0]
         weighted = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         output = Output(tables={"table": []})
-        for layer, top in self.layers.items():
+        for layer, top in self.layers:
             layer, above_it = resolve_layer(net, layer), resolve_layer(net, top)
             inside = [i for i, name in enumerate(weighted) if f"{name}.".startswith(f"{above_it}.")]
             if not inside or not inside[0]:
@@ -107,7 +109,7 @@ class Scales(Experiment):
 
     def claims(self, results: Results) -> list[Claim]:
         found, strong = [], []
-        for layer in self.layers.values():
+        for _, layer in self.layers:
             rows = results.rows(layer=layer)
             kept, null = (Column(rows, name, "image") for name in ("kept", "null"))
             found += [
@@ -127,7 +129,7 @@ class Scales(Experiment):
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return the means over the images, a row for each layer."""
         rows: Rows = []
-        for layer in self.layers.values():
+        for _, layer in self.layers:
             row: dict[str, Any] = {"random from": layer}
             for name in self.names:
                 values = numbers(results.rows(layer=layer), name)
@@ -139,15 +141,15 @@ class Scales(Experiment):
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         images = len({row["image"] for row in results.rows()})
         caption = [
-            "Rank correlation over the channels of a layer, while all weights from the named layer, above it, to the logits become "
-            f"random: mean and 95 % interval over {images} images, each with its own random network",
+            "Rank correlation over the channels of a layer, while all weights from the named layer, above it, to the logits "
+            f"become random: mean and 95 % interval over {images} images, each with its own random network",
             "Contribution: the sum over positions of gradient x activation. Equal activations: each channel is rescaled to the "
             "same mean activation",
             f"{results.config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         figure, (axis,) = plot(5.2, 2.4, caption)
         with styled():
-            for j, layer in enumerate(self.layers.values()):
+            for j, (_, layer) in enumerate(self.layers):
                 for y, name in enumerate(reversed(COLUMNS)):
                     values = numbers(results.rows(layer=layer), name)
                     if values:
