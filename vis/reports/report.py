@@ -77,7 +77,7 @@ def write_report(
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
-    """Write report.html, report.md, claims.csv, results.md, what-holds.md and ledger.md over the runs of a folder; return the page.
+    """Write report.html, report.md, claims.csv, results.md, what-holds.md and ledger.md of a folder; return the page.
 
     config_dirs: folders of the user's own configs, for titles. Raises UserError where there is no run.
     """
