@@ -39,7 +39,7 @@ PLACES = {
 def complete(parser: ArgumentParser) -> None:
     """Answer a shell's request for completions, in the environment, and exit; do nothing if there is none."""
     words = parser.add_argument("overrides", nargs="*")
-    words.completer = _candidates  # type: ignore[attr-defined]
+    words.completer = _candidates  # type: ignore[attr-defined]  # argcomplete's way to name a completer
     argcomplete.autocomplete(parser, always_complete_options="long", validator=lambda *_: True)
 
 
