@@ -258,13 +258,15 @@ class Trial(Randomisation):
             axis.set_xlabel("sane by the randomisation check: 1 - SSIM →")
             axis.set_ylabel("faithful by pixel flipping, minus noise →")
             axis.margins(0.12)
-            for i, (sane, drop, title, color) in enumerate(
-                sorted(points)
-            ):  # above and below in turn: neighbours stay apart
-                left, up = sane > 0.9, i % 2
-                axis.annotate(title, (sane, drop), (-4 if left else 4, 4 if up else -4), textcoords="offset points",
-                              ha="right" if left else "left", va="bottom" if up else "top", fontsize=6.5,
-                              color=color)  # fmt: skip
+            low, high = axis.get_ylim()
+            placed: list[tuple[float, float]] = []
+            for sane, drop, title, color in sorted(points, key=lambda point: point[1]):
+                at = (drop - low) / (high - low) + 0.02  # of the axis; above the labels of neighbours
+                while any(abs(sane - x) < 0.3 and abs(at - y) < 0.045 for x, y in placed):
+                    at += 0.01
+                placed.append((sane, at))
+                axis.text(sane + (-0.015 if sane > 0.9 else 0.015), low + at * (high - low), title, fontsize=6.5, color=color,
+                          ha="right" if sane > 0.9 else "left", va="center")  # fmt: skip
         return figure
 
 
