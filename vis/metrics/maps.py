@@ -36,6 +36,25 @@ def luma(images: Tensor) -> Tensor:
     return (images.double() * weights.view(-1, 1, 1)).sum(1, keepdim=True)
 
 
+def strength(maps: Tensor) -> Tensor:
+    """Return the largest absolute value over the channels: [B, 1, H, W] in float64."""
+    return maps.double().abs().amax(1, keepdim=True)
+
+
+def sobel(pixels: Tensor) -> Tensor:
+    """Return the Sobel gradient magnitude [B, 1, H, W] of the gray versions of images [B, C, H, W]."""
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
+    gray = F.pad(luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
+
+
+def clipped(maps: Tensor) -> Tensor:
+    """Return the strength of maps over its 99.5th percentile, at most 1: [B, 1, H, W]; zeros for a map without strength."""
+    v = strength(maps)
+    top = v.flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
+    return (v / top.clamp(min=torch.finfo(v.dtype).tiny)).clamp(max=1)
+
+
 def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
     """Subtract the Gaussian blur from the gray image: [B, 1, H, W].
 
@@ -180,12 +199,16 @@ def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
 # --- agreement of two maps, or of a map with people -------------------------------------------------------------------
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+def ranks(maps: Tensor) -> Tensor:
+    """Return the rank of each value of an image among all its values, [B, n]; ties share their mean rank."""
     from scipy.stats import rankdata
 
-    ranks = [torch.from_numpy(rankdata(m.flatten(1).double().cpu().numpy(), axis=1)) for m in (a, b)]
-    return pearson(*ranks)
+    return torch.from_numpy(rankdata(maps.flatten(1).double().cpu().numpy(), axis=1))
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+    return pearson(ranks(a), ranks(b))
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
