@@ -67,22 +67,25 @@ class Convergence(Experiment):
         self.times_activation = times_activation
 
     def tasks(self, run: Run) -> Sequence[Task]:
-        return [{"images": images} for images in run.batches(len(run.dataset), 4)]
+        seeds = run.seeds[: 1 if run.config.model.get("weights") else None]
+        return [{"seed": seed, "images": images} for seed in seeds for images in run.batches(len(run.dataset), 4)]
 
     def load(self, run: Run, task: Task) -> Load:
         passes = len(self.starts) * self.vectors * len(run.methods)
-        return Load(run.config.model, run.config.seed, len(task["images"]), passes, 0)
+        return Load(run.config.model, task["seed"], len(task["images"]), passes, 0)
 
     def compute(self, run: Run, task: Task) -> Output:
-        model = run.model()
-        batch = run.batch(model, task["images"])
-        rows = self.measured(run, model, batch)
-        network = {"weights": model.weights, "standin": model.standin, "image": batch.names[0]}
-        return Output(tables={"table": rows, "network": [network]})
+        model = run.model(seed=task["seed"])
+        rows = self.measured(run, model, run.batch(model, task["images"]))
+        found = [{"seed": task["seed"]} | row for row in rows]
+        return Output(tables={"table": found, "network": [{"seed": task["seed"], "weights": model.weights}]})
 
-    def measured(self, run: Run, model: Model, batch: Batch, methods: Sequence[str] = ()) -> Rows:
+    def measured(
+        self, run: Run, model: Model, batch: Batch, methods: Sequence[str] = (), times_activation: bool = False
+    ) -> Rows:
         """Return a row for each image, method, start and layer below it. methods: some of the run's; all by default."""
-        layers, rows = self._layers(model.net, batch.x[:1]), []
+        times_activation |= self.times_activation
+        layers, rows = self.layers_of(model.net, batch.x[:1]), []
         starts = [start if start == LOGITS else resolve_layer(model.net, start) for start in self.starts]
         with applying(model), Forward(model.net, batch.x, layers, run.preprocess(model)) as forward:
             order = [LOGITS, *reversed(forward.layers), IMAGE]
@@ -95,7 +98,7 @@ class Convergence(Experiment):
                         if start not in flow.values:
                             raise NotApplicable(f"start {given}: its batch norm is folded into it; name the batch norm")
                         drawn = [self._drawn(run, flow.values[start], batch.names, given, k) for k in range(self.vectors)]
-                        found = [flow(start, each, self.times_activation) for each in drawn]
+                        found = [flow(start, each, times_activation) for each in drawn]
                         if IMAGE not in found[0]:
                             raise NotApplicable(f"no relevance gets from {given} to the image")
                         for layer in sorted(found[0], key=order.index):
@@ -105,7 +108,7 @@ class Convergence(Experiment):
                             rows += [{"image": i} | place | n for i, n in zip(batch.names, numbers, strict=True)]
         return rows
 
-    def _layers(self, net: nn.Module, image: Tensor) -> list[str]:
+    def layers_of(self, net: nn.Module, image: Tensor) -> list[str]:
         """Return the modules whose outputs take part: those given, or the blocks of the network and its single layers."""
         starts = [resolve_layer(net, start) for start in self.starts if start != LOGITS]
         if self.layers is not None:
@@ -121,8 +124,9 @@ class Convergence(Experiment):
     # --- from what is stored ------------------------------------------------------------------------------------------
 
     def column(self, results: Results, name: str, method: str, start: str = LOGITS, layer: str = IMAGE) -> Column:
-        """Return one number for each image."""
-        return Column(results.rows(method=method, start=start, layer=layer), name, "image")
+        """Return one number for each random network, or for each image if there is one network."""
+        unit = "seed" if len({row["seed"] for row in results.rows()}) > 1 else "image"
+        return Column(results.rows(method=method, start=start, layer=layer), name, unit)
 
     def compared(
         self, results: Results, name: str, method: str, rule: Any, start: str = LOGITS, layer: str = IMAGE
@@ -168,10 +172,12 @@ class Convergence(Experiment):
         layers = [row["layer"] for row in sorted(rows, key=lambda row: row["depth"])]
         layers = list(dict.fromkeys(layers))
         images, pairs = len({row["image"] for row in rows}), self.vectors * (self.vectors - 1) // 2
+        networks = len({row["seed"] for row in rows})
         drawn = "N(0, 1) times the activation" if self.times_activation else "N(0, 1)"
         caption = [
             f"1 - |cos| of {plural(pairs, 'pair')} of random relevance, drawn from {drawn} at {start} and carried down: mean "
-            f"over {plural(images, 'image')}. Low: the relevance of the output is lost",
+            f"over {plural(images, 'image')}" + f" and {networks} random networks" * (networks > 1)
+            + ". Low: the relevance of the output is lost",
             "Left: of the channels at a position, the median over positions; the paper's CSC. Right: of the whole tensors; at the "
             "image these are the maps",
             "Dotted: Gaussian vectors with as many channels",
@@ -182,9 +188,11 @@ class Convergence(Experiment):
         with styled():
             for axis, name, title in zip(axes, ("pos", "flat"), (BY_POSITION, WHOLE), strict=True):
                 for i, method in enumerate(map(str, config.methods)):
+                    if not results.rows(start=start, method=method):
+                        continue
                     points = [_mean(results.rows(start=start, method=method, layer=layer), name) for layer in layers]
                     shown = [max(FLOOR, 1 - value) if value is not None else math.nan for value in points]
-                    axis.plot(range(len(layers)), shown, color=f"C{i % 9}", linestyle=("-", "--", ":")[i // 9 % 3],
+                    axis.plot(range(len(layers)), shown, color=f"C{i % 9}", linestyle=("-", "--")[i % 2],
                               marker="os^"[i // 9 % 3], markersize=2.5, label=method_title(config, method))  # fmt: skip
                 if name == "pos":
                     gauss = [1 - (_mean(results.rows(start=start, layer=layer), "baseline") or 0) for layer in layers]

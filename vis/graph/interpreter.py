@@ -23,7 +23,7 @@ _MOVES = {  # operations that move values without changing them
     "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "alphadropout", "stochasticdepth",
     "clone", "contiguous", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze",
     "unsqueeze", "expand", "cat", "concat", "concatenate", "stack", "getitem", "chunk", "split", "unbind", "narrow",
-    "channelshuffle", "pixelshuffle", "pixelunshuffle", "size", "dim", "getattr",
+    "channelshuffle", "pixelshuffle", "pixelunshuffle", "pad", "zeropad2d", "size", "dim", "getattr",
 }  # fmt: skip
 _AVERAGES = {"avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"} | {
     "mean", "sum",
