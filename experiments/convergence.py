@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vis import metrics
@@ -31,15 +32,15 @@ from vis.methods import Forward, NotApplicable
 from vis.methods.base import naming
 from vis.methods.flow import IMAGE, LOGITS
 from vis.models import Model, resolve_layer
-from vis.runner.explainer import applying
 from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_title, method_words
+from vis.runner.explainer import applying
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
 PERCENTILES = (1, 5, 50, 95, 99)
 CONVERGED = 0.99  # of |cos|, the paper's
-FLOOR = 1e-7  # of 1 - |cos|, about the rounding error of float32
+FLOOR = 1e-14  # of 1 - |cos|, about the square of float32's rounding error
 BY_POSITION, WHOLE = "channels at each position", "whole tensors"
 _PASSIVE = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
@@ -97,7 +98,9 @@ class Convergence(Experiment):
                     for start, given in zip(starts, self.starts, strict=True):
                         if start not in flow.values:
                             raise NotApplicable(f"start {given}: its batch norm is folded into it; name the batch norm")
-                        drawn = [self._drawn(run, flow.values[start], batch.names, given, k) for k in range(self.vectors)]
+                        drawn = [
+                            self._drawn(run, flow.values[start], batch.names, given, k) for k in range(self.vectors)
+                        ]
                         found = [flow(start, each, times_activation) for each in drawn]
                         if IMAGE not in found[0]:
                             raise NotApplicable(f"no relevance gets from {given} to the image")
@@ -132,8 +135,8 @@ class Convergence(Experiment):
         self, results: Results, name: str, method: str, rule: Any, start: str = LOGITS, layer: str = IMAGE
     ) -> Compared:
         """Compare |cos| of relevance at a layer with a rule; the control is that of Gaussian vectors."""
-        words = {"pos": "median |cos| of the channels at a position", "flat": "|cos| of the whole tensors"}[name]
-        where = f"{words}, {method_title(results.config, method)}, from {start} to {layer}"
+        of = {"pos": "median |cos| of the channels at a position", "flat": "|cos| of the whole tensors"}[name]
+        where = f"{of}, {title(results.config, method)}, from {start} to {layer}"
         null = "baseline" if name == "pos" else "flat_baseline"
         return Compared(where, self.column(results, name, method, start, layer), rule,
                         null=self.column(results, null, method, start, layer), control="Gaussian vectors")  # fmt: skip
@@ -141,9 +144,8 @@ class Convergence(Experiment):
     def claims(self, results: Results) -> list[Claim]:
         found = []
         for method, start in itertools.product(map(str, results.config.methods), self.starts):
-            title = method_title(results.config, method)
-            for name, words in (("pos", "the direction of the channels at each position"), ("flat", "the whole map")):
-                sentence = f"{title}: from {start} to the image, {words} converges, whatever relevance it starts from."
+            for name, what in (("pos", "the direction of the channels at each position"), ("flat", "the whole map")):
+                sentence = f"{title(results.config, method)}: from {start} to the image, {what} converges."
                 compared = [self.compared(results, name, method, above(CONVERGED, ours="ours"), start)]
                 found.append(Claim(f"{method}_{start}_{name}", compared, sentence=sentence, source="The project"))
         return found
@@ -153,7 +155,7 @@ class Convergence(Experiment):
         rows: Rows = []
         for start, method in itertools.product(self.starts, map(str, results.config.methods)):
             own = results.rows(method=method, start=start, layer=IMAGE)
-            row: dict[str, Any] = {"start": start, "method": method_title(results.config, method), "images": len(own)}
+            row: dict[str, Any] = {"start": start, "method": title(results.config, method), "images": len(own)}
             for name in ("pos", *(f"p{p}" for p in PERCENTILES if p != 50), "flat", "dropped"):
                 values = [r[name] for r in own if r[name] is not None]
                 row[name] = mean(values) if values else None
@@ -176,35 +178,51 @@ class Convergence(Experiment):
         drawn = "N(0, 1) times the activation" if self.times_activation else "N(0, 1)"
         caption = [
             f"1 - |cos| of {plural(pairs, 'pair')} of random relevance, drawn from {drawn} at {start} and carried down: mean "
-            f"over {plural(images, 'image')}" + f" and {networks} random networks" * (networks > 1)
+            f"over {plural(images, 'image')}"
+            + f" and {networks} random networks" * (networks > 1)
             + ". Low: the relevance of the output is lost",
-            "Left: of the channels at a position, the median over positions; the paper's CSC. Right: of the whole tensors; at the "
-            "image these are the maps",
+            "Left: of the channels at a position, the median over positions; the paper's CSC. Right: of the whole tensors; at "
+            "the image these are the maps",
             "Dotted: Gaussian vectors with as many channels",
-            *method_words(config),
+            *words(config),
             f"{config.model.name}, {results.rows('network')[0]['weights']}",
         ]
         figure, axes = plot(PAGE_WIDTH, 3.1, caption, columns=2)
         with styled():
-            for axis, name, title in zip(axes, ("pos", "flat"), (BY_POSITION, WHOLE), strict=True):
+            for axis, name, what in zip(axes, ("pos", "flat"), (BY_POSITION, WHOLE), strict=True):
                 for i, method in enumerate(map(str, config.methods)):
                     if not results.rows(start=start, method=method):
                         continue
                     points = [_mean(results.rows(start=start, method=method, layer=layer), name) for layer in layers]
                     shown = [max(FLOOR, 1 - value) if value is not None else math.nan for value in points]
                     axis.plot(range(len(layers)), shown, color=f"C{i % 9}", linestyle=("-", "--")[i % 2],
-                              marker="os^"[i // 9 % 3], markersize=2.5, label=method_title(config, method))  # fmt: skip
+                              marker="os^"[i // 9 % 3], markersize=2.5, label=title(config, method))  # fmt: skip
                 if name == "pos":
                     gauss = [1 - (_mean(results.rows(start=start, layer=layer), "baseline") or 0) for layer in layers]
                     axis.plot(range(len(layers)), gauss, color="0.4", linestyle=":", linewidth=1)
                 axis.set_yscale("log")
-                axis.set_ylim(FLOOR / 2, 2)
+                axis.set_ylim(top=2)
                 axis.set_xticks(range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor", fontsize=6)
-                axis.set_title(title.capitalize())
+                axis.set_title(what.capitalize())
             axes[0].set_ylabel("1 − |cos|")
             handles, labels = axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside right center", fontsize=6)
         return figure
+
+
+def title(config: DictConfig, method: str) -> str:
+    """Return the name of a method in figures and sentences; variants of LRP are told apart by their config names."""
+    return (
+        method.replace("lrp_", "LRP ", 1).replace("_", " ")
+        if method.startswith("lrp_")
+        else method_title(config, method)
+    )
+
+
+def words(config: DictConfig) -> list[str]:
+    """Return a caption's sentences on the settings of methods whose title does not say them."""
+    named = tuple(method_title(config, m) for m in map(str, config.methods) if m.startswith("lrp_"))
+    return [text for text in method_words(config) if not text.startswith(named or ("\n",))]
 
 
 def _mean(rows: Rows, name: str) -> float | None:
@@ -237,7 +255,9 @@ def similarities(relevances: Sequence[Tensor]) -> list[dict[str, Any]]:
 
 def position_cosines(a: Tensor, b: Tensor) -> Tensor:
     """Return |cos| of the channel vectors of a and b [B, C, ...] at each position, [B, positions]; NaN where one is 0."""
-    a, b = (each.detach().double().flatten(2) if each.ndim > 2 else each.detach().double()[..., None] for each in (a, b))
+    a, b = (
+        each.detach().double().flatten(2) if each.ndim > 2 else each.detach().double()[..., None] for each in (a, b)
+    )
     a, b = (each / each.abs().amax(1, keepdim=True) for each in (a, b))  # lest squares underflow; 0 / 0 is NaN
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).abs().clamp(max=1)
 
@@ -265,7 +285,9 @@ def blocks(net: nn.Module, image: Tensor) -> list[str]:
                 yield prefix + name, child
 
     found, calls = dict(descend(net, "")), Counter[nn.Module]()
-    handles = [m.register_forward_hook(lambda m, _, y: calls.update([m] * isinstance(y, Tensor))) for m in found.values()]
+    handles = [
+        m.register_forward_hook(lambda m, _, y: calls.update([m] * isinstance(y, Tensor))) for m in found.values()
+    ]
     try:
         net(image)
     finally:

@@ -6,25 +6,27 @@ The rules were fixed with the project's specification of this paper, before thes
     does not           it is below .99 at `layer`, a feature map near the image: at the image itself, three colours are too few
                        (the gradient of a trained network has .83 there, Gaussian vectors .5)
     as rank 1          |cos| of the whole maps is above .99 as well
-    order of rules     |cos| at `layer` falls from alpha1beta0 to alpha2beta1, alpha5beta4 and LRP-z
+    order of rules     1 - |cos| at `layer` rises from alpha1beta0 to alpha2beta1, alpha5beta4 and LRP-z
     the measure        over the methods, |cos| by position and as a whole have a rank correlation above .8 in each image
 
 DeepLIFT and LRP-z divide relevance by differences of activations, some of which are near 0. A start from N(0, 1) is then
 dominated by a few positions, so they also start from random multiples of the activation (`scaled`).
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from experiments.convergence import CONVERGED, Convergence
+from experiments.convergence import CONVERGED, FLOOR, Convergence, title
 from vis.claims import Claim, Column, Compared, above, below, near, on_digits
 from vis.errors import UserError
 from vis.methods.flow import IMAGE, LOGITS
 from vis.models import resolve_layer
-from vis.runner.experiment import Run, Task, method_title
+from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -33,7 +35,7 @@ CONVERGING = (
 )  # fmt: skip
 OTHERS = ("saliency", "lrp_z", "deeplift")
 SLOWER = ("lrp_alpha1_beta0", "lrp_alpha2_beta1", "lrp_alpha5_beta4", "lrp_z")
-SCALED = f"{LOGITS} x activation"
+SCALED = "multiples of the logits"
 REPORTED = "Reported of the paper (VGG-16 and ResNet-50)"
 
 
@@ -60,11 +62,13 @@ class OfNetwork(Convergence):
             model = run.model(seed=task["seed"])
             batch = run.batch(model, task["images"])
             rows = self.measured(run, model, batch, scaled, times_activation=True)
-            output.tables["table"] += [{"seed": task["seed"], **r, "start": SCALED} for r in rows if r["start"] == LOGITS]
+            output.tables["table"] += [
+                {"seed": task["seed"], **r, "start": SCALED} for r in rows if r["start"] == LOGITS
+            ]
         return output
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Return beside the similarities at the image, by image and start, their rank correlation over the methods."""
+        """Return beside the similarities at the image their rank correlation over the methods, and the distances at `layer`."""
         found: Rows = []
         for start in self.starts:
             rows = results.rows(start=start, layer=IMAGE)
@@ -73,7 +77,17 @@ class OfNetwork(Convergence):
                 if len(own) > 2:
                     rho = float(spearmanr([row["pos"] for row in own], [row["flat"] for row in own]).statistic)
                     found.append({"seed": seed, "image": image, "start": start, "rank_correlation": rho})
-        return super().summaries(results) | {"agreement": found}
+        distances = [
+            {
+                "seed": r["seed"],
+                "image": r["image"],
+                "method": r["method"],
+                "log10": math.log10(max(FLOOR, 1 - r["pos"])),
+            }
+            for r in results.rows(start=LOGITS, layer=self.layer)
+            if r["pos"] is not None
+        ]
+        return super().summaries(results) | {"agreement": found, "distances": distances}
 
     def claims(self, results: Results) -> list[Claim]:
         methods = list(map(str, results.config.methods))
@@ -91,12 +105,12 @@ class OfNetwork(Convergence):
     def _convergence(self, results: Results, methods: list[str]) -> list[Claim]:
         claims = []
         for method in methods:
-            title = method_title(results.config, method)
+            name = title(results.config, method)
             if method in CONVERGING:
-                sentence = f"The relevance of {title} converges: the cosine similarity at the image is above .99."
+                sentence = f"The relevance of {name} converges: the cosine similarity at the image is above .99."
                 compared = self.compared(results, "pos", method, above(CONVERGED))
             elif method in OTHERS:
-                sentence = f"The relevance of {title} does not converge."
+                sentence = f"The relevance of {name} does not converge."
                 compared = self.compared(results, "pos", method, below(CONVERGED), layer=self.layer)
                 compared = Compared(compared.metric, compared.column, compared.rule, null=1.0, control="rank 1")
             else:
@@ -108,7 +122,9 @@ class OfNetwork(Convergence):
         if "lrp_alpha1_beta0" not in methods:
             return []
         whole = self.compared(results, "flat", "lrp_alpha1_beta0", above(CONVERGED))
-        sentence = "The product of the z+ rule's matrices, from the logits to the image, has rank 1: all maps are alike."
+        sentence = (
+            "The product of the z+ rule's matrices, from the logits to the image, has rank 1: all maps are alike."
+        )
         claims = [Claim("S1b", [whole], sentence=sentence, source="Reported of the abstract")]
         for start in (each for each in self.starts if each != LOGITS):
             by_position, whole = (
@@ -139,18 +155,23 @@ class OfNetwork(Convergence):
                 Compared(c.metric, c.column, c.rule, null=1.0, control="rank 1")
                 for c in (self.compared(results, "flat", method, below(CONVERGED), start) for start in (LOGITS, SCALED))
             ]
-            title = method_title(results.config, method)
-            sentence = f"{title}'s maps do not converge, whether they start from N(0, 1) or from random multiples of the logits."
+            sentence = (
+                f"{title(results.config, method)}'s maps do not converge, whether they start from N(0, 1) or from random "
+                "multiples of the logits."
+            )
             claims.append(Claim(f"S7_{method}", compared, sentence=sentence, source=REPORTED))
         return claims
 
     def _order(self, results: Results, methods: list[str]) -> list[Claim]:
         shown = [method for method in SLOWER if method in methods]
+        logs = {
+            method: Column(results.rows("distances", method=method), "log10", self.column(results, "pos", method).per)
+            for method in shown
+        }
         compared = [
-            Compared(f"median |cos| of the channels at {self.layer}, {more} - {less}",
-                     self.column(results, "pos", more, layer=self.layer) - self.column(results, "pos", less, layer=self.layer),
-                     above(0), null=0.0, control="no difference")
-            for more, less in zip(shown, shown[1:], strict=False)
+            Compared(f"log10 of 1 - |cos| of the channels at {self.layer}, {title(results.config, more)} - "
+                     f"{title(results.config, less)}", logs[more] - logs[less], above(0), null=0.0, control="no difference")
+            for less, more in itertools.pairwise(shown)
         ]  # fmt: skip
         sentence = "More negative relevance slows the convergence: alpha1beta0, alpha2beta1, alpha5beta4, LRP-z, in this order."
         return [Claim("S8", compared, sentence=sentence, source=REPORTED)] * bool(compared)

@@ -1,20 +1,20 @@
 """sixt2020: what a map keeps of the output, by another logit and by another last layer.
 
-A map of the predicted class is compared with the map of another logit, drawn at random, and with its map in a network whose last layer
-is drawn anew from N(0, .01^2). The control is the same method's map of another photograph: what the maps of all images share. SSIM is
-taken as the authors' code does it: maps are reduced to the largest |.| over the channels (gradients) or to the sum (relevance), clipped
-at the .5 and 99.5 percentiles and scaled; windows of 5 pixels; the larger of SSIM(a, b) and SSIM(a, -b). Their `data_range` was 2 by
-oversight; here it is 1, and 2 beside it (`ssim_2`).
+A map of the predicted class is compared with the map of another logit, drawn at random, and with its map in a network whose
+last layer is drawn anew from N(0, .01^2). The control is the same method's map of another photograph: what the maps of all
+images share. SSIM is taken as the authors' code does it: maps are reduced to the largest |.| over the channels (gradients) or
+to the sum (relevance), clipped at the .5 and 99.5 percentiles and scaled; windows of 5 pixels; the larger of SSIM(a, b) and
+SSIM(a, -b). Their `data_range` was 2 by oversight; here it is 1, and 2 beside it (`ssim_2`).
 
-On the scale between the control and identity, s = (SSIM - other) / (1 - other), with the mean of the control. The rules were fixed
-with the project's specification of this paper, before these runs:
+On the scale between the control and identity, s = (SSIM - other) / (1 - other), with the mean of the control. The rules were
+fixed with the project's specification of this paper, before these runs:
 
     independent of the output     the interval of s lies above .95
     nearly independent            above .8
     not independent               below .8
     dependent                     below .5
 
-RectGrad has no verdict where the control is above .7: its maps are zeros for the most part, and SSIM says nothing. Spearman's
+A method whose control is above .7, as RectGrad's, whose maps are zeros for the most part, has no verdict by SSIM. Spearman's
 correlation of the sums over the channels, with their signs, stands beside SSIM.
 
 Is the lack of class sensitivity due to missing ReLU masks or pooling switches? GBP and DeconvNet are measured again with average
@@ -31,26 +31,28 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from experiments.convergence import Convergence
+from experiments.convergence import Convergence, title, words
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, above, below, interval, mean, on_digits, replicated
 from vis.errors import UserError
 from vis.figures import display
-from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled, wrapped
+from vis.figures.layout import Panel, PanelRow, panel_grid, plot, styled
 from vis.methods import explain_all
 from vis.methods.flow import LOGITS
 from vis.models import Model
-from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, method_class
 from vis.runner.explainer import applying
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
-LOGIT, LAST, OTHER = "random logit", "random last layer", "other image"
+LOGIT, LAST, OTHER, AVERAGED = "random logit", "random last layer", "other image", "average pooling"
 CONVERGING = ("gbp", "deconvnet", "deep_taylor", "lrp_alpha1_beta0", "lrp_alpha2_beta1", "lrp_alpha5_beta4")
 NOT_CONVERGING = ("saliency", "lrp_z", "input_x_gradient", "integrated_gradients", "deeplift", "gradcam")
 INDEPENDENT, NEARLY, DEPENDENT = 0.95, 0.8, 0.5
 LEAST = 6  # images for a verdict
+SAME = 0.7  # SSIM of two photographs' maps from which on SSIM says nothing
+PICTURED = 9  # methods in the picture of maps, the first
 REPORTED = "Reported of the paper (VGG-16 and ResNet-50)"
 CONVERGENCE = "cosine similarity by position"
 
@@ -61,7 +63,11 @@ def reduced(maps: Tensor, display_: str, clip: tuple[float, float]) -> Tensor:
     display_: of the method; gradients are shown by magnitude, and are reduced to it.
     """
     maps = maps.double()
-    one = maps.sum(1, keepdim=True) if display_ in ("diverging", "overlay", "evidence") else maps.abs().amax(1, keepdim=True)
+    one = (
+        maps.sum(1, keepdim=True)
+        if display_ in ("diverging", "overlay", "evidence")
+        else maps.abs().amax(1, keepdim=True)
+    )
     low, high = (torch.quantile(one.flatten(1), q / 100, dim=1).view(-1, 1, 1, 1) for q in clip)
     return one.clamp(low, high)
 
@@ -90,15 +96,15 @@ def averaging(net: nn.Module) -> nn.Module:
 class RandomLogit(Experiment):
     """Compare maps of the predicted class with those of another logit and of another last layer.
 
-    samples: images whose maps are stored. averaged: methods that are measured with average pooling too. vectors: for
-    cosine similarity convergence in the same run, whose order of the methods is compared; 0 leaves it out.
+    samples: images whose maps are stored. averaged: methods that are measured with average pooling too. convergence: measure
+    cosine similarity convergence in the same run, and compare how both order the methods.
     """
 
     metrics = ("ssim", "spearman")
     series = "method"
 
-    def __init__(self, samples: int, averaged: Sequence[str], vectors: int) -> None:
-        self.samples, self.averaged, self.vectors = samples, list(averaged), vectors
+    def __init__(self, samples: int, averaged: Sequence[str], convergence: bool) -> None:
+        self.samples, self.averaged, self.convergence = samples, list(averaged), convergence
 
     def tasks(self, run: Run) -> Sequence[Task]:
         if len(run.dataset) < 2:
@@ -129,8 +135,8 @@ class RandomLogit(Experiment):
             with applying(changed):
                 (averaged, other), _ = explain_all(chosen, net, batch.x, [classes, others], run.preprocess(model))
             averaged, other = ({m: each.cpu() for m, each in maps.items()} for maps in (averaged, other))
-            self._compare(run, output, batch.names, averaged, {LOGIT: other}, "average pooling")
-        if self.vectors:
+            self._compare(run, output, batch.names, averaged, {LOGIT: other}, AVERAGED)
+        if self.convergence:
             output.tables["convergence"] = self._convergence(run, model, batch)
         last = [n for n, m in model.net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
         output.tables["network"] = [{"weights": model.weights, "last": last, "classes": model.num_classes}]
@@ -171,7 +177,7 @@ class RandomLogit(Experiment):
 
     def _convergence(self, run: Run, model: Model, batch: Any) -> Rows:
         """Return |cos| of random relevance at the image, for the methods with a backward pass between layers."""
-        measure = Convergence([LOGITS], [], self.vectors)
+        measure = Convergence([LOGITS], [], 2)
         backward = [m for m in run.methods if m in (*CONVERGING, *NOT_CONVERGING[:3], "deeplift", "rectgrad")]
         rows = measure.measured(run, model, batch, backward) if backward else []
         return [{key: row[key] for key in ("image", "method", "pos", "flat")} for row in rows]
@@ -191,21 +197,30 @@ class RandomLogit(Experiment):
                 for row in results.rows(method=method, network=network):
                     s = (row["ssim"] - other) / (1 - other) if other < 1 else 0.0
                     scale.append({key: row[key] for key in ("image", "method", "network", "test")} | {"s": s})
-                summary: dict[str, Any] = {"method": method_title(results.config, method), "network": network}
+                summary: dict[str, Any] = {"method": title(results.config, method), "network": network}
                 for test in (LOGIT, LAST, OTHER):
                     own = results.rows(method=method, network=network, test=test)
                     for name in ("ssim", "ssim_2", "spearman"):
                         if values := [row[name] for row in own if row.get(name) is not None]:
                             low, high = interval(values)
-                            summary |= {f"{test}: {name}": mean(values), f"{test}: {name} 95 %": f"{low:.3f} to {high:.3f}"}
-                    values = [r["s"] for r in scale if (r["method"], r["network"], r["test"]) == (method, network, test)]
+                            summary |= {
+                                f"{test}: {name}": mean(values),
+                                f"{test}: {name} 95 %": f"{low:.3f} to {high:.3f}",
+                            }
+                    values = [
+                        r["s"] for r in scale if (r["method"], r["network"], r["test"]) == (method, network, test)
+                    ]
                     if values and test != OTHER:
                         summary[f"{test}: s"] = mean(values)
                 means.append(summary)
         agreement: Rows = []
         for image in dict.fromkeys(row["image"] for row in results.rows("convergence")):
             s = {r["method"]: r["s"] for r in scale if (r["image"], r["test"], r["network"]) == (image, LOGIT, "")}
-            rows = [r for r in results.rows("convergence", image=image) if r["method"] != "rectgrad" and r["pos"] is not None]
+            rows = [
+                r
+                for r in results.rows("convergence", image=image)
+                if r["method"] != "rectgrad" and r["pos"] is not None
+            ]
             if len(rows) > 2:
                 by_method = [s[row["method"]] for row in rows]
                 rho = {name: float(spearmanr([r[name] for r in rows], by_method).statistic) for name in ("pos", "flat")}
@@ -216,7 +231,7 @@ class RandomLogit(Experiment):
         own = results.rows("scale", method=method, network=network)
         column, control = (Column([r for r in own if r["test"] == each], "s", "image") for each in (test, OTHER))
         where = f", {network}" * bool(network)
-        return Compared(f"s of SSIM, {test}, {method_title(results.config, method)}{where}", column, rule, null=control,
+        return Compared(f"s of SSIM, {test}, {title(results.config, method)}{where}", column, rule, null=control,
                         control="another photograph")  # fmt: skip
 
     def claims(self, results: Results) -> list[Claim]:
@@ -224,13 +239,16 @@ class RandomLogit(Experiment):
         methods, reason = list(map(str, config.methods)), on_digits(config)
         found = []
         for method in (each for each in methods if each in CONVERGING):
-            sentence = f"{method_title(config, method)}'s maps of two logits are almost identical."
-            found.append(self._finding(f"S4_{method}", [self._s(results, method, LOGIT, self._above(INDEPENDENT))], sentence))
+            sentence = f"{title(config, method)}'s maps of two logits are almost identical."
+            found.append(
+                self._finding(f"S4_{method}", [self._s(results, method, LOGIT, self._above(INDEPENDENT))], sentence)
+            )
         for method in (each for each in methods if each in NOT_CONVERGING):
-            sentence = f"{method_title(config, method)}'s maps depend on the logit."
-            compared = self._s(results, method, LOGIT, self._below(NEARLY))
-            compared = dataclasses.replace(compared, null=1.0, control="a map that ignores the logit")
-            found.append(self._finding(f"S4_{method}", [compared], sentence))
+            sentence = f"{title(config, method)}'s maps depend on the logit."
+            below_it = self._s(results, method, LOGIT, self._below(NEARLY))
+            below_it = dataclasses.replace(below_it, null=1.0, control="a map that ignores the logit")
+            found.append(self._finding(f"S4_{method}", [below_it], sentence))
+        found = [dataclasses.replace(c, reason=self._same(results, c.id.removeprefix("S4_"))) for c in found]
         if "deeplift" in methods:
             compared = [
                 dataclasses.replace(self._s(results, "deeplift", test, self._below(DEPENDENT)), null=1.0,
@@ -238,14 +256,8 @@ class RandomLogit(Experiment):
                 for test in (LOGIT, LAST)
             ]  # fmt: skip
             found.append(self._finding("S7", compared, "DeepLIFT's maps depend on the logit and on the last layer."))
-        without = [("gbp", "average pooling"), ("deconvnet", "average pooling"), ("deconvnet", "")]
-        switches = [self._s(results, m, LOGIT, self._above(NEARLY), network) for m, network in without]
-        sentence = (
-            "GBP and DeconvNet ignore the logit without pooling switches, and GBP without its ReLU mask, DeconvNet: neither is "
-            "the reason."
-        )
-        found.append(self._finding("S9", switches, sentence))
-        if self.vectors:
+        found += self._switches(results, methods)
+        if self.convergence:
             found += self._measures(results)
         found += self._alpha(results, methods)
         found.append(self._data_range(results, methods))
@@ -254,6 +266,37 @@ class RandomLogit(Experiment):
         papers = [Claim("S5", self._identical(results, ["gbp"], "gbp" in methods)), self._all(results, methods)]
         found = [dataclasses.replace(claim, reason=claim.reason or reason) for claim in found]
         return [*replicated(papers, differences, reason), *found]
+
+    def _switches(self, results: Results, methods: Sequence[str]) -> list[Claim]:
+        """Judge GBP without pooling switches and without its mask, DeconvNet; and DeconvNet without both."""
+        found = []
+        for method, network, what in (
+            ("gbp", AVERAGED, "without pooling switches, GBP ignores"),
+            ("deconvnet", AVERAGED, "without pooling switches, DeconvNet ignores"),
+            ("deconvnet", "", "without its ReLU mask, which makes it DeconvNet, GBP ignores"),
+        ):
+            if method in (self.averaged if network else methods):
+                sentence = f"Neither is the reason: {what} the logit as well."
+                compared = self._s(results, method, LOGIT, self._above(NEARLY), network)
+                id_ = f"S9_{method}" + "_average_pooling" * bool(network)
+                found.append(Claim(id_, [compared], sentence=sentence, source=REPORTED,
+                                   reason=self._same(results, method, network)))  # fmt: skip
+        if "deconvnet" in self.averaged:
+            alone, with_switches = (
+                Column(results.rows(method="deconvnet", network=network, test=OTHER), "ssim", "image")
+                for network in (AVERAGED, "")
+            )
+            compared = Compared("SSIM of two photographs' maps, average pooling", alone, above(0.9, least=LEAST, ours="ours"),
+                                null=with_switches, control="max-pooling")  # fmt: skip
+            sentence = "Without pooling switches, DeconvNet's map depends on neither the logit nor the image."
+            found.append(Claim("without_switches", [compared], sentence=sentence, source="The project"))
+        return found
+
+    def _same(self, results: Results, method: str, network: str = "") -> str:
+        """Return the reason for no verdict on a method whose maps of two photographs are alike; otherwise ""."""
+        control = [row["ssim"] for row in results.rows(method=method, network=network, test=OTHER)]
+        alike = bool(control) and mean(control) > SAME
+        return f"the maps of two photographs have an SSIM of {mean(control):.2f}, so SSIM says nothing" if alike else ""
 
     def _finding(self, id_: str, compared: Sequence[Compared], sentence: str, source: str = REPORTED) -> Claim:
         return Claim(id_, compared, sentence=sentence, source=source)
@@ -270,7 +313,7 @@ class RandomLogit(Experiment):
             rows, control = (results.rows(method=method, network="", test=test) for test in (LAST, OTHER))
             compared += [
                 self._s(results, method, LAST, self._above(INDEPENDENT)),
-                Compared(f"Spearman, {LAST}, {method_title(results.config, method)}", Column(rows, "spearman", "image"),
+                Compared(f"Spearman, {LAST}, {title(results.config, method)}", Column(rows, "spearman", "image"),
                          self._above(INDEPENDENT), null=Column(control, "spearman", "image"), control="another photograph"),
             ]  # fmt: skip
         return compared
@@ -285,11 +328,11 @@ class RandomLogit(Experiment):
 
     def _measures(self, results: Results) -> list[Claim]:
         claims = []
-        for name, words in (("pos", CONVERGENCE), ("flat", "cosine similarity of the whole maps")):
+        for name, what in (("pos", CONVERGENCE), ("flat", "cosine similarity of the whole maps")):
             column = Column(results.rows("agreement"), name, "image")
-            compared = Compared(f"rank correlation of {words} and s over the methods", column, above(0.8, least=LEAST),
+            compared = Compared(f"rank correlation of {what} and s over the methods", column, above(0.8, least=LEAST),
                                 null=0.0, control="unrelated measures")  # fmt: skip
-            sentence = f"The {words} orders the methods as their insensitivity to the logit does."
+            sentence = f"The {what} orders the methods as their insensitivity to the logit does."
             claims.append(Claim(f"S10_{name}", [compared], sentence=sentence, source="The project"))
         return claims
 
@@ -298,7 +341,8 @@ class RandomLogit(Experiment):
         if not set(pair) <= set(methods):
             return []
         more, less = (
-            Column([r for r in results.rows("scale", method=m, network="") if r["test"] == LOGIT], "s", "image") for m in pair
+            Column([r for r in results.rows("scale", method=m, network="") if r["test"] == LOGIT], "s", "image")
+            for m in pair
         )
         compared = Compared("s of SSIM, random logit, alpha2beta1 - alpha1beta0", more - less, above(0, least=LEAST), null=0.0,
                             control="no difference")  # fmt: skip
@@ -315,10 +359,10 @@ class RandomLogit(Experiment):
         ]
         groups = [[r for r in rows if r["method"] in some] for some in (NOT_CONVERGING, CONVERGING)]
         more, less = (Column(group, "lifted", "image") for group in groups)
-        compared = Compared("SSIM with data_range 2 minus 1, the methods that do not converge minus those that do", more - less,
+        compared = Compared("SSIM with data_range 2 minus 1, methods that do not converge minus others", more - less,
                             above(0, least=LEAST), null=0.0, control="no difference")  # fmt: skip
-        return Claim("data_range", [compared], source="The project",
-                     sentence="The authors' data_range of 2 narrows the gap between the methods; it does not make it.")  # fmt: skip
+        sentence = "The authors' data_range of 2 narrows the gap between the methods; it does not make it."
+        return Claim("data_range", [compared], sentence=sentence, source="The project")
 
     # --- figures ------------------------------------------------------------------------------------------------------
 
@@ -330,13 +374,18 @@ class RandomLogit(Experiment):
         def values(method: str, test: str, name: str = "") -> list[float]:
             return [r["s"] for r in results.rows("scale", method=method, network=name) if r["test"] == test]
 
-        shown = [(m, "") for m in methods] + [(m, "average pooling") for m in methods if values(m, LOGIT, "average pooling")]
-        shown.sort(key=lambda each: mean(values(each[0], LOGIT, each[1])))
+        shown = [(m, "") for m in methods] + [(m, AVERAGED) for m in methods if values(m, LOGIT, AVERAGED)]
+        alike = [each for each in shown if self._same(results, *each)]
+        shown = sorted(
+            (each for each in shown if each not in alike), key=lambda each: mean(values(each[0], LOGIT, each[1]))
+        )
+        left_out = ", ".join(title(config, m) + f" with {n}" * bool(n) for m, n in alike)
         caption = [
-            f"How much of a map stays with another logit, and with another last layer ({network['last']}): s is 0 where the SSIM is that "
-            f"of two photographs, 1 where the maps are identical. Mean and 95 % interval over {plural(images, 'image')}",
+            f"How much of a map stays with another logit, and with another last layer ({network['last']}): s is 0 where the SSIM "
+            f"is that of two photographs, 1 where the maps are identical. Mean and 95 % interval over {plural(images, 'image')}",
             f"Lines: {DEPENDENT}, {NEARLY}, {INDEPENDENT}, the bounds of the verdicts",
-            *method_words(config),
+            f"Left out, since their maps of two photographs are alike (SSIM above {SAME}): {left_out}" if alike else "",
+            *words(config),
             f"{config.model.name}, {network['weights']}",
         ]
         figure, (axes,) = plot(5.2, 0.7 + 0.2 * len(shown), caption)
@@ -350,32 +399,35 @@ class RandomLogit(Experiment):
                                       capsize=2, label=test if not y else "")  # fmt: skip
             for bound in (DEPENDENT, NEARLY, INDEPENDENT):
                 axes.axvline(bound, color="0.6", linestyle=":", linewidth=0.8, zorder=0)
-            axes.set_yticks(range(len(shown)), [method_title(config, m) + f", {n}" * bool(n) for m, n in shown])
-            axes.set_xlim(-0.25, 1.05)
+            axes.set_yticks(range(len(shown)), [title(config, m) + f", {n}" * bool(n) for m, n in shown])
+            axes.set_xlim(max(-0.6, axes.get_xlim()[0]), 1.05)
             axes.set_xlabel("s: 0 as another photograph, 1 identical")
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         return {"figure": figure, **self._maps(results)}
 
     def _maps(self, results: Results) -> dict[str, Figure]:
-        config, figures = results.config, {}
+        config = results.config
+        figures: dict[str, Figure] = {}
+        methods = list(map(str, config.methods))[:PICTURED]
         for row in results.rows("shown"):
             image = row["image"]
             pixels = results.arrays[f"{image}/pixels"]
-            rows = []
+            rows: list[PanelRow] = []
             for kind, label in (("own", f"{row['own']}"), (LOGIT, f"{row['other']}"), (LAST, "random last layer")):
                 panels = [Panel(display.picture(pixels), "" if rows else "Input", label)]
-                for method in map(str, config.methods):
+                for method in methods:
                     show, _ = display.scaling(method_class(config, method).display)
                     test = results.rows(image=image, method=method, network="", test=kind)
                     note = f"SSIM {test[0]['ssim']:.2f}" if test else ""
                     picture = show(results.arrays[f"{image}/{kind}/{method}"], pixels)
-                    panels.append(Panel(picture, "" if rows else method_title(config, method), note))
+                    panels.append(Panel(picture, "" if rows else title(config, method), note))
                 rows.append(PanelRow(panels))
             caption = [
                 "Maps of the predicted class, of another logit, and of the predicted class after the last layer was drawn anew; "
                 "below, the SSIM with the first row",
-                *map_words(config),
+                *display.sentences({title(config, m): method_class(config, m).display for m in methods}),
+                *words(config),
                 f"{config.model.name}, {results.rows('network')[0]['weights']}",
             ]
-            figures[f"maps_{len(figures)}" if figures else "maps"] = panel_grid(wrapped(rows), caption)
+            figures[f"maps_{len(figures)}" if figures else "maps"] = panel_grid(rows, caption)
         return figures

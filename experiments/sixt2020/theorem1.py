@@ -1,15 +1,16 @@
 """sixt2020, Theorem 1: a product of non-negative matrices converges to rank 1; what happens with negative entries.
 
-The theorem asks for bounded sizes, no zero column, a limit of the matrices A_n, and a limit without a zero column and without two
-orthogonal columns. Random matrices [n_l, n_(l+1)] stand for the layers of VGG-16 from the logits down (widths capped), and carry
-Gaussian vectors: 1 - |cos|, the median over all pairs of vectors, tells how far the product is from rank 1. Columns of the positive and
-of the negative part are normalised to a sum of 1, as the rule alpha-beta does it. For square matrices, sigma_2 / sigma_1 of the product
-says the same of all vectors.
+The theorem asks for bounded sizes, no zero column, a limit of the matrices A_n, and a limit without a zero column and without
+two orthogonal columns. Random matrices [n_l, n_(l+1)] stand for the layers of VGG-16 from the logits down (widths capped), and
+carry Gaussian vectors: 1 - |cos|, the median over all pairs of vectors, tells how far the product is from rank 1. The positive
+and the negative part of a matrix have columns of sum 1, as in the alpha-beta rule. For square matrices, sigma_2 / sigma_1 of
+the product says the same of all vectors.
 
-The rule: both fall below 1e-3 within 12 factors (`FACTORS`). The null: Gaussian matrices. Each exclusion has a counter-example: blocks and
+The rule: both fall below 1e-3 within 12 factors. The null: Gaussian matrices. Each exclusion has a counter-example: blocks and
 permutations have orthogonal columns, and the columns of diag(1, 2^-n, ...) tend to 0.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,17 +53,15 @@ def _blocks(rng: np.random.Generator, shape: tuple[int, int], n: int) -> np.ndar
     return normalised(A)
 
 
+def _alpha_beta(alpha: float) -> Draw:
+    return lambda rng, shape, n: alpha_beta(rng.standard_normal(shape), alpha)
+
+
 KINDS: dict[str, tuple[str, Draw]] = {
     "gaussian": ("Gaussian", lambda rng, shape, n: rng.standard_normal(shape)),
     "rectified": ("Gaussian, then ReLU on the signal", lambda rng, shape, n: rng.standard_normal(shape)),
     "absolute": ("|N|", lambda rng, shape, n: normalised(np.abs(rng.standard_normal(shape)))),
-    **{
-        f"alpha{a}": (
-            f"alpha{a}beta{a - 1}" + ", max(0, N)" * (a == 1),
-            lambda rng, shape, n, a=a: alpha_beta(rng.standard_normal(shape), a),
-        )
-        for a in (1, 2, 3, 4, 5, 10)
-    },
+    **{f"alpha{a}": (f"alpha{a}beta{a - 1}" + ", max(0, N)" * (a == 1), _alpha_beta(a)) for a in (1, 2, 3, 4, 5, 10)},
 }
 SQUARES: dict[str, tuple[str, Draw]] = {
     **{name: KINDS[name] for name in ("gaussian", "alpha1")},
@@ -104,7 +103,7 @@ class Theorem1(Experiment):
         for k, (kind, (_, draw)) in enumerate(KINDS.items()):
             rng = np.random.default_rng([seed, k])
             V = rng.standard_normal((widths[0], self.vectors))
-            for n, shape in enumerate(zip(widths[1:], widths, strict=False), 1):
+            for n, shape in enumerate(zip(widths[1:], widths[:-1], strict=True), 1):
                 V = draw(rng, shape, n) @ V
                 V = V.clip(min=0) if kind == "rectified" else V
                 V /= np.abs(V).max()
@@ -141,7 +140,7 @@ class Theorem1(Experiment):
         excluded = [stay("permutation", "sigma"), stay("blocks", "sigma"), stay("shrinking", "distance")]
         order = ("alpha1", "alpha2", "alpha5", "alpha10")
         slower = []
-        for less, more in zip(order, order[1:], strict=False):
+        for less, more in itertools.pairwise(order):
             rows = [
                 {"seed": row["seed"], "log": math.log10(row["distance"]), "kind": kind}
                 for kind in (less, more)
@@ -166,11 +165,13 @@ class Theorem1(Experiment):
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         seeds = len({row["seed"] for row in results.rows()})
+        behind = (
+            f"{plural(self.vectors, 'Gaussian vector')} behind a product of random matrices with the widths of VGG-16"
+        )
         caption = [
-            f"Left: 1 - |cos| of Gaussian vectors behind a product of random matrices with the widths of VGG-16 (at most {self.cap}), "
-            f"median over {plural(self.vectors, 'vector')}, geometric mean over {plural(seeds, 'seed')}. Low: rank 1",
-            f"Right: sigma_2 / sigma_1 of products of {SQUARE}x{SQUARE} matrices, the counter-examples to what Theorem 1 excludes "
-            "among them (dashed)",
+            f"Left: 1 - |cos| of {behind} (at most {self.cap}): median over pairs, geometric mean over {plural(seeds, 'seed')}",
+            f"Right: sigma_2 / sigma_1 of products of {SQUARE}x{SQUARE} matrices; dashed: counter-examples",
+            "Low: rank 1",
         ]
         figure, axes = plot(PAGE_WIDTH, 2.8, caption, columns=2)
         with styled():
@@ -182,13 +183,14 @@ class Theorem1(Experiment):
                     rows = results.rows(table, kind=kind)
                     factors = list(dict.fromkeys(row["factors"] for row in rows))
                     values = [
-                        10 ** mean([math.log10(max(FLOOR, r[name])) for r in rows if r["factors"] == n]) for n in factors
+                        10 ** mean([math.log10(max(FLOOR, r[name])) for r in rows if r["factors"] == n])
+                        for n in factors
                     ]
                     axis.plot(factors, values, color=f"C{i}", linestyle="-" if kind in KINDS else "--", marker="o",
                               markersize=2.5, label=title)  # fmt: skip
                 axis.set_yscale("log")
                 axis.set_xlabel("factors")
-                axis.legend(fontsize=6, loc="lower left")
+                axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
             axes[0].set_ylabel("1 − |cos|")
             axes[1].set_ylabel("σ₂ / σ₁")
             axes[0].set_ylim(FLOOR / 3, 3)

@@ -123,3 +123,10 @@ def test_ssim_is_scikit_images_after_min_max(pair):
     a, b = pair
     p, q = (((t[0] - t[0].min()) / (t[0].max() - t[0].min())).numpy() for t in (a, b))
     assert metrics.ssim(a, b)[0].item() == pytest.approx(structural_similarity(p, q, channel_axis=0, data_range=1))
+
+
+def test_ssim_takes_a_window_and_a_range(pair):
+    a, b = pair
+    p, q = (((t[0] - t[0].min()) / (t[0].max() - t[0].min())).numpy() for t in (a, b))
+    expected = structural_similarity(p, q, channel_axis=0, win_size=5, data_range=2)
+    assert metrics.ssim(a, b, window=5, data_range=2.0)[0].item() == pytest.approx(expected)

@@ -80,8 +80,8 @@ class Rescale(Walk):
 class RevealCancel(Rescale):
     """The same for RevealCancel: activations treat the positive and negative terms of their inputs separately."""
 
-    def __init__(self, net: nn.Module, reference: Reference) -> None:
-        super().__init__(net, reference)
+    def __init__(self, net: nn.Module, reference: Reference, keep: Sequence[str] = ()) -> None:
+        super().__init__(net, reference, keep)
         self.terms: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # dy+ and dy-
         self._new: tuple[Tensor, Tensor] | None = None
 
