@@ -225,7 +225,11 @@ class RandomLogit(Experiment):
                 by_method = [s[row["method"]] for row in rows]
                 rho = {name: float(spearmanr([r[name] for r in rows], by_method).statistic) for name in ("pos", "flat")}
                 agreement.append({"image": image} | rho)
-        return {"scale": scale, "summary": means, "agreement": agreement}
+        lifted = [
+            {"image": row["image"], "method": row["method"], "lifted": row["ssim_2"] - row["ssim"]}
+            for row in results.rows(network="", test=LOGIT)
+        ]
+        return {"scale": scale, "summary": means, "agreement": agreement, "lifted": lifted}
 
     def _s(self, results: Results, method: str, test: str, rule: Rule, network: str = "") -> Compared:
         own = results.rows("scale", method=method, network=network)
@@ -353,10 +357,7 @@ class RandomLogit(Experiment):
         return [Claim("S8_reversed", [compared], sentence=sentence, source="The project")]
 
     def _data_range(self, results: Results, methods: Sequence[str]) -> Claim:
-        rows = [
-            {"image": row["image"], "method": row["method"], "lifted": row["ssim_2"] - row["ssim"]}
-            for row in results.rows(network="", test=LOGIT)
-        ]
+        rows = results.rows("lifted")
         groups = [[r for r in rows if r["method"] in some] for some in (NOT_CONVERGING, CONVERGING)]
         more, less = (Column(group, "lifted", "image") for group in groups)
         compared = Compared("SSIM with data_range 2 minus 1, methods that do not converge minus others", more - less,
