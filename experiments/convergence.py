@@ -175,9 +175,10 @@ class Convergence(Experiment):
         layers = list(dict.fromkeys(layers))
         images, pairs = len({row["image"] for row in rows}), self.vectors * (self.vectors - 1) // 2
         networks = len({row["seed"] for row in rows})
-        drawn = "N(0, 1) times the activation" if self.times_activation else "N(0, 1)"
+        times = " times the activation" * self.times_activation
+        drawn = f"drawn from N(0, 1){times} at {start}" if start in self.starts else start
         caption = [
-            f"1 - |cos| of {plural(pairs, 'pair')} of random relevance, drawn from {drawn} at {start} and carried down: mean "
+            f"1 - |cos| of {plural(pairs, 'pair')} of random relevance, {drawn}, carried down: mean "
             f"over {plural(images, 'image')}"
             + f" and {networks} random networks" * (networks > 1)
             + ". Low: the relevance of the output is lost",
@@ -201,7 +202,7 @@ class Convergence(Experiment):
                     gauss = [1 - (_mean(results.rows(start=start, layer=layer), "baseline") or 0) for layer in layers]
                     axis.plot(range(len(layers)), gauss, color="0.4", linestyle=":", linewidth=1)
                 axis.set_yscale("log")
-                axis.set_ylim(top=2)
+                axis.set_ylim(min(0.05, axis.get_ylim()[0]), 2)
                 axis.set_xticks(range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor", fontsize=6)
                 axis.set_title(what.capitalize())
             axes[0].set_ylabel("1 − |cos|")

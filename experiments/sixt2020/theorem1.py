@@ -176,7 +176,7 @@ class Theorem1(Experiment):
             f"Right: sigma_2 / sigma_1 of products of {SQUARE}x{SQUARE} matrices; dashed: counter-examples",
             "Low: rank 1",
         ]
-        figure, axes = plot(PAGE_WIDTH, 2.8, caption, columns=2)
+        figure, axes = plot(PAGE_WIDTH, 3.0, caption, columns=2)
         with styled():
             for axis, table, name, kinds in (
                 (axes[0], "table", "distance", KINDS),
@@ -193,7 +193,7 @@ class Theorem1(Experiment):
                               markersize=2.5, label=title)  # fmt: skip
                 axis.set_yscale("log")
                 axis.set_xlabel("factors")
-                axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+                axis.legend(fontsize=5.5, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3 - (table == "squares"))
             axes[0].set_ylabel("1 − |cos|")
             axes[1].set_ylabel("σ₂ / σ₁")
             axes[0].set_ylim(FLOOR / 3, 3)
