@@ -147,8 +147,11 @@ def grid4(maps: Tensor) -> Tensor:
     return torch.stack(ratios, dim=1).median(1).values
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Return the structural similarity after min-max scaling to [0, 1]. Its noise floor is .05 to .12."""
+def ssim(a: Tensor, b: Tensor, *, window: int = 7, data_range: float = 1.0) -> Tensor:
+    """Return the structural similarity after min-max scaling to [0, 1]. Its noise floor is .05 to .12.
+
+    window: its side, odd. data_range: the range from which the constants C1 and C2 follow; 1 is that of the scaled maps.
+    """
     from skimage.metrics import structural_similarity
 
     def unit(image: Tensor) -> Tensor:
@@ -158,7 +161,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return torch.tensor(
         [
             structural_similarity(
-                unit(p).double().cpu().numpy(), unit(q).double().cpu().numpy(), channel_axis=0, data_range=1
+                unit(p).double().cpu().numpy(),
+                unit(q).double().cpu().numpy(),
+                win_size=window,
+                channel_axis=0,
+                data_range=data_range,
             )
             for p, q in zip(a, b, strict=True)
         ],
