@@ -158,7 +158,7 @@ class Localisation(Experiment):
         return {name: feature_layer(model.net, x, module) if module != "" else None for name, module in self.layers.items()}
 
     def maps(self, run: Run, model: Model, grid: list[Photograph], setting: str, number: int) -> Iterator[tuple[str, Cell, dict[str, Tensor]]]:
-        """Yield layer, cell and the maps [1, 1, H, W] of the cell's class by method, signed (or absolute) and upsampled."""
+        """Yield layer, cell and the maps [1, 1, h, w] of the cell's class by method, signed (or absolute), at the layer's size."""
         indices = list(dict.fromkeys(each.index for each in grid))
         pictures = dict(zip(indices, run.batch(model, indices).x, strict=True))
         x = joined(torch.stack([pictures[p.index].flip(-1) if p.mirrored else pictures[p.index] for p in grid]), self.n)
@@ -186,8 +186,7 @@ class Localisation(Experiment):
                 found = {name: reduced(run.methods[name], map_) for name, map_ in found.items()}
                 seed = zlib.crc32(f"{number}/{setting}/{layer}/{cell}".encode())
                 noise = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, *values.shape[-2:])))
-                found[RANDOM] = noise.to(values.dtype)
-                yield layer, cell, {name: upsampled(map_, x.shape[-2:]) for name, map_ in found.items()}
+                yield layer, cell, found | {RANDOM: noise.to(values.dtype)}
 
     def _explain(self, run: Run, model: Model, names: Sequence[str], net: OneCell, values: Tensor, targets: Sequence[list[int]]) -> list[dict[str, Tensor]]:
         if not names:
@@ -216,17 +215,18 @@ class Localisation(Experiment):
             )
         for number in task["grids"]:
             distinct = self.drawn(pool, run.config.seed, number)
+            size = [self.n * side for side in model.input_size]
             for setting in self.settings:
                 grid = self.repeated(pool, distinct) if setting in ("difull", "dipart") else distinct
                 for layer, cell, maps in self.maps(run, model, grid, setting, number):
                     key = {"grid": number, "cell": f"{cell[0]},{cell[1]}", "setting": setting, "layer": layer}
                     for method, map_ in maps.items():
-                        self.measure(output, key | {"method": method}, cell, map_)
+                        self.measure(output, key | {"method": method}, cell, map_, size)
         return output
 
-    def measure(self, output: Output, key: dict[str, Any], cell: Cell, map_: Tensor) -> None:
-        """Add the rows and arrays of a map."""
-        output.tables["table"].append(key | scored(map_, cell, self.n))
+    def measure(self, output: Output, key: dict[str, Any], cell: Cell, map_: Tensor, size: Sequence[int]) -> None:
+        """Add the rows and arrays of a map [1, 1, h, w]; size: of the grid."""
+        output.tables["table"].append(key | scored(upsampled(map_, size), cell, self.n))
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 
