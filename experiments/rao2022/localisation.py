@@ -28,8 +28,8 @@ from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, mean, on_digits, replicated
 from vis.config.instantiate import locate, parameters_of
 from vis.errors import NotApplicable, UserError
-from vis.methods import DeconvNet, GuidedBackprop, Method, Saliency
-from vis.methods.grid import Cell, OneCell, cells, features, joined, place
+from vis.methods import ActivationMap, DeconvNet, GuidedBackprop, IntegratedGradients, Method, Occlusion, Saliency
+from vis.methods.grid import Cell, OneCell, cells, features, joined, logits_of, place
 from vis.methods.layers import feature_layer
 from vis.models import Model
 from vis.runner.experiment import Experiment, Load, Run, Task, method_title
@@ -40,6 +40,7 @@ from vis.store.tables import Rows
 RANDOM = "random_map"
 DISTINCT = "difull_distinct"  # DiFull of distinct classes: what the repetition of a class adds
 SETTINGS = {"gridpg": "GridPG", "difull": "DiFull", DISTINCT: "DiFull, distinct classes", "dipart": "DiPart"}
+OF_A_LOGIT = (Saliency, GuidedBackprop, DeconvNet, IntegratedGradients, ActivationMap, Occlusion)  # whatever the others are
 ABSOLUTE = (Saliency, GuidedBackprop)  # before the sum over channels
 TITLES = {"saliency": "Gradient", "gbp": "Guided BP", "input_x_gradient": "IxG", "integrated_gradients": "IntGrad"}
 OURS = "the bound is the specification's, fixed before the measurement"
@@ -159,9 +160,8 @@ class Localisation(Experiment):
 
     def maps(self, run: Run, model: Model, grid: list[Photograph], setting: str, number: int) -> Iterator[tuple[str, Cell, dict[str, Tensor]]]:
         """Yield layer, cell and the maps [1, 1, h, w] of the cell's class by method, signed (or absolute), at the layer's size."""
-        indices = list(dict.fromkeys(each.index for each in grid))
-        pictures = dict(zip(indices, run.batch(model, indices).x, strict=True))
-        x = joined(torch.stack([pictures[p.index].flip(-1) if p.mirrored else pictures[p.index] for p in grid]), self.n)
+        pixels = self._pixels(run, model, grid)
+        x = run.preprocess(model)(pixels.to(run.dtype)).to(run.device, memory_format=model.memory_format)
         kind = "difull" if setting == DISTINCT else setting
         layers = self.found_layers(model, x[:, :, : model.input_size[0], : model.input_size[1]])
         head = next((module for module in reversed(list(layers.values())) if module), "")
@@ -188,11 +188,22 @@ class Localisation(Experiment):
                 noise = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 1, *values.shape[-2:])))
                 yield layer, cell, found | {RANDOM: noise.to(values.dtype)}
 
+    def _pixels(self, run: Run, model: Model, grid: Sequence[Photograph]) -> Tensor:
+        """Return the pixels of a grid, [1, C, n H, n W]."""
+        indices = list(dict.fromkeys(each.index for each in grid))
+        pictures = dict(zip(indices, run.batch(model, indices).pixels, strict=True))
+        return joined(torch.stack([pictures[p.index].flip(-1) if p.mirrored else pictures[p.index] for p in grid]), self.n)
+
     def _explain(self, run: Run, model: Model, names: Sequence[str], net: OneCell, values: Tensor, targets: Sequence[list[int]]) -> list[dict[str, Tensor]]:
         if not names:
             return [{} for _ in targets]
         explainer = self._explainer(run, model, names, net.eval(), values)
-        return explainer.explain(replace(model, net=net), values, targets).maps
+        if not all(isinstance(run.methods[name], OF_A_LOGIT) for name in names):
+            return explainer.explain(replace(model, net=net), values, targets).maps
+        units = [unit for (unit,) in targets]
+        with logits_of(model.net, units, values, net) as few:
+            chosen = [[i] for i in range(len(units))] if few else targets
+            return explainer.explain(replace(model, net=net), values, chosen).maps
 
     def _check_size(self, model: Model, x: Tensor, kind: str) -> None:
         if kind == "difull":
@@ -218,6 +229,7 @@ class Localisation(Experiment):
             size = [self.n * side for side in model.input_size]
             for setting in self.settings:
                 grid = self.repeated(pool, distinct) if setting in ("difull", "dipart") else distinct
+                self.keep(output, setting, number, self._pixels(run, model, grid))
                 for layer, cell, maps in self.maps(run, model, grid, setting, number):
                     key = {"grid": number, "cell": f"{cell[0]},{cell[1]}", "setting": setting, "layer": layer}
                     for method, map_ in maps.items():
@@ -227,6 +239,9 @@ class Localisation(Experiment):
     def measure(self, output: Output, key: dict[str, Any], cell: Cell, map_: Tensor, size: Sequence[int]) -> None:
         """Add the rows and arrays of a map [1, 1, h, w]; size: of the grid."""
         output.tables["table"].append(key | scored(upsampled(map_, size), cell, self.n))
+
+    def keep(self, output: Output, setting: str, number: int, pixels: Tensor) -> None:
+        """Add arrays of a grid, whose pixels are [1, C, H, W]."""
 
     # --- from what is stored ------------------------------------------------------------------------------------------
 
