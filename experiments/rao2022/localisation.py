@@ -261,7 +261,9 @@ class Localisation(Experiment):
         """Add the differences from the paper's setting, or why there is no verdict."""
         network, config = results.rows("network")[0], results.config
         reason = on_digits(config)
-        if not network["trained"]:
+        if not reason and network["standin"]:
+            reason = "the project trained the network itself, on small images: give model.weights=FILE"
+        elif not network["trained"]:
             reason = "the weights are random: give model.weights=FILE"
         elif not reason and network["photographs"] < PHOTOGRAPHS:
             reason = f"the grids repeat only {network['photographs']} photographs: dataset=folder dataset.path=FOLDER has more"
