@@ -49,7 +49,7 @@ class Disconnected(Experiment):
     """Measure maps outside the cell that decides, and below a wall.
 
     n: cells on a side. layer: of methods that take one; None finds the last feature maps. wall: changes to the model's config that
-    give it a wall; "auto" looks for the highest wall that hides a tenth of the image, None leaves it out. samples: number of
+    give it a wall; "auto" looks for the highest wall that hides a fifth of the image, None leaves it out. samples: number of
     images whose maps are drawn.
     """
 
@@ -189,7 +189,7 @@ class Disconnected(Experiment):
             except UserError:  # this wall hides nothing, or the head takes none
                 continue
             first, last = _dead(walled)
-            if last + 1 - first >= 0.1 * model.input_size[0]:
+            if last + 1 - first >= 0.2 * model.input_size[0]:
                 return walled
         return None
 

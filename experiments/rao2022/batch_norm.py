@@ -28,19 +28,19 @@ IMAGES = 40  # at most, of each network
 class BatchNorm(Figure5):
     """Score smoothed maps of a network with batch norm, and sum IxG.
 
-    without: a network without batch norm. images: its dataset. The other parameters are those of `Figure5`.
+    without: a `network` without batch norm and its `images`, as config nodes. The other parameters are those of `Figure5`.
     """
 
-    def __init__(self, without: Mapping[str, Any], images: Mapping[str, Any], **other: Any) -> None:
+    def __init__(self, without: Mapping[str, Mapping[str, Any]], **other: Any) -> None:
         super().__init__(**other)
-        self.without, self.images = without, images
+        self.without = without
 
     def compute(self, run: Run, task: Task) -> Output:
         output = super().compute(run, task)
         if task["grids"][0] == 0:
             output.tables["sums"] = []
-            on = run.on({"preprocess": "model", "resize": None, "limit": None, **self.images})
-            for kind, model, where in ((WITH, run.model(), run), (WITHOUT, run.model(self.without), on)):
+            on = run.on({"preprocess": "model", "resize": None, "limit": None, **self.without["images"]})
+            for kind, model, where in ((WITH, run.model(), run), (WITHOUT, run.model(self.without["network"]), on)):
                 self._sums(where, model, kind, output)
         return output
 
