@@ -48,15 +48,17 @@ CELL = (0, 0)
 class Disconnected(Experiment):
     """Measure maps outside the cell that decides, and below a wall.
 
-    n: cells on a side. layer: of methods that take one; None finds the last feature maps. wall: changes to the model's config that
-    give it a wall; "auto" looks for the highest wall that hides a fifth of the image, None leaves it out. samples: number of
+    n: cells on a side. layer: of methods that take one; None finds the last feature maps. wall: changes to the model's config
+    that give it a wall; "auto" looks for the highest wall that hides a fifth of the image, None leaves it out. samples: number of
     images whose maps are drawn.
     """
 
     metrics = ("outside", "mu")
     series = "method"
 
-    def __init__(self, samples: int, n: int = 2, layer: str | None = None, wall: str | Mapping[str, Any] | None = "auto") -> None:
+    def __init__(
+        self, samples: int, n: int = 2, layer: str | None = None, wall: str | Mapping[str, Any] | None = "auto"
+    ) -> None:
         if n < 2:
             raise UserError(f"experiment.n={n}: give 2 or more")
         if isinstance(wall, str) and wall != "auto":
@@ -76,11 +78,15 @@ class Disconnected(Experiment):
     @local_convolutions()
     def compute(self, run: Run, task: Task) -> Output:
         model, output = run.model(), Output(tables={"table": [], "proof": [], "network": []})
-        layer = feature_layer(model.net, run.batch(model, task["images"][:1]).x, self.layer) if self._with_layer(run) else None
+        layer = (
+            feature_layer(model.net, run.batch(model, task["images"][:1]).x, self.layer)
+            if self._with_layer(run)
+            else None
+        )
         walled = self._wall(run, model)
         size = [self.n * side for side in model.input_size]
         if task["images"][0] == 0:
-            network = {"weights": model.weights, "trained": model.trained, "layer": layer, "data": run.dataset.origin}
+            network: dict[str, Any] = {"weights": model.weights, "trained": model.trained, "layer": layer, "data": run.dataset.origin}
             network |= {"images": len(run.dataset), "outside": 1 - 1 / self.n**2}
             network |= {"rows": None, "constant": None}
             if walled:
@@ -107,7 +113,10 @@ class Disconnected(Experiment):
                 if method in below_wall and walled:
                     mu = metrics.unseen_activity(below_wall[method], _dead(walled)).item()
                     constant = metrics.unseen_activity(torch.ones(1, 1, *model.input_size), _dead(walled)).item()
-                    row |= {"mu": None if np.isnan(mu) else mu, "mu over constant": 0.0 if np.isnan(mu) else mu / constant}
+                    row |= {
+                        "mu": None if np.isnan(mu) else mu,
+                        "mu over constant": 0.0 if np.isnan(mu) else mu / constant,
+                    }
                 output.tables["table"].append(row)
                 if i < self.samples:
                     output.arrays[f"{name}/{method}"] = map_[0].numpy()
@@ -127,7 +136,9 @@ class Disconnected(Experiment):
         probe = x.detach().clone().requires_grad_()
         with torch.enable_grad():
             logits = one(probe)
-            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(logits)
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype).to(
+                logits
+            )
             (gradient,) = torch.autograd.grad((logits * weights).sum(), probe)
         inside = gradient[:, :, rows, columns].abs().max().item()
         gradient[:, :, rows, columns] = 0
@@ -146,7 +157,11 @@ class Disconnected(Experiment):
         return rest.norm().item() / whole if whole else None
 
     def _with_layer(self, run: Run) -> list[str]:
-        return [str(m) for m, node in run.config.methods.items() if "layer" in parameters_of(locate(str(node._target_), f"methods.{m}"))]
+        return [
+            str(m)
+            for m, node in run.config.methods.items()
+            if "layer" in parameters_of(locate(str(node._target_), f"methods.{m}"))
+        ]
 
     def _maps(self, run: Run, model: Model, one: OneCell, x: Tensor, layer: str | None, unit: int) -> dict[str, Tensor]:
         """Return the maps [1, C, n H, n W] of the cell's class."""
@@ -154,7 +169,9 @@ class Disconnected(Experiment):
         found: dict[str, Tensor] = {}
         for names, at in (([str(m) for m in run.methods if m not in layered], None), (layered, FromImage.AT)):
             if names:
-                net: nn.Module = one if at is None else FromImage(model.net, "difull", CELL, self.n, x, str(layer)).eval()
+                net: nn.Module = (
+                    one if at is None else FromImage(model.net, "difull", CELL, self.n, x, str(layer)).eval()
+                )
                 explainer = self._explainer(run, names, at)
                 (maps,), _ = explainer.explain(replace(model, net=net), x, [[unit]])
                 found |= maps
@@ -182,7 +199,7 @@ class Disconnected(Experiment):
         if self.wall is None:
             return None
         if self.wall != "auto":
-            return run.model(wall=dict(self.wall))
+            return run.model(wall=dict(self.wall)  # type: ignore[arg-type]  # resolve() refuses other words)
         for rows in range(self._height(run, model) - 1, 0, -1):
             try:
                 walled = run.model(wall={"rows": rows})
@@ -214,26 +231,48 @@ class Disconnected(Experiment):
         rows = results.rows("proof")
         inside = Column(rows, "gradient inside", "image")
         proof = [
-            Compared("largest gradient of the logits in the other cells", Column(rows, "gradient outside", "image"), exactly(0),
-                     null=inside, control="the cell that decides"),
-            Compared("change of the logits when the other cells are blanked", Column(rows, "blanking", "image"), exactly(0, within=1e-4),
-                     null=1.0, control="a network that sees them"),
+            Compared(
+                "largest gradient of the logits in the other cells",
+                Column(rows, "gradient outside", "image"),
+                exactly(0),
+                null=inside,
+                control="the cell that decides",
+            ),
+            Compared(
+                "change of the logits when the other cells are blanked",
+                Column(rows, "blanking", "image"),
+                exactly(0, within=1e-4),
+                null=1.0,
+                control="a network that sees them",
+            ),
             Compared("largest gradient in the cell", inside, each_above(0), null=0.0, control="the other cells"),
-        ]  # fmt: skip
+        ]
         sentence = "No logit depends on the other cells of the grid; the cell that decides matters."
         found = [Claim("disconnected", proof, sentence=sentence, source="The project")]
         for method in map(str, config.methods):
             of = results.rows(method=method)
             compared = [
-                Compared("share of positive attribution outside the cell", Column(of, "outside", "image"), below(0.05, ours=".05 is ours"),
-                         null=network["outside"], control="a constant map")
-            ]  # fmt: skip
+                Compared(
+                    "share of positive attribution outside the cell",
+                    Column(of, "outside", "image"),
+                    below(0.05, ours=".05 is ours"),
+                    null=network["outside"],
+                    control="a constant map",
+                )
+            ]
             if network["rows"]:
                 compared.append(
-                    Compared("mu below the wall, over that of a constant map", Column(of, "mu over constant", "image"),
-                             below(0.1, ours="a tenth is ours"), null=1.0, control="a constant map")
-                )  # fmt: skip
-            found.append(Claim(method, compared, sentence=BLIND.format(method_title(config, method)), source="The project"))
+                    Compared(
+                        "mu below the wall, over that of a constant map",
+                        Column(of, "mu over constant", "image"),
+                        below(0.1, ours="a tenth is ours"),
+                        null=1.0,
+                        control="a constant map",
+                    )
+                )
+            found.append(
+                Claim(method, compared, sentence=BLIND.format(method_title(config, method)), source="The project")
+            )
         return found
 
     def summaries(self, results: Results) -> dict[str, Rows]:
@@ -244,7 +283,11 @@ class Disconnected(Experiment):
             for column in ("outside", "unseen", "mu", "mu over constant"):
                 values = numbers(of, column)
                 row |= {column: mean(values) if values else None}
-                row |= dict(zip((f"{column}, low", f"{column}, high"), interval(values), strict=True)) if len(values) > 1 else {}
+                row |= (
+                    dict(zip((f"{column}, low", f"{column}, high"), interval(values), strict=True))
+                    if len(values) > 1
+                    else {}
+                )
             rows.append(row | {"without positive part": sum(each["outside"] is None for each in of)})
         return {"summary": rows}
 
@@ -259,7 +302,11 @@ class Disconnected(Experiment):
         if network["rows"]:
             sides.append(("mu", 100 * network["constant"], "Below the wall", "mu x 100"))
         count = len({row["image"] for row in results.rows()})
-        wall = f", mu: share of a map's norm in the rows {network['rows'][0]}..{network['rows'][1]}" if network["rows"] else ""
+        wall = (
+            f", mu: share of a map's norm in the rows {network['rows'][0]}..{network['rows'][1]}"
+            if network["rows"]
+            else ""
+        )
         caption = [
             f"What maps show where the network provably cannot see: mean over {plural(count, 'image')} and its 95 % interval"
             f". Cells: share of the positive attribution outside the one cell of {self.n} x {self.n} that decides{wall}",
@@ -274,16 +321,30 @@ class Disconnected(Experiment):
                 for i, method in enumerate(names):
                     values = [100 * v for v in numbers(results.rows(method=method), column)]
                     if not values:
-                        axis.text(1, i, "no positive part" if column == "outside" else "zero maps", va="center", fontsize=6)
+                        axis.text(
+                            1, i, "no positive part" if column == "outside" else "zero maps", va="center", fontsize=6
+                        )
                         continue
                     low, high = interval(values) if len(values) > 1 else (mean(values), mean(values))
                     error = [[mean(values) - low], [high - mean(values)]]
-                    axis.barh(i, mean(values), 0.7, xerr=error, color="C0" if column == "outside" else "C1", ecolor="0.4", capsize=2, error_kw={"linewidth": 0.8})
+                    axis.barh(
+                        i,
+                        mean(values),
+                        0.7,
+                        xerr=error,
+                        color="C0" if column == "outside" else "C1",
+                        ecolor="0.4",
+                        capsize=2,
+                        error_kw={"linewidth": 0.8},
+                    )
                     axis.text(max(high, mean(values)) + 1.5, i, f"{mean(values):.1f}", va="center", fontsize=6)
                 axis.axvline(constant, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
                 axis.set_xlim(0, 108)
                 axis.set_ylim(len(names) - 0.4, -0.6)
-                axis.set_yticks(range(len(names)), [method_title(config, m) for m in names] if axis is axes[0] else [""] * len(names))
+                axis.set_yticks(
+                    range(len(names)),
+                    [method_title(config, m) for m in names] if axis is axes[0] else [""] * len(names),
+                )
                 axis.set_xlabel(label)
                 axis.set_title(words)
         return figure
@@ -295,17 +356,23 @@ class Disconnected(Experiment):
         for image in images:
             pixels = results.arrays[f"{image}/pixels"]
             cells = {row["method"]: row for row in results.rows(image=image)}
-            panels = [Panel(framed(display.picture(pixels), self.n), "" if rows else "Input", cells[next(iter(cells))]["class"])]
+            panels = [
+                Panel(
+                    framed(display.picture(pixels), self.n), "" if rows else "Input", cells[next(iter(cells))]["class"]
+                )
+            ]
             for method in map(str, config.methods):
                 show, _ = display.scaling(method_class(config, method).display)
                 outside = cells[method]["outside"]
                 note = "no positive part" if outside is None else f"{100 * outside:.1f} %"
                 map_ = results.arrays[f"{image}/{method}"]
-                panels.append(Panel(framed(show(map_, pixels), self.n), "" if rows else method_title(config, method), note))
+                panels.append(
+                    Panel(framed(show(map_, pixels), self.n), "" if rows else method_title(config, method), note)
+                )
             rows.append(PanelRow(panels))
         caption = [
-            "The framed cell alone decides; the last one holds the same image mirrored. Under each map: the share of its positive "
-            f"attribution outside the frame; a constant map has {100 * network['outside']:.0f} %",
+            "The framed cell alone decides; the last one holds the same image mirrored. Under each map: the share of its "
+            f"positive attribution outside the frame; a constant map has {100 * network['outside']:.0f} %",
             *map_words(config),
             f"{config.model.name}, {network['weights']}",
         ]

@@ -5,6 +5,7 @@ intervals over grids are those of the jackknife: each grid gives a pseudo-value 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ class Figure5(Localisation):
             row = key | {"kernel": kernel} | scored(upsampled(smoothed(map_, kernel), size), cell, self.n)
             output.tables["table"].append(row)
 
-    def of(self, results: Results, method: str, kernel: int = 0, setting: str = "gridpg", layer: str = "input") -> Column:
+    def of(
+        self, results: Results, method: str, kernel: int = 0, setting: str = "gridpg", layer: str = "input"
+    ) -> Column:
         return self.column(results, setting, layer, method, kernel=kernel)
 
     def claims(self, results: Results) -> list[Claim]:
@@ -56,41 +59,77 @@ class Figure5(Localisation):
                 gains.append(beyond(f"{name}, K = {kernel} - K = 0", gain, method))
                 drop = self.of(results, method, setting="difull") - self.of(results, method, kernel, "difull")
                 rule = below(0.1, least=self.least_of(method), ours=OURS)
-                drops.append(Compared(f"{name}, DiFull: K = 0 - K = {kernel}", drop, rule, null=1 - self.chance, control="the whole way to chance"))
-            for small, large in zip(sizes, sizes[1:], strict=False):
+                drops.append(
+                    Compared(
+                        f"{name}, DiFull: K = 0 - K = {kernel}",
+                        drop,
+                        rule,
+                        null=1 - self.chance,
+                        control="the whole way to chance",
+                    )
+                )
+            for small, large in pairwise(sizes):
                 step = self.of(results, method, large) - self.of(results, method, small)
                 steps.append(beyond(f"{name}, K = {large} - K = {small}", step, method))
-            with_, without = (Column(results.rows("correlation", method=method, kernel=k), "pseudo-value", "grid") for k in (sizes[-2], 0))
-            ranks.append(beyond(f"rank correlation with GradCAM: {name}, K = {sizes[-2]} - K = 0", with_ - without, method))
-        found = [Claim("R-5.2-a", gains + steps), Claim("R-5.2-c", drops), Claim("R-5.3-a", ranks, paper=".34 -> .80, VGG11; .18 -> .63, ResNet18")]
+            with_, without = (
+                Column(results.rows("correlation", method=method, kernel=k), "pseudo-value", "grid")
+                for k in (sizes[-2], 0)
+            )
+            ranks.append(
+                beyond(f"rank correlation with GradCAM: {name}, K = {sizes[-2]} - K = 0", with_ - without, method)
+            )
+        found = [
+            Claim("R-5.2-a", gains + steps),
+            Claim("R-5.2-c", drops),
+            Claim("R-5.3-a", ranks, paper=".34 -> .80, VGG11; .18 -> .63, ResNet18"),
+        ]
         if "integrated_gradients" in names:
             ahead = {k: self.of(results, "integrated_gradients", k) - gradcam for k in sizes[-2:]}
             words = "S-IntGrad at the input, K = {} - GradCAM at the final layer"
             found += [
                 Claim("R-5.2-b", [beyond(words.format(sizes[-1]), ahead[sizes[-1]], "integrated_gradients")]),
-                Claim("one_kernel_less", [beyond(words.format(sizes[-2]), ahead[sizes[-2]], "integrated_gradients")],
-                      sentence=f"Smoothed with K = {sizes[-2]}, IntGrad at the input localises better than GradCAM at the final layer.",
-                      source="The project, beside Section 5.2"),
-            ]  # fmt: skip
+                Claim(
+                    "one_kernel_less",
+                    [beyond(words.format(sizes[-2]), ahead[sizes[-2]], "integrated_gradients")],
+                    sentence=f"Smoothed with K = {sizes[-2]}, IntGrad at the input beats GradCAM at the final layer.",
+                    source="The project, beside Section 5.2",
+                ),
+            ]
         return self.judged(results, found)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         """Return beside the scores Tables 1 and 2, and the pseudo-values that their intervals come from."""
-        final = {(row["grid"], row["cell"]): row["score"] for row in results.rows(setting="gridpg", layer="final", method="gradcam")}
+        final = {
+            (row["grid"], row["cell"]): row["score"]
+            for row in results.rows(setting="gridpg", layer="final", method="gradcam")
+        }
         correlations: Rows = []
         table: Rows = []
         for method in SMOOTHED:
-            line: dict[str, Any] = {"method": f"S-{title(results.config, method)}" if method in results.config.methods else method}
+            line: dict[str, Any] = {
+                "method": f"S-{title(results.config, method)}" if method in results.config.methods else method
+            }
             for kernel in (0, *self.kernels["input"]):
-                rows = [r for r in results.rows(setting="gridpg", layer="input", method=method, kernel=kernel) if (r["grid"], r["cell"]) in final]
-                pairs = {grid: [(r["score"], final[r["grid"], r["cell"]]) for r in rows if r["grid"] == grid] for grid in dict.fromkeys(r["grid"] for r in rows)}
+                rows = [
+                    r
+                    for r in results.rows(setting="gridpg", layer="input", method=method, kernel=kernel)
+                    if (r["grid"], r["cell"]) in final
+                ]
+                pairs = {
+                    grid: [(r["score"], final[r["grid"], r["cell"]]) for r in rows if r["grid"] == grid]
+                    for grid in dict.fromkeys(r["grid"] for r in rows)
+                }
                 values = pseudo_values(list(pairs.values()))
                 correlations += [
-                    {"method": method, "kernel": kernel, "grid": grid, "pseudo-value": value} for grid, value in zip(pairs, values, strict=False)
+                    {"method": method, "kernel": kernel, "grid": grid, "pseudo-value": value}
+                    for grid, value in zip(pairs, values, strict=False)
                 ]
                 if len(values) > 1:
                     low, high = interval(values)
-                    line |= {f"K = {kernel}": f"{rank_correlation(sum(pairs.values(), [])):.2f} [{low:.2f}, {high:.2f}]", "grids": len(values)}
+                    line |= {
+                        f"K = {kernel}": f"{rank_correlation(list(chain.from_iterable(pairs.values()))):.2f} [{low:.2f}, {high:.2f}]",
+                        "grids": len(values),
+                    }
             if len(line) > 1:
                 table.append(line)
         return super().summaries(results) | {"correlation": correlations} | ({"tables1_2": table} if table else {})
@@ -115,10 +154,26 @@ class Figure5(Localisation):
                     if shown:
                         limits = [interval(v) if len(v) > 1 else (mean(v), mean(v)) for _, v in shown]
                         middle = [mean(v) for _, v in shown]
-                        errors = [[m - low for m, (low, _) in zip(middle, limits, strict=True)], [high - m for m, (_, high) in zip(middle, limits, strict=True)]]
-                        axis.errorbar([i for i, _ in shown], middle, errors, marker="o", capsize=2, label=f"S-{title(results.config, method)}")
+                        errors = [
+                            [m - low for m, (low, _) in zip(middle, limits, strict=True)],
+                            [high - m for m, (_, high) in zip(middle, limits, strict=True)],
+                        ]
+                        axis.errorbar(
+                            [i for i, _ in shown],
+                            middle,
+                            errors,
+                            marker="o",
+                            capsize=2,
+                            label=f"S-{title(results.config, method)}",
+                        )
                 if setting == "gridpg":
-                    axis.axhline(mean(self.of(results, "gradcam", layer="final").values), color="0.3", linewidth=0.9, linestyle="--", zorder=0)
+                    axis.axhline(
+                        mean(self.of(results, "gradcam", layer="final").values),
+                        color="0.3",
+                        linewidth=0.9,
+                        linestyle="--",
+                        zorder=0,
+                    )
                 axis.axhline(self.chance, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
                 axis.set_ylim(0, 1.03)
                 axis.set_xticks(range(len(sizes)), [str(k) if k else "none" for k in sizes])

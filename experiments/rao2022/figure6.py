@@ -1,10 +1,11 @@
 """rao2022, Figures 6 and 8: AggAtt, the mean of maps that are sorted by their scores and binned, for the first cell of grids.
 
-Bins hold the maps from 0 to 2, 5, 50, 95, 98 and 100 % of the ranks, the best first, and one map at least. Maps are positive, have
-a sum of 1, and are shown on one scale for each row, up to the 99.5th percentile of its means.
+Bins hold the maps from 0 to 2, 5, 50, 95, 98 and 100 % of the ranks, the best first, and one map at least. Maps are positive,
+have a sum of 1, and are shown on one scale for each row, up to the 99.5th percentile of its means.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,24 +61,44 @@ class Figure6(Localisation):
 
         least = self.least_of()
         gains = [
-            Compared(f"{title(results.config, m)}: final - input", of(m, "final") - of(m, "input"), above(0, least=least), null=0.0,
-                     control="no difference: 0")
+            Compared(
+                f"{title(results.config, m)}: final - input",
+                of(m, "final") - of(m, "input"),
+                above(0, least=least),
+                null=0.0,
+                control="no difference: 0",
+            )
             for m in ("input_x_gradient", "gradcam")
-        ]  # fmt: skip
+        ]
         well = [
-            Compared(f"S-IxG, {layer}", of(SMOOTH, layer), above(self.chance + 0.1, least=least, ours=OURS), null=self.chance, control="chance")
+            Compared(
+                f"S-IxG, {layer}",
+                of(SMOOTH, layer),
+                above(self.chance + 0.1, least=least, ours=OURS),
+                null=self.chance,
+                control="chance",
+            )
             for layer in self.kernels
         ]
         twin = of("gradcam", "final", "difull", "twin") - of("gradcam", "final", "difull", "others")
-        compared = Compared("GradCAM, DiFull, final: share in the second instance - in a cell of another class", twin,
-                            above(0, least=least), null=0.0, control="cells of other classes")  # fmt: skip
+        compared = Compared(
+            "GradCAM, DiFull, final: share in the second instance - in a cell of another class",
+            twin,
+            above(0, least=least),
+            null=0.0,
+            control="cells of other classes",
+        )
         return self.judged(results, [Claim("R-5.3-b", [*gains, *well]), Claim("R-5.3-c", [compared])])
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         methods = ["input_x_gradient", SMOOTH, "gradcam"]
         grid = [("gridpg", method, layer) for method in methods for layer in self.layers]
         cells = [("difull", "input_x_gradient", "input"), ("difull", SMOOTH, "input"), ("difull", "gradcam", "final")]
-        return {name: self._aggatt(results, rows) for name, rows in (("figure", grid), ("figure8", cells)) if results.rows(setting=rows[0][0])}
+        return {
+            name: self._aggatt(results, rows)
+            for name, rows in (("figure", grid), ("figure8", cells))
+            if results.rows(setting=rows[0][0])
+        }
 
     def _aggatt(self, results: Results, wanted: Sequence[tuple[str, str, str]]) -> Figure:
         rows: list[PanelRow] = []
@@ -95,16 +116,26 @@ class Figure6(Localisation):
                 i = which[len(which) // 2]
                 pixels = results.arrays[f"{setting}/pixels/{ranked[i]['grid']}"] / 255
                 sharp = np.kron(maps[i] / max(np.percentile(maps[i], 99.5), 1e-12), np.ones((2, 2))).clip(0, 1)
-                panels.append(Panel(framed(green(sharp, pixels), self.n), "" if rows else f"{words}: an example", f"{ranked[i]['score']:.2f}"))
+                panels.append(
+                    Panel(
+                        framed(green(sharp, pixels), self.n),
+                        "" if rows else f"{words}: an example",
+                        f"{ranked[i]['score']:.2f}",
+                    )
+                )
             shown = [
-                Panel(framed(green((each / top).clip(0, 1)), self.n), "" if rows else f"{low} to {high} %", f"{mean([ranked[i]['score'] for i in some]):.2f}")
+                Panel(
+                    framed(green((each / top).clip(0, 1)), self.n),
+                    "" if rows else f"{low} to {high} %",
+                    f"{mean([ranked[i]['score'] for i in some]):.2f}",
+                )
                 for each, some, low, high in zip(means, bins, BINS, BINS[1:], strict=False)
             ]
             name = f"S-IxG, K = {self.kernels[layer]}" if method == SMOOTH else title(results.config, method)
             rows.append(PanelRow([panels[0], *shown, panels[1]], f"{name}\n{layer}"))
         caption = [
-            f"{'DiFull' if wanted[0][0] == 'difull' else 'GridPG'}: mean positive attribution for the class of the upper left cell (framed), "
-            "of maps in the order of their scores, the best first; below: the mean score of the bin",
+            f"{'DiFull' if wanted[0][0] == 'difull' else 'GridPG'}: mean positive attribution for the class of the upper left cell "
+            "(framed), of maps in the order of their scores, the best first; below: the mean score of the bin",
             "Green: from 0 to the 99.5th percentile of a row",
             f"Chance: {self.chance:.2f}",
             *self.about(results),
@@ -116,7 +147,7 @@ def binned(count: int) -> list[list[int]]:
     """Return the ranks of each bin, one at least."""
     edges = [round(count * each / 100) for each in BINS]
     found = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         low = min(low, count - 1)
         found.append(list(range(low, max(high, low + 1))))
     return found
@@ -124,7 +155,9 @@ def binned(count: int) -> list[list[int]]:
 
 def green(map_: np.ndarray, pixels: np.ndarray | None = None) -> display.Picture:
     """Draw a map [H, W] in [0, 1] in green on white, or over the pale gray image [3, H, W]."""
-    ground = np.ones((*map_.shape, 3)) if pixels is None else 0.4 + 0.6 * display.picture(pixels).mean(-1, keepdims=True)
+    ground = (
+        np.ones((*map_.shape, 3)) if pixels is None else 0.4 + 0.6 * display.picture(pixels).mean(-1, keepdims=True)
+    )
     return (1 - map_[..., None]) * ground + map_[..., None] * np.array([0.0, 0.45, 0.1])
 
 

@@ -14,7 +14,6 @@ grid. The control in each place is a map of Gaussian noise, which has to score 1
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vis import metrics
-from vis.claims import Claim, Column, Compared, Rule, mean, on_digits, replicated
+from vis.claims import Claim, Column, Rule, mean, on_digits, replicated
 from vis.config.instantiate import locate, parameters_of
 from vis.errors import NotApplicable, UserError
 from vis.methods import ActivationMap, DeconvNet, GuidedBackprop, IntegratedGradients, Method, Occlusion, Saliency
@@ -40,7 +39,14 @@ from vis.store.tables import Rows
 RANDOM = "random_map"
 DISTINCT = "difull_distinct"  # DiFull of distinct classes: what the repetition of a class adds
 SETTINGS = {"gridpg": "GridPG", "difull": "DiFull", DISTINCT: "DiFull, distinct classes", "dipart": "DiPart"}
-OF_A_LOGIT = (Saliency, GuidedBackprop, DeconvNet, IntegratedGradients, ActivationMap, Occlusion)  # whatever the others are
+OF_A_LOGIT = (
+    Saliency,
+    GuidedBackprop,
+    DeconvNet,
+    IntegratedGradients,
+    ActivationMap,
+    Occlusion,
+)  # whatever the others are
 ABSOLUTE = (Saliency, GuidedBackprop)  # before the sum over channels
 TITLES = {"saliency": "Gradient", "gbp": "Guided BP", "input_x_gradient": "IxG", "integrated_gradients": "IntGrad"}
 OURS = "the bound is the specification's, fixed before the measurement"
@@ -51,7 +57,7 @@ PHOTOGRAPHS = 16  # fewer are repeated so often that their grids tell nothing ab
 class Photograph(NamedTuple):
     """An image of the dataset and the class that its network predicts."""
 
-    index: int
+    image: int
     unit: int
     mirrored: bool = False
 
@@ -59,8 +65,8 @@ class Photograph(NamedTuple):
 class Localisation(Experiment):
     """Score the maps of methods at layers, in grids.
 
-    layers: {name: module}; "" is the image, None finds the last feature maps. settings: of SETTINGS. grids: their number. n: cells
-    on a side. least: of the class's probability. correct: leave out photographs whose label the network does not predict.
+    layers: {name: module}; "" is the image, None finds the last feature maps. settings: of SETTINGS. grids: their number. n:
+    cells on a side. least: of the class's probability. correct: leave out photographs whose label the network does not predict.
     limits: {method: number of grids}, for expensive methods. only: {method: its layers}. scored: the number of cells that are
     explained, None for all.
     """
@@ -87,7 +93,7 @@ class Localisation(Experiment):
         self.layers, self.settings, self.grids, self.n = dict(layers), list(settings), grids, n
         self.least, self.correct, self.limits, self.only, self.scored = least, correct, limits, only, scored
         self._pools: dict[str, list[Photograph]] = {}
-        self._explainers: dict[tuple[str, ...], Explainer] = {}
+        self._explainers: dict[tuple[str | None, ...], Explainer] = {}
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"grids": grids} for grids in run.batches(self.grids, 1)]
@@ -113,13 +119,13 @@ class Localisation(Experiment):
             if classes < self.n**2:
                 raise UserError(
                     f"{model.name} classifies {len(found)} of {len(run.dataset)} images with p > {self.least:g}"
-                    f"{' and correctly' if self.correct else ''}, of {classes} classes; a grid takes {self.n**2}: give more images "
-                    "(dataset=folder dataset.path=FOLDER), a smaller experiment.least= or experiment.correct=false"
+                    f"{' and correctly' if self.correct else ''}, of {classes} classes; a grid takes {self.n**2}: give more "
+                    "images (dataset=folder dataset.path=FOLDER), a smaller experiment.least= or experiment.correct=false"
                 )
             self._pools[model.name] = found
         return self._pools[model.name]
 
-    def drawn(self, pool: Sequence[Photograph], seed: int, number: int) -> list[Photograph]:
+    def grid(self, pool: Sequence[Photograph], seed: int, number: int) -> list[Photograph]:
         """Draw the cells of a grid, of distinct classes."""
         random = np.random.default_rng([seed, number])
         by_class: dict[int, list[Photograph]] = {}
@@ -131,7 +137,7 @@ class Localisation(Experiment):
     def repeated(self, pool: Sequence[Photograph], grid: Sequence[Photograph]) -> list[Photograph]:
         """Replace the last cell by another instance of the first one's class."""
         first = grid[0]
-        other = next((each for each in pool if each.unit == first.unit and each.index != first.index), None)
+        other = next((each for each in pool if each.unit == first.unit and each.image != first.image), None)
         return [*grid[:-1], other or first._replace(mirrored=True)]
 
     def _cells(self, setting: str) -> list[Cell]:
@@ -156,10 +162,14 @@ class Localisation(Experiment):
 
     def found_layers(self, model: Model, x: Tensor) -> dict[str, str | None]:
         """Return {name: module, or None for the image}."""
-        return {name: feature_layer(model.net, x, module) if module != "" else None for name, module in self.layers.items()}
+        return {
+            name: feature_layer(model.net, x, module) if module != "" else None for name, module in self.layers.items()
+        }
 
-    def maps(self, run: Run, model: Model, grid: list[Photograph], setting: str, number: int) -> Iterator[tuple[str, Cell, dict[str, Tensor]]]:
-        """Yield layer, cell and the maps [1, 1, h, w] of the cell's class by method, signed (or absolute), at the layer's size."""
+    def maps(
+        self, run: Run, model: Model, grid: list[Photograph], setting: str, number: int
+    ) -> Iterator[tuple[str, Cell, dict[str, Tensor]]]:
+        """Yield layer, cell and the maps [1, 1, h, w] of the cell's class by method, signed or absolute, at the layer's size."""
         pixels = self._pixels(run, model, grid)
         x = run.preprocess(model)(pixels.to(run.dtype)).to(run.device, memory_format=model.memory_format)
         kind = "difull" if setting == DISTINCT else setting
@@ -190,11 +200,15 @@ class Localisation(Experiment):
 
     def _pixels(self, run: Run, model: Model, grid: Sequence[Photograph]) -> Tensor:
         """Return the pixels of a grid, [1, C, n H, n W]."""
-        indices = list(dict.fromkeys(each.index for each in grid))
+        indices = list(dict.fromkeys(each.image for each in grid))
         pictures = dict(zip(indices, run.batch(model, indices).pixels, strict=True))
-        return joined(torch.stack([pictures[p.index].flip(-1) if p.mirrored else pictures[p.index] for p in grid]), self.n)
+        return joined(
+            torch.stack([pictures[p.image].flip(-1) if p.mirrored else pictures[p.image] for p in grid]), self.n
+        )
 
-    def _explain(self, run: Run, model: Model, names: Sequence[str], net: OneCell, values: Tensor, targets: Sequence[list[int]]) -> list[dict[str, Tensor]]:
+    def _explain(
+        self, run: Run, model: Model, names: Sequence[str], net: OneCell, values: Tensor, targets: Sequence[list[int]]
+    ) -> list[dict[str, Tensor]]:
         if not names:
             return [{} for _ in targets]
         explainer = self._explainer(run, model, names, net.eval(), values)
@@ -221,11 +235,21 @@ class Localisation(Experiment):
         pool, output = self.pool(run, model), Output(tables={"table": [], "network": []})
         if task["grids"][0] == 0:
             output.tables["network"].append(
-                {"weights": model.weights, "standin": model.standin, "trained": model.trained, "photographs": len(pool), "images": len(run.dataset)}
-                | {"classes": len({each.unit for each in pool}), "data": run.dataset.origin, "labelled": any(label is not None for label in run.dataset.labels)}
+                {
+                    "weights": model.weights,
+                    "standin": model.standin,
+                    "trained": model.trained,
+                    "photographs": len(pool),
+                    "images": len(run.dataset),
+                }
+                | {
+                    "classes": len({each.unit for each in pool}),
+                    "data": run.dataset.origin,
+                    "labelled": any(label is not None for label in run.dataset.labels),
+                }
             )
         for number in task["grids"]:
-            distinct = self.drawn(pool, run.config.seed, number)
+            distinct = self.grid(pool, run.config.seed, number)
             size = [self.n * side for side in model.input_size]
             for setting in self.settings:
                 grid = self.repeated(pool, distinct) if setting in ("difull", "dipart") else distinct
@@ -268,10 +292,16 @@ class Localisation(Experiment):
         elif not reason and network["photographs"] < PHOTOGRAPHS:
             reason = f"the grids repeat only {network['photographs']} photographs: dataset=folder dataset.path=FOLDER has more"
         arch = str(config.model.get("arch", config.model.name))
-        differences = [] if arch in ("vgg11", "resnet18") else [f"{arch}, {network['weights']}, instead of VGG11 and ResNet18"]
+        differences = (
+            [] if arch in ("vgg11", "resnet18") else [f"{arch}, {network['weights']}, instead of VGG11 and ResNet18"]
+        )
         differences += [f"p > {self.least:g} instead of .99"] * (self.least != 0.99)
-        differences += ["photographs without labels: the class is the predicted one"] * (not network["labelled"] or not self.correct)
-        differences += ["a mirrored copy is the second photograph of a class"] * (network["classes"] == network["photographs"])
+        differences += ["photographs without labels: the class is the predicted one"] * (
+            not network["labelled"] or not self.correct
+        )
+        differences += ["a mirrored copy is the second photograph of a class"] * (
+            network["classes"] == network["photographs"]
+        )
         differences.append(f"{self.grids} grids instead of 500 and 1,000, of {network['photographs']} photographs")
         found = replicated(claims, differences, reason)
         return [replace(c, reason=reason) if c.kind == "finding" and c.id != "chance" else c for c in found]
@@ -285,24 +315,34 @@ class Localisation(Experiment):
             low, high = Rule(((0, 1),)).interval(of.values)
             quartiles = np.percentile([row["score"] for row in some], [25, 50, 75]).tolist()
             rows.append(
-                dict(zip(keys, values, strict=True)) | {"mean": mean(of.values), "low": low, "high": high}
+                dict(zip(keys, values, strict=True))
+                | {"mean": mean(of.values), "low": low, "high": high}
                 | dict(zip(("quartile 1", "median", "quartile 3"), quartiles, strict=True))
-                | {"maps": len(some), "grids": len(of.values), "without positive part": sum(row["empty"] for row in some)}
-            )  # fmt: skip
+                | {
+                    "maps": len(some),
+                    "grids": len(of.values),
+                    "without positive part": sum(row["empty"] for row in some),
+                }
+            )
         return {"summary": rows}
 
     def about(self, results: Results) -> list[str]:
         """The last sentences of a caption: photographs and network."""
         network = results.rows("network")[0]
         count = len({row["grid"] for row in results.rows()})
-        fewer = [f"{title(results.config, m)}: {k}" for m, k in self.limits.items() if 0 < k < count and m in results.config.methods]
+        fewer = [
+            f"{title(results.config, m)}: {k}"
+            for m, k in self.limits.items()
+            if 0 < k < count and m in results.config.methods
+        ]
         empty = sum(row["empty"] for row in results.rows())
         return [
-            f"{count} grids of {self.n} x {self.n}" + (f" ({', '.join(fewer)})" if fewer else "")
+            f"{count} grids of {self.n} x {self.n}"
+            + (f" ({', '.join(fewer)})" if fewer else "")
             + f", of {network['photographs']} of {network['images']} images whose class has p > {self.least:g}",
             f"{empty} of {len(results.rows())} maps have no positive part and score 0" if empty else "",
             f"{results.config.model.name}, {network['weights']}; {network['data']}",
-        ]  # fmt: skip
+        ]
 
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         raise NotImplementedError
@@ -359,4 +399,3 @@ def _has_relus(net: OneCell, values: Tensor) -> bool:
             raise
         return False
     return True
-

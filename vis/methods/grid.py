@@ -4,8 +4,8 @@
     difull   the network reads one cell alone; the other cells, which each run through the layers alone, act on nothing
     dipart   the layers read the whole grid, the head only the positions over one cell
 
-A network is split at a layer, f = f_explain o f_pre. `features` is f_pre of a grid, with the outputs of disconnected cells side by
-side; `OneCell` is f_explain, a network that any method explains for these "images". So a method finds feature maps of the
+A network is split at a layer, f = f_explain o f_pre. `features` is f_pre of a grid, with the outputs of disconnected cells side
+by side; `OneCell` is f_explain, a network that any method explains for these "images". So a method finds feature maps of the
 whole grid at `OneCell.at`, also where most of them act on nothing. Cells are cut at multiples of h // n: of 27 rows, row 26
 belongs to no cell.
 """
@@ -150,7 +150,9 @@ class FromImage(nn.Module):
 
     AT = "rest.at"
 
-    def __init__(self, net: nn.Module, setting: str, cell: Cell, n: int, grid: Tensor, layer: str, head: str = "") -> None:
+    def __init__(
+        self, net: nn.Module, setting: str, cell: Cell, n: int, grid: Tensor, layer: str, head: str = ""
+    ) -> None:
         super().__init__()
         self.rest = OneCell(net, setting, cell, n, grid, layer, head)
 
