@@ -86,7 +86,12 @@ class Disconnected(Experiment):
         walled = self._wall(run, model)
         size = [self.n * side for side in model.input_size]
         if task["images"][0] == 0:
-            network: dict[str, Any] = {"weights": model.weights, "trained": model.trained, "layer": layer, "data": run.dataset.origin}
+            network: dict[str, Any] = {
+                "weights": model.weights,
+                "trained": model.trained,
+                "layer": layer,
+                "data": run.dataset.origin,
+            }
             network |= {"images": len(run.dataset), "outside": 1 - 1 / self.n**2}
             network |= {"rows": None, "constant": None}
             if walled:
@@ -199,7 +204,7 @@ class Disconnected(Experiment):
         if self.wall is None:
             return None
         if self.wall != "auto":
-            return run.model(wall=dict(self.wall)  # type: ignore[arg-type]  # resolve() refuses other words)
+            return run.model(wall=self.wall)
         for rows in range(self._height(run, model) - 1, 0, -1):
             try:
                 walled = run.model(wall={"rows": rows})

@@ -271,6 +271,7 @@ class Figure4(Localisation):
 
 def _stacked(caption: list[str], rows: int) -> tuple[Figure, list]:
     """Make axes one above the other."""
-    figure, axes = plot(PAGE_WIDTH, 1.55 * rows, caption)
+    figure, axes = plot(PAGE_WIDTH, 1.5 * rows, caption)
     axes[0].remove()
-    return figure, list(figure.subplots(rows, 1, sharex=False))
+    with styled():
+        return figure, list(figure.subplots(rows, 1))

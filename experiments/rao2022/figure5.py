@@ -126,8 +126,9 @@ class Figure5(Localisation):
                 ]
                 if len(values) > 1:
                     low, high = interval(values)
+                    every = list(chain.from_iterable(pairs.values()))
                     line |= {
-                        f"K = {kernel}": f"{rank_correlation(list(chain.from_iterable(pairs.values()))):.2f} [{low:.2f}, {high:.2f}]",
+                        f"K = {kernel}": f"{rank_correlation(every):.2f} [{low:.2f}, {high:.2f}]",
                         "grids": len(values),
                     }
             if len(line) > 1:

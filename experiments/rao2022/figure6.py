@@ -131,12 +131,12 @@ class Figure6(Localisation):
                 )
                 for each, some, low, high in zip(means, bins, BINS, BINS[1:], strict=False)
             ]
-            name = f"S-IxG, K = {self.kernels[layer]}" if method == SMOOTH else title(results.config, method)
+            name = f"S-IxG {self.kernels[layer]}" if method == SMOOTH else title(results.config, method)
             rows.append(PanelRow([panels[0], *shown, panels[1]], f"{name}\n{layer}"))
         caption = [
-            f"{'DiFull' if wanted[0][0] == 'difull' else 'GridPG'}: mean positive attribution for the class of the upper left cell "
-            "(framed), of maps in the order of their scores, the best first; below: the mean score of the bin",
-            "Green: from 0 to the 99.5th percentile of a row",
+            f"{'DiFull' if wanted[0][0] == 'difull' else 'GridPG'}: mean positive attribution for the class of the upper left "
+            "cell (framed), of maps in the order of their scores, the best first; below: the mean score of the bin",
+            "S-IxG: with its K. Green: from 0 to the 99.5th percentile of a row",
             f"Chance: {self.chance:.2f}",
             *self.about(results),
         ]
