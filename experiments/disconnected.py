@@ -112,7 +112,7 @@ class Disconnected(Experiment):
             below_wall = self._below(run, walled, batch.x, unit)
             for method, map_ in maps.items():
                 inside = metrics.localisation(map_, *place(CELL, self.n, *size)).item()
-                row = {"image": name, "method": method, "class": model.class_name(unit)}
+                row: dict[str, Any] = {"image": name, "method": method, "class": model.class_name(unit)}
                 row |= {"outside": None if np.isnan(inside) else 1 - inside, "mu": None, "mu over constant": None}
                 row |= {"unseen": self._elsewhere(map_)}
                 if method in below_wall and walled:

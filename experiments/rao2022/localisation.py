@@ -303,8 +303,12 @@ class Localisation(Experiment):
             network["classes"] == network["photographs"]
         )
         differences.append(f"{self.grids} grids instead of 500 and 1,000, of {network['photographs']} photographs")
-        found = replicated(claims, differences, reason)
-        return [replace(c, reason=reason) if c.kind == "finding" and c.id != "chance" else c for c in found]
+        found: list[Claim] = []
+        for claim in claims:
+            exact = claim.id == "chance" or all(each.rule.of == "each" for each in claim.compared)  # of any network
+            why = "" if exact else reason
+            found += [replace(claim, reason=why)] if claim.kind == "finding" else replicated([claim], differences, why)
+        return found
 
     def summaries(self, results: Results) -> dict[str, Rows]:
         rows: Rows = []
