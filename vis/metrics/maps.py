@@ -198,6 +198,15 @@ def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
     return maps[:, :, first : last + 1].double().flatten(1).norm(dim=1) / maps.double().flatten(1).norm(dim=1)
 
 
+def localisation(maps: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return the share of the positive part of the maps that lies in some rows and columns, 0 to 1 (Rao et al. 2022, Eq. 1).
+
+    NaN for a map without positive values, where the authors take 0.
+    """
+    positive = maps.double().relu()
+    return positive[:, :, rows, columns].flatten(1).sum(1) / positive.flatten(1).sum(1)
+
+
 def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
     """Return the relative drop of a class probability [B] under masking by the map: max(0, p - p_masked) / p."""
     return (p - p_masked).relu() / p
