@@ -124,7 +124,7 @@ class OneCell(nn.Module):
         whole = self.setting == "gridpg" or (self.setting == "dipart" and self.layer != self.head)
         values = values if whole else cut(values, self.cell, self.n)
         with self._head_reads_the_cell():
-            return self.net(values) if self.layer is None else run_from(self.net, self.empty, self.layer, values)
+            return self.net(values) if self.layer is None else run_from(self.net, self.empty, {self.layer: values})
 
     @contextmanager
     def _head_reads_the_cell(self) -> Iterator[None]:
