@@ -79,7 +79,7 @@ def test_a_relu_in_another_spelling_is_left_to_autograd():
     images = torch.randn(1, 3, 4, 4)
     with Forward(Clamped(), images) as forward:
         seeds = torch.ones(1, *forward.logits.shape)
-        assert stacked_gradients(forward.logits, seeds, forward.images, [(False, True)], torch.float32) is None
+        assert stacked_gradients(forward.logits, seeds, forward.images, [(True, True)], torch.float32) is None
 
 
 @pytest.mark.skipif(

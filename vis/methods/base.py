@@ -89,6 +89,7 @@ class Method(ABC):
     display: ClassVar[str] = "diverging"  # the default scaling of its maps, see vis.figures.display
     axiom: ClassVar[str] = ""  # about the sum of a map: conservation, completeness, ...
     video: ClassVar[bool] = False  # whether it explains images in 3D as well, [B, C, T, H, W]
+    relu_inputs: ClassVar[bool] = False  # whether `explain` wants them kept in the forward pass
     why_silent: ClassVar[str] = ""  # the possible reasons for `silent`, in words
 
     @property
@@ -190,7 +191,8 @@ def explain_all(
             if images.ndim == 5 and not method.video:
                 raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
-    with Forward(model, images, sorted(layers), preprocess) as forward:
+    relu_inputs = any(method.relu_inputs for method in methods.values())
+    with Forward(model, images, sorted(layers), preprocess, relu_inputs) as forward:
         rules = [rule for m in methods.values() if isinstance(rule := getattr(m, "rule", None), ReluRule)]
         forward.anticipate([(each, rule) for rule in rules for each in targets])
         maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]

@@ -27,6 +27,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.forward import Forward, output_targets
 from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
+from vis.methods.stacked import Results, graph_nodes, max_pool, node_name
 from vis.methods.target import Target, Targets, score
 
 
@@ -69,11 +70,50 @@ class Rescale(Walk):
 
     def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
         y, y0 = a.detach(), self.kept[node]
-        (z, place), (z0, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
-        winner = torch.where(z >= z0, place, place0)
-        dy = _pick(y - y0, winner)
-        slope = torch.where(dy == 0, 1, (z - z0) / dy)  # in [0, 1]
+        (z, place), (_, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
+        winner, slope = _winner(y, y0, place, place0)
         return Slopes.apply(z, [slope], _pick(a, winner))
+
+
+_LINEAR = {
+    "ConvolutionBackward0", "AddmmBackward0", "NativeBatchNormBackward0", "AddBackward0", "MeanBackward1",
+    "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "CatBackward0", "CloneBackward0", "ViewBackward0", "UnsafeViewBackward0",
+    "ReshapeAliasBackward0", "AccumulateGrad",
+}  # fmt: skip
+_RELU, _POOL = "ReluBackward0", "MaxPool2DWithIndicesBackward0"
+
+
+def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tensor | None:
+    """Return the multipliers of Rescale from the graphs of two forward passes, which keep the inputs of ReLUs.
+
+    None if the network has other operations than linear ones, ReLUs and max-poolings in 2D.
+    """
+    kinks: list[list[Any]] = []  # nodes that are not linear, of each pass in order
+    for each in (forward, reference):
+        nodes = list(graph_nodes([each.logits.grad_fn]))
+        if not {node_name(node) for node in nodes} <= {*_LINEAR, _RELU, _POOL}:
+            return None
+        kinks.append(sorted((n for n in nodes if node_name(n) in (_RELU, _POOL)), key=lambda node: node._sequence_nr()))
+        if len(each.relu_inputs) != sum(node_name(node) == _RELU for node in kinks[-1]):
+            return None
+    if [node_name(node) for node in kinks[0]] != [node_name(node) for node in kinks[1]]:
+        return None
+    other = dict(zip(*kinks, strict=True))
+    inputs = dict(zip((n for n in kinks[0] if node_name(n) == _RELU), zip(forward.relu_inputs, reference.relu_inputs)))
+
+    def relu(walk: Any, node: Any, gradient: Tensor) -> Results:
+        z, (y, y0) = node._saved_result, inputs[node]
+        dy = y - y0
+        slope = ((z - other[node]._saved_result) / dy).where(dy != 0, (z > 0).to(z.dtype))
+        return (gradient * slope.to(gradient.dtype),)
+
+    def pool(walk: Any, node: Any, gradient: Tensor) -> Results:
+        (y, place), (y0, place0) = ((n._saved_self, n._saved_result1) for n in (node, other[node]))
+        winner, slope = _winner(y, y0, place, place0)
+        return max_pool(walk, node, gradient * slope.to(gradient.dtype), winner)
+
+    found = forward.reverse(forward.seed(chosen)[None], kernels={_RELU: relu, _POOL: pool})
+    return None if found is None else found[0]
 
 
 class RevealCancel(Rescale):
@@ -141,6 +181,14 @@ def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> T
     return slope
 
 
+def _winner(y: Tensor, y0: Tensor, place: Tensor, place0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the place that gets all in each window of a max-pooling, and its slope, in [0, 1]."""
+    z, z0 = _pick(y, place), _pick(y0, place0)
+    winner = torch.where(z >= z0, place, place0)
+    dy = _pick(y - y0, winner)
+    return winner, torch.where(dy == 0, 1, (z - z0) / dy)
+
+
 def _pick(a: Tensor, place: Tensor) -> Tensor:
     """Gather the values at places in flat maps."""
     return a.flatten(2).gather(2, place.flatten(2)).view_as(place)
@@ -165,6 +213,7 @@ class DeepLIFT(Method):
 
     title = "DeepLIFT"
     axiom = "summation-to-delta"
+    relu_inputs = True
 
     def __init__(self, rule: str = "rescale", baseline: Baseline | Sequence[Baseline] = "black", seed: int = 0) -> None:
         if rule not in ("rescale", "reveal_cancel"):
@@ -186,6 +235,11 @@ class DeepLIFT(Method):
 
     def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
         x = forward.images.detach()
+        if self.rule == "rescale" and forward.relu_inputs:
+            with Forward(forward.model, x0.expand_as(x), relu_inputs=True) as at_reference:
+                m = rescaled(forward, at_reference, chosen)
+            if m is not None:
+                return m * (x - x0)
         reference = Reference(forward.model)
         with torch.no_grad():
             reference.run(x0)

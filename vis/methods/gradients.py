@@ -1,5 +1,6 @@
 """Methods that combine many gradients, or a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,9 +39,9 @@ def fixed(forward: Forward, targets: Targets) -> list[Target]:
 
 
 def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (image, sample) indices of `count` samples of each image, as many at a time as fit into one pass."""
+    """Yield (image, sample) indices of `count` samples of each image, in passes of about equal size."""
     pairs = torch.arange(len(images) * count, device=images.device)
-    for some in pairs.split(max(1, PASS_VALUES // images[0].numel())):
+    for some in pairs.tensor_split(math.ceil(len(pairs) / max(1, PASS_VALUES // images[0].numel()))):
         yield some % len(images), some // len(images)
 
 

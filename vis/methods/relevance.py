@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
 from vis.methods.forward import Forward, NotApplicable
-from vis.methods.propagation import Relevance, by_rules, checked, counted, logit_targets
+from vis.methods.propagation import Relevance, by_epsilon, by_rules, checked, counted, is_chain, logit_targets
 from vis.methods.rules import (
     Rule,
     alpha_beta_rule,
@@ -69,8 +69,8 @@ class LRP(Method):
 
     Axiom: conservation, the relevance sums to the logit (Eq. 11), except for the part that biases and epsilon absorb.
     Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for zb without bounds.
-    Costs 2 passes beside the shared forward pass with the rules zero and epsilon, 3 with zplus, wsquare and flat, about 5
-    with gamma and alpha_beta (3 for alpha = 1).
+    Costs 2 passes beside the shared forward pass with the rules zero and epsilon (1 in a chain of layers, ReLUs and poolings),
+    3 with zplus, wsquare and flat, about 5 with gamma and alpha_beta (3 for alpha = 1).
     """
 
     title = "LRP"
@@ -115,6 +115,8 @@ class LRP(Method):
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
+        if self.rule in ("zero", "epsilon") and self.bias and not self.rules and is_chain(forward.logits):
+            return by_epsilon(forward, chosen, self.epsilon if self.rule == "epsilon" else 0.0)
         x = forward.images.detach().requires_grad_()
         composite = {} if self.rule else COMPOSITES[self.composite]
         rules = {layers: self._rule(layers, given, forward) for layers, given in {**composite, **self.rules}.items()}
