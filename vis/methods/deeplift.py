@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vis.graph.interpreter import Affine, Walk
@@ -70,8 +71,8 @@ class Rescale(Walk):
 
     def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
         y, y0 = a.detach(), self.kept[node]
-        (z, place), (_, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
-        winner, slope = _winner(y, y0, place, place0)
+        (z, place), (z0, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
+        winner, slope = _winner(y, y0, z, z0, place, place0)
         return Slopes.apply(z, [slope], _pick(a, winner))
 
 
@@ -93,23 +94,29 @@ def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tens
         nodes = list(graph_nodes([each.logits.grad_fn]))
         if not {node_name(node) for node in nodes} <= {*_LINEAR, _RELU, _POOL}:
             return None
+        if any(getattr(node, "_saved_training", False) for node in nodes):  # a batch norm by the images' own statistics
+            return None
         kinks.append(sorted((n for n in nodes if node_name(n) in (_RELU, _POOL)), key=lambda node: node._sequence_nr()))
         if len(each.relu_inputs) != sum(node_name(node) == _RELU for node in kinks[-1]):
             return None
     if [node_name(node) for node in kinks[0]] != [node_name(node) for node in kinks[1]]:
         return None
     other = dict(zip(*kinks, strict=True))
-    inputs = dict(zip((n for n in kinks[0] if node_name(n) == _RELU), zip(forward.relu_inputs, reference.relu_inputs)))
+    sizes = zip(forward.relu_inputs, reference.relu_inputs, strict=True)
+    inputs = dict(zip((node for node in kinks[0] if node_name(node) == _RELU), sizes, strict=True))
 
     def relu(walk: Any, node: Any, gradient: Tensor) -> Results:
-        z, (y, y0) = node._saved_result, inputs[node]
-        dy = y - y0
-        slope = ((z - other[node]._saved_result) / dy).where(dy != 0, (z > 0).to(z.dtype))
+        size, size0 = inputs[node]  # (z - z0) / (y - y0), also in the limit y = y0
+        slope = (node._saved_result + other[node]._saved_result).div_(
+            (size + size0).clamp_(min=torch.finfo(size.dtype).tiny)
+        )
         return (gradient * slope.to(gradient.dtype),)
 
     def pool(walk: Any, node: Any, gradient: Tensor) -> Results:
+        geometry = node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation
         (y, place), (y0, place0) = ((n._saved_self, n._saved_result1) for n in (node, other[node]))
-        winner, slope = _winner(y, y0, place, place0)
+        z, z0 = (F.max_pool2d(each, *geometry, node._saved_ceil_mode) for each in (y, y0))
+        winner, slope = _winner(y, y0, z, z0, place, place0)
         return max_pool(walk, node, gradient * slope.to(gradient.dtype), winner)
 
     found = forward.reverse(forward.seed(chosen)[None], kernels={_RELU: relu, _POOL: pool})
@@ -181,9 +188,8 @@ def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> T
     return slope
 
 
-def _winner(y: Tensor, y0: Tensor, place: Tensor, place0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the place that gets all in each window of a max-pooling, and its slope, in [0, 1]."""
-    z, z0 = _pick(y, place), _pick(y0, place0)
+def _winner(y: Tensor, y0: Tensor, z: Tensor, z0: Tensor, place: Tensor, place0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the place that gets all in each window of a max-pooling z of y, and its slope, in [0, 1]."""
     winner = torch.where(z >= z0, place, place0)
     dy = _pick(y - y0, winner)
     return winner, torch.where(dy == 0, 1, (z - z0) / dy)
@@ -191,6 +197,9 @@ def _winner(y: Tensor, y0: Tensor, place: Tensor, place0: Tensor) -> tuple[Tenso
 
 def _pick(a: Tensor, place: Tensor) -> Tensor:
     """Gather the values at places in flat maps."""
+    if a.ndim == 4 and not a.is_contiguous():  # channels_last: no copy
+        rows, places = (each.permute(0, 2, 3, 1).flatten(1, 2) for each in (a, place))
+        return rows.gather(1, places).unflatten(1, place.shape[2:]).permute(0, 3, 1, 2)
     return a.flatten(2).gather(2, place.flatten(2)).view_as(place)
 
 
@@ -224,6 +233,10 @@ class DeepLIFT(Method):
     @property
     def words(self) -> str:
         return f"against {in_words(self.baseline)}"
+
+    @property
+    def mixed_error(self) -> float | None:
+        return 0.01 if self.rule == "rescale" else None
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return (3 if self.rule == "rescale" else 10) * len(several(self.baseline))

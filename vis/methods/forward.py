@@ -86,7 +86,7 @@ class Forward:
     layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times,
     `name:relu` the activation function that is called after it (`vis.methods.functional`).
     Afterwards `logits` [B, K] and `layers` keep their values, without the graph.
-    relu_inputs: keep those of ReLUs as well, in the order of their calls: `relu_inputs`.
+    relu_inputs: keep the absolute values of the inputs of ReLUs as well, in the order of the calls: `relu_inputs`.
     preprocess: the function that made the images from pixels in [0, 1]. Methods derive black pixels and the range of pixel
     values from it; without it, the caller gives these values.
 

@@ -100,7 +100,7 @@ class Tap(TorchFunctionMode):
 
 
 class ReluInputs(TorchFunctionMode):
-    """Add copies of the inputs of all ReLUs to a list, in the order of the calls."""
+    """Add the absolute values of the inputs of all ReLUs to a list, in the order of the calls."""
 
     def __init__(self, kept: list[Tensor]) -> None:
         super().__init__()
@@ -109,5 +109,5 @@ class ReluInputs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function_name(func) == "relu":
-            self._kept.append((args[0] if args else kwargs["input"]).detach().clone())
+            self._kept.append((args[0] if args else kwargs["input"]).detach().abs())
         return func(*args, **kwargs)

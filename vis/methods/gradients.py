@@ -230,6 +230,10 @@ class SmoothGrad(Method):
             filter(None, [{"square": "squared"}.get(self.reduce, self.reduce) * (self.reduce != "mean"), of])
         )
 
+    @property
+    def mixed_error(self) -> float | None:
+        return self.base.mixed_error
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return self.samples * (1 + self.base.passes(model, image))
 

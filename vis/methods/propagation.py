@@ -112,7 +112,14 @@ class Relevance(Walk):
 
 
 _LAYERS = {"ConvolutionBackward0", "AddmmBackward0"}
-_MOVES = {"CloneBackward0", "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "CatBackward0", "AccumulateGrad"}
+_MOVES = {
+    "CloneBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "CatBackward0",
+    "AccumulateGrad",
+}
 _CHAIN = {*_LAYERS, *_MOVES, "ReluBackward0", "MaxPool2DWithIndicesBackward0", "AdaptiveAvgPool2DBackward0"}
 
 
@@ -121,7 +128,8 @@ def is_chain(output: Tensor) -> bool:
 
     The logits are the values of the last layer, or averages.
     """
-    last, averaged = output.grad_fn, False
+    last: Any = output.grad_fn
+    averaged = False
     while node_name(last) in {*_MOVES, "MeanBackward1"} and last.next_functions[0][0] is not None:
         averaged |= node_name(last) == "MeanBackward1"
         last = last.next_functions[0][0]
@@ -150,7 +158,7 @@ def by_epsilon(forward: Forward, chosen: Sequence[Target], epsilon: float) -> Te
         return (gradient * (y / (y + epsilon) if epsilon else y > 0).to(gradient.dtype),)
 
     def average(walk: Any, node: Any, gradient: Tensor) -> Results:
-        z = torch.nn.functional.adaptive_avg_pool2d(node._saved_self, gradient.shape[-2:])
+        z = torch.nn.functional.adaptive_avg_pool2d(node._saved_self, (gradient.shape[-2], gradient.shape[-1]))
         return walk.call(node, [gradient * slope(z)])
 
     kernels = {"ReluBackward0": relu, "AdaptiveAvgPool2DBackward0": average}

@@ -109,13 +109,21 @@ class LRP(Method):
         given = f"the rule {self.rule}" if self.rule else f"the composite {self.composite}"
         return f"by {given}" + "".join(f", {rule} for {layers}" for layers, rule in self.rules.items())
 
+    @property
+    def mixed_error(self) -> float | None:
+        return 0.01 if self._is_epsilon else None
+
+    @property
+    def _is_epsilon(self) -> bool:
+        return self.rule in ("zero", "epsilon") and self.bias and not self.rules
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 3
 
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
-        if self.rule in ("zero", "epsilon") and self.bias and not self.rules and is_chain(forward.logits):
+        if self._is_epsilon and is_chain(forward.logits):
             return by_epsilon(forward, chosen, self.epsilon if self.rule == "epsilon" else 0.0)
         x = forward.images.detach().requires_grad_()
         composite = {} if self.rule else COMPOSITES[self.composite]

@@ -121,7 +121,8 @@ def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     if len(rows) != len(image) or image.dtype != walk.dtype:
         image = rows.new_empty(1).expand(len(rows), *image.shape[1:])  # read for its shape alone
     (result, _, _) = torch.ops.aten.convolution_backward(
-        rows, image, _in_low(weight, walk.dtype), None, node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
+        rows, image, _in_low(weight, walk.dtype), None,
+        node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
         node._saved_output_padding, node._saved_groups, [True, False, False],
     )  # fmt: skip
     return (result.unflatten(0, gradient.shape[:2]),)
