@@ -62,7 +62,7 @@ def mixed_errors(device: str, quick: bool) -> Iterator[str]:
     yield f"| method | l2 [%], median | largest | {' | '.join(METRICS)} |"
     yield f"|---|{'---:|' * (len(METRICS) + 2)}"
     for name, method in run.methods.items():
-        found = {precision: _maps(method, model, run, x, targets, precision) for precision in ("float32", "mixed")}
+        found = {precision: _maps(method, model, run, x, precision) for precision in ("float32", "mixed")}
         pairs = list(zip(*found.values(), strict=True))
         errors = torch.stack([(low - exact).norm() / exact.norm() for exact, low in pairs])
         changes = []
