@@ -5,9 +5,10 @@ python scripts/precision.py [--device cuda] [--quick]
 The first has the errors of maps with precision=mixed, of SqueezeNet with its published weights and the bundled photographs:
 relative l2 against precision=float32, and the largest change of each metric.
 
-The second has the error in the evidence of windows (zhou2018), in % of its RMS. "values" rounds everything in full passes, "changes" only the differences that a window makes (the engine). The windows are
-evenly spaced over a photograph and contain their conditional means. Full passes round weights and the inputs and outputs of
-layers, and sum in float32, as tensor cores do.
+The second has the error in the evidence of windows (zhou2018), in % of its RMS. "values" rounds everything in full passes,
+"changes" only the differences that a window makes (the engine). The windows are evenly spaced over a photograph and contain
+their conditional means. Full passes round weights and the inputs and outputs of layers, and sum in float32, as tensor cores
+do.
 """
 
 import argparse
