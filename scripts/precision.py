@@ -33,8 +33,8 @@ from vis.training.standin import standin
 from vis.windows.engine import Incremental
 
 MIXED = (
-    "saliency", "deconvnet", "gbp", "input_x_gradient", "guided_gradcam", "gradcam_gradient", "integrated_gradients",
-    "expected_gradients", "smoothgrad", "guided_ig", "lrp", "deeplift",
+    "saliency", "deconvnet", "gbp", "input_x_gradient", "guided_gradcam", "gradcam_gradient", "lrp", "deeplift",
+    "integrated_gradients", "smoothgrad", "guided_ig", "expected_gradients",
 )  # fmt: skip
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson": metrics.pearson,

@@ -13,6 +13,7 @@ class _Backpropagation(Method):
     rule: ClassVar[ReluRule]
     display = "midgray"
     video = True
+    mixed_error = 0.01
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         return forward.gradient(targets, self.rule)

@@ -52,6 +52,7 @@ class PathMethod(Method):
     """
 
     axiom = "completeness"
+    mixed_error = 0.01
 
     def __init__(self, steps: int, baseline: Baseline | Sequence[Baseline], seed: int) -> None:
         if steps < 1:
@@ -274,6 +275,7 @@ class GuidedGradCAM(Method):
 
     title = "Guided Grad-CAM"
     display = "midgray"
+    mixed_error = 0.01
     rule: ClassVar[ReluRule] = GUIDED
 
     def __init__(self, layer: str | None = None, reshape: Reshape | None = None) -> None:

@@ -367,6 +367,7 @@ class PDAGradient(PDAFast):
 
     title = "Simplified PDA"
     precisions = ("float32",)
+    mixed_error = 0.01
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 1
