@@ -107,7 +107,7 @@ def with_biases(net: nn.Module) -> nn.Module:
 def test_lrp_epsilon_from_the_shared_forward_pass_is_the_relevance_of_the_traced_graph(name, method, monkeypatch):
     torch.manual_seed(0)
     net, size = networks()[name]
-    with_biases(net)
+    with_biases(net).to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, size, size, dtype=torch.float64)
     images[:, :, 5:20, 5:20] = 0
     with monkeypatch.context() as other:
@@ -149,7 +149,7 @@ def test_only_a_chain_has_all_denominators_in_its_graph(layers, chain):
 def test_deeplift_from_two_forward_passes_is_that_of_the_traced_graph(name, baseline, monkeypatch):
     torch.manual_seed(0)
     net, size = networks()[name]
-    with_biases(net)
+    with_biases(net).to(memory_format=torch.channels_last)
     images, method = torch.randn(2, 3, size, size, dtype=torch.float64), DeepLIFT(baseline=baseline)
     with monkeypatch.context() as other:
         other.setattr(deeplift, "Reference", None)  # not needed

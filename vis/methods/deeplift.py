@@ -28,7 +28,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.forward import Forward, output_targets
 from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
-from vis.methods.stacked import Results, graph_nodes, max_pool, node_name
+from vis.methods.stacked import Results, graph_nodes, max_pool, node_name, restrides
 from vis.methods.target import Target, Targets, score
 
 
@@ -92,7 +92,7 @@ def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tens
     kinks: list[list[Any]] = []  # nodes that are not linear, of each pass in order
     for each in (forward, reference):
         nodes = list(graph_nodes([each.logits.grad_fn]))
-        if not {node_name(node) for node in nodes} <= {*_LINEAR, _RELU, _POOL}:
+        if not all(node_name(node) in {*_LINEAR, _RELU, _POOL} or restrides(node) for node in nodes):
             return None
         if any(getattr(node, "_saved_training", False) for node in nodes):  # a batch norm by the images' own statistics
             return None

@@ -13,7 +13,7 @@ from vis.graph.interpreter import Affine, Walk
 from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.forward import Forward, output_targets
 from vis.methods.rules import Modify, Part, Rule, negative, same
-from vis.methods.stacked import Results, graph_nodes, node_name
+from vis.methods.stacked import Results, graph_nodes, node_name, restrides
 from vis.methods.target import Target, Targets
 
 
@@ -130,7 +130,7 @@ def is_chain(output: Tensor) -> bool:
     """
     last: Any = output.grad_fn
     averaged = False
-    while node_name(last) in {*_MOVES, "MeanBackward1"} and last.next_functions[0][0] is not None:
+    while (node_name(last) in {*_MOVES, "MeanBackward1"} or restrides(last)) and last.next_functions[0][0] is not None:
         averaged |= node_name(last) == "MeanBackward1"
         last = last.next_functions[0][0]
     if averaged == (node_name(last) in _LAYERS):  # one of both makes the logits

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_low: Any = WeakTensorKeyDictionary()  # weights in lower precision: {weight: (its version, copy)}
+_copies: Any = WeakTensorKeyDictionary()  # weights in lower precision or scaled: {weight: (versions, copy)}
 
 
 @torch.no_grad()
@@ -61,6 +61,16 @@ def node_name(node: Any) -> str:
     return node.name().rpartition("::")[2]
 
 
+def restrides(node: Any) -> bool:
+    """Return True for the node that an average over all positions adds in channels_last; it changes no value."""
+    parent = node.next_functions[0][0] if node_name(node) == "AsStridedBackward1" else None
+    return (
+        node_name(parent) == "MeanBackward1" and tuple(node._input_metadata[0].shape[-2:]) == (1, 1)
+        if parent
+        else False
+    )
+
+
 def graph_nodes(ends: Sequence[Any]) -> Iterator[Any]:
     """Yield these nodes of autograd's graph and all behind them."""
     stack, seen = list(ends), set()
@@ -85,6 +95,9 @@ class _Walk:
         self.rules, self.dtype = rules, dtype
         self.queue: list[tuple[int, int, Any]] = []
         self.waiting: dict[Any, dict[int, Tensor]] = {}
+        self.scales: dict[
+            Any, tuple[Tensor, Any]
+        ] = {}  # of the gradients that wait at a convolution, and a key for caches
 
     def add(self, node: Any, place: int, gradient: Tensor) -> None:
         """Add a gradient of an output of a node; sum it over the dimensions in which the output was broadcast."""
@@ -96,6 +109,8 @@ class _Walk:
             order = node._sequence_nr() if node_name(node) != "AccumulateGrad" else -1
             heapq.heappush(self.queue, (-order, len(self.waiting), node))
         held = self.waiting[node].get(place)
+        if held is not None and node in self.scales:  # not the batch norm's gradient alone
+            held = held * self.scales.pop(node)[0].to(held.dtype)
         self.waiting[node][place] = gradient if held is None else held + gradient
 
     def pop(self) -> tuple[Any, list[Tensor | None]]:
@@ -121,21 +136,23 @@ def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     if len(rows) != len(image) or image.dtype != walk.dtype:
         image = rows.new_empty(1).expand(len(rows), *image.shape[1:])  # read for its shape alone
     (result, _, _) = torch.ops.aten.convolution_backward(
-        rows, image, _in_low(weight, walk.dtype), None,
+        rows, image, _scaled(weight, walk.dtype, *walk.scales.pop(node, (None, None))), None,
         node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
         node._saved_output_padding, node._saved_groups, [True, False, False],
     )  # fmt: skip
     return (result.unflatten(0, gradient.shape[:2]),)
 
 
-def _in_low(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return weights in lower precision, cast once."""
-    if weight.dtype == dtype:
+def _scaled(weight: Tensor, dtype: torch.dtype, scale: Tensor | None, key: Any) -> Tensor:
+    """Return weights in a precision, times a scale of their outputs, computed once; key: tells scales apart."""
+    if weight.dtype == dtype and scale is None:
         return weight
-    low = _low.get(weight)
-    if low is None or low[0] != weight._version:
-        low = _low[weight] = weight._version, weight.detach().to(dtype)
-    return low[1]
+    key = dtype, weight._version, key
+    held = _copies.get(weight)
+    if held is None or held[0] != key:
+        scaled = weight.detach() if scale is None else weight.detach() * scale[..., None]
+        held = _copies[weight] = key, scaled.to(dtype)
+    return held[1]
 
 
 def _where(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
@@ -188,12 +205,21 @@ def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = N
 
 
 def _batch_norm(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    """Scale the gradient, behind a convolution by its weights."""
     if node._saved_training:
         return walk.call(node, [gradient])
-    scale = (node._saved_running_var + node._saved_eps).rsqrt()
-    if node._saved_weight is not None:
-        scale = scale * node._saved_weight
-    return (gradient * scale.to(gradient.dtype)[:, None, None],)
+    variance, weight = node._saved_running_var, node._saved_weight
+    scale = (variance + node._saved_eps).rsqrt()[:, None, None]
+    if weight is not None:
+        scale = scale * weight[:, None, None]
+    layer = node.next_functions[0][0]
+    if node_name(layer) == "ConvolutionBackward0" and not layer._saved_transposed and layer not in walk.waiting:
+        walk.scales[layer] = (
+            scale,
+            [(each.data_ptr(), each._version) for each in (variance, weight) if each is not None],
+        )
+        return (gradient,)
+    return (gradient * scale.to(gradient.dtype),)
 
 
 def _dense(walk: _Walk, node: Any, gradient: Tensor) -> Results:
