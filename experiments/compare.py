@@ -23,7 +23,7 @@ from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, st
 from vis.methods import explain_all
 from vis.methods.forward import NotApplicable
 from vis.metrics.deletion import curves
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, method_scaling, method_title, method_words
 from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows, numbers
@@ -220,11 +220,11 @@ class Compare(Experiment):
             image, pixels = key.removesuffix("/pixels"), results.arrays[key]
             panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
             for name in self.methods(results):
-                show, _ = display.scaling(method_class(config, name).display)
+                show, _ = display.scaling(method_scaling(config, name))
                 heading, map_ = "" if rows else method_title(config, name), results.arrays.get(f"{image}/{name}")
                 picture = display.picture(np.ones_like(pixels)) if map_ is None else show(map_, pixels)
                 panels.append(Panel(picture, heading))
             rows.append(PanelRow(panels))
-        shown = {method_title(config, m): method_class(config, m).display for m in self.methods(results)}
+        shown = {method_title(config, m): method_scaling(config, m) for m in self.methods(results)}
         caption = [self._about(results), *display.sentences(shown), *sentences(results.rows(), config)]
         return panel_grid(wrapped(rows), caption)

@@ -20,7 +20,7 @@ from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.models import Model, skeleton
-from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_scaling, method_title, method_words
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 
@@ -164,7 +164,7 @@ class Randomisation(Experiment):
         for image in shown:
             pixels = results.arrays[f"{image}/pixels"]
             for method in results.config.methods:
-                show, _ = display.scaling(method_class(results.config, method).display)
+                show, _ = display.scaling(method_scaling(results.config, method))
                 panels = [Panel(display.picture(pixels), "" if rows else "Input", image)]
                 for variant in variants:
                     cell = results.rows(image=image, variant=variant, method=method)[0]

@@ -9,7 +9,7 @@ from vis import metrics
 from vis.claims import Claim
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
-from vis.runner.experiment import Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import Experiment, Load, Run, Task, method_scaling, method_title, method_words
 from vis.runner.remarks import remarks, sentences
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
@@ -149,9 +149,7 @@ class Visualize(Experiment):
         ]
 
     def _scaling(self, method: str, config: DictConfig) -> str:
-        if self.scaling != "method":
-            return self.scaling
-        return str(method_class(config, method).display)
+        return self.scaling if self.scaling != "method" else method_scaling(config, method)
 
 
 def _targets(rows: Rows) -> list[tuple[str, str]]:

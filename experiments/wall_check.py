@@ -34,7 +34,17 @@ from vis.methods import LIME, PDA, RISE, GradCAM, MeaningfulPerturbation, Occlus
 from vis.methods.forward import Forward
 from vis.models import Model
 from vis.models.wall import gradient_by_row
-from vis.runner.experiment import Batch, Experiment, Load, Run, Task, method_class, method_title, method_words
+from vis.runner.experiment import (
+    Batch,
+    Experiment,
+    Load,
+    Run,
+    Task,
+    method_class,
+    method_scaling,
+    method_title,
+    method_words,
+)
 from vis.runner.explainer import Explainer
 from vis.runner.remarks import plural, remarks, sentences
 from vis.store.run_folder import Output, Results
@@ -411,7 +421,7 @@ class WallCheck(Experiment):
                 if method not in cells:  # beyond the method's limit
                     panels.append(Panel(None, heading, "not measured"))
                     continue
-                show, _ = display.scaling(method_class(results.config, method).display)
+                show, _ = display.scaling(method_scaling(results.config, method))
                 map_, mu = results.arrays[f"{dataset}/{image}/{method}"], cells[method][self.mu]
                 note = "zeros" if mu is None else f"{100 * mu:.1f}"
                 panels.append(Panel(show(map_, pixels), heading, note, dead))
@@ -419,9 +429,7 @@ class WallCheck(Experiment):
         caption = [
             f"Under each map: mu x 100, its activity in the rows {dead[0]}..{dead[1]} (hatched), which the network cannot see. "
             f"A constant map has {100 * network['constant']:.1f}",
-            *display.sentences(
-                {method_title(config, m): method_class(config, m).display for m in self._drawn(results)}
-            ),
+            *display.sentences({method_title(config, m): method_scaling(config, m) for m in self._drawn(results)}),
             *(words for words in method_words(config) if not words.startswith(tuple(hidden))),
             f"{config.model.name}, {network['weights']}",
         ]

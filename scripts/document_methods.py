@@ -26,8 +26,9 @@ from PIL import Image, PngImagePlugin
 from torch import nn
 
 import vis.methods
-from vis.config.compose import compose_config, describe, load_node, options
+from vis.config.compose import compose_config
 from vis.config.instantiate import locate
+from vis.config.options import describe, load_node, options
 from vis.config.signature import completed
 from vis.figures.display import scaling
 from vis.methods import Method, explain_all

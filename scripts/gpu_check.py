@@ -45,7 +45,8 @@ from torch.utils import collect_env
 
 import vis.run
 import vis.system.device
-from vis.config.compose import compose_config, options, register, slug
+from vis.config.compose import compose_config, register
+from vis.config.options import options, slug
 from vis.errors import UserError
 from vis.graph.modes import evaluating
 from vis.methods import NotApplicable

@@ -21,7 +21,8 @@ from bench import evenly, hardware, photographs, random_network, with_windows
 from torch import Tensor, nn
 
 from vis import methods, metrics
-from vis.config.compose import compose_config, load_node, options
+from vis.config.compose import compose_config
+from vis.config.options import load_node, options
 from vis.data import digits, preprocessing
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds

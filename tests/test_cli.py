@@ -16,7 +16,8 @@ from PIL import Image
 
 import vis
 from vis.claims import Column, above
-from vis.config.compose import GROUPS, collected, compose_config, describe, options, register, spelled_out
+from vis.config.compose import compose_config, register, spelled_out
+from vis.config.options import GROUPS, collected, describe, options
 from vis.errors import Lacking, UserError
 from vis.store.run_folder import Output, RunFolder
 from vis.store.tables import numbers

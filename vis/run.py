@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from vis import __version__
 from vis.config.home import CONF
-from vis.errors import Lacking, UserError, did_you_mean, said
+from vis.errors import UserError, did_you_mean, said
 from vis.system import shards
 
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
@@ -154,34 +154,36 @@ def _dispatch(argv: list[str]) -> int:
 
 def _execute(options: argparse.Namespace, overrides: list[str], command: str) -> int:
     """Compose the config of a command; then list, show, plan or run it."""
-    from vis.config import compose
+    from vis.config import overrides as words
+    from vis.config.compose import check_hydra, compose_config, register, spelled_out
+    from vis.config.options import collection_jobs, listing
 
     folders = options.config_dir
-    compose.register()
+    register()
     if options.list:
-        print(_listing(overrides, folders), end="")
+        print(listing(overrides, folders), end="")
         return 0
-    overrides = compose.spelled_out(overrides, folders)
+    overrides = spelled_out(overrides, folders)
     if flags := _flags_for_hydra(options):
-        compose.check_words(compose.parse_overrides(overrides), folders)
+        words.check_words(words.parse_overrides(overrides), folders)
         return _hydra(flags, overrides, folders)
     if options.go_on and (newest := _newest(overrides, folders, command)):
         return _resume(newest, command)
 
     if options.multirun and options.dry_run:
-        compose.sweep_samples(overrides)  # raises UserError for a range that cannot be listed
-        return _dry_run(compose.sweep_jobs(overrides), folders, titles=True)
+        words.sweep_samples(overrides)  # raises UserError for a range that cannot be listed
+        return _plan(words.sweep_jobs(overrides), folders, titles=True)
     if options.multirun:
-        compose.check_hydra(overrides, (*VERBOSE, "launcher"))
+        check_hydra(overrides, (*VERBOSE, "launcher"))
         return _sweep(overrides, folders, command)
-    if compose.is_sweep(overrides):
-        raise compose.one_run_only(overrides)
+    if words.is_sweep(overrides):
+        raise words.one_run_only(overrides)
 
-    config = compose.compose_config(overrides, folders)
-    jobs = _collected(config, overrides, folders)
-    compose.check_hydra(overrides, ("launcher",) if jobs else VERBOSE)
+    config = compose_config(overrides, folders)
+    jobs = collection_jobs(config, overrides, folders)
+    check_hydra(overrides, ("launcher",) if jobs else VERBOSE)
     if options.dry_run:
-        return _dry_run(jobs or [overrides], folders)
+        return _plan(jobs or [overrides], folders)
     if jobs:
         return _collection(config, jobs, overrides, folders, command)
     return _single(config, overrides, folders, command)
@@ -293,41 +295,18 @@ def _hydra(flags: list[str], overrides: list[str], config_dirs: list[Path], job:
     return 0
 
 
-def _dry_run(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) -> int:
-    """Print what each job would compute. titles: print the overrides of each job above its plan.
+def _plan(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) -> int:
+    """Print what each job would compute. titles: print the overrides of each job above its plan."""
+    from vis.runner.dry_run import plans
 
-    A single job with missing weights or data is an error; among several, its message is printed in place of its plan.
-    """
-    from vis.config import compose
-    from vis.config.check import check
-    from vis.runner.dry_run import dry_run
-
-    for number, job in enumerate(jobs):
-        if titles:
-            print(f"job {number}: {' '.join(job)}")
-        try:
-            config = compose.compose_config(job, config_dirs)
-            replica = compose.replicated(config, job)
-            try:
-                check(config)
-                print(dry_run(config), end="", flush=True)
-            except Lacking as error:
-                if replica is None:
-                    raise compose.with_a_way_out(error, config) from error
-                print(
-                    f"{error.reason.rstrip('.')}. The run is then a replication:\n{dry_run(replica)}",
-                    end="",
-                    flush=True,
-                )
-        except Lacking as error:
-            if len(jobs) == 1:
-                raise
-            print(f"{job[0]}: {error}")
-        except UserError:
-            raise
-        except Exception as error:  # in the user's own code
-            print(f"vis-run: the plan failed: {said(error)} (start the run for its traceback)", file=sys.stderr)
-            return 1
+    try:
+        for number, plan in enumerate(plans(jobs, config_dirs)):
+            print(f"job {number}: {' '.join(jobs[number])}\n" * titles + plan, end="", flush=True)
+    except UserError:
+        raise
+    except Exception as error:  # in the user's own code
+        print(f"vis-run: the plan failed: {said(error)} (start the run for its traceback)", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -348,11 +327,12 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Run every job of a sweep in a new folder, with Hydra's launcher."""
-    from vis.config import compose
+    from vis.config.compose import compose_config
+    from vis.config.overrides import sweep_jobs, sweep_samples
     from vis.store.sweep_plan import begin
 
-    configs = [compose.compose_config(sample, config_dirs) for sample in compose.sweep_samples(overrides)]
-    jobs = compose.sweep_jobs(overrides)
+    configs = [compose_config(sample, config_dirs) for sample in sweep_samples(overrides)]
+    jobs = sweep_jobs(overrides)
     if any("all" in config.experiment for config in configs):
         raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = _reserve(configs[0], "_sweep")
@@ -362,11 +342,11 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
 
 def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Let Hydra's launcher run the jobs of a sweep in their folders."""
-    from vis.config import compose
+    from vis.config.overrides import fixed_keys
     from vis.runner.jobs import Job, finish_sweep
 
     # The folder of a job is named after the overrides in which the jobs differ.
-    names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(compose.fixed_keys(overrides))}]"
+    names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed_keys(overrides))}]"
     words = [*overrides, f"hydra.sweep.dir={_quote(folder)}", names]
 
     def work(_: Path) -> None:
@@ -378,6 +358,7 @@ def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command
 
 def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config_dirs: list[Path], command: str) -> int:
     """Run the experiments of a collection, such as experiment=nie2018/all, as jobs of a new sweep."""
+    from vis.runner.dry_run import estimates
     from vis.store.sweep_plan import begin
     from vis.system.console import duration
 
@@ -386,7 +367,7 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     launcher = [o for o in overrides if o.startswith("hydra")]
     on_cluster = any(o.startswith("hydra/launcher=submitit") for o in launcher)
     count = 1 if on_cluster else _processes(launcher)
-    seconds, alone = _estimates(jobs, config_dirs)
+    seconds, alone = estimates(jobs, config_dirs)
     unknown = f"; {seconds.count(None)} of them without an estimate" * (None in seconds)
     each = sum(filter(None, seconds)) / (1.4 if count > 1 else 1)
     where = "one after the other" if on_cluster or count == 1 else f"in {count} processes"
@@ -402,78 +383,24 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
 
 def _processes(launcher: list[str]) -> int:
     """How many processes run a collection: hydra.launcher.n_jobs of joblib, 1 of basic; by default, as many as pay."""
-    from vis.config import compose
+    from vis.config.overrides import parse_overrides
     from vis.runner.fan_out import processes
 
-    words = {o.key_or_group: o.value() for o in compose.parse_overrides(launcher)}
+    words = {o.key_or_group: o.value() for o in parse_overrides(launcher)}
     if words.get("hydra/launcher") == "basic":
         return 1
     jobs = words.get("hydra.launcher.n_jobs")
     return jobs if isinstance(jobs, int) and jobs > 0 else processes()
 
 
-def _estimates(jobs: list[list[str]], config_dirs: list[Path]) -> tuple[list[float | None], list[bool]]:
-    """The estimated seconds of each job, None where its experiment estimates none, and whether it has to run alone.
-
-    Raises UserError for a mistake in one of them.
-    """
-    from vis.config import compose
-    from vis.config.check import check
-    from vis.runner.dry_run import estimated_seconds
-
-    seconds: list[float | None] = []
-    alone = []
-    for job in jobs:
-        config: Any = {}
-        try:
-            config = compose.compose_config(job, config_dirs)
-            try:
-                check(config)
-            except Lacking:
-                config = compose.replicated(config, job) or config
-            seconds.append(estimated_seconds(config))
-        except Lacking:  # such an item fails, and the others run
-            seconds.append(0.0)
-        except UserError:
-            raise
-        except Exception:  # in the user's own code; the run of this item will say so
-            seconds.append(None)
-        alone.append(bool(config and config.experiment.get("alone")))
-    return seconds, alone
-
-
-def _collected(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
-    """The overrides of each job of a collection, whose `experiment.all` names experiments, other collections or patterns.
-
-    Empty for a single experiment. Raises UserError for collections that contain each other.
-    """
-    from omegaconf import OmegaConf
-
-    from vis.config.compose import collected, load_option, options
-
-    files = options("experiment", config_dirs)
-    others = [o for o in overrides if not o.startswith(("experiment=", "hydra"))]
-    if "all" in config.experiment and any(o.startswith("method=") for o in others):
-        raise UserError(f"the experiments of {config.experiment.name} choose their own methods: leave out method=")
-
-    def listed(experiment: Any, above: tuple[str, ...]) -> list[str]:
-        names = collected(experiment, files)
-        if around := next((name for name in names if name in above), None):
-            raise UserError(f"experiment.all of {above[-1]} lists {around}, which lists it")
-        loaded = {name: load_option(files[name]) if name in files else OmegaConf.create() for name in names}
-        inside = {name: OmegaConf.select(loaded[name], "experiment") or {} for name in names}
-        return [leaf for name in names for leaf in listed(inside[name], (*above, name)) or [name]]
-
-    return [[f"experiment={name}", *others] for name in listed(config.experiment, (config.experiment.name,))]
-
-
 def _newest(overrides: list[str], config_dirs: list[Path], command: str) -> Path | None:
     """The folder of the newest run or sweep that this command started from this directory, or None."""
-    from vis.config import compose
+    from vis.config.compose import compose_config
+    from vis.config.overrides import sweep_samples
     from vis.store.run_folder import RunFolder
     from vis.store.sweep_plan import plan
 
-    root = Path(compose.compose_config(compose.sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
+    root = Path(compose_config(sweep_samples(overrides)[0], config_dirs).outputs).expanduser()
     for folder in sorted(root.glob("*/*"), reverse=True):
         made: dict[str, Any] = {}
         with contextlib.suppress(UserError):  # skip damaged folders
@@ -495,7 +422,7 @@ def _help_out() -> int:
 
 def _reserve(config: Any, suffix: str = "") -> Path:
     """Make a new folder in `outputs`, named after the time and `name=`, or else the experiment."""
-    from vis.config.compose import slug
+    from vis.config.options import slug
     from vis.store.run_folder import reserve
 
     return reserve(Path(config.outputs).expanduser(), slug(str(config.get("name") or config.experiment.name)) + suffix)
@@ -558,29 +485,6 @@ def _redraw(folder: Path, overrides: list[str], config_dirs: list[Path]) -> None
             redraw(path, overrides, config_dirs)
     if jobs:
         aggregate(folder)
-
-
-def _listing(words: list[str], config_dirs: list[Path]) -> str:
-    """A line for each option of each group. words: groups, to list only these, and parts of names, to list only such."""
-    from vis.config.compose import GROUPS, describe, options
-
-    lines: list[str] = []
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    parts = [word.lower() for word in words if word not in GROUPS]
-    for group in [word for word in words if word in GROUPS] or GROUPS:
-        found = options(group, config_dirs)
-        if parts:
-            found = {name: f for name, f in found.items() if any(part in name.lower() for part in parts)}
-        if not found:
-            continue
-        longest = max(map(len, found))
-        lines += [f"{group}="]
-        lines += [f"  {name:<{longest}}  {describe(file)}"[:width] for name, file in found.items()]
-        lines += [""]
-    if not lines:
-        known = [*GROUPS, *(name.partition("/")[0] for group in GROUPS for name in options(group, config_dirs))]
-        raise UserError(f"nothing has {' or '.join(words)} in its name.{did_you_mean(words[0], dict.fromkeys(known))}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from vis.graph.modes import evaluating
 from vis.methods import Occlusion
 from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
 from vis.models import Model
-from vis.runner.experiment import Batch, Load, Run, Task, map_words, method_class
+from vis.runner.experiment import Batch, Load, Run, Task, map_words, method_scaling
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -157,7 +157,7 @@ class Attacks(ByMethod):
             found["decorrelation"] = 1 - found.pop("small_noise")
             found["cutoff"] = cutoff(clipped(each))
             if method == "guided_gradcam":
-                show = display.scaling(method_class(run.config, method).display)[0]
+                show = display.scaling(method_scaling(run.config, method))[0]
                 shown, after = (
                     torch.stack(
                         [torch.from_numpy(show(m.numpy(), p.numpy())) for m, p in zip(of, batch.pixels, strict=True)]
@@ -261,7 +261,7 @@ class Attacks(ByMethod):
                 pixels = results.arrays[f"{stem}pixels"]
                 panels = [Panel(display.picture(pixels), "" if rows else "Image", fact["then" if prefix else "class"])]
                 for m in config.methods:
-                    picture = display.scaling(method_class(config, m).display)[0](results.arrays[stem + m], pixels)
+                    picture = display.scaling(method_scaling(config, m))[0](results.arrays[stem + m], pixels)
                     heading = "" if rows else self.title(config, m)
                     panels.append(Panel(picture, heading, f"r = {cells[m][prefix]:.2f}" if prefix else ""))
                 rows.append(PanelRow(panels, title))

@@ -28,7 +28,16 @@ from vis import metrics
 from vis.claims import Claim, Column, Compared, above, exactly, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
-from vis.runner.experiment import Batch, Experiment, Load, Run, Task, map_words, method_class, method_title
+from vis.runner.experiment import (
+    Batch,
+    Experiment,
+    Load,
+    Run,
+    Task,
+    map_words,
+    method_scaling,
+    method_title,
+)
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 
@@ -128,7 +137,7 @@ class Gallery(Experiment):
     def draw(self, results: Results, claims: list[Claim]) -> dict[str, Figure]:
         config = results.config
         rows: list[PanelRow] = []
-        shown = {m: self.scalings.get(m, method_class(config, m).display) for m in config.methods}
+        shown = {m: self.scalings.get(m) or method_scaling(config, m) for m in config.methods}
         for image in list(dict.fromkeys(row["image"] for row in results.rows()))[: self.rows]:
             cells = {row["method"]: row for row in results.rows(image=image)}
             pixels = results.arrays[f"{image}/pixels"]

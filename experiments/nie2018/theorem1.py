@@ -277,7 +277,9 @@ class Theorem1(ThreeLayer):
                 axes.legend()
             middle.set(yscale="log", ylim=left.get_ylim(), xlabel="side of the filters k", xticks=self.kernels)
             right.set_yticks([0.1, 0.2, 0.4], [".1", ".2", ".4"])
-            right.minorticks_off()
+            left.set_xticks(self.filters, self.filters)
+            for axes in (left, middle, right):
+                axes.minorticks_off()
         return {"figure": panel_grid([PanelRow(panels)], caption), "law": figure}
 
 

@@ -144,13 +144,13 @@ def judged(
     """
     nodes = [results.config.experiment.models[n] for n in networks] or [results.config.model]
     missing = results.config.experiment.get("missing") or {}
-    lacks = next((f"{n}: {missing[n]}" for n in networks if n in missing), "")
-    reason = lacks or on_digits(results.config)
+    unavailable = next((f"{n}: {missing[n]}" for n in networks if n in missing), "")
+    reason = unavailable or on_digits(results.config)
     found = [d for node, name in zip(nodes, networks or ["trained"], strict=True) for d in _network(node, name)]
     found += ["maps before the network's last ReLU"] * (before_relu and any(map(rectified, nodes)))
     if photographs and results.rows():
         found += _photographs(results, photographs)
-    if lacks:
+    if unavailable:
         claims = [claim if _values(claim) else replace(claim, compared=[]) for claim in claims]
     return [
         each

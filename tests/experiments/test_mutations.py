@@ -3,7 +3,7 @@
 import mutations
 import pytest
 
-from vis.config.compose import options
+from vis.config.options import options
 
 ITEMS = [
     name

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from experiments.zhou2018 import evidence, figure9, figure11, figure17, figure18, measures
-from vis.config.compose import compose_config, options
+from vis.config.compose import compose_config
+from vis.config.options import options
 from vis.methods import Target
 from vis.runner.experiment import Run
 from vis.store.run_folder import Results

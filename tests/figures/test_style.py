@@ -147,6 +147,7 @@ def test_colour_blind_readers_tell_lines_and_signs_apart(vision):
         ({"font": 0}, "figure.font=0 is not from 3"),
         ({"heat": "virdis"}, "Did you mean 'viridis'"),
         ({"family": "No Such Font"}, "the font 'No Such Font' is not installed"),
+        ({"scaling": "absolut"}, "no scaling 'absolut' (figure.scaling). Did you mean 'absolute'?"),
         ({"colour": "red"}, "figures have no option figure.colour"),
     ],
 )
@@ -203,6 +204,8 @@ def test_redraw_restyles_and_the_run_keeps_it(vis_run):
         assert ran.code == 2
         assert message in ran.err
     assert RunFolder(folder).config().figure.width == "175mm"
+    assert vis_run("--redraw", str(folder), "figure.scaling=diverging", "experiment.scaling=method").code == 0
+    assert "red positive, blue negative" in json.loads((folder / "figures.json").read_text())["figure"]
 
 
 def test_a_run_from_before_styles_is_restyled(vis_run):
@@ -254,3 +257,7 @@ def test_the_guides_table_is_what_the_configs_say():
         figure = compose_config([f"figure={name}"]).figure
         caption = "yes" if figure.caption else "no"
         assert values == [figure.width.removesuffix("mm"), str(figure.font), str(figure.dpi), caption]
+
+
+def test_the_names_of_scalings_are_those_that_figures_know():
+    assert sorted(style.SCALINGS) == sorted(display.SCALINGS)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from vis.config.compose import compose_config, options
+from vis.config.compose import compose_config
+from vis.config.options import options
 from vis.data.preprocess import PREPROCESSING
 from vis.methods import LRP, DeepTaylor, NotApplicable
 from vis.methods.relevance import COMPOSITES

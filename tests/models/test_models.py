@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vis.config.compose import load_node, options
+from vis.config.options import load_node, options
 from vis.errors import UserError
 from vis.models import _num_classes, build_model, imagenet_classes, skeleton
 from vis.models.initialise import initialise

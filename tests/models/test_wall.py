@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import get_model
 
-from vis.config.compose import load_node, options
+from vis.config.options import load_node, options
 from vis.errors import UserError
 from vis.graph.receptive_field import receptive_field
 from vis.graph.trace import NotTraceable, trace

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from vis.config.compose import load_node, options
 from vis.config.home import HOME
+from vis.config.options import load_node, options
 from vis.data import preprocessing
 from vis.errors import UserError
 from vis.graph.names import resolve_layer
@@ -321,7 +321,7 @@ def test_torchvision_has_no_weights_for_a_users_network():
 
 def test_building_a_random_vgg_imports_neither_sympy_nor_torchvision():
     code = (
-        "import sys; from vis.models import build_model; from vis.config.compose import load_node, options\n"
+        "import sys; from vis.models import build_model; from vis.config.options import load_node, options\n"
         "values = {**load_node(options('model')['cnn3_random']), 'num_filters': 4}\n"
         "build_model(values); print([m for m in ('sympy', 'torchvision') if m in sys.modules])"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulated_gpu import AVAILABLE
 
-from vis.config.compose import options
+from vis.config.options import options
 from vis.store.run_folder import load_run
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this torch has no Python backends")

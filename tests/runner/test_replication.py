@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vis.config.compose import compose_config, register, replicated
+from vis.config.compose import compose_config, register
+from vis.config.presets import replicated
 from vis.store.run_folder import RunFolder
 
 NEEDY = """# @package _global_

@@ -9,7 +9,8 @@ import torch
 
 import vis
 import vis.data
-from vis.config.compose import compose_config, load_node, options, register
+from vis.config.compose import compose_config, register
+from vis.config.options import load_node, options
 from vis.errors import UserError
 from vis.models import build_model
 from vis.runner.experiment import Run

@@ -12,7 +12,9 @@ from argcomplete.completers import FilesCompleter
 from omegaconf import DictConfig, OmegaConf
 
 from vis.config.check import PRECISIONS, leaves
-from vis.config.compose import GROUPS, OVERLAYS, compose_config, options, register
+from vis.config.compose import compose_config, register
+from vis.config.options import GROUPS, options
+from vis.config.presets import OVERLAYS
 from vis.errors import UserError
 
 ALLOWED: dict[str, Sequence[str]] = {
@@ -37,7 +39,7 @@ PLACES = {
 def complete(parser: ArgumentParser) -> None:
     """Answer a shell's request for completions, in the environment, and exit; do nothing if there is none."""
     words = parser.add_argument("overrides", nargs="*")
-    words.completer = _candidates  # type: ignore[attr-defined]
+    words.completer = _candidates  # type: ignore[attr-defined]  # argcomplete's way to name a completer
     argcomplete.autocomplete(parser, always_complete_options="long", validator=lambda *_: True)
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from vis.config.check import check_parts, check_types, leaves
-from vis.config.compose import check_words, load_node, load_option, options, parse_overrides, spelled_out
+from vis.config.compose import spelled_out
+from vis.config.options import load_node, load_option, options
+from vis.config.overrides import check_words, parse_overrides
 from vis.errors import UserError, did_you_mean
 
 LABELS = ("name", "note", "tags")

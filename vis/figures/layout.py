@@ -87,7 +87,8 @@ class PanelRow:
 
 
 def wrapped(rows: Sequence[PanelRow], columns: int = 10) -> list[PanelRow]:
-    """Break rows of an input and its maps after `columns` panels; each broken row repeats the titles."""
+    """Break rows of an input and its maps after `columns` panels, or what fits the page; broken rows repeat the titles."""
+    columns = max(3, min(columns, round(current().page / 0.69)))  # 17 mm for a panel and its gap
     if all(len(row.panels) <= columns for row in rows):
         return list(rows)
     titles, broken = [panel.title for panel in rows[0].panels], []
@@ -144,6 +145,7 @@ class _Grid:
     width: float
     left: float
     title_size: float
+    label_size: float
 
     def heights(self, row: PanelRow) -> tuple[float, float, float]:
         """Return the heights of a row's titles, pictures and notes."""
@@ -162,31 +164,42 @@ def _within(text: str, size: float, width: float) -> str:
     return "\n".join(typeset(line) if "$" in line else _broken(line, width, size) for line in text.split("\n"))
 
 
+def _size(texts: Sequence[tuple[str, float]], sizes: Sequence[float]) -> float:
+    """Return the first size at which each word of (text, inches) fits its width; the first of all if none does."""
+    words = [(word, width) for text, width in texts if "$" not in text for word in text.split()]
+    with styled():
+        return next((s for s in sizes if all(_fits(word, width, s) for word, width in words)), sizes[0])
+
+
 def _arrange(rows: Sequence[PanelRow], panel: float) -> _Grid:
     """Shrink the panels until the grid fits the page, and break titles, notes and labels to fit the panels."""
     columns = max(len(row.panels) for row in rows)
 
-    def labels(panel: float) -> list[str]:
-        return [_within(row.label, _STYLE["font.size"], panel * _ratio(row)) if row.label else "" for row in rows]
+    def labels(panel: float, size: float) -> list[str]:
+        return [_within(row.label, size, panel * _ratio(row)) if row.label else "" for row in rows]
 
     def at_most(label_width: float) -> float:
         return min(panel, (current().page - label_width - 2 * _SIDE + _GAP) / columns - _GAP)
 
-    label_lines = max(label.count("\n") + 1 for label in labels(at_most(0.24))) if any(r.label for r in rows) else 0
-    label_width = 0.1 + 0.14 * label_lines if label_lines else 0.0
+    label_size = _size([(row.label, at_most(0.66) * _ratio(row)) for row in rows], (_STYLE["font.size"], 7, 6, 5))
+    lines = (
+        max(label.count("\n") + 1 for label in labels(at_most(0.24), label_size)) if any(r.label for r in rows) else 0
+    )
+    label_width = 0.1 + 0.14 * lines if lines else 0.0
     size = at_most(label_width)
     width = max(label_width + 2 * _SIDE + columns * (size + _GAP) - _GAP, min(3.4, current().page))
     left = (width - (columns * (size + _GAP) - _GAP) + label_width) / 2
-    words = [word for row in rows for p in row.panels if "$" not in p.title for word in p.title.split()]
     sizes = (_STYLE["axes.titlesize"], _NOTE_SIZE, 6, 5.5, 5)[0 if size > 0.75 else 1 :]
-    with styled():
-        title_size = next((s for s in sizes if all(_fits(word, size, s) for word in words)), sizes[0])
+    title_size = _size([(p.title, size) for row in rows for p in row.panels], sizes)
 
     def fitted(p: Panel) -> Panel:
         return replace(p, title=_within(p.title, title_size, size), note=_within(p.note, _NOTE_SIZE, size))
 
-    broken = [PanelRow([fitted(p) for p in row.panels], label) for row, label in zip(rows, labels(size), strict=True)]
-    return _Grid(broken, size, width, left, title_size)
+    broken = [
+        PanelRow([fitted(p) for p in row.panels], label)
+        for row, label in zip(rows, labels(size, label_size), strict=True)
+    ]
+    return _Grid(broken, size, width, left, title_size, label_size)
 
 
 def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 1.6) -> Figure:
@@ -212,6 +225,7 @@ def panel_grid(rows: Sequence[PanelRow], caption: Sequence[str], panel: float = 
                     (grid.left - 0.08) / grid.width,
                     (y + tall / 2) / height,
                     row.label,
+                    fontsize=grid.label_size,
                     rotation=90,
                     ha="right",
                     va="center",

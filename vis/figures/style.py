@@ -17,6 +17,7 @@ from vis.errors import UserError, did_you_mean
 FONT = 8  # points: the size for which figures are laid out
 _INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0}
 _GENERIC = ("sans-serif", "serif", "monospace")
+SCALINGS = ("midgray", "diverging", "absolute", "overlay", "evidence", "minmax")  # in vis.figures.display
 INSTALLED = {font.name for font in fontManager.ttflist}
 # Okabe and Ito's colours, which people of any colour vision tell apart, in the order of matplotlib's own hues.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F", "#F0E442")
@@ -32,6 +33,7 @@ class Style:
     dpi: int = 200
     heat: str = "viridis"
     diverging: str = "bwr"
+    scaling: str = "method"
     caption: bool = True
 
     def __post_init__(self) -> None:
@@ -43,6 +45,10 @@ class Style:
         for key in ("heat", "diverging"):
             if (name := getattr(self, key)) not in colormaps:
                 raise UserError(f"matplotlib has no colours {name!r} (figure.{key}).{did_you_mean(name, colormaps)}")
+        if self.scaling not in (known := ("method", *SCALINGS)):
+            raise UserError(
+                f"there is no scaling {self.scaling!r} (figure.scaling).{did_you_mean(self.scaling, known)}"
+            )
         if self.family not in _GENERIC and self.family not in INSTALLED:
             hint = did_you_mean(self.family, {*_GENERIC, *INSTALLED})
             raise UserError(f"the font {self.family!r} is not installed (figure.family).{hint}")

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from vis.config.compose import slug
+from vis.config.options import slug
 from vis.reports.items import groups, opening
 from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ROWS, stored

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vis.claims import KINDS
-from vis.config.compose import collected, describe, load_option
+from vis.config.options import collected, describe, load_option
 from vis.errors import UserError
 from vis.store.run_folder import RunFolder, labels
 from vis.store.stored import ClaimRecord, Status, Stored, stored

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from vis.claims import KINDS, VERDICTS
 from vis.config.check import leaves
-from vis.config.compose import options, slug
+from vis.config.options import options, slug
 from vis.errors import UserError
 from vis.reports.export import EXPORTS, deliver
 from vis.reports.html import place, write_page

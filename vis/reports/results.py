@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vis.config.compose import load_option
+from vis.config.options import load_option
 from vis.reports.items import Item, Section, opening
 from vis.reports.ledger import Judged
 from vis.store.stored import ClaimRecord

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vis.config.compose import collected, describe, load_option, options
+from vis.config.options import collected, describe, load_option, options
 from vis.errors import UserError
 from vis.figures import style
 from vis.figures.layout import plot, save, styled

@@ -6,9 +6,10 @@ for random weights, is measured in a fraction of a second.
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from vis.config.check import check
+from vis.config.compose import compose_config
+from vis.config.presets import replicated, with_a_way_out
+from vis.errors import Lacking, UserError
 from vis.models import skeleton
 from vis.models.random_weight import RandomWeight, parallel
 from vis.models.streamed import StreamedLinear
@@ -76,6 +81,54 @@ def _planned(config: DictConfig) -> tuple[Run, list[dict[str, Any]], list[Load] 
     tasks = tasks_of(experiment, run)
     loads = [load for task in tasks if (load := experiment.load(run, task))]
     return run, tasks, loads if len(loads) == len(tasks) else None
+
+
+def plans(jobs: list[list[str]], config_dirs: list[Path]) -> Iterator[str]:
+    """Yield the plan of each job. Raises UserError.
+
+    A single job with missing weights or data is an error; among several, its message stands in place of its plan.
+    """
+    for job in jobs:
+        try:
+            config = compose_config(job, config_dirs)
+            replica = replicated(config, job)
+            try:
+                check(config)
+                yield dry_run(config)
+            except Lacking as error:
+                if replica is None:
+                    raise with_a_way_out(error, config) from error
+                yield f"{error.reason.rstrip('.')}. The run is then a replication:\n{dry_run(replica)}"
+        except Lacking as error:
+            if len(jobs) == 1:
+                raise
+            yield f"{job[0]}: {error}\n"
+
+
+def estimates(jobs: list[list[str]], config_dirs: list[Path]) -> tuple[list[float | None], list[bool]]:
+    """The estimated seconds of each job, None where its experiment estimates none, and whether it has to run alone.
+
+    Raises UserError for a mistake in one of them.
+    """
+    seconds: list[float | None] = []
+    alone = []
+    for job in jobs:
+        config: Any = {}
+        try:
+            config = compose_config(job, config_dirs)
+            try:
+                check(config)
+            except Lacking:
+                config = replicated(config, job) or config
+            seconds.append(estimated_seconds(config))
+        except Lacking:  # such an item fails, and the others run
+            seconds.append(0.0)
+        except UserError:
+            raise
+        except Exception:  # in the user's own code; the run of this item will say so
+            seconds.append(None)
+        alone.append(bool(config and config.experiment.get("alone")))
+    return seconds, alone
 
 
 def costs_of(loads: Iterable[Load]) -> dict[str, Cost]:

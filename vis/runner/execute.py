@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vis import __version__
 from vis.claims import Claim
-from vis.config.compose import with_a_way_out
 from vis.config.home import HOME, provide_experiments
 from vis.config.instantiate import construct
+from vis.config.presets import with_a_way_out
 from vis.config.restyle import restyled
 from vis.errors import Lacking, UserError, named
 from vis.figures import style

@@ -23,14 +23,33 @@ from vis.errors import UserError
 from vis.methods import Method
 from vis.methods.target import Targets
 from vis.models import Model
-from vis.runner.explainer import Explained, Explainer, map_words, method_class, method_title, method_words
+from vis.runner.explainer import (
+    Explained,
+    Explainer,
+    map_words,
+    method_class,
+    method_scaling,
+    method_title,
+    method_words,
+)
 from vis.runner.models import Models, missing_weights
 from vis.runner.reader import Batch, Reader
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.system.device import pick_device
 
-__all__ = ["Batch", "Experiment", "Load", "Run", "Task", "map_words", "method_class", "method_title", "method_words"]
+__all__ = [
+    "Batch",
+    "Experiment",
+    "Load",
+    "Run",
+    "Task",
+    "map_words",
+    "method_class",
+    "method_scaling",
+    "method_title",
+    "method_words",
+]
 
 Task = dict[str, Any]
 

@@ -16,11 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vis.config.compose import load_option, options
 from vis.config.instantiate import construct, locate
+from vis.config.options import load_option, options
 from vis.data import Dataset
 from vis.errors import UserError, did_you_mean
 from vis.figures import display
+from vis.figures.style import current
 from vis.methods import Method, NotApplicable, explain_all
 from vis.methods.base import naming
 from vis.methods.target import NoSuchUnit, Targets
@@ -193,6 +194,12 @@ def method_title(config: DictConfig, name: str) -> str:
     return title if first == name else f"{title} ({name.removeprefix(first).strip('_').replace('_', ' ')})"
 
 
+def method_scaling(config: DictConfig, name: str) -> str:
+    """Return the scaling in which a method's maps are shown: the style's, or else the method's own."""
+    chosen = current().scaling
+    return chosen if chosen != "method" else str(method_class(config, name).display)
+
+
 def map_words(
     config: DictConfig,
     title: Callable[[DictConfig, str], str] = method_title,
@@ -203,5 +210,5 @@ def map_words(
     scalings: {method: scaling}, for methods whose maps are not shown in their default scaling.
     """
     names = [str(name) for name in config.methods]
-    shown = {title(config, m).replace("\n", " "): scalings.get(m, method_class(config, m).display) for m in names}
+    shown = {title(config, m).replace("\n", " "): scalings.get(m) or method_scaling(config, m) for m in names}
     return [*display.sentences(shown), *method_words(config)]

@@ -45,7 +45,8 @@ class Job:
     def __call__(self, config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            from vis.config.compose import apply_preset, forget_unchosen, register
+            from vis.config.compose import register
+            from vis.config.presets import apply_preset, forget_unchosen
 
             register()
             overrides = list(HydraConfig.get().overrides.task)
@@ -65,7 +66,7 @@ def _execute(config: DictConfig, overrides: Sequence[str], folder: Path, command
     Raises Lacking if there is nothing to replicate it with either.
     """
     from vis.config.check import check
-    from vis.config.compose import replicated
+    from vis.config.presets import replicated
     from vis.runner.execute import execute
 
     replica = replicated(config, overrides)

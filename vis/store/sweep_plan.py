@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vis.config.compose import parse_overrides, slug
+from vis.config.options import slug
+from vis.config.overrides import parse_overrides
 from vis.store.stored import read_json
 from vis.system.files import write_json
 
