@@ -76,7 +76,7 @@ results: $(VENV)/installed ## docs/results.md and docs/ledger.md, what holds and
 bench: $(VENV)/installed-dev ## time the methods against other libraries and compare the results
 	$(BIN)/python scripts/bench.py
 
-gpu-check: $(VENV)/installed-dev ## compare a GPU's results with the CPU's, on a page docs/gpu/<its name>.md
+gpu-check: $(VENV)/installed-dev ## in 8 minutes: a GPU's results against the CPU's, speed and memory, on a page docs/gpu/<its name>.md
 	$(BIN)/python scripts/gpu_check.py
 
 clean: ## remove the environment and caches, not outputs/

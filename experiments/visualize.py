@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from vis import metrics
 from vis.claims import Claim
+from vis.errors import UserError
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.runner.experiment import Experiment, Load, Run, Task, method_scaling, method_title, method_words
@@ -23,24 +24,36 @@ class Visualize(Experiment):
     scaling: a name in `vis.figures.display.SCALINGS`, or "method" for the default of each method.
     clip: the percentile of a map's magnitudes at which its colours saturate; 100 shows the full range.
     rows: the largest number of rows of the figure.
+    maps: the number of images whose pixels and maps are stored (None: all); the tables have all images.
     """
 
     metrics = ("pearson_input", "high_pass_pearson_input")
     series = "method"
     drawn = ("scaling", "clip", "rows")
 
-    def __init__(self, scaling: str = "method", clip: float = display.CLIP, rows: int = 12) -> None:
+    def __init__(
+        self, scaling: str = "method", clip: float = display.CLIP, rows: int = 12, maps: int | None = None
+    ) -> None:
+        if maps is not None and maps < 1:
+            raise UserError(f"experiment.maps={maps}: give the number of images whose maps are stored, or null for all")
         self.scaling = scaling
         self.clip = clip
         self.rows = rows
+        self.maps = maps
         display.scaling("minmax" if scaling == "method" else scaling, clip)
 
     def tasks(self, run: Run) -> Sequence[Task]:
         return [{"seed": seed, "images": batch} for seed in run.seeds for batch in run.batches(len(run.dataset), BATCH)]
 
+    def _kept(self, task: Task) -> int:
+        """Return the number of a task's images whose maps are stored."""
+        return sum(self.maps is None or i < self.maps for i in task["images"])
+
     def load(self, run: Run, task: Task) -> Load:
         images, maps = len(task["images"]), len(run.methods) * len(run.targets)
-        return Load(run.config.model, task["seed"], images, run.passes * len(run.targets), images * (1 + maps))
+        return Load(
+            run.config.model, task["seed"], images, run.passes * len(run.targets), self._kept(task) * (1 + maps)
+        )
 
     def compute(self, run: Run, task: Task) -> Output:
         seed = task["seed"]
@@ -54,8 +67,10 @@ class Visualize(Experiment):
         output = Output()
         table = output.tables["table"] = []
         predictions = output.tables["predictions"] = []
+        kept = self._kept(task)
         for i, name in enumerate(batch.names):
-            output.arrays[f"{seed}/{name}/pixels"] = batch.pixels[i].numpy()
+            if i < kept:
+                output.arrays[f"{seed}/{name}/pixels"] = batch.pixels[i].numpy()
             for rank, index in enumerate(logits[i].argsort(descending=True)[:5].tolist(), start=1):
                 predictions.append(
                     {
@@ -79,7 +94,8 @@ class Visualize(Experiment):
                 errors = own.axiom_error(model.net, batch.x, given, values, run.preprocess(model))
                 layers = ", ".join(own.layers(model.net, batch.x))
                 for i, name in enumerate(batch.names):
-                    output.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
+                    if i < kept:
+                        output.arrays[f"{seed}/{name}/{target}/{method}"] = values[i].numpy()
                     table.append(
                         {
                             "seed": seed,
@@ -107,8 +123,10 @@ class Visualize(Experiment):
         config, seed = results.config, results.config.seed
         scalings = {name: self._scaling(name, config) for name in config.methods}
         table = results.rows(seed=seed)
-        images = list(dict.fromkeys(row["image"] for row in table))
-        keys = [(image, *key) for image in images for key in _targets(results.rows(seed=seed, image=image))]
+        images = {image: number for number, image in enumerate(dict.fromkeys(row["image"] for row in table))}
+        stored = len(images) if self.maps is None else self.maps
+        every = dict.fromkeys((row["image"], row["target"], row["class"]) for row in table)
+        keys = sorted((key for key in every if images[key[0]] < stored), key=lambda key: images[key[0]])
         rows = []
         for number, (image, target, class_) in enumerate(keys[: self.rows]):
             titles = number == 0  # the columns are the same in all rows
@@ -132,8 +150,9 @@ class Visualize(Experiment):
             "r: correlation of the map with the input",
             *sentences(table, config),
         ]
-        if len(keys) > self.rows:
-            caption.append(f"First {self.rows} of {len(keys)} rows; all maps are in maps.npz")
+        if len(every) > min(self.rows, len(keys)):
+            whose = "all maps are" if stored >= len(images) else f"the maps of the first {stored} images are"
+            caption.append(f"First {min(self.rows, len(keys))} of {len(every)} rows; {whose} in maps.npz")
         return {"figure": panel_grid(wrapped(rows), caption)}
 
     def _words(self, config: DictConfig, scalings: dict[str, str]) -> list[str]:
@@ -150,11 +169,6 @@ class Visualize(Experiment):
 
     def _scaling(self, method: str, config: DictConfig) -> str:
         return self.scaling if self.scaling != "method" else method_scaling(config, method)
-
-
-def _targets(rows: Rows) -> list[tuple[str, str]]:
-    """Return the distinct pairs (target as given, its class) in the rows of an image."""
-    return list(dict.fromkeys((row["target"], row["class"]) for row in rows))
 
 
 def _layers(rows: Rows, config: DictConfig) -> list[str]:

@@ -37,6 +37,8 @@ from torch.profiler import profile
 from vis import methods
 from vis.data import preprocessing, samples
 from vis.graph.modes import evaluating
+from vis.methods.cam import finish, weigh
+from vis.methods.from_layer import run_rest
 from vis.methods.perturbation import accumulate, windows_of
 from vis.metrics.deletion import curves
 from vis.models import VGG16, torchvision_classifier
@@ -46,6 +48,8 @@ from vis.system.device import is_native, set_precision
 from vis.training.fit import NetworkInputs
 from vis.windows.engine import Incremental
 from vis.windows.gaussian import PatchGaussian
+
+GRAD_CAM = f"grad-cam {version('grad-cam')}"
 
 
 @dataclass
@@ -144,25 +148,49 @@ def _backpropagation(
 
 
 def class_activation_maps(device: str, quick: bool) -> Iterator[Row]:
-    """taimeskhanov2024: CAMs of one image in the convention of its Table 1, against grad-cam."""
+    """taimeskhanov2024: CAMs of one image in the convention of its Table 1, against grad-cam.
+
+    precision=mixed needs a CPU with bfloat16 products (avx512_bf16 or amx_bf16). grad-cam sends a batch through the whole network
+    for each feature map: its AblationCAM and ScoreCAM run once. AblationCAM of a layer in the middle is also compared with the
+    network behind the layer, run with each feature map set to 0.
+    """
     gradients = ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM"]
     vgg16, repeats = VGG16(), 3 if quick else 7
+    precisions = ["float32", "mixed"] if bfloat16_on_cpu(device) else ["float32"]
     yield _cams("vgg16, GradCAM", vgg16, "features.29", gradients[:1], device, repeats)
     yield _cams("vgg16, five gradient CAMs", vgg16, "features.29", gradients, device, repeats)
-    yield _cams("vgg16, EigenCAM", vgg16, "features.29", ["EigenCAM"], device, repeats)
+    for precision in precisions:
+        yield _cams("vgg16, EigenCAM", vgg16, "features.29", ["EigenCAM"], device, repeats, precision)
     if not quick:
-        yield _cams("vgg16, AblationCAM", vgg16, "features.29", ["AblationCAM"], device, 1)
-        yield _cams("vgg16, ScoreCAM", vgg16, "features.29", ["ScoreCAM"], device, 1)
         resnet18 = torchvision_classifier("resnet18")
-        yield _cams("resnet18, AblationCAM of layer3", resnet18, "layer3", ["AblationCAM"], device, 3)
+        yield from _cams_once("vgg16, AblationCAM", vgg16, "features.29", "AblationCAM", device, ["float32"])
+        yield from _cams_once("vgg16, ScoreCAM", vgg16, "features.29", "ScoreCAM", device, precisions)
+        yield from _cams_once("resnet18, AblationCAM of layer3", resnet18, "layer3", "AblationCAM", device, ["float32"])
+        yield _ablation("resnet18, AblationCAM of layer3", resnet18, "layer3", device, 3)
+        yield _ablation("vgg16, AblationCAM of conv4_3", vgg16, "features.22", device, 1)
 
 
-def _cams(work: str, net: nn.Module, layer: str, names: list[str], device: str, repeats: int) -> Row:
+def bfloat16_on_cpu(device: str) -> bool:
+    """Return True if the device is a CPU with bfloat16 products; otherwise name the rows that are left out."""
+    there = device == "cpu" and is_native(torch.bfloat16, torch.device(device))
+    if not there:
+        print("(rows of precision=mixed need a CPU with avx512_bf16 or amx_bf16)", flush=True)
+    return there
+
+
+def _subject(net: nn.Module, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Return a network with random weights for the peer, the same in channels_last, and an image."""
     torch.manual_seed(0)
     images = torch.randn(1, 3, 224, 224).to(device)
     initialise(net, "kaiming_normal", 0.1, seed=0)
     net = net.eval().to(device)
-    our_net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    return net, copy.deepcopy(net).to(memory_format=torch.channels_last), images
+
+
+def _cams(
+    work: str, net: nn.Module, layer: str, names: list[str], device: str, repeats: int, precision: str = "float32"
+) -> Row:
+    net, our_net, images = _subject(net, device)
     our_methods = {name: getattr(methods, name)(layer=layer, convention="table1") for name in names}
     if "EigenCAM" in names:  # its sign is arbitrary: use the peer's
         (peer_map,) = _peer_maps(net, layer, names, images)
@@ -170,10 +198,52 @@ def _cams(work: str, net: nn.Module, layer: str, names: list[str], device: str, 
         our_methods["EigenCAM"].sign = 1 if (ours_map - peer_map).norm() < 0.1 * peer_map.norm() else -1
 
     def ours() -> list[Tensor]:
+        if len(names) == 1:
+            return [_ours(our_methods[names[0]], our_net, images, precision)]
         return [maps[:, 0] for maps in methods.explain_all(our_methods, our_net, images, [None])[0][0].values()]
 
-    peer = f"grad-cam {version('grad-cam')}"
-    return compare(work, peer, lambda: _peer_maps(net, layer, names, images), ours, repeats)
+    work += f", {precision}" * (precision != "float32")
+    return compare(work, GRAD_CAM, lambda: _peer_maps(net, layer, names, images), ours, repeats)
+
+
+def _ours(method: methods.Method, net: nn.Module, images: Tensor, precision: str) -> Tensor:
+    set_precision(precision)
+    maps = method(net, images)[:, 0]
+    set_precision("float32")
+    return maps
+
+
+def _cams_once(work: str, net: nn.Module, layer: str, name: str, device: str, precisions: list[str]) -> Iterator[Row]:
+    """Compare with one run of a slow peer."""
+    net, our_net, images = _subject(net, device)
+    method = getattr(methods, name)(layer=layer, convention="table1")
+    keep_freed_memory(False)
+    peer_time, (peer_map,) = timed(lambda: _peer_maps(net, layer, [name], images))
+    keep_freed_memory()
+    for precision in precisions:
+        our_time, (our_map,) = timed(lambda: [_ours(method, our_net, images, precision)])  # noqa: B023  # called within this round of the loop
+        error = ((our_map - peer_map).norm() / peer_map.norm()).item()
+        suffix = f", {precision}" * (precision != "float32")
+        yield Row(f"{work}{suffix}", f"{GRAD_CAM}, once", peer_time, our_time, error)
+
+
+@torch.no_grad()
+def _ablation(work: str, net: nn.Module, layer: str, device: str, repeats: int) -> Row:
+    _, net, images = _subject(net, device)
+    method = methods.AblationCAM(layer=layer)
+    with methods.Forward(net, images, [layer]) as forward:
+        B, unit = forward.layers[layer].detach(), int(forward.logits.argmax())
+
+    def theirs() -> list[Tensor]:
+        y = []
+        with evaluating(net), torch.no_grad():
+            for some in torch.arange(-1, B.shape[1]).split(max(1, (1 << 22) // B.numel())):  # -1: nothing is set to 0
+                kept = torch.arange(B.shape[1]) != some[:, None]
+                y.append(run_rest(net, images, layer, B * kept[:, :, None, None].to(B))[:, unit])
+        y, y_v = torch.cat(y).split([1, B.shape[1]])
+        return [finish(weigh(((y - y_v) / y)[None], B), images.shape[2:], "paper")]
+
+    return compare(work, "the rest with each map at 0", theirs, lambda: [method(net, images, unit)], repeats)
 
 
 def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> list[Tensor]:

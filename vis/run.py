@@ -21,6 +21,8 @@ from vis.config.home import CONF
 from vis.errors import UserError, did_you_mean, said
 from vis.system import shards
 
+log = logging.getLogger(__name__)
+
 HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
 
 Three commands to start with:
@@ -311,8 +313,13 @@ def _plan(jobs: list[list[str]], config_dirs: list[Path], titles: bool = False) 
 
 
 def _single(config: Any, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    """Run one experiment in a new folder."""
-    folder = _reserve(config)
+    """Run one experiment in a new folder; the tasks of a Slurm job share it."""
+    if not shards.slurm():
+        folder = _reserve(config)
+    else:
+        folder = shards.common_folder(Path(config.outputs).expanduser(), command, lambda: _reserve(config))
+        if (folder / "config.yaml").is_file() or not shards.lead(folder):
+            return _join(folder, command)
 
     def work(_: Path) -> None:
         from vis.runner.jobs import Job
@@ -322,7 +329,25 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
         if job.error:
             raise job.error
 
-    return _finish(folder, work, fresh=True)
+    return _finish(folder, work, fresh=not shards.slurm())
+
+
+def _join(folder: Path, command: str) -> int:
+    """Compute tasks of a run that another task of this Slurm job has begun; conclude the run if that one has ended."""
+    from vis.runner.execute import execute_shard
+    from vis.store.run_folder import RunFolder
+    from vis.system.console import start_logging
+
+    start_logging()
+    leads = shards.lead(folder)
+    if not leads:
+        log.info(
+            "computed %d tasks of %s, for another task of Slurm job %s", execute_shard(folder), folder, shards.slurm()
+        )
+        leads = shards.lead(folder)
+    if leads and RunFolder(folder).status.get("state") != "done":
+        return _finish_run(folder, command)
+    return 0
 
 
 def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
@@ -336,12 +361,10 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     if any("all" in config.experiment for config in configs):
         raise UserError("a collection of experiments is a sweep of its own: leave out -m")
     folder = _reserve(configs[0], "_sweep")
-    begin(folder, jobs, config_dirs, command)
-    return _launch(folder, overrides, config_dirs, command)
+    begin(folder, jobs, config_dirs, command, launcher=(submitit := _submitit(overrides)))
+    if submitit:
+        return _resume(folder, command)
 
-
-def _launch(folder: Path, overrides: list[str], config_dirs: list[Path], command: str) -> int:
-    """Let Hydra's launcher run the jobs of a sweep in their folders."""
     from vis.config.overrides import fixed_keys
     from vis.runner.jobs import Job, finish_sweep
 
@@ -365,20 +388,24 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     if shards.world() > 1:
         raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
     launcher = [o for o in overrides if o.startswith("hydra")]
-    on_cluster = any(o.startswith("hydra/launcher=submitit") for o in launcher)
-    count = 1 if on_cluster else _processes(launcher)
+    submitit = _submitit(overrides)
+    count = 1 if submitit else _processes(launcher)
     seconds, alone = estimates(jobs, config_dirs)
     unknown = f"; {seconds.count(None)} of them without an estimate" * (None in seconds)
     each = sum(filter(None, seconds)) / (1.4 if count > 1 else 1)
-    where = "one after the other" if on_cluster or count == 1 else f"in {count} processes"
+    where = "as jobs of submitit" if submitit else "one after the other" if count == 1 else f"in {count} processes"
     print(f"{len(jobs)} items, about {duration(each)} on this machine, {where}{unknown}", file=sys.stderr)
     folder = _reserve(config)
     name = str(config.experiment.name)
-    begin(folder, jobs, config_dirs, command, collection=name, processes=count, seconds=seconds, alone=alone)
-    if not on_cluster:
-        return _resume(folder, command)
-    items = ",".join(job[0].removeprefix("experiment=") for job in jobs)
-    return _launch(folder, [f"experiment={items}", *jobs[0][1:], *launcher], config_dirs, command)
+    facts = {"collection": name, "processes": count, "seconds": seconds, "alone": alone}
+    begin(folder, jobs, config_dirs, command, launcher=submitit, **facts)
+    return _resume(folder, command)
+
+
+def _submitit(overrides: list[str]) -> list[str]:
+    """The words for Hydra's launcher if it is one of submitit's, for Slurm or for this machine; else none."""
+    words = [o for o in overrides if o.startswith(("hydra/launcher", "hydra.launcher"))]
+    return words if any(o.startswith("hydra/launcher=submitit_") for o in words) else []
 
 
 def _processes(launcher: list[str]) -> int:
@@ -416,7 +443,9 @@ def _help_out() -> int:
     from vis.system.console import start_logging
 
     start_logging()
-    execute_shard()
+    if (folder := shards.folder()) is not None:
+        execute_shard(folder)
+        shards.report()
     return 0
 
 
@@ -458,7 +487,13 @@ def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> 
 
 
 def _resume(folder: Path, command: str) -> int:
-    """Resume a run or a sweep."""
+    """Resume a run or a sweep. The tasks of a Slurm job share a run."""
+    if shards.slurm() and (folder / "config.yaml").is_file():
+        return _join(folder, command)
+    return _finish_run(folder, command)
+
+
+def _finish_run(folder: Path, command: str) -> int:
 
     def work(folder: Path) -> None:
         from vis.runner.jobs import resume

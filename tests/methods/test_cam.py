@@ -9,7 +9,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from checks import Accident, close, state
+from checks import Accident, close, l2_error, state
 from torch import Tensor, nn
 
 from vis import methods
@@ -30,7 +30,7 @@ from vis.methods import (
     XGradCAM,
     explain_all,
 )
-from vis.methods.from_layer import dense_after
+from vis.methods.from_layer import readers
 from vis.methods.layers import feature_layer
 
 GRADIENT_CAMS = (GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM)
@@ -65,6 +65,19 @@ class TwoHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         return self.one(x.mean((2, 3))) + self.other(x.amax((2, 3)))
+
+
+class Beside(nn.Module):
+    """A convolution reads the maps, and beside it a module."""
+
+    def __init__(self, beside: nn.Module) -> None:
+        super().__init__()
+        self.features, self.conv, self.beside = trunk(), nn.Conv2d(6, 6, 3, padding=1), beside
+        self.fc = nn.Linear(864, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.fc((self.conv(x) + self.beside(x)).relu().flatten(1))
 
 
 class Gate(nn.Module):
@@ -193,13 +206,31 @@ HEADS = {
     "overlapping": (lambda: trunk(nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(216, 5)), True),
     "depthwise": (lambda: trunk(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Flatten(), nn.Linear(600, 5)), True),
     "two norms": (lambda: trunk(nn.LPPool2d(2, 2), nn.Flatten(), nn.Linear(216, 5)), True),
-    "mixed channels": (lambda: trunk(nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(864, 5)), False),
+    "mixed channels": (lambda: trunk(nn.Conv2d(6, 6, 1), nn.Flatten(), nn.Linear(864, 5)), True),
+    "convolution": (
+        lambda: trunk(
+            nn.Conv2d(6, 12, 3, groups=6, bias=False),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(12, 8, (3, 2), (1, 2), (2, 1), (2, 1)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(120, 5),
+        ),
+        True,
+    ),
+    "reflected border": (
+        lambda: trunk(nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(864, 5)),
+        False,
+    ),
+    "groups": (lambda: trunk(nn.Conv2d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(864, 5)), False),
+    "two convolutions": (lambda: Beside(nn.Conv2d(6, 6, 1)), True),
+    "one and a skip connection": (lambda: Beside(nn.Identity()), False),
     "shuffled": (lambda: trunk(nn.ChannelShuffle(2), nn.Flatten(), nn.Linear(864, 5)), False),
     "normalised": (lambda: trunk(nn.LocalResponseNorm(2), nn.Flatten(), nn.Linear(864, 5)), False),
     "shifted": (lambda: trunk(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(864, 5)), False),
-    "no dense layer": (lambda: trunk(nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
+    "no dense layer": (lambda: trunk(nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), True),
     "two heads": (TwoHeads, True),
-    "gate": (Gate, True),
+    "gate": (Gate, False),
     "around": (Around, False),
 }
 
@@ -210,7 +241,7 @@ def test_ablation_equals_setting_each_map_to_0_in_a_full_pass(head):
     net, x = make().double().eval(), networks.images()
     layer = "features" if hasattr(net, "features") else "3"
     with Forward(net, x, [layer]) as forward:
-        assert (dense_after(net, x, layer, forward.layers[layer].detach()) is not None) == split
+        assert bool(readers(net, x, layer, forward.layers[layer].detach())) == split
     expected = torch.stack([cams.ablationcam(net, x, unit, layer) for unit in (0, 3)])
     assert close(torch.stack([AblationCAM(layer=layer)(net, x, unit) for unit in (0, 3)]), expected)
 
@@ -431,3 +462,34 @@ def test_a_network_that_gives_0_has_a_map_of_zeros_not_nan():
         for convention in ("paper", "table1"):
             maps = method(convention=convention)(net, x, 1, networks.preprocess)
             assert torch.equal(maps, torch.zeros_like(x[:, :1]))
+
+
+# --- precision=mixed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [ScoreCAM(), EigenCAM()])
+def test_mixed_precision_rounds_masked_passes_and_features_to_bfloat16(method, monkeypatch):
+    torch.manual_seed(0)
+    net, x = networks.build("vgg_like").float(), networks.images().float()
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: False)
+    expected = method(net, x)
+    before = state(net)
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: True)
+    found = method(net, x)
+    assert 0 < l2_error(found, expected) < 0.02
+    assert found.dtype == torch.float32
+    assert state(net) == before
+    with torch.no_grad():
+        net[0].weight.mul_(-1)  # the copy in bfloat16 follows
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: False)
+    expected = method(net, x)
+    monkeypatch.setattr("vis.methods.cam.mixed_in_bfloat16", lambda device: True)
+    assert l2_error(method(net, x), expected) < 0.02
+
+
+def test_eigencam_without_a_target_runs_nothing_behind_its_layer():
+    net, x, rows = networks.build("vgg_like"), networks.images(), []
+    expected = EigenCAM()(net, x, 1)
+    net[-1].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    assert close(EigenCAM()(net, x), expected)
+    assert rows == [0]

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from vis import metrics
+from vis.metrics.sensitivity import max_sensitivity
 
 TWO_IMAGES = [
     metrics.pearson,
@@ -123,3 +124,20 @@ def test_ssim_is_scikit_images_after_min_max(pair):
     a, b = pair
     p, q = (((t[0] - t[0].min()) / (t[0].max() - t[0].min())).numpy() for t in (a, b))
     assert metrics.ssim(a, b)[0].item() == pytest.approx(structural_similarity(p, q, channel_axis=0, data_range=1))
+
+
+def test_max_sensitivity_is_the_largest_change_of_a_linear_map():
+    """explain = A x, so the change is A n, whatever the image; each image counts as it does alone."""
+    torch.manual_seed(0)
+    A, images = torch.randn(12, 12, dtype=torch.float64), torch.randn(3, 3, 2, 2, dtype=torch.float64)
+
+    def explain(x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) @ A.T).view_as(x)
+
+    found = max_sensitivity(explain, images, radius=0.5, samples=7, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    noise = [torch.rand(3, 2, 2, generator=generator, dtype=torch.float64) - 0.5 for _ in range(7)]
+    largest = max((A @ n.flatten()).norm() for n in noise)
+    assert torch.allclose(found, largest / explain(images).flatten(1).norm(dim=1))
+    assert torch.allclose(max_sensitivity(explain, images[1:2], 0.5, 7, 3), found[1:2])
+    assert max_sensitivity(lambda x: torch.ones_like(x), images).tolist() == [0, 0, 0]

@@ -2,12 +2,14 @@
 
 Tensors of two devices, a CPU generator, an index of the other device, `.numpy()`: all raise here as they do there. Kernels,
 memory and speed are the CPU's. Run as a script it is `vis-run` on that device (`emulated_gpu.py method=gbp ...`), or another
-script (`emulated_gpu.py scripts/gpu_check.py ...`).
+script (`emulated_gpu.py scripts/gpu_check.py ...`). Python processes that it starts have the device too.
 """
 
 import functools
+import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +172,19 @@ def install() -> None:
     torch.save = lambda value, *args, **kwargs: save(tree_map(_on_cpu, value), *args, **kwargs)
 
 
+def inherit(folder: Path) -> None:
+    """Let the Python processes that this one starts have the device; folder: of the file that Python runs as it starts."""
+    here = Path(__file__).resolve()
+    paths = [str(here.parent), str(here.parents[2])]
+    text = f"import sys\nsys.path[:0] = {paths!r}\nimport emulated_gpu\nemulated_gpu.install()\n"
+    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
 def main() -> int:
     install()
+    folder = tempfile.TemporaryDirectory()
+    inherit(Path(folder.name))
     if sys.argv[1:] and sys.argv[1].endswith(".py"):
         del sys.argv[0]
         sys.path.insert(0, str(Path(sys.argv[0]).parent))

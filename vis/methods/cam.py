@@ -13,18 +13,22 @@ Maps are [B, 1, H, W] and not negative. CAMs of one image share the forward pass
 `explain_all`. Raises NotApplicable where the layer gives no feature maps [B, V, h, w].
 """
 
-import math
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vis.graph.modes import evaluating
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.forward import Forward, NotApplicable, in_passes, output_targets
-from vis.methods.from_layer import Dense, dense_after, run_from, run_rest
+from vis.methods.bfloat16 import InBfloat16
+from vis.methods.forward import Forward, NotApplicable, Preprocessing, check_images, in_passes, output_targets
+from vis.methods.from_layer import Reader, readers, run_from, run_rest, run_to
 from vis.methods.layers import OnFeatureMaps, Reshape
 from vis.methods.target import Target, Targets, score
+from vis.system.device import mixed_in_bfloat16
 
 
 class ActivationMap(OnFeatureMaps):
@@ -166,18 +170,7 @@ class LayerCAM(_GradientCAM):
 # --- from the feature maps alone -------------------------------------------------------------------------------------
 
 
-class EigenCAM(ActivationMap):
-    """EigenCAM (Muhammad & Yeasin 2020): the projection of the centred feature vectors onto their first principal axis.
-
-        map = ReLU(X e)        X [h w, V] the centred feature vectors, e its first right singular vector
-
-    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The map
-    does not depend on the target.
-    Costs a shared forward pass and the eigenvectors of a square matrix whose side is the smaller of h w and V.
-    """
-
-    title = "EigenCAM"
-
+class _PrincipalAxis(ActivationMap):
     def __init__(
         self, layer: str | None = None, convention: str = "paper", sign: int = 1, reshape: Reshape | None = None
     ) -> None:
@@ -186,14 +179,9 @@ class EigenCAM(ActivationMap):
             raise ValueError(f"sign is 1 or -1, not {sign}")
         self.sign = sign
 
-    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        """Return the feature vectors of X at their positions: [B, V, h, w]."""
-        forward.scores(targets)  # raises for a unit that is not there, as for every method
-        return self.maps(forward, layer)
-
-    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        B = self.features(forward, targets, layer)
-        X = B.flatten(2).mT  # [B, h w, V]
+    def project(self, features: Tensor) -> Tensor:
+        """Project feature vectors at their positions [B, V, h, w], centred, onto their first principal axis: [B, h, w]."""
+        X = features.flatten(2).mT  # [B, h w, V]
         X = X - X.mean(1, keepdim=True)
         # X v for the first right singular vector v, from the eigenvectors of the smaller of X X^T and X^T X.
         if X.shape[1] <= X.shape[2]:
@@ -202,10 +190,42 @@ class EigenCAM(ActivationMap):
         else:
             projection = (X @ torch.linalg.eigh(X.mT @ X)[1][..., -1:])[..., 0]
         largest = projection.gather(1, projection.abs().argmax(1, keepdim=True))
-        return (projection * self.sign * torch.where(largest < 0, -1, 1)).view(len(B), *B.shape[2:])
+        return (projection * self.sign * torch.where(largest < 0, -1, 1)).view(len(features), *features.shape[2:])
 
 
-class EigenGradCAM(EigenCAM):
+class EigenCAM(_PrincipalAxis):
+    """EigenCAM (Muhammad & Yeasin 2020): the projection of the centred feature vectors onto their first principal axis.
+
+        map = ReLU(X e)        X [h w, V] the centred feature vectors, e its first right singular vector
+
+    The sign of that axis is arbitrary. sign=1 makes the value with the largest magnitude positive, sign=-1 negative. The map
+    does not depend on the target.
+    Costs a shared forward pass and the eigenvectors of a square matrix whose side is the smaller of h w and V. Called directly
+    without a target, it runs the network only up to the layer; with precision=mixed on a CPU that multiplies in bfloat16, this
+    pass is in bfloat16.
+    """
+
+    title = "EigenCAM"
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, targets: Targets = None, preprocess: Preprocessing | None = None
+    ) -> Tensor:
+        if targets is None and images.ndim == 4 and self.reshape is None:
+            check_images(model, images)
+            (layer,) = self.layers(model, images)
+            with evaluating(model), torch.no_grad():
+                with InBfloat16() if mixed_in_bfloat16(images.device) else nullcontext():
+                    B = run_to(model, images, layer)
+                if B is not None and B.ndim == 4:
+                    return finish(self.project(B.to(images.dtype)), images.shape[-2:], self.convention)
+        return super().__call__(model, images, targets, preprocess)
+
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        forward.scores(targets)  # raises for a unit that is not there, as for every method
+        return self.project(self.maps(forward, layer))
+
+
+class EigenGradCAM(_PrincipalAxis):
     """EigenGradCAM (the grad-cam package, Gildenblat 2021): EigenCAM of the feature maps times the target's gradient.
 
         map = ReLU(X e)        X [h w, V] the vectors G * B, centred, e its first right singular vector
@@ -216,8 +236,8 @@ class EigenGradCAM(EigenCAM):
 
     title = "EigenGradCAM"
 
-    def features(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
-        return self.maps(forward, layer) * self.gradients(forward, targets, layer)
+    def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
+        return self.project(self.maps(forward, layer) * self.gradients(forward, targets, layer))
 
 
 # --- from other outputs of the network -------------------------------------------------------------------------------
@@ -244,7 +264,8 @@ class ScoreCAM(ActivationMap):
 
     The definition's baseline f(x_b) cancels in the softmax. Raises NotApplicable for a unit of another layer.
     Costs a forward pass for each feature map of each image, a few at a time, beside the shared one; constant feature maps mask
-    the whole image and share one pass.
+    the whole image and share one pass. With precision=mixed on a CPU that multiplies in bfloat16, the masked passes are in
+    bfloat16.
     """
 
     title = "ScoreCAM"
@@ -265,11 +286,12 @@ class ScoreCAM(ActivationMap):
         """Compute f(x * H_v), [V], of an image [C, H, W] and its feature maps [V, h, w]."""
         constant = B.amin((1, 2)) == B.amax((1, 2))
         scores = B.new_empty(len(B))
-        if constant.any():
-            scores[constant] = score(model(torch.zeros_like(image)[None]), [target])
-        for some in in_passes((~constant).nonzero()[:, 0], image.numel()):
-            masked = image * masks(B[some], image.shape[-2:], self.convention)[:, None]
-            scores[some] = score(model(masked), [target] * len(some))
+        with InBfloat16() if mixed_in_bfloat16(B.device) else nullcontext():
+            if constant.any():
+                scores[constant] = score(model(torch.zeros_like(image)[None]).to(B.dtype), [target])
+            for some in in_passes((~constant).nonzero()[:, 0], image.numel()):
+                masked = image * masks(B[some], image.shape[-2:], self.convention)[:, None]
+                scores[some] = score(model(masked).to(B.dtype), [target] * len(some))
         return scores
 
 
@@ -280,8 +302,8 @@ class AblationCAM(ActivationMap):
 
     Raises NotApplicable for a unit of another layer.
     Costs, beside the shared forward pass, a pass through the network behind the layer for each feature map that is not 0. Where
-    the first dense layer there reads each map at inputs of its own, one product gives z_v = z - W_v P_v for all v, and the
-    network runs from there. With global average pooling and one dense layer, y_v = y - w_v mean(B_v).
+    the convolutions and dense layers that read the layer take each map at inputs of its own, products give z_v = z - W_v P_v for
+    all v, and the network runs from there. With global average pooling and one dense layer, y_v = y - w_v mean(B_v).
     """
 
     title = "AblationCAM"
@@ -292,45 +314,36 @@ class AblationCAM(ActivationMap):
         A = forward.layers[layer].detach()
         places = self.places(A, layer)
         chosen = output_targets(forward, targets, self.title)
-        dense = dense_after(model, images, layer, B) if self.reshape is None else None
+        read = readers(model, images, layer, B) if self.reshape is None else []
         weights = torch.zeros_like(B[:, :, 0, 0])
         for i, target in enumerate(chosen):
             live = B[i].flatten(1).any(1).nonzero()[:, 0]  # without a map of zeros, nothing changes
-            outputs = None
-            if dense is not None:
-                outputs = _ablated_before(dense, dense.shares[i], live, model, images)
-            if outputs is None:
-                outputs = _ablated_at(layer, A[i], places[live], model, images[i : i + 1])
-            y, y_v = score(outputs, [target] * len(outputs)).split([1, len(live)])
-            weights[i, live] = (y - y_v) / torch.where(y == 0, 1, y)
+            parts = (
+                _ablated_before(read, i, live, model, images)
+                if read
+                else _ablated_at(layer, A[i], places[live], model, images[i : i + 1])
+            )
+            drops = []
+            for outputs in parts:
+                y, y_v = score(outputs, [target] * len(outputs)).split([1, len(outputs) - 1])
+                drops.append((y - y_v) / torch.where(y == 0, 1, y))
+            weights[i, live] = torch.cat(drops) if drops else 0
         return weigh(weights, B)
 
 
-def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Tensor:
-    """Return outputs [1 + n, K]: of a layer's values A [...], and of A with 0 at each of n sets of flat places [n, h, w]."""
-    outputs = [run_rest(model, image, layer, A[None])]
-    for some in in_passes(torch.arange(len(places)), A.numel()):
-        ablated = A.flatten().repeat(len(some), 1).scatter_(1, places[some].flatten(1), 0)
-        outputs.append(run_rest(model, image, layer, ablated.view(-1, *A.shape)))
-    return torch.cat(outputs)
+def _ablated_at(layer: str, A: Tensor, places: Tensor, model: nn.Module, image: Tensor) -> Iterator[Tensor]:
+    """Yield outputs [1 + n, K]: of a layer's values A [...], and of A with 0 at n of the m sets of flat places [m, h, w]."""
+    for some in in_passes(places, A.numel()):
+        rows = A.new_empty(1 + len(some), *A.shape)
+        rows[:] = A
+        rows.flatten(1)[1:].scatter_(1, some.flatten(1), 0)
+        yield run_rest(model, image, layer, rows)
 
 
-def _ablated_before(dense: Dense, shares: Tensor, live: Tensor, model: nn.Module, images: Tensor) -> Tensor | None:
-    """Do the same from the shares [V, n] of a dense layer's inputs; None if the output depends on more than this layer."""
-    W, b = dense.linear.weight, dense.linear.bias
-    V, n = shares.shape
-    k = math.gcd(V, 16)  # feature maps at a time, as a block-diagonal matrix: W is read in longer pieces
-    blocks = shares.new_zeros(V // k, k, n, k)
-    blocks.diagonal(dim1=1, dim2=3).copy_(shares.view(V // k, k, n).transpose(1, 2))
-    products = W.view(len(W), V // k, k * n).transpose(0, 1) @ blocks.view(V // k, k * n, k)
-    products = products.mT.reshape(V, len(W))[live]  # W_v P_v
-    z = products.sum(0) if b is None else products.sum(0) + b
-    try:
-        return run_from(model, images[:0], dense.name, torch.cat([z[None], z - products]))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever rows that do not fit together raise
-        return None
+def _ablated_before(read: list[Reader], i: int, live: Tensor, model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Yield the same of image i from what its readers give without each of the live feature maps [m]."""
+    for some in in_passes(live, max(reader.z[i].numel() for reader in read)):
+        yield run_from(model, images[:0], {reader.name: reader.without(i, some) for reader in read})
 
 
 class OptiCAM(ActivationMap):
@@ -413,13 +426,13 @@ class CAM(ActivationMap):
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
         B = self.maps(forward, layer)
         chosen = output_targets(forward, targets, self.title)
-        dense = dense_after(forward.model, forward.images.detach(), layer, B) if self.reshape is None else None
+        read = readers(forward.model, forward.images.detach(), layer, B) if self.reshape is None else []
         if any(target.output != "logit" for target in chosen):
             raise NotApplicable("CAM explains logits, not probabilities")
-        if dense is not None and _equal(dense.linear(pooled := dense.shares.flatten(1)), forward.logits):
+        if len(read) == 1 and isinstance(read[0].module, nn.Linear) and _equal(read[0].z, forward.logits):
             for features in (B, B.relu()):
-                if _equal(pooled, features.mean((2, 3))):
-                    return weigh(dense.linear.weight[[target.unit for target in chosen]], features)
+                if _equal(read[0].shares.flatten(1), features.mean((2, 3))):
+                    return weigh(read[0].module.weight[[target.unit for target in chosen]], features)
         raise NotApplicable(
             f"CAM needs global average pooling of layer {layer} and one dense layer, which {type(forward.model).__name__} "
             "does not end in: use gradcam, its generalisation"

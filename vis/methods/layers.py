@@ -343,7 +343,7 @@ def _all_comes_from(look: _Look, model: nn.Module, output: _Output) -> bool:
     images = look.images.expand(2 * len(look.images), *look.images.shape[1:])
     values = output.tensor.new_zeros(len(images) + 1 + (len(images) == 0), *output.tensor.shape[1:])  # 2 or 3: none fit
     try:
-        run_from(model, images, look.name(output), values)
+        run_from(model, images, {look.name(output): values})
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever comes of rows that do not fit together

@@ -65,12 +65,15 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             reset_peak_memory(run.device)
             experiment.resolve(run)
             tasks = tasks_of(experiment, run)
-            folder.drop_damaged()
+            folder.drop_damaged(leftovers=not shards.slurm())
             began = folder.status.get("started") or time.strftime(_ISO)
             folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks), started=began)
             shards.begin(path)
             _compute(folder, experiment, run, tasks)
             shards.wait()
+            if shards.slurm() and len(folder.done()) < len(tasks):
+                log.info("waiting for the other tasks of Slurm job %s", shards.slurm())
+                _compute(folder, experiment, run, tasks, wait=True)
             results = folder.merge()
             _provenance(folder, run, command)
             claims = conclude(folder, experiment, results)
@@ -91,17 +94,20 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
     _summary(claims, seconds)
 
 
-def execute_shard() -> None:
-    """Compute this process's share of the tasks of a run that rank 0 has begun, with the config in the run's folder."""
-    path = shards.folder()
-    if path is None:
-        return
+def execute_shard(path: Path) -> int:
+    """Compute this process's share of the tasks of a run that another one has begun, with the config in the run's folder.
+
+    Return how many tasks it computed.
+    """
     folder = RunFolder(path)
+    if folder.status.get("state") == "done":
+        return 0
     config = folder.config()
     prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
-    _compute(folder, experiment, run, tasks_of(experiment, run))
-    shards.report()
+    if shards.slurm() and not experiment.shared_out:
+        return 0
+    return _compute(folder, experiment, run, tasks_of(experiment, run))
 
 
 # Keys under `experiment` that its constructor does not take
@@ -196,16 +202,23 @@ def prepare(config: DictConfig) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[dict[str, Any]]) -> None:
-    """Compute and journal the missing tasks. Several processes share the tasks, or compute each task together.
+def _compute(
+    folder: RunFolder, experiment: Experiment, run: Run, tasks: list[dict[str, Any]], wait: bool = False
+) -> int:
+    """Compute and journal the missing tasks; return their number. Several processes share the tasks, or compute each together.
 
+    wait: for the tasks that others of Slurm's tasks have claimed; compute those that they do not finish.
     While a task is computed, threads write the previous one and read the images of the next two.
     """
     done = folder.done()
     world = shards.world() if experiment.shared_out else 1
     journals = experiment.shared_out or shards.rank() == 0
     todo = [(n, task) for n, task in enumerate(tasks) if n not in done and n % world == shards.rank() % world]
-    if done:
+    if claims := bool(shards.slurm()):
+        (folder.path / "parts").mkdir(exist_ok=True)
+        first, places = shards.place()
+        todo.sort(key=lambda each: each[0] % places != first)
+    if done and not wait:
         log.info("%d of %d tasks are already computed", len(done), len(tasks))
     written: Future[None] | None = None
     own = f"{run.config.experiment.name}, compute"
@@ -215,11 +228,15 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[di
             raise UserError(f"{own}: it returned a {type(output).__name__}, expected a vis.store.run_folder.Output")
         with named(own):
             folder.add(number, output)
+        shards.release(number)
 
     bar = progress(todo, total=len(tasks), unit=" tasks", done=len(done), disable=not journals)
-    start, images = time.perf_counter(), 0
+    start, images, computed = time.perf_counter(), 0, 0
     with bar, ThreadPoolExecutor(1) as writer:  # so that an error message appears below the progress bar
         for place, (number, task) in enumerate(bar):
+            if claims and not shards.claim(folder.path / "parts", number, wait):
+                continue
+            computed += 1
             began = time.perf_counter()
             bar.set_description(f"{run.config.experiment.name} {described(task)}".strip()[:60], refresh=False)
             run.reader.upcoming = [i for _, each in todo[place + 1 : place + 3] for i in each.get("images", [])]
@@ -237,6 +254,7 @@ def _compute(folder: RunFolder, experiment: Experiment, run: Run, tasks: list[di
                 timings.write(f"{number},{time.perf_counter() - began:.4f}\n")
     if written is not None:
         written.result()
+    return computed
 
 
 def described(task: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Hydra calls a `Job` for each run, alone or in a sweep, in this process or (pickl
 import logging
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 
 from vis.errors import Incomplete, Lacking, UserError, said
 from vis.reports.sweep import aggregate
+from vis.runner.cluster import submit
 from vis.runner.fan_out import fan_out
 from vis.store import sweep_plan
 from vis.store.run_folder import RunFolder, failure
@@ -108,14 +110,20 @@ def resume(folder: Path, command: str) -> None:
 
     numbers = [n for n in range(len(plan["jobs"])) if not _is_done(folder, n)]
     one = partial(_resume_job, folder, command=command)
+    seconds, alone = plan.get("seconds") or {}, [n for n in numbers if plan.get("alone") and plan["alone"][n]]
+    together = [n for n in numbers if n not in alone]
+    if seconds:  # the longest first
+        together.sort(key=lambda n: math.inf if seconds[n] is None else seconds[n], reverse=True)
     with finish_sweep(folder):
         count = min(plan.get("processes") or 1, len(numbers))
-        if count > 1:
-            seconds, alone = plan["seconds"], plan["alone"]
-            together = [n for n in numbers if not alone[n]]
-            longest_first = sorted(together, key=lambda n: math.inf if seconds[n] is None else seconds[n], reverse=True)
-            fan_out(longest_first, count, one, update)
-            numbers = [n for n in numbers if alone[n]]
+        if (launcher := plan.get("launcher")) and (
+            shutil.which("sbatch") or "hydra/launcher=submitit_local" in launcher
+        ):
+            submit(folder, launcher, together, alone, one, update)
+            numbers = []
+        elif count > 1:
+            fan_out(together, count, one, update)
+            numbers = alone
         for number in numbers:
             log.info("job %d: %s", number, " ".join(plan["jobs"][number]))
             line = one(number)
@@ -137,7 +145,9 @@ def _resume_job(folder: Path, number: int, command: str) -> str:
     plan = sweep_plan.plan(folder) or {}
     overrides = plan["jobs"][number]
     path = sweep_plan.job_folder(folder, number) or folder / sweep_plan.job_name(plan["jobs"], number)
-    name = " ".join(overrides)
+    name = " ".join(o for o in overrides if not o.startswith("hydra"))
+    if _is_done(folder, number):
+        return f"{name}: done"
     try:
         if any((path / "parts").glob("*")):
             _resume_run(path, command)

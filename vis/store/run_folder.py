@@ -183,14 +183,14 @@ class RunFolder:
         """Return the numbers of the finished tasks."""
         return {int(m[1]) for f in self._parts.glob("*.npz") if (m := re.fullmatch(r"(\d+)\.npz", f.name))}
 
-    def drop_damaged(self) -> None:
-        """Remove temporary files, and tasks with a wrong checksum, so that they are computed again."""
+    def drop_damaged(self, leftovers: bool = True) -> None:
+        """Remove tasks with a wrong checksum, so that they are computed again, and (leftovers) temporary files."""
         for number in self.done():
             path = self._parts / f"{number:06d}.npz"
             if not intact(path):
                 log.warning("%s is damaged: computing it again", path)
                 path.unlink(missing_ok=True)
-        for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")]:
+        for leftover in [*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")] if leftovers else []:
             leftover.unlink(missing_ok=True)
 
     def add(self, number: int, output: Output) -> None:

@@ -17,12 +17,13 @@ _mixed = False
 def pick_device(name: str) -> torch.device:
     """The device of that name; auto is the first accelerator there is. Raises UserError where it is not there.
 
-    Processes that torchrun started take the GPUs in turn.
+    Processes that torchrun or srun started take the GPUs in turn.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if name == "cuda" and place and torch.cuda.is_available():
+        name = f"cuda:{int(place) % torch.cuda.device_count()}"
     kind, _, index = name.partition(":")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise UserError(

@@ -1,17 +1,26 @@
-"""Share a run between processes started by torchrun, on one machine or on several with a common file system:
+"""Share a run between processes that have a common file system, started by torchrun or by Slurm:
 
     torchrun --nproc-per-node 4 -m vis.run experiment=...
+    sbatch --array=0-3 --wrap "vis-run experiment=..."        or: srun --ntasks=4 vis-run experiment=...
 
-Rank 0 does what a single process does, and announces the folder; rank r of n writes tasks r, r + n, ... to it. The
-processes communicate through torchrun's key-value store.
+torchrun: rank 0 does what a single process does, and announces the folder; rank r of n writes tasks r, r + n, ... to it.
+The processes communicate through torchrun's key-value store.
+
+Slurm: the tasks of an array may start at any time, one after the other too, and each may be ended. One of those that run the
+same command leads the run as a single process would; each claims one task of the run after the other, by a lock that ends
+with its process. The leader concludes the run when all tasks are there. If it ended before, the next one leads.
 """
 
 import atexit
+import fcntl
+import hashlib
 import os
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _LONG = timedelta(days=30)  # torchrun stops all processes if one fails
 
@@ -54,6 +63,92 @@ def wait() -> None:
     """On rank 0, wait until all tasks are done."""
     if world() > 1:
         _store().wait([f"done {other}" for other in range(1, world())], _LONG)
+
+
+# --- tasks of Slurm ---------------------------------------------------------------------------------------------------
+
+
+def slurm() -> str:
+    """Return the number of the Slurm array, or of srun's job and step, that this process is one of several tasks of; else "".
+
+    A job that submitit started, as those of a sweep are, is part of an array too, but has its own run.
+    """
+    if "SUBMITIT_EXECUTOR" in os.environ or world() > 1:
+        return ""
+    if _slurm("ARRAY_TASK_COUNT", 1) > 1:
+        return os.environ["SLURM_ARRAY_JOB_ID"]
+    return "{SLURM_JOB_ID}.{SLURM_STEP_ID}".format(**os.environ) if _slurm("STEP_NUM_TASKS", 1) > 1 else ""
+
+
+def place() -> tuple[int, int]:
+    """Return r, n if this process takes tasks r, r + n, ... first, because n processes share the run."""
+    if not slurm():
+        return rank(), world()
+    each, count = _slurm("STEP_NUM_TASKS", 1), _slurm("ARRAY_TASK_COUNT", 1)
+    index = (_slurm("ARRAY_TASK_ID", 0) - _slurm("ARRAY_TASK_MIN", 0)) // _slurm("ARRAY_TASK_STEP", 1)
+    return (index * each + _slurm("PROCID", 0)) % (each * count), each * count
+
+
+def _slurm(name: str, default: int) -> int:
+    return int(os.environ.get(f"SLURM_{name}", default))
+
+
+def common_folder(root: Path, command: str, reserve: Callable[[], Path]) -> Path:
+    """Return the folder of the run that the tasks of this Slurm job share; the first one reserves it.
+
+    Tasks with different commands (seed=$SLURM_ARRAY_TASK_ID) have runs of their own.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".slurm-{slurm()}-{hashlib.sha256(command.encode()).hexdigest()[:16]}").open("a+") as note:
+        fcntl.flock(note, fcntl.LOCK_EX)
+        note.seek(0)
+        if not (name := note.read()):
+            name = str(reserve())
+            note.write(name)
+        return Path(name)
+
+
+def lead(folder: Path) -> bool:
+    """Return True if this process leads the run in a folder, from now to its end; False once another one has begun the run."""
+    file = (folder / ".leader").open("w")
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if (folder / "config.yaml").is_file() or (folder / "sweep.json").is_file():
+                file.close()
+                return False
+            time.sleep(0.2)
+        else:
+            _claims[-1] = file
+            return True
+
+
+_claims: dict[int, IO[str]] = {}  # locked files, by the number of their task
+
+
+def claim(parts: Path, number: int, wait: bool = False) -> bool:
+    """Claim a task of a run for this process; False if it is done, or another one computes it (wait: once that has ended)."""
+    try:
+        file = (parts / f"{number:06d}.claim").open("w")
+    except FileNotFoundError:  # the run is over
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return False
+    if (parts / f"{number:06d}.npz").exists():
+        file.close()
+        return False
+    _claims[number] = file
+    return True
+
+
+def release(number: int) -> None:
+    """Give up the claim to a task, whose output is stored."""
+    if number in _claims:
+        _claims.pop(number).close()
 
 
 # --- one computation shared by all processes --------------------------------------------------------------------------
