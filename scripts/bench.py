@@ -97,16 +97,26 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def bfloat16_on_cpu(device: str) -> bool:
+    """Return True if the device is a CPU with bfloat16 products; otherwise name the rows that are left out."""
+    there = device == "cpu" and is_native(torch.bfloat16, torch.device(device))
+    if not there:
+        print("(rows of precision=mixed need a CPU with avx512_bf16 or amx_bf16)", flush=True)
+    return there
+
+
 def backpropagation(device: str, quick: bool) -> Iterator[Row]:
-    """nie2018: saliency, DeconvNet and guided backpropagation of two logits, against captum."""
-    vgg16, resnet50, repeats = VGG16(), torchvision_classifier("resnet50"), 3 if quick else 11
-    yield _backpropagation("vgg16", vgg16, 1, device, repeats)
+    """nie2018: saliency, DeconvNet and guided backpropagation of two logits, against captum.
+
+    precision=mixed needs a CPU with bfloat16 products (avx512_bf16 or amx_bf16), or a GPU with TF32.
+    """
+    networks, repeats = {"vgg16": VGG16(), "resnet50": torchvision_classifier("resnet50")}, 3 if quick else 11
+    low = bfloat16_on_cpu(device) or device.startswith("cuda")
+    for name, net in networks.items():
+        for precision in ("float32", "mixed") if low else ("float32",):
+            yield _backpropagation(name, net, 1, device, repeats, precision)
     if not quick:
-        yield _backpropagation("vgg16", vgg16, 8, device, 5)
-    yield _backpropagation("resnet50", resnet50, 1, device, repeats)
-    if is_native(torch.bfloat16, torch.device(device)):  # or in TF32 on a GPU
-        yield _backpropagation("vgg16", vgg16, 1, device, repeats, "mixed")
-        yield _backpropagation("resnet50", resnet50, 1, device, repeats, "mixed")
+        yield _backpropagation("vgg16", networks["vgg16"], 8, device, 5)
 
 
 def _backpropagation(
@@ -158,14 +168,6 @@ def class_activation_maps(device: str, quick: bool) -> Iterator[Row]:
         yield from _cams_once("resnet18, AblationCAM of layer3", resnet18, "layer3", "AblationCAM", device, ["float32"])
         yield _ablation("resnet18, AblationCAM of layer3", resnet18, "layer3", device, 3)
         yield _ablation("vgg16, AblationCAM of conv4_3", vgg16, "features.22", device, 1)
-
-
-def bfloat16_on_cpu(device: str) -> bool:
-    """Return True if the device is a CPU with bfloat16 products; otherwise name the rows that are left out."""
-    there = device == "cpu" and is_native(torch.bfloat16, torch.device(device))
-    if not there:
-        print("(rows of precision=mixed need a CPU with avx512_bf16 or amx_bf16)", flush=True)
-    return there
 
 
 def _subject(net: nn.Module, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -361,10 +363,12 @@ def _means(device: str) -> Iterator[Row]:
 def attribution(device: str, quick: bool) -> Iterator[Row]:
     """ayyar2021: integrated gradients, SmoothGrad, LRP and DeepLIFT of one image, against captum at its best batch size.
 
-    zennit is not a dependency: its rows appear if it is installed. captum's DeepLift is wrong on vgg16.
+    precision=mixed needs a CPU with bfloat16 products (avx512_bf16 or amx_bf16). captum's DeepLift is wrong on vgg16, and its
+    noise is another: these two rows have the error against our own maps, in float64 and in float32.
+    zennit is not a dependency: its row appears if it is installed.
     """
     torch.manual_seed(0)
-    images, repeats, steps = torch.randn(1, 3, 224, 224).to(device), 1 if quick else 5, 8 if quick else 32
+    images, repeats, steps = torch.randn(1, 3, 224, 224).to(device), 1 if quick else 5, 8 if quick else 50
     net = VGG16()
     initialise(net, "kaiming_normal", 0.1, seed=0)
     for module in net.modules():
@@ -372,11 +376,23 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
             nn.init.normal_(module.bias, 0, 0.05)
     net = net.eval().to(device)
     our_net = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    precisions = ["float32", "mixed"] if bfloat16_on_cpu(device) else ["float32"]
 
-    def row(work: str, peer: str, theirs: Callable[[], Tensor], method: methods.Method) -> Row:
-        return compare(
-            f"vgg16, {work}", peer, lambda: [theirs().detach()], lambda: [method(our_net, images, 1)], repeats
-        )
+    def ours(method: methods.Method, precision: str) -> list[Tensor]:
+        set_precision(precision)
+        maps = method(our_net, images, 1)
+        set_precision("float32")
+        return [maps]
+
+    def rows(
+        work: str, peer: str, theirs: Callable[[], Tensor], method: methods.Method, wanted: Tensor | None = None
+    ) -> Iterator[Row]:
+        for precision in precisions:
+            words = f"vgg16, {work}" + f", {precision}" * (precision != "float32")
+            row = compare(words, peer, lambda: [theirs().detach()], partial(ours, method, precision), repeats)
+            if wanted is not None:
+                row.error = ((ours(method, precision)[0] - wanted).norm() / wanted.norm()).item()
+            yield row
 
     def integrated(batch: int) -> Tensor:
         return attr.IntegratedGradients(net).attribute(images, target=1, n_steps=steps, internal_batch_size=batch)
@@ -390,21 +406,24 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
         )
 
     name = f"captum {captum.__version__}"
-    for work, theirs, method in (
-        ("integrated gradients", integrated, methods.IntegratedGradients(steps, baseline="zero")),
-        ("SmoothGrad", smoothed, methods.SmoothGrad(samples=steps)),  # with different noise
-    ):
-        best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
-        yield row(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method)
-    yield row(
+    deeplift = methods.DeepLIFT(baseline="zero")
+    yield from rows(
         "LRP-epsilon", name, lambda: attr.LRP(net).attribute(images, target=1), methods.LRP("epsilon", epsilon=1e-9)
     )
-    yield row(
+    yield from rows(
         "DeepLIFT",
         f"{name}, wrong",
         lambda: attr.DeepLift(net).attribute(images, target=1),
-        methods.DeepLIFT(baseline="zero"),
+        deeplift,
+        deeplift(copy.deepcopy(our_net).double(), images.double(), 1).float(),
     )
+    smoothgrad = methods.SmoothGrad(samples=steps)
+    for work, theirs, method, wanted in (
+        ("integrated gradients", integrated, methods.IntegratedGradients(steps, baseline="zero"), None),
+        ("SmoothGrad", smoothed, smoothgrad, ours(smoothgrad, "float32")[0]),
+    ):
+        best = min((1, 4, 8, 16), key=lambda batch: timed(lambda: [theirs(batch)])[0])  # noqa: B023  # called within this round of the loop
+        yield from rows(f"{work}, {steps} passes", f"{name}, batch {best}", partial(theirs, best), method, wanted)
     if find_spec("zennit"):
         from zennit.attribution import Gradient
         from zennit.composites import EpsilonPlus
@@ -416,7 +435,8 @@ def attribution(device: str, quick: bool) -> Iterator[Row]:
                 ]
 
         composite = methods.LRP(composite="epsilon_plus")
-        yield row("LRP, epsilon and alpha1beta0", f"zennit {version('zennit')}", zennits, composite)
+        precisions = ["float32"]
+        yield from rows("LRP, epsilon and alpha1beta0", f"zennit {version('zennit')}", zennits, composite)
 
 
 def perturbation(device: str, quick: bool) -> Iterator[Row]:

@@ -1,30 +1,87 @@
-"""Measure the error of low precision in the evidence of windows (zhou2018), in % of its RMS; print a table without times.
+"""Measure the errors of low precision; print two tables without times.
 
 python scripts/precision.py [--device cuda] [--quick]
 
-"values" rounds everything in full passes, "changes" only the differences that a window makes (the engine). The windows are
-evenly spaced over a photograph and contain their conditional means. Full passes round weights and the inputs and outputs of
-layers, and sum in float32, as tensor cores do.
+The first has the errors of maps with precision=mixed, of SqueezeNet with its published weights and the bundled photographs:
+relative l2 against precision=float32, and the largest change of each metric.
+
+The second has the error in the evidence of windows (zhou2018), in % of its RMS. "values" rounds everything in full passes,
+"changes" only the differences that a window makes (the engine). The windows are evenly spaced over a photograph and contain
+their conditional means. Full passes round weights and the inputs and outputs of layers, and sum in float32, as tensor cores
+do.
 """
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from bench import evenly, hardware, photographs, random_network, with_windows
 from torch import Tensor, nn
 
-from vis import methods
+from vis import methods, metrics
+from vis.config.compose import compose_config
 from vis.config.options import load_node, options
 from vis.data import digits, preprocessing
 from vis.graph.modes import evaluating
 from vis.methods.perturbation import log2_odds
-from vis.models import build_model
+from vis.models import Model, build_model
+from vis.runner.experiment import Run
+from vis.system.device import set_precision
 from vis.training.fit import NetworkInputs
 from vis.training.standin import standin
 from vis.windows.engine import Incremental
+
+MIXED = (
+    "saliency", "deconvnet", "gbp", "input_x_gradient", "guided_gradcam", "gradcam_gradient", "lrp", "deeplift",
+    "integrated_gradients", "smoothgrad", "guided_ig", "expected_gradients",
+)  # fmt: skip
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pearson": metrics.pearson,
+    "high-pass pearson": metrics.high_pass_pearson,
+    "cosine": metrics.cosine,
+    "spearman": lambda map_, x: metrics.spearman(map_.abs().amax(1, keepdim=True), metrics.luma(x)),
+    "ssim": lambda map_, x: metrics.ssim(metrics.luma(map_), metrics.luma(x)),
+    "total variation": lambda map_, _: metrics.total_variation(map_),
+    "participation ratio": lambda map_, _: metrics.participation_ratio(map_),
+    "g4": lambda map_, _: metrics.grid4(map_),
+}  # of a map and the network's input; the last three have units, so their changes are relative
+
+
+def mixed_errors(device: str, quick: bool) -> Iterator[str]:
+    """Yield the lines of the table of maps."""
+    words = [
+        f"device={device}",
+        "model=squeezenet",
+        "dataset.names=all",
+        f"method=[{','.join(MIXED)}]",
+        "methods.lrp.rule=epsilon",
+    ]
+    run = Run(compose_config(words))
+    model = run.model()
+    x = torch.cat([run.batch(model, [i]).x for i in range(2 if quick else len(run.dataset))])
+    yield f"| method | l2 [%], median | largest | {' | '.join(METRICS)} |"
+    yield f"|---|{'---:|' * (len(METRICS) + 2)}"
+    for name, method in run.methods.items():
+        found = {precision: _maps(method, model, run, x, precision) for precision in ("float32", "mixed")}
+        pairs = list(zip(*found.values(), strict=True))
+        errors = torch.stack([(low - exact).norm() / exact.norm() for exact, low in pairs])
+        changes = []
+        for metric, of in METRICS.items():
+            exact, low = (torch.cat([of(m, x[i][None]) for i, m in enumerate(maps)]) for maps in found.values())
+            change = (low - exact).abs() / (exact if metric in list(METRICS)[-3:] else 1)
+            changes.append(f"{change.max():.1g}")
+        yield f"| {name} | {100 * errors.median():.2g} | {100 * errors.max():.2g} | {' | '.join(changes)} |"
+
+
+def _maps(method: methods.Method, model: Model, run: Run, x: Tensor, precision: str) -> list[Tensor]:
+    """Return the maps of the largest logit of each image, [1, C, H, W]."""
+    set_precision(precision)
+    try:
+        return [method(model.net, image[None], None, run.preprocess(model)).cpu() for image in x]
+    finally:
+        set_precision("float32")
 
 
 def precisions(device: str, quick: bool) -> Iterator[str]:
@@ -89,8 +146,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # as in a run with precision=float32
     print(f"{hardware(arguments.device)}\n")
-    for line in precisions(arguments.device, arguments.quick):
-        print(line, flush=True)
+    for table in (mixed_errors, precisions):
+        for line in table(arguments.device, arguments.quick):
+            print(line, flush=True)
+        print()
 
 
 if __name__ == "__main__":

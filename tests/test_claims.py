@@ -179,3 +179,12 @@ def test_departures_name_each_setting_that_is_not_the_papers():
         "models.cnn.stride = 1 instead of 2",
         "models.fcn.hidden = 10 instead of 4096",
     ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_mixed_precision_refuses_claims_about_exactness(precision):
+    exact, statistical = claim(compared([0.0], exactly(0))), claim(compared([0.6, 0.7, 0.6, 0.7], above(0.5)))
+    assert statistical.in_precision(precision).verdict == "holds"
+    judged = exact.in_precision(precision)
+    assert judged.verdict == ("not measured" if precision == "mixed" else "holds")
+    assert ("precision=mixed rounds backward passes" in judged.measured) == (precision == "mixed")

@@ -269,6 +269,13 @@ class Claim:
             object.__setattr__(self, "sentence", row["sentence"])
             object.__setattr__(self, "source", row["where"])
 
+    def in_precision(self, precision: str) -> "Claim":
+        """Return the claim as a run in this precision may judge it: one about exactness is not measured in mixed."""
+        if precision != "mixed" or all(each.rule.of != "each" for each in self.compared):
+            return self
+        why = "precision=mixed rounds backward passes, and the sentence is about exactness: use float32 or float64"
+        return replace(self, reason=f"{self.reason}; {why}" if self.reason else why)
+
     @property
     def name(self) -> str:
         return self.id

@@ -367,6 +367,7 @@ def test_a_file_with_another_gaussian_is_an_error(tmp_path):
         lambda: Occlusion(evidence="bits"),
         lambda: Occlusion(memory_gb=0),
         lambda: PDAFast(precision="float64"),
+        lambda: PDAGradient(precision="bfloat16"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(wrong):

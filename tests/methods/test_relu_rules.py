@@ -28,6 +28,7 @@ from vis.methods import (
     Target,
     explain_all,
 )
+from vis.system import device
 from vis.system.device import set_precision
 
 RULES = {"saliency": SALIENCY, "deconvnet": DECONVNET, "gbp": GUIDED}
@@ -315,6 +316,7 @@ def test_large_networks_with_other_activations_are_refused(arch):
 
 def test_mixed_precision_is_tf32_in_the_backward_pass_alone(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # restored at the end
+    monkeypatch.setattr(device, "is_native", lambda *_: False)  # no bfloat16
     set_precision("mixed")
     net = networks.build("vgg_like", dtype=torch.float32)
     seen = []

@@ -7,12 +7,25 @@ import torch
 import torchvision
 from torch import nn
 
-from vis.methods import DeconvNet, GuidedBackprop, Saliency, explain_all
+from vis.methods import (
+    LRP,
+    DeconvNet,
+    DeepLIFT,
+    GuidedBackprop,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+    deeplift,
+    explain_all,
+    relevance,
+)
 from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward
+from vis.methods.propagation import is_chain
 from vis.methods.stacked import stacked_gradients
 from vis.models import VGGSmall
 from vis.system import device
 from vis.system.device import is_native, set_precision
+from vis.windows.engine import say_once
 
 RULES = sorted([SALIENCY, DECONVNET, GUIDED], key=lambda rule: (rule.rectify_gradient, rule.mask_by_input))
 METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackprop()}
@@ -79,12 +92,110 @@ def test_a_relu_in_another_spelling_is_left_to_autograd():
     images = torch.randn(1, 3, 4, 4)
     with Forward(Clamped(), images) as forward:
         seeds = torch.ones(1, *forward.logits.shape)
-        assert stacked_gradients(forward.logits, seeds, forward.images, [(False, True)], torch.float32) is None
+        assert stacked_gradients(forward.logits, seeds, forward.images, [(True, True)], torch.float32) is None
 
 
-@pytest.mark.skipif(
+def with_biases(net: nn.Module) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias, 0, 0.1)
+    return net.double().eval()
+
+
+@pytest.mark.parametrize("name", ["vgg", "squeezenet1_1"])
+@pytest.mark.parametrize("method", [LRP("zero"), LRP("epsilon"), LRP("epsilon", epsilon=0.5)], ids=repr)
+def test_lrp_epsilon_from_the_shared_forward_pass_is_the_relevance_of_the_traced_graph(name, method, monkeypatch):
+    torch.manual_seed(0)
+    net, size = networks()[name]
+    with_biases(net).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    images[:, :, 5:20, 5:20] = 0
+    with monkeypatch.context() as other:
+        other.setattr(relevance, "Relevance", None)  # not needed
+        found = method(net, images, [1, 3])
+    monkeypatch.setattr(relevance, "is_chain", lambda _: False)
+    expected = method(net, images, [1, 3])
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("layers", "chain"),
+    [
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 5)), True),
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), True),
+        ((nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
+        ((nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)), False),
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)), False),
+        ((nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), False),
+        ((nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)), False),
+        ((nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(256, 5)), False),
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), False),
+    ],
+)
+def test_only_a_chain_has_all_denominators_in_its_graph(layers, chain):
+    torch.manual_seed(0)
+    net, images = with_biases(nn.Sequential(*layers)), torch.randn(2, 3, 10, 10, dtype=torch.float64)
+    with Forward(net, images) as forward:
+        assert is_chain(forward.logits) == chain
+    method = LRP("epsilon", epsilon=0.1)
+    maps = method(net, images, 1)
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(relevance, "is_chain", lambda _: False)
+        assert (maps - method(net, images, 1)).norm() <= 1e-10 * maps.norm()
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet18", "googlenet"])
+@pytest.mark.parametrize("baseline", ["zero", "noise"])
+def test_deeplift_from_two_forward_passes_is_that_of_the_traced_graph(name, baseline, monkeypatch):
+    torch.manual_seed(0)
+    net, size = networks()[name]
+    with_biases(net).to(memory_format=torch.channels_last)
+    images, method = torch.randn(2, 3, size, size, dtype=torch.float64), DeepLIFT(baseline=baseline)
+    with monkeypatch.context() as other:
+        other.setattr(deeplift, "Reference", None)  # not needed
+        found = method(net, images, [1, 3])
+    monkeypatch.setattr(deeplift, "rescaled", lambda *_: None)
+    expected = method(net, images, [1, 3])
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+needs_bfloat16 = pytest.mark.skipif(
     not is_native(torch.bfloat16, torch.device("cpu")), reason="this processor has no bfloat16 products"
 )
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(
+    "method",
+    [LRP("epsilon"), DeepLIFT(baseline="zero"), IntegratedGradients(5, baseline="zero"), SmoothGrad(samples=5)],
+    ids=lambda method: type(method).__name__,
+)
+def test_other_methods_in_mixed_precision_have_the_error_that_they_state(method, mixed):
+    torch.manual_seed(0)
+    net, size = networks()["squeezenet1_1"]
+    with_biases(net).float()
+    images = torch.randn(2, 3, size, size)
+    low = method(net, images, [1, 3])
+    set_precision("float32")
+    exact = method(net, images, [1, 3])
+    assert 0 < (low - exact).norm() / exact.norm() < 2 * method.mixed_error
+
+
+@needs_bfloat16
+def test_the_log_says_once_what_mixed_precision_leaves_alone_and_warns_of_large_errors(mixed, caplog, monkeypatch):
+    say_once.cache_clear()
+    caplog.set_level("INFO")
+    net, images = VGGSmall().eval(), torch.randn(1, 3, 32, 32)
+    monkeypatch.setattr(Saliency, "mixed_error", 0.031)
+    for _ in range(2):
+        explain_all({"saliency": Saliency(), "gbp": GuidedBackprop(), "lrp": LRP()}, net, images, [0])
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "precision=mixed changes maps of saliency by up to 3.1 % (l2): use precision=float32"),
+        ("INFO", "precision=mixed changes nothing in lrp"),
+    ]
+
+
+@needs_bfloat16
 def test_with_mixed_precision_maps_differ_by_about_a_percent_and_the_logits_by_nothing(mixed):
     torch.manual_seed(0)
     net = torchvision.models.resnet18(weights=None).eval()

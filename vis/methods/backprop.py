@@ -16,6 +16,7 @@ class _Backpropagation(Method):
     rule: ReluRule
     display = "midgray"
     video = True
+    mixed_error = 0.01
 
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         return forward.gradient(targets, self.rule)

@@ -1,5 +1,6 @@
 """The base class of all methods, and how several of them share a forward pass."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,11 @@ from vis.graph.outputs import scoring
 from vis.methods.flow import Flow
 from vis.methods.forward import Forward, Preprocessing, ReluRule
 from vis.methods.target import Targets, as_targets
+from vis.system.device import mixed_in_bfloat16
+from vis.windows.engine import say_once
 from vis.windows.gaussian import ImageSequence
+
+MIXED_LIMIT = 0.02  # of the error that precision=mixed may have without a warning
 
 
 class Examples(ImageSequence, Protocol):
@@ -90,12 +95,18 @@ class Method(ABC):
     display: ClassVar[str] = "diverging"  # the default scaling of its maps, see vis.figures.display
     axiom: ClassVar[str] = ""  # about the sum of a map: conservation, completeness, ...
     video: ClassVar[bool] = False  # whether it explains images in 3D as well, [B, C, T, H, W]
+    relu_inputs: ClassVar[bool] = False  # whether `explain` wants `Forward.relu_inputs`
     why_silent: ClassVar[str] = ""  # the possible reasons for `silent`, in words
 
     @property
     def words(self) -> str:
         """Words that follow the title in a caption, such as "from black pixels"."""
         return ""
+
+    @property
+    def mixed_error(self) -> float | None:
+        """The largest relative l2 error of its maps in bfloat16, by precision=mixed (docs/guide.md); None: it changes nothing."""
+        return None
 
     def prepare(self, subject: Subject) -> None:  # noqa: B027  # most methods learn nothing
         """Learn what `explain` needs, from images. `vis-run` calls it before the method first explains a network.
@@ -192,17 +203,33 @@ def explain_all(
             for each in targets
         ]
         return [maps for (maps,), _ in parts], parts[0][1]
+    if mixed_in_bfloat16(images.device):
+        _say_mixed_errors(methods)
     layers = {layer for each in targets for layer in _layers(each, len(images))}
     for name, method in methods.items():
         with naming(name, method):
             if images.ndim == 5 and not method.video:
                 raise NotApplicable(f"{type(method).__name__} explains images [B, C, H, W], not {list(images.shape)}")
             layers.update(method.layers(model, images))
-    with Forward(model, images, sorted(layers), preprocess) as forward:
+    relu_inputs = any(method.relu_inputs for method in methods.values())
+    with Forward(model, images, sorted(layers), preprocess, relu_inputs) as forward:
         rules = [rule for m in methods.values() if isinstance(rule := getattr(m, "rule", None), ReluRule)]
         forward.anticipate([(each, rule) for rule in rules for each in targets])
         maps = [{name: _maps(name, method, forward, each) for name, method in methods.items()} for each in targets]
     return maps, forward.logits
+
+
+def _say_mixed_errors(methods: Mapping[str, Method]) -> None:
+    """Log, once, the methods that precision=mixed leaves alone, and warn of those whose maps it changes by more than 2 %."""
+    for name, method in methods.items():
+        named = name or type(method).__name__
+        if method.mixed_error is None:
+            say_once(f"precision=mixed changes nothing in {named}")
+        elif method.mixed_error > MIXED_LIMIT:
+            error = f"{100 * method.mixed_error:.2g} %"
+            say_once(
+                f"precision=mixed changes maps of {named} by up to {error} (l2): use precision=float32", logging.WARNING
+            )
 
 
 def _maps(name: str, method: Method, forward: Forward, targets: Targets) -> Tensor:

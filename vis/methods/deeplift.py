@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from vis.graph.interpreter import Affine, Walk
@@ -28,6 +29,7 @@ from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.flow import IMAGE, LOGITS, Flow
 from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
+from vis.methods.stacked import Results, graph_nodes, max_pool, node_name, restrides
 from vis.methods.target import Target, Targets, score
 
 
@@ -71,10 +73,55 @@ class Rescale(Walk):
     def max_pool(self, node: fx.Node, pool: Callable[..., Any], a: Tensor) -> Tensor:
         y, y0 = a.detach(), self.kept[node]
         (z, place), (z0, place0) = pool(y, return_indices=True), pool(y0, return_indices=True)
-        winner = torch.where(z >= z0, place, place0)
-        dy = _pick(y - y0, winner)
-        slope = torch.where(dy == 0, 1, (z - z0) / dy)  # in [0, 1]
+        winner, slope = _winner(y, y0, z, z0, place, place0)
         return Slopes.apply(z, [slope], _pick(a, winner))
+
+
+_LINEAR = {
+    "ConvolutionBackward0", "AddmmBackward0", "NativeBatchNormBackward0", "AddBackward0", "MeanBackward1",
+    "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "CatBackward0", "CloneBackward0", "ViewBackward0", "UnsafeViewBackward0",
+    "ReshapeAliasBackward0", "AccumulateGrad",
+}  # fmt: skip
+_RELU, _POOL = "ReluBackward0", "MaxPool2DWithIndicesBackward0"
+
+
+def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tensor | None:
+    """Return the multipliers of Rescale from the graphs of two forward passes, which keep the inputs of ReLUs.
+
+    None if the network has other operations than linear ones, ReLUs and max-poolings in 2D.
+    """
+    kinks: list[list[Any]] = []  # nodes that are not linear, of each pass in order
+    for each in (forward, reference):
+        nodes = list(graph_nodes([each.logits.grad_fn]))
+        if not all(node_name(node) in {*_LINEAR, _RELU, _POOL} or restrides(node) for node in nodes):
+            return None
+        if any(getattr(node, "_saved_training", False) for node in nodes):  # a batch norm by the images' own statistics
+            return None
+        kinks.append(sorted((n for n in nodes if node_name(n) in (_RELU, _POOL)), key=lambda node: node._sequence_nr()))
+        if len(each.relu_inputs) != sum(node_name(node) == _RELU for node in kinks[-1]):
+            return None
+    if [node_name(node) for node in kinks[0]] != [node_name(node) for node in kinks[1]]:
+        return None
+    other = dict(zip(*kinks, strict=True))
+    sizes = zip(forward.relu_inputs, reference.relu_inputs, strict=True)
+    inputs = dict(zip((node for node in kinks[0] if node_name(node) == _RELU), sizes, strict=True))
+
+    def relu(walk: Any, node: Any, gradient: Tensor) -> Results:
+        size, size0 = inputs[node]  # (z - z0) / (y - y0), also in the limit y = y0
+        slope = (node._saved_result + other[node]._saved_result).div_(
+            (size + size0).clamp_(min=torch.finfo(size.dtype).tiny)
+        )
+        return (gradient * slope.to(gradient.dtype),)
+
+    def pool(walk: Any, node: Any, gradient: Tensor) -> Results:
+        geometry = node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation
+        (y, place), (y0, place0) = ((n._saved_self, n._saved_result1) for n in (node, other[node]))
+        z, z0 = (F.max_pool2d(each, *geometry, node._saved_ceil_mode) for each in (y, y0))
+        winner, slope = _winner(y, y0, z, z0, place, place0)
+        return max_pool(walk, node, gradient * slope.to(gradient.dtype), winner)
+
+    found = forward.reverse(forward.seed(chosen)[None], kernels={_RELU: relu, _POOL: pool})
+    return None if found is None else found[0]
 
 
 class RevealCancel(Rescale):
@@ -142,8 +189,18 @@ def _slope(g: Callable[[Tensor], Tensor], y: Tensor, y0: Tensor, z: Tensor) -> T
     return slope
 
 
+def _winner(y: Tensor, y0: Tensor, z: Tensor, z0: Tensor, place: Tensor, place0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the place that gets all in each window of a max-pooling z of y, and its slope, in [0, 1]."""
+    winner = torch.where(z >= z0, place, place0)
+    dy = _pick(y - y0, winner)
+    return winner, torch.where(dy == 0, 1, (z - z0) / dy)
+
+
 def _pick(a: Tensor, place: Tensor) -> Tensor:
     """Gather the values at places in flat maps."""
+    if a.ndim == 4 and not a.is_contiguous():  # channels_last: no copy
+        rows, places = (each.permute(0, 2, 3, 1).flatten(1, 2) for each in (a, place))
+        return rows.gather(1, places).unflatten(1, place.shape[2:]).permute(0, 3, 1, 2)
     return a.flatten(2).gather(2, place.flatten(2)).view_as(place)
 
 
@@ -166,6 +223,7 @@ class DeepLIFT(Method):
 
     title = "DeepLIFT"
     axiom = "summation-to-delta"
+    relu_inputs = True
 
     def __init__(self, rule: str = "rescale", baseline: Baseline | Sequence[Baseline] = "black", seed: int = 0) -> None:
         if rule not in ("rescale", "reveal_cancel"):
@@ -177,6 +235,10 @@ class DeepLIFT(Method):
     def words(self) -> str:
         return f"against {in_words(self.baseline)}"
 
+    @property
+    def mixed_error(self) -> float | None:
+        return 0.01 if self.rule == "rescale" else None
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return (3 if self.rule == "rescale" else 10) * len(several(self.baseline))
 
@@ -186,6 +248,12 @@ class DeepLIFT(Method):
         return torch.stack([self._explain(forward, chosen, x0) for x0 in self._references(forward)]).mean(0)
 
     def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
+        if self.rule == "rescale" and forward.relu_inputs:
+            x = forward.images.detach()
+            with Forward(forward.model, x0.expand_as(x), relu_inputs=True) as at_reference:
+                multipliers = rescaled(forward, at_reference, chosen)
+            if multipliers is not None:
+                return multipliers * (x - x0)
         flow = self._flow(forward, x0)
         (m,) = torch.autograd.grad(score(flow.values[LOGITS], chosen).sum(), flow.values[IMAGE])
         return m * flow.activations[IMAGE]

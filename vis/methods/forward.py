@@ -13,7 +13,8 @@ The network itself is not touched. A ReLU inside somebody's own autograd.Functio
 On a CPU all this is about 1.15x faster for a network in channels_last: model.to(memory_format=torch.channels_last).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from vis.errors import NotApplicable, named
 from vis.graph.modes import evaluating
 from vis.graph.outputs import checked_logits
-from vis.methods.functional import LayerName, Tap
-from vis.methods.stacked import stacked_gradients
+from vis.methods.functional import LayerName, ReluInputs, Tap
+from vis.methods.stacked import Kernel, graph_nodes, node_name, stacked_gradients
 from vis.methods.target import Target, Targets, as_targets, score
 from vis.system.device import backward_precision, mixed_in_bfloat16
 
@@ -87,6 +88,7 @@ class Forward:
     layers: names of modules whose outputs are kept; `name:k` is the k-th call of a module that is called several times,
     `name:relu` the activation function that is called after it (`vis.methods.functional`).
     Afterwards `logits` [B, K] and `layers` keep their values, without the graph.
+    relu_inputs: keep the absolute values of the inputs of ReLUs as well, in the order of the calls: `relu_inputs`.
     preprocess: the function that made the images from pixels in [0, 1]. Methods derive black pixels and the range of pixel
     values from it; without it, the caller gives these values.
 
@@ -95,13 +97,20 @@ class Forward:
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, layers: Sequence[str] = (), preprocess: Preprocessing | None = None
+        self,
+        model: nn.Module,
+        images: Tensor,
+        layers: Sequence[str] = (),
+        preprocess: Preprocessing | None = None,
+        relu_inputs: bool = False,
     ) -> None:
         check_images(model, images)
         self.model = model
         self.images = images
         self.preprocess = preprocess
         self.layers: dict[str, Tensor] = {}  # filled by the forward pass
+        self.relu_inputs: list[Tensor] = []  # likewise
+        self._keep_inputs = ReluInputs(self.relu_inputs) if relu_inputs else nullcontext()
         self._wanted = tuple(layers)
         self._rule = [SALIENCY]  # shared with the hooks, which must not hold `self`: autograd's graph would never die
         self._handles: list[Any] = []
@@ -116,7 +125,7 @@ class Forward:
             self._capture_layers(captures)
             images = self.images.clone() if self.images.is_inference() else self.images.detach()
             self.images = images.requires_grad_(True)
-            with named(f"{type(self.model).__name__} on images {list(images.shape)}"):
+            with named(f"{type(self.model).__name__} on images {list(images.shape)}"), self._keep_inputs:
                 output = self.model(self.images.clone())  # a clone: the model may begin with an in-place operation
             self.logits = checked_logits(self.model, output, len(self.images))
             for name in self._wanted:
@@ -135,6 +144,7 @@ class Forward:
             handle.remove()
         self._handles.clear()
         self._gradients.clear()
+        self.relu_inputs.clear()
         self.layers = {name: output.detach() for name, output in self.layers.items()}
         if hasattr(self, "logits"):
             self.logits = self.logits.detach()
@@ -160,6 +170,8 @@ class Forward:
         silently be the plain gradient.
         """
         key = (id(of), rule, *as_targets(targets, self.images.shape[0]))
+        if key not in self._gradients and of is None and mixed_in_bfloat16(self.images.device):
+            self.anticipate([(targets, rule)])
         if key in self._gradients:
             return self._gradients[key]
         scores = self.scores(targets)
@@ -196,28 +208,43 @@ class Forward:
     def anticipate(self, wanted: Sequence[tuple[Targets, ReluRule]]) -> None:
         """Compute several gradients with respect to the images in one stacked reverse pass; `gradient` then returns them.
 
-        It does so with precision=mixed on a CPU that multiplies in bfloat16, where the maps differ by about 1 % (l2), and
-        leaves out targets in other layers and networks for which a rule is undefined.
+        It does so on a CPU, in bfloat16 with precision=mixed where the CPU multiplies in it (the maps differ by about 1 %,
+        l2), and leaves out targets in other layers and rules that are undefined for the network.
         """
-        B = len(self.images)
+        B, low = len(self.images), mixed_in_bfloat16(self.images.device)
         asked = {(rule, tuple(as_targets(targets, B))) for targets, rule in wanted}
         rows = [row for row in asked if row[0].quantile is None and all(target.layer is None for target in row[1])]
+        if not self.logits.requires_grad or not (low or (self.images.device.type == "cpu" and len(rows) > 1)):
+            return
+        if any(rule != SALIENCY for rule, _ in rows):
+            try:
+                self._prepare_rules()
+            except NotApplicable:  # `gradient` says so, if a method asks for such a rule
+                rows = [row for row in rows if row[0] == SALIENCY]
         rows.sort(key=lambda row: (row[0].rectify_gradient, row[0].mask_by_input))
-        if not (mixed_in_bfloat16(self.images.device) and self.logits.requires_grad):
-            return
-        try:
-            self._prepare_rules()
-        except NotApplicable:  # `gradient` says so, if a method asks for such a rule
-            return
-        each = max(1, _STACKED // B)
+        each = max(1, (_STACKED if low else _STACKED // 2) // B)
         for some in (rows[i : i + each] for i in range(0, len(rows), each)):
-            scores = [self.scores(targets).sum() for _, targets in some]
-            seeds = [torch.autograd.grad(score, self.logits, retain_graph=True)[0] for score in scores]
-            rules = [(rule.rectify_gradient, rule.mask_by_input) for rule, _ in some]
-            found = stacked_gradients(self.logits, torch.stack(seeds), self.images, rules, torch.bfloat16)
+            seeds = torch.stack([self.seed(targets) for _, targets in some])
+            found = self.reverse(seeds, [rule for rule, _ in some])
             if found is not None:
                 for (rule, targets), gradient in zip(some, found, strict=True):
                     self._gradients[(id(None), rule, *targets)] = gradient
+
+    def seed(self, targets: Targets) -> Tensor:
+        """Return the gradient of the targets, units of the output, with respect to the logits: [B, K]."""
+        return torch.autograd.grad(self.scores(targets).sum(), self.logits, retain_graph=True)[0]
+
+    def reverse(
+        self, seeds: Tensor, rules: Sequence[ReluRule] = (SALIENCY,), kernels: Mapping[str, Kernel] | None = None
+    ) -> Tensor | None:
+        """Carry seeds [rows, B, K] from the logits to the images: [rows, B, C, H, W], in bfloat16 if precision=mixed says so.
+
+        rules: of each row, sorted. kernels, None: see `stacked_gradients`.
+        """
+        dtype = torch.bfloat16 if mixed_in_bfloat16(self.images.device) else self.images.dtype
+        switches = [(rule.rectify_gradient, rule.mask_by_input) for rule in rules]
+        with backward_precision():
+            return stacked_gradients(self.logits, seeds, self.images, switches, dtype, kernels)
 
     def _capture_layers(self, handles: list[Any]) -> None:
         """Register hooks that fill `self.layers`, and add their handles to `handles`."""
@@ -270,8 +297,8 @@ class Forward:
                 T.clamp_(min=0)  # h(R) g'(y) = h(R g'(y)), since g' is 0 or 1
 
         relus, undefined = [], set()
-        for node in _nodes([self.logits, *self.layers.values()]):
-            name = node.name().rpartition("::")[2].partition("Backward")[0]
+        for node in graph_nodes([kept.grad_fn for kept in (self.logits, *self.layers.values())]):
+            name = node_name(node).partition("Backward")[0]
             if _is_relu(node, name):
                 relus.append(node)
             elif name in _UNDEFINED:
@@ -325,16 +352,3 @@ def _above_quantile(values: Tensor, q: float) -> Tensor:
     flat = values.flatten(1)
     bound = flat.kthvalue(round(q * (flat.shape[1] - 1)) + 1, dim=1).values
     return values > bound.view(-1, *[1] * (values.ndim - 1))
-
-
-def _nodes(tensors: Sequence[Tensor]) -> Iterator[Any]:
-    """Yield all nodes of autograd's graph behind the tensors."""
-    stack: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack.extend(parent for parent, _ in node.next_functions)

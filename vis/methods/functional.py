@@ -97,3 +97,17 @@ class Tap(TorchFunctionMode):
         if output is own and changed.shape == x.shape:  # in place: the network may go on with x
             return x.copy_(changed)
         return changed
+
+
+class ReluInputs(TorchFunctionMode):
+    """Add the absolute values of the inputs of all ReLUs to a list, in the order of the calls."""
+
+    def __init__(self, kept: list[Tensor]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function_name(func) == "relu":
+            self._kept.append((args[0] if args else kwargs["input"]).detach().abs())
+        return func(*args, **kwargs)

@@ -1,5 +1,6 @@
 """Methods that combine many gradients, or a gradient and a CAM (ayyar2021, Eq. 7, 8 and section 4.6.1)."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,9 +39,9 @@ def fixed(forward: Forward, targets: Targets) -> list[Target]:
 
 
 def _passes(images: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (image, sample) indices of `count` samples of each image, as many at a time as fit into one pass."""
+    """Yield (image, sample) indices of `count` samples of each image, in passes of about equal size."""
     pairs = torch.arange(len(images) * count, device=images.device)
-    for some in pairs.split(max(1, PASS_VALUES // images[0].numel())):
+    for some in pairs.tensor_split(math.ceil(len(pairs) / max(1, PASS_VALUES // images[0].numel()))):
         yield some % len(images), some // len(images)
 
 
@@ -51,6 +52,7 @@ class PathMethod(Method):
     """
 
     axiom = "completeness"
+    mixed_error = 0.01
 
     def __init__(self, steps: int, baseline: Baseline | Sequence[Baseline], seed: int) -> None:
         if steps < 1:
@@ -229,6 +231,10 @@ class SmoothGrad(Method):
             filter(None, [{"square": "squared"}.get(self.reduce, self.reduce) * (self.reduce != "mean"), of])
         )
 
+    @property
+    def mixed_error(self) -> float | None:
+        return self.base.mixed_error
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return self.samples * (1 + self.base.passes(model, image))
 
@@ -269,6 +275,7 @@ class GuidedGradCAM(Method):
 
     title = "Guided Grad-CAM"
     display = "midgray"
+    mixed_error = 0.01
     rule: ClassVar[ReluRule] = GUIDED
 
     def __init__(self, layer: str | None = None, reshape: Reshape | None = None) -> None:

@@ -27,6 +27,7 @@ class GuidedIG(PathMethod):
     """
 
     title = "Guided IG"
+    mixed_error = 0.48  # each step depends on the order of gradients
 
     def __init__(
         self,

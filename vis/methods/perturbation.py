@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,8 @@ class _Windows(Method):
     precision of the image.
     """
 
+    precisions: ClassVar[Sequence[str]] = tuple(PRECISIONS)
+
     def __init__(
         self, window: int, stride: int, per_channel: bool, laplace: float, memory_gb: float, precision: str
     ) -> None:
@@ -107,8 +109,8 @@ class _Windows(Method):
             raise ValueError("window is 1 or more, stride from 1 to window: each pixel is in one")
         if laplace <= 0 or memory_gb <= 0:
             raise ValueError("laplace and memory_gb are above 0")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+        if precision not in self.precisions:
+            raise ValueError(f"precision is {', '.join(self.precisions)}, not {precision!r}")
         self.window = window
         self.stride = stride
         self.per_channel = per_channel
@@ -358,11 +360,14 @@ class PDAGradient(PDAFast):
         evidence(w) = g^T (x - x')        g = dP(c|x)/dx, x' the image with the conditional mean in w
 
     Maps are signed, in units of the probability: [B, 1, H, W], or [B, C, H, W] per channel; errors are those of PDA.
-    samples: as in PDAFast. precision: without effect, since one gradient has no products to round.
+    samples: as in PDAFast. precision: float32 alone, since no window has products to round; precision=mixed of the run rounds
+    the backward pass.
     Costs a shared forward pass and a backward pass, and the conditional means of all windows.
     """
 
     title = "Simplified PDA"
+    precisions = ("float32",)
+    mixed_error = 0.01
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 1

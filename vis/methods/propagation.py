@@ -13,6 +13,7 @@ from vis.graph.interpreter import Affine, Walk
 from vis.graph.trace import LAYERS, NotTraceable
 from vis.methods.forward import Forward, output_targets
 from vis.methods.rules import Modify, Part, Rule, negative, same
+from vis.methods.stacked import Results, graph_nodes, node_name, restrides
 from vis.methods.target import Target, Targets
 
 
@@ -110,6 +111,62 @@ class Relevance(Walk):
         a, b = torch.broadcast_tensors(a, b)
         half = a.new_full((), 0.5)
         return Slopes.apply(a.detach() * b.detach(), [half, half], a, b)
+
+
+_LAYERS = {"ConvolutionBackward0", "AddmmBackward0"}
+_MOVES = {
+    "CloneBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "CatBackward0",
+    "AccumulateGrad",
+}
+_CHAIN = {*_LAYERS, *_MOVES, "ReluBackward0", "MaxPool2DWithIndicesBackward0", "AdaptiveAvgPool2DBackward0"}
+
+
+def is_chain(output: Tensor) -> bool:
+    """Return True if autograd's graph holds all denominators of LRP-epsilon: a ReLU follows each layer, and nothing else.
+
+    The logits are the values of the last layer, or averages.
+    """
+    last: Any = output.grad_fn
+    averaged = False
+    while (node_name(last) in {*_MOVES, "MeanBackward1"} or restrides(last)) and last.next_functions[0][0] is not None:
+        averaged |= node_name(last) == "MeanBackward1"
+        last = last.next_functions[0][0]
+    if averaged == (node_name(last) in _LAYERS):  # one of both makes the logits
+        return False
+    for node in graph_nodes([last]):
+        name, behind = node_name(node), {node_name(parent) for parent, _ in node.next_functions if parent is not None}
+        if name not in _CHAIN or (not behind <= _LAYERS if name == "ReluBackward0" else behind & _LAYERS):
+            return False
+    return True
+
+
+def by_epsilon(forward: Forward, chosen: Sequence[Target], epsilon: float) -> Tensor:
+    """Return the relevance by LRP-epsilon of a chain: the image times a gradient with other slopes, from the shared forward pass.
+
+    Between relevances R = a G of inputs a, layers pass G on as gradients do. Where z is shared out, G is multiplied by
+    z / (z + epsilon sign z), and behind a ReLU with output y by y / (y + epsilon).
+    """
+
+    def slope(z: Tensor) -> Tensor:
+        lost = z.abs() < torch.finfo(z.dtype).tiny
+        return (z / torch.full_like(z, epsilon).copysign_(z).add_(z)).masked_fill_(lost, 0)
+
+    def relu(walk: Any, node: Any, gradient: Tensor) -> Results:
+        y = node._saved_result
+        return (gradient * (y / (y + epsilon) if epsilon else y > 0).to(gradient.dtype),)
+
+    def average(walk: Any, node: Any, gradient: Tensor) -> Results:
+        z = torch.nn.functional.adaptive_avg_pool2d(node._saved_self, (gradient.shape[-2], gradient.shape[-1]))
+        return walk.call(node, [gradient * slope(z)])
+
+    kernels = {"ReluBackward0": relu, "AdaptiveAvgPool2DBackward0": average}
+    seed = forward.seed(chosen) * slope(forward.logits.detach())
+    gradient = forward.reverse(seed[None], kernels=kernels)
+    return forward.images.detach() * (torch.zeros_like(forward.images) if gradient is None else gradient[0])
 
 
 @contextmanager

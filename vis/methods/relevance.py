@@ -26,7 +26,7 @@ from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
 from vis.methods.flow import IMAGE, LOGITS, Flow
 from vis.methods.forward import Forward, NotApplicable
-from vis.methods.propagation import Relevance, by_rules, checked, counted, logit_targets
+from vis.methods.propagation import Relevance, by_epsilon, by_rules, checked, counted, is_chain, logit_targets
 from vis.methods.rules import (
     Rule,
     alpha_beta_rule,
@@ -70,8 +70,8 @@ class LRP(Method):
 
     Axiom: conservation, the relevance sums to the logit (Eq. 11), except for the part that biases and epsilon absorb.
     Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for zb without bounds.
-    Costs 2 passes beside the shared forward pass with the rules zero and epsilon, 3 with zplus, wsquare and flat, about 5
-    with gamma and alpha_beta (3 for alpha = 1).
+    Costs 2 passes beside the shared forward pass with the rules zero and epsilon (1 in a chain of layers, ReLUs and poolings),
+    3 with zplus, wsquare and flat, about 5 with gamma and alpha_beta (3 for alpha = 1).
     """
 
     title = "LRP"
@@ -110,12 +110,22 @@ class LRP(Method):
         given = f"the rule {self.rule}" if self.rule else f"the composite {self.composite}"
         return f"by {given}" + "".join(f", {rule} for {layers}" for layers, rule in self.rules.items())
 
+    @property
+    def mixed_error(self) -> float | None:
+        return 0.01 if self._is_epsilon else None
+
+    @property
+    def _is_epsilon(self) -> bool:
+        return self.rule in ("zero", "epsilon") and self.bias and not self.rules
+
     def passes(self, model: nn.Module, image: Tensor) -> float:
         return 3
 
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = logit_targets(forward, targets, self.title)
+        if self._is_epsilon and is_chain(forward.logits):
+            return by_epsilon(forward, chosen, self.epsilon if self.rule == "epsilon" else 0.0)
         x, logits, _ = self._run(forward)
         return torch.autograd.grad(score(counted(logits), chosen).sum(), x, materialize_grads=True)[0]
 

@@ -3,42 +3,49 @@
 Autograd would run a reverse pass for each logit and rule. Here one walk over its graph carries the gradients of all of them,
 [rows, B, ...]; the rows are sorted by rule, so that a rule is a slice. The forward pass is autograd's own, in float32, so it
 decides exactly which ReLUs are active and which places a max-pooling takes. A node without a kernel below is called row by
-row, in the precision of the forward pass: every network works, a kernel is only speed.
+row, in the precision of the forward pass: every network works, a kernel is only speed. LRP-epsilon and DeepLIFT are other
+slopes at the same nodes: kernels of their own.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_low: Any = WeakTensorKeyDictionary()  # weights in lower precision: {weight: (its version, copy)}
+_copies: Any = WeakTensorKeyDictionary()  # weights in lower precision or scaled: {weight: (versions, copy)}
 
 
 @torch.no_grad()
 def stacked_gradients(
-    output: Tensor, seeds: Tensor, images: Tensor, rules: Sequence[tuple[bool, bool]], dtype: torch.dtype
+    output: Tensor,
+    seeds: Tensor,
+    images: Tensor,
+    rules: Sequence[tuple[bool, bool]],
+    dtype: torch.dtype,
+    kernels: "Mapping[str, Kernel] | None" = None,
 ) -> Tensor | None:
     """Return the gradients of a network's output with respect to the images, [rows, B, C, H, W], in the images' type.
 
     seeds [rows, *output.shape]: d score / d output of each row. rules: (rectify_gradient, mask_by_input) of each row, sorted.
-    dtype: of convolutions and of the gradients between them. None if the graph has a ReLU in another spelling, to which no
-    rule can be applied here.
+    dtype: of convolutions and of the gradients between them. kernels: used in place of those below, by the node's name.
+    None if a modified rule meets a ReLU in another spelling, to which no rule can be applied here.
     """
-    walk = _Walk(rules, dtype)
+    walk, kernels = _Walk(rules, dtype), {**_KERNELS, **(kernels or {})}
+    modified = any(rule != (False, True) for rule in rules)
     found: Tensor | None = None
     walk.add(output.grad_fn, output.output_nr, seeds)
     while walk.queue:
         node, gradients = walk.pop()
-        name = node.name().rpartition("::")[2]
+        name = node_name(node)
         if name == "AccumulateGrad":
             if node.variable is images:
                 found = gradients[0]
             continue
-        kernel = _KERNELS.get(name)
-        if kernel is None and name.startswith(_OTHER_RELUS):
+        kernel = kernels.get(name)
+        if kernel is None and modified and name.startswith(_OTHER_RELUS):
             return None
         results = (
             kernel(walk, node, gradients[0]) if kernel and gradients[0] is not None else walk.call(node, gradients)
@@ -49,8 +56,36 @@ def stacked_gradients(
     return None if found is None else found.to(images.dtype)
 
 
+def node_name(node: Any) -> str:
+    """Return the name of a node of autograd's graph, such as ReluBackward0."""
+    return node.name().rpartition("::")[2]
+
+
+def restrides(node: Any) -> bool:
+    """Return True for the node that an average over all positions adds in channels_last; it changes no value."""
+    parent = node.next_functions[0][0] if node_name(node) == "AsStridedBackward1" else None
+    return (
+        node_name(parent) == "MeanBackward1" and tuple(node._input_metadata[0].shape[-2:]) == (1, 1)
+        if parent
+        else False
+    )
+
+
+def graph_nodes(ends: Sequence[Any]) -> Iterator[Any]:
+    """Yield these nodes of autograd's graph and all behind them."""
+    stack, seen = list(ends), set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
 _OTHER_RELUS = ("Clamp", "Hardtanh", "Threshold")
 Results = Sequence[Tensor | None]
+Kernel = Callable[["_Walk", Any, Tensor], Results]
 
 
 class _Walk:
@@ -60,6 +95,9 @@ class _Walk:
         self.rules, self.dtype = rules, dtype
         self.queue: list[tuple[int, int, Any]] = []
         self.waiting: dict[Any, dict[int, Tensor]] = {}
+        self.scales: dict[
+            Any, tuple[Tensor, Any]
+        ] = {}  # of the gradients that wait at a convolution, and a key for caches
 
     def add(self, node: Any, place: int, gradient: Tensor) -> None:
         """Add a gradient of an output of a node; sum it over the dimensions in which the output was broadcast."""
@@ -68,9 +106,11 @@ class _Walk:
             gradient = torch.stack([row.sum_to_size(shape) for row in gradient])
         if node not in self.waiting:
             self.waiting[node] = {}
-            order = node._sequence_nr() if node.name().rpartition("::")[2] != "AccumulateGrad" else -1
+            order = node._sequence_nr() if node_name(node) != "AccumulateGrad" else -1
             heapq.heappush(self.queue, (-order, len(self.waiting), node))
         held = self.waiting[node].get(place)
+        if held is not None and node in self.scales:  # not the batch norm's gradient alone
+            held = held * self.scales.pop(node)[0].to(held.dtype)
         self.waiting[node][place] = gradient if held is None else held + gradient
 
     def pop(self) -> tuple[Any, list[Tensor | None]]:
@@ -91,17 +131,28 @@ class _Walk:
 
 
 def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
-    weight, shape = node._saved_weight, node._saved_input.shape
-    low = _low.get(weight)
-    if low is None or low[0] != weight._version:
-        low = _low[weight] = weight._version, weight.detach().to(walk.dtype)
+    weight, image = node._saved_weight, node._saved_input
     rows = gradient.to(walk.dtype).flatten(0, 1)
-    image = rows.new_empty(1).expand(len(rows), *shape[1:])  # read for its shape alone
+    if len(rows) != len(image) or image.dtype != walk.dtype:
+        image = rows.new_empty(1).expand(len(rows), *image.shape[1:])  # read for its shape alone
     (result, _, _) = torch.ops.aten.convolution_backward(
-        rows, image, low[1], None, node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
+        rows, image, _scaled(weight, walk.dtype, *walk.scales.pop(node, (None, None))), None,
+        node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
         node._saved_output_padding, node._saved_groups, [True, False, False],
     )  # fmt: skip
     return (result.unflatten(0, gradient.shape[:2]),)
+
+
+def _scaled(weight: Tensor, dtype: torch.dtype, scale: Tensor | None, key: Any) -> Tensor:
+    """Return weights in a precision, times a scale of their outputs, computed once; key: tells scales apart."""
+    if weight.dtype == dtype and scale is None:
+        return weight
+    key = dtype, weight._version, key
+    held = _copies.get(weight)
+    if held is None or held[0] != key:
+        scaled = weight.detach() if scale is None else weight.detach() * scale[..., None]
+        held = _copies[weight] = key, scaled.to(dtype)
+    return held[1]
 
 
 def _where(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
@@ -129,9 +180,12 @@ def _relu(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     return (out.view(gradient.dtype),)
 
 
-def _max_pool(walk: _Walk, node: Any, gradient: Tensor) -> Results:
-    """Place gradients at the maxima: by four masks for windows of 2x2 that do not overlap, otherwise by torch."""
-    image, places = node._saved_self, node._saved_result1
+def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = None) -> Results:
+    """Place gradients at the maxima: by four masks for windows of 2x2 that do not overlap, otherwise by torch.
+
+    places: in the flattened map, those of the forward pass by default.
+    """
+    image, places = node._saved_self, node._saved_result1 if places is None else places
     geometry = node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation
     if [tuple(each) for each in geometry] != [(2, 2), (2, 2), (0, 0), (1, 1)] or node._saved_ceil_mode:
         empty = gradient.new_empty(1).expand(image.shape)
@@ -151,12 +205,21 @@ def _max_pool(walk: _Walk, node: Any, gradient: Tensor) -> Results:
 
 
 def _batch_norm(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    """Scale the gradient, behind a convolution by its weights."""
     if node._saved_training:
         return walk.call(node, [gradient])
-    scale = (node._saved_running_var + node._saved_eps).rsqrt()
-    if node._saved_weight is not None:
-        scale = scale * node._saved_weight
-    return (gradient * scale.to(gradient.dtype)[:, None, None],)
+    variance, weight = node._saved_running_var, node._saved_weight
+    scale = (variance + node._saved_eps).rsqrt()[:, None, None]
+    if weight is not None:
+        scale = scale * weight[:, None, None]
+    layer = node.next_functions[0][0]
+    if node_name(layer) == "ConvolutionBackward0" and not layer._saved_transposed and layer not in walk.waiting:
+        walk.scales[layer] = (
+            scale,
+            [(each.data_ptr(), each._version) for each in (variance, weight) if each is not None],
+        )
+        return (gradient,)
+    return (gradient * scale.to(gradient.dtype),)
 
 
 def _dense(walk: _Walk, node: Any, gradient: Tensor) -> Results:
@@ -180,10 +243,10 @@ def _cat(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     return gradient.split(sizes, dim + 1)
 
 
-_KERNELS: dict[str, Callable[[_Walk, Any, Tensor], Results]] = {
+_KERNELS: dict[str, Kernel] = {
     "ConvolutionBackward0": _convolution,
     "ReluBackward0": _relu,
-    "MaxPool2DWithIndicesBackward0": _max_pool,
+    "MaxPool2DWithIndicesBackward0": max_pool,
     "NativeBatchNormBackward0": _batch_norm,
     "AddmmBackward0": _dense,
     "AddBackward0": _add,

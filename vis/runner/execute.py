@@ -148,6 +148,7 @@ def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> lis
     wanted = results.config.experiment.get("claims") or ["*"]
     with named(f"{own}, claims"):
         claims = [c for c in experiment.claims(results) if any(fnmatchcase(c.id, pattern) for pattern in wanted)]
+        claims = [claim.in_precision(results.config.precision) for claim in claims]
         write_json(folder.path / "claims.json", [claim.record() for claim in claims])
     captions = {}
     with named(f"{own}, draw"):

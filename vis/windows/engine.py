@@ -38,9 +38,9 @@ _ROUNDED = 0.03  # tolerance in low precision, relative to what windows change
 
 
 @cache
-def say_once(words: str) -> None:
+def say_once(words: str, level: int = logging.INFO) -> None:
     """Log a message once, not for each image."""
-    log.info(words)
+    log.log(level, words)
 
 
 class Incremental:
