@@ -170,14 +170,6 @@ def class_activation_maps(device: str, quick: bool) -> Iterator[Row]:
         yield _ablation("vgg16, AblationCAM of conv4_3", vgg16, "features.22", device, 1)
 
 
-def bfloat16_on_cpu(device: str) -> bool:
-    """Return True if the device is a CPU with bfloat16 products; otherwise name the rows that are left out."""
-    there = device == "cpu" and is_native(torch.bfloat16, torch.device(device))
-    if not there:
-        print("(rows of precision=mixed need a CPU with avx512_bf16 or amx_bf16)", flush=True)
-    return there
-
-
 def _subject(net: nn.Module, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
     """Return a network with random weights for the peer, the same in channels_last, and an image."""
     torch.manual_seed(0)
