@@ -35,7 +35,7 @@ from vis.windows.engine import Incremental
 
 MIXED = (
     "saliency", "deconvnet", "gbp", "input_x_gradient", "guided_gradcam", "gradcam_gradient", "lrp", "deeplift",
-    "integrated_gradients", "smoothgrad", "guided_ig", "expected_gradients",
+    "integrated_gradients", "smoothgrad", "expected_gradients", "scorecam", "guided_ig",
 )  # fmt: skip
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson": metrics.pearson,
@@ -69,7 +69,9 @@ def mixed_errors(device: str, quick: bool) -> Iterator[str]:
         errors = torch.stack([(low - exact).norm() / exact.norm() for exact, low in pairs])
         changes = []
         for metric, of in METRICS.items():
-            exact, low = (torch.cat([of(m, x[i][None]) for i, m in enumerate(maps)]) for maps in found.values())
+            exact, low = (
+                torch.cat([of(m.expand_as(x[[i]]), x[[i]]) for i, m in enumerate(maps)]) for maps in found.values()
+            )
             change = (low - exact).abs() / (exact if metric in list(METRICS)[-3:] else 1)
             changes.append(f"{change.max():.1g}")
         yield f"| {name} | {100 * errors.median():.2g} | {100 * errors.max():.2g} | {' | '.join(changes)} |"

@@ -269,6 +269,7 @@ class ScoreCAM(ActivationMap):
     """
 
     title = "ScoreCAM"
+    mixed_error = 0.021
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
         (layer,) = self.layers(model, image)
