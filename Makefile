@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/vis-run
-PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021
+PAPERS := nie2018 taimeskhanov2024 zhou2018 ayyar2021 sixt2020 rao2022 adebayo2018
 
 .DEFAULT_GOAL := help
 .PHONY: help demo reproduce reproduce-quick $(PAPERS) install dev test test-all lint format docs results bench gpu-check clean
@@ -40,6 +40,9 @@ nie2018: ## all of Nie et al. 2018 that can run here, on one page
 taimeskhanov2024: ## all of Taimeskhanov et al. 2024 that can run here, on one page
 zhou2018: ## all of Zhou et al. 2018 that can run here, on one page
 ayyar2021: ## all of Ayyar et al. 2021 that can run here, on one page
+sixt2020: ## When Explanations Lie (Sixt et al. 2020): do maps forget the later layers?
+rao2022: ## GridPG, DiFull and DiPart (Rao et al. 2022): do maps lie in the cell that decides?
+adebayo2018: ## the randomisation trial (Adebayo et al. 2018, Binder et al. 2023)
 $(PAPERS): $(VENV)/installed
 	$(RUN) experiment=$@/all
 
@@ -67,10 +70,10 @@ docs: $(VENV)/installed-dev ## update docs/methods.md, the pictures of methods t
 	$(BIN)/python scripts/draw_packages.py
 	$(BIN)/python scripts/document_methods.py $(METHOD)
 
-results: $(VENV)/installed ## docs/results.md and docs/ledger.md, what holds and what fails, from the runs in outputs/
+results: $(VENV)/installed ## docs/results.md, ledger.md and what-holds.md: what holds and what fails, from the runs in outputs/
 	$(BIN)/vis-report
 	mkdir -p docs/results
-	cp outputs/results.md outputs/ledger.md docs/
+	cp outputs/results.md outputs/ledger.md outputs/what-holds.md docs/
 	cp outputs/results/* docs/results/
 
 bench: $(VENV)/installed-dev ## time the methods against other libraries and compare the results

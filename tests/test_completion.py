@@ -39,7 +39,7 @@ def test_completion_offers_options_names_keys_values_and_files(tmp_path):
 def test_the_allowed_initialisations_are_those_of_the_library():
     from vis.models.random_weight import INITIALISATIONS
 
-    assert list(ALLOWED["model.init"]) == ["default", *INITIALISATIONS]
+    assert list(ALLOWED["model.init"]) == ["default", *INITIALISATIONS, "permuted"]
 
 
 def test_completion_is_installed_where_the_shells_look_for_it(vis_run, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from matplotlib.figure import Figure
 
-from experiments.ayyar2021.gallery import strength
 from experiments.ayyar2021.verdicts import POSITIVE
 from experiments.train import Train
 from vis import metrics
@@ -20,6 +19,7 @@ from vis.claims import Claim, Column, Compared, at_small_sizes, mean, replicated
 from vis.errors import UserError
 from vis.figures.layout import plot, styled
 from vis.methods import explain_all
+from vis.metrics import strength
 from vis.runner.experiment import Run, Task, method_title, method_words
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.figure9 import drawn
-from experiments.ayyar2021.gallery import clipped, cutoff
+from experiments.ayyar2021.gallery import cutoff
 from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, above, at_small_sizes, below
@@ -33,6 +33,7 @@ from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid, wrapped
 from vis.graph.modes import evaluating
 from vis.methods import Occlusion
+from vis.metrics import clipped
 from vis.metrics.attacks import deepfool, equal_noise, fgsm, one_pixel
 from vis.models import Model
 from vis.runner.experiment import Batch, Load, Run, Task, map_words, method_scaling

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.ayyar2021.gallery import Gallery, clipped, sobel, strength
+from experiments.ayyar2021.gallery import Gallery
 from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
 from vis.claims import Claim, Column, Compared, Rule, below, exactly, near
 from vis.methods.forward import Forward
+from vis.metrics import clipped, sobel, strength
 from vis.runner.experiment import Batch, Run
 from vis.store.run_folder import Results
 

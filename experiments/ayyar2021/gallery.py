@@ -20,7 +20,6 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from experiments.ayyar2021.mosaic import MOSAIC, mosaic, share_on
 from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
@@ -28,6 +27,7 @@ from vis import metrics
 from vis.claims import Claim, Column, Compared, above, exactly, replicated
 from vis.figures import display
 from vis.figures.layout import Panel, PanelRow, panel_grid
+from vis.metrics import clipped, sobel
 from vis.runner.experiment import (
     Batch,
     Experiment,
@@ -43,25 +43,6 @@ from vis.store.tables import Rows
 
 SHARPNESS = "correlation of the map's gradient magnitude with the image's"
 MEXCULTURE = "buildings of MexCulture"
-
-
-def strength(maps: Tensor) -> Tensor:
-    """Return the largest absolute value over the channels (Eq. 6): [B, 1, H, W] in float64."""
-    return maps.double().abs().amax(1, keepdim=True)
-
-
-def sobel(pixels: Tensor) -> Tensor:
-    """Return the Sobel gradient magnitude [B, 1, H, W] of the gray versions of images [B, C, H, W]."""
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
-    gray = pad(metrics.luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
-    return conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
-
-
-def clipped(maps: Tensor) -> Tensor:
-    """Return the strength of maps over its 99.5th percentile, at most 1: [B, 1, H, W]; zeros for a map without strength."""
-    v = strength(maps)
-    top = v.flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
-    return (v / top.clamp(min=torch.finfo(v.dtype).tiny)).clamp(max=1)
 
 
 def cutoff(maps: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import strength
 from experiments.ayyar2021.verdicts import POSITIVE, lead, on_trained
 from vis import metrics
 from vis.claims import Claim, Column, Compared, above, below, mean
 from vis.figures.layout import plot, styled
+from vis.metrics import strength
 from vis.models import skeleton
 from vis.runner.experiment import Batch, Load, Run, Task
 from vis.store.run_folder import Results

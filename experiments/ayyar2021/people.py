@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import sobel, strength
 from experiments.ayyar2021.verdicts import BOXES, IMAGES, POSITIVE, lead, on_trained
 from vis import metrics
 from vis.claims import Claim, Column, Compared, below, mean
 from vis.errors import UserError
+from vis.metrics import sobel, strength
 from vis.models import Model
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results

@@ -17,12 +17,12 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from experiments.ayyar2021.by_method import ByMethod
 from experiments.ayyar2021.figure9 import drawn
-from experiments.ayyar2021.gallery import strength
 from experiments.ayyar2021.verdicts import lead, on_trained
 from vis import metrics
 from vis.claims import Claim, below
 from vis.errors import UserError
 from vis.methods.forward import Forward
+from vis.metrics import strength
 from vis.runner.experiment import Run, Task
 from vis.store.run_folder import Output, Results
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from experiments.ayyar2021.by_method import ByMethod
-from experiments.ayyar2021.gallery import SHARPNESS, Gallery, numbers_of, strength
+from experiments.ayyar2021.gallery import SHARPNESS, Gallery, numbers_of
 from experiments.ayyar2021.verdicts import lead, on_trained
 from vis import metrics
 from vis.claims import Claim, above, below
+from vis.metrics import strength
 from vis.runner.experiment import Batch, Run
 from vis.store.run_folder import Results
 from vis.store.tables import Rows

@@ -126,6 +126,13 @@ def test_ssim_is_scikit_images_after_min_max(pair):
     assert metrics.ssim(a, b)[0].item() == pytest.approx(structural_similarity(p, q, channel_axis=0, data_range=1))
 
 
+def test_ssim_takes_a_window_and_a_range(pair):
+    a, b = pair
+    p, q = (((t[0] - t[0].min()) / (t[0].max() - t[0].min())).numpy() for t in (a, b))
+    expected = structural_similarity(p, q, channel_axis=0, win_size=5, data_range=2)
+    assert metrics.ssim(a, b, window=5, data_range=2.0)[0].item() == pytest.approx(expected)
+
+
 def test_max_sensitivity_is_the_largest_change_of_a_linear_map():
     """explain = A x, so the change is A n, whatever the image; each image counts as it does alone."""
     torch.manual_seed(0)

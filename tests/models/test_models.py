@@ -45,6 +45,7 @@ def test_every_config_is_a_network_with_weights_or_a_way_to_them(name):
     digits = ("cnn_masked", "cnn_masked_standin", "cnn_unmasked")
     small = {"vgg_small": (10, 3, (32, 32)), "cnn_mnist": (10, 1, (28, 28))} | dict.fromkeys(digits, (10, 1, (56, 28)))
     small |= dict.fromkeys(("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "vgg_cifar10"), (10, 3, (32, 32)))
+    small["cifar_resnet8"] = (10, 3, (16, 16))
     assert (_num_classes(net), channels, size) == small.get(name, (1000, 3, (224, 224)))
     if name.endswith("_random"):
         assert values["init"] == "truncated_normal"

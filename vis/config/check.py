@@ -43,7 +43,7 @@ def check_types(config: DictConfig, defaults: DictConfig, parsed: list[Override]
 
     A value needs the type of its default, and a positive integer stays positive. A null default accepts any value.
     """
-    of_any_type = ("target", "batch_size", "input_size", "baseline", "fill")
+    of_any_type = ("target", "batch_size", "input_size", "baseline", "fill", "stages")
     before, after = dict(leaves(defaults)), dict(leaves(config))
     for override in parsed:
         key = override.key_or_group

@@ -23,7 +23,7 @@ ALLOWED: dict[str, Sequence[str]] = {
     "precision": PRECISIONS,
     "batch_size": ("auto",),
     "model.init": ("default", "truncated_normal", "normal", "kaiming_normal", "kaiming_uniform", "xavier_normal",
-                   "xavier_uniform"),
+                   "xavier_uniform", "permuted"),
     "hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm"),
 }  # fmt: skip
 _FILES = ("path", "weights", "image", "gaussian", "outputs")  # last parts of keys whose values are files or folders

@@ -3,7 +3,7 @@
 An operation without a rule raises an error that names it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ _MOVES = {  # operations that move values without changing them
     "identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "featuredropout", "alphadropout", "stochasticdepth",
     "clone", "contiguous", "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze",
     "unsqueeze", "expand", "cat", "concat", "concatenate", "stack", "getitem", "chunk", "split", "unbind", "narrow",
-    "channelshuffle", "pixelshuffle", "pixelunshuffle", "size", "dim", "getattr",
+    "channelshuffle", "pixelshuffle", "pixelunshuffle", "pad", "zeropad2d", "size", "dim", "getattr",
 }  # fmt: skip
 _AVERAGES = {"avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"} | {
     "mean", "sum",
@@ -74,14 +74,22 @@ class Walk(fx.Interpreter):
     Unless a subclass overrides the rules below, the result is the network's output. Each ReLU or pooling is one call of
     its rule, however it is spelled and however often its module is used. A batch norm behind a layer is folded into the
     layer. Operations that do not depend on the images run unchanged. Raises NoRule.
+
+    keep: names of modules whose outputs go to `outputs`; a layer whose batch norm is folded into it has none.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, keep: Sequence[str] = ()) -> None:
         graph, self._constants = _graph(net)
         super().__init__(net, graph=graph)
         self.extra_traceback = False
         self.traced = Traced(net, self.graph, {}, net)
         self._live: set[fx.Node] = set()  # nodes whose values depend on the images; sizes do not
+        self.outputs: dict[str, Tensor] = {}
+        last: dict[str, fx.Node] = {}  # the last node that a module makes is its output
+        for node in self.graph.nodes:
+            made_by = str(node.target) if node.op == "call_module" else node.meta.get("owner", "")
+            last |= {name: node for name in keep if f"{made_by}.".startswith(f"{name}.")}
+        self._kept = [(node, name) for name, node in last.items()]
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
         return op.f(a, op.w, op.b)
@@ -119,6 +127,8 @@ class Walk(fx.Interpreter):
             n.op == "placeholder" or any(source in self._live for source in n.all_input_nodes)
         ):
             self._live.add(n)
+        if isinstance(result, Tensor):
+            self.outputs |= {name: result for node, name in self._kept if node is n}
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

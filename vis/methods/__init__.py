@@ -5,7 +5,7 @@ maps = GuidedBackprop()(model, images, targets=281)      # [B, C, H, W], signed,
 """
 
 from vis.graph.outputs import returning
-from vis.methods.backprop import DeconvNet, GuidedBackprop, InputXGradient, Saliency
+from vis.methods.backprop import DeconvNet, GuidedBackprop, InputXGradient, RectGrad, Saliency
 from vis.methods.base import Method, explain_all
 from vis.methods.cam import (
     CAM,
@@ -74,6 +74,7 @@ __all__ = [
     "OptiCAM",
     "PDAFast",
     "PDAGradient",
+    "RectGrad",
     "ReluRule",
     "Saliency",
     "ScoreCAM",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vis.errors import NotApplicable, UserError, named
 from vis.graph.outputs import scoring
+from vis.methods.flow import Flow
 from vis.methods.forward import Forward, Preprocessing, ReluRule
 from vis.methods.target import Targets, as_targets
 from vis.system.device import mixed_in_bfloat16
@@ -136,6 +137,13 @@ class Method(ABC):
     def why_zero(self) -> str:
         """Why a map of this method is all zero, in words for a caption; "" if it depends on the network."""
         return ""
+
+    def flow(self, forward: Forward, layers: Sequence[str] = ()) -> Flow:
+        """Return how the method carries relevance between the logits, layers and images of a forward pass.
+
+        layers: names of modules that the pass keeps. Raises NotApplicable for methods without such a backward pass.
+        """
+        raise NotApplicable(f"{self.title or type(self).__name__} has no backward pass from layer to layer")
 
     def total(self, forward: Forward, targets: Targets) -> Tensor | None:
         """The sum of each map by the axiom, [B]; None without an axiom."""

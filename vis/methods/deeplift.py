@@ -26,7 +26,8 @@ from torch import Tensor, fx, nn
 from vis.graph.interpreter import Affine, Walk
 from vis.methods.base import Method
 from vis.methods.baseline import Baseline, baseline_images, in_words, several
-from vis.methods.forward import Forward, output_targets
+from vis.methods.flow import IMAGE, LOGITS, Flow
+from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
 from vis.methods.stacked import Results, graph_nodes, max_pool, node_name, restrides
 from vis.methods.target import Target, Targets, score
@@ -35,8 +36,8 @@ from vis.methods.target import Target, Targets, score
 class Reference(Walk):
     """Run a network on reference images and keep the inputs of layers, additions, activations and max-poolings."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__(net)
+    def __init__(self, net: nn.Module, keep: Sequence[str] = ()) -> None:
+        super().__init__(net, keep)
         self.kept: dict[fx.Node, Tensor] = {}
 
     def affine(self, node: fx.Node, op: Affine, a: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class Reference(Walk):
 class Rescale(Walk):
     """Run a network so that its gradient is the multipliers of Rescale; its values stay the same."""
 
-    def __init__(self, net: nn.Module, reference: Reference) -> None:
-        super().__init__(net)
+    def __init__(self, net: nn.Module, reference: Reference, keep: Sequence[str] = ()) -> None:
+        super().__init__(net, keep)
         self.kept = reference.kept
 
     def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
@@ -126,8 +127,8 @@ def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tens
 class RevealCancel(Rescale):
     """The same for RevealCancel: activations treat the positive and negative terms of their inputs separately."""
 
-    def __init__(self, net: nn.Module, reference: Reference) -> None:
-        super().__init__(net, reference)
+    def __init__(self, net: nn.Module, reference: Reference, keep: Sequence[str] = ()) -> None:
+        super().__init__(net, reference, keep)
         self.terms: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # dy+ and dy-
         self._new: tuple[Tensor, Tensor] | None = None
 
@@ -247,19 +248,32 @@ class DeepLIFT(Method):
         return torch.stack([self._explain(forward, chosen, x0) for x0 in self._references(forward)]).mean(0)
 
     def _explain(self, forward: Forward, chosen: list[Target], x0: Tensor) -> Tensor:
-        x = forward.images.detach()
         if self.rule == "rescale" and forward.relu_inputs:
+            x = forward.images.detach()
             with Forward(forward.model, x0.expand_as(x), relu_inputs=True) as at_reference:
-                m = rescaled(forward, at_reference, chosen)
-            if m is not None:
-                return m * (x - x0)
-        reference = Reference(forward.model)
+                multipliers = rescaled(forward, at_reference, chosen)
+            if multipliers is not None:
+                return multipliers * (x - x0)
+        flow = self._flow(forward, x0)
+        (m,) = torch.autograd.grad(score(flow.values[LOGITS], chosen).sum(), flow.values[IMAGE])
+        return m * flow.activations[IMAGE]
+
+    @by_rules()
+    def flow(self, forward: Forward, layers: Sequence[str] = ()) -> Flow:
+        references = self._references(forward)
+        if len(references) > 1:
+            raise NotApplicable(f"{self.title}: relevance between layers is defined for one baseline, not several")
+        return self._flow(forward, references[0], layers)
+
+    def _flow(self, forward: Forward, x0: Tensor, layers: Sequence[str] = ()) -> Flow:
+        x = forward.images.detach().requires_grad_()
+        reference = Reference(forward.model, layers)
         with torch.no_grad():
-            reference.run(x0)
-        linear = (Rescale if self.rule == "rescale" else RevealCancel)(forward.model, reference)
-        outputs = checked(linear.run(x.requires_grad_()), forward)
-        (m,) = torch.autograd.grad(score(outputs, chosen).sum(), x)
-        return m * (x.detach() - x0)
+            logits0 = reference.run(x0)
+        linear = (Rescale if self.rule == "rescale" else RevealCancel)(forward.model, reference, layers)
+        values = {LOGITS: checked(linear.run(x), forward), **linear.outputs, IMAGE: x}
+        at_reference = {LOGITS: logits0, **reference.outputs, IMAGE: x0}
+        return Flow(values, {k: v.detach() - at_reference[k] for k, v in values.items()}, multipliers=True)
 
     def _references(self, forward: Forward) -> list[Tensor]:
         return baseline_images(forward.images.detach(), self.baseline, forward.preprocess, self.seed)

@@ -58,8 +58,8 @@ def run_to(model: nn.Module, images: Tensor, layer: str) -> Tensor | None:
         return None
     finally:
         handle.remove()
-    found = len(reached) == 1 and isinstance(reached[0], Tensor) and isinstance(output, Tensor) and len(output) == 0
-    return reached[0] if found else None
+    classifies = isinstance(output, Tensor) and output.ndim == 2 and len(output) == 0
+    return reached[0] if classifies and len(reached) == 1 and isinstance(reached[0], Tensor) else None
 
 
 def _instead(values: Tensor, output: Any) -> Tensor:

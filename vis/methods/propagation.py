@@ -58,8 +58,10 @@ class Relevance(Walk):
     before any other.
     """
 
-    def __init__(self, net: nn.Module, rule: Rule, rule_of: Callable[[str, str, bool], Rule]) -> None:
-        super().__init__(net)
+    def __init__(
+        self, net: nn.Module, rule: Rule, rule_of: Callable[[str, str, bool], Rule], keep: Sequence[str] = ()
+    ) -> None:
+        super().__init__(net, keep)
         self.rule, self.rule_of = rule, rule_of
         self._behind: set[fx.Node] = set()  # a layer
         for node in self.graph.nodes:

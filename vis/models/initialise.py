@@ -1,8 +1,10 @@
-"""Named random initialisations of a whole network."""
+"""Named random initialisations of a whole network, and permutations of its weights."""
 
 import math
+import zlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +53,15 @@ def initialise(
         matrix[rows, columns] = source.block(rows, columns)
 
     parallel(fill, blocks)
+
+
+@torch.no_grad()
+def permute(net: nn.Module, seed: int, only: Callable[[str], bool] = lambda name: True) -> None:
+    """Permute the values of each parameter of `net` in place, weights and biases, each inside its own tensor.
+
+    only: selects the modules, by name. A parameter's permutation depends on the seed and its name alone.
+    """
+    for module_name, module in net.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False) if only(module_name) else ():
+            order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(parameter.numel())
+            parameter.copy_(parameter.flatten()[torch.from_numpy(order)].view(parameter.shape))

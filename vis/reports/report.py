@@ -17,6 +17,7 @@ from vis.reports.html import place, write_page
 from vis.reports.items import Item, Section, by_paper, item_of, opening, runs_in, summary_rows
 from vis.reports.ledger import judged_claims, ledger_page
 from vis.reports.results import results_page
+from vis.reports.what_holds import what_holds_page
 from vis.store.stored import ClaimRecord
 from vis.store.sweep_plan import plan
 from vis.store.tables import csv_text, markdown_text
@@ -24,7 +25,7 @@ from vis.system.files import write_text
 
 HELP = """vis-report - what has been reproduced: one page over all runs, or runs side by side
 
-  vis-report                 report.html, report.md, claims.csv, results.md and ledger.md over all runs in outputs/
+  vis-report                 report.html, report.md, claims.csv, results.md, what-holds.md and ledger.md over all runs in outputs/
   vis-report FOLDER          the same over the runs in another folder
   vis-report RUN RUN ...     two to six runs side by side: what differs in their configs, their claims, their figures
   --config-dir DIR           configs of your own, for the titles of your own figures
@@ -76,7 +77,7 @@ def write_report(
 
 
 def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
-    """Write report.html, report.md, claims.csv, results.md and ledger.md over all runs in a folder; return the page.
+    """Write report.html, report.md, claims.csv, results.md, what-holds.md and ledger.md of a folder; return the page.
 
     config_dirs: folders of the user's own configs, for titles. Raises UserError where there is no run.
     """
@@ -95,6 +96,7 @@ def report(root: Path, config_dirs: Sequence[Path] = ()) -> Path:
     judged = judged_claims(each for item in found.values() for each in (item, *item.others))
     write_text(root / "ledger.md", ledger_page(judged))
     write_text(root / "results.md", results_page(sections, judged, files, root))
+    write_text(root / "what-holds.md", what_holds_page(found.values(), files))
     return root / "report.html"
 
 

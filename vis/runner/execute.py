@@ -111,7 +111,7 @@ def execute_shard(path: Path) -> int:
 
 
 # Keys under `experiment` that its constructor does not take
-_NOT_ITS_OWN = ("name", "alone", "replication", "small", "tiny", "claims")
+_NOT_ITS_OWN = ("name", "alone", "replication", "small", "tiny", "claims", "about")
 
 
 def build_experiment(config: DictConfig) -> Experiment:

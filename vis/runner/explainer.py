@@ -5,7 +5,7 @@ import logging
 import re
 import weakref
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -74,16 +74,14 @@ class Explainer:
         are explained in two halves. Raises UserError for targets and models that a method cannot explain.
         """
         try:
-            for name in self.methods:
-                self.prepare(name, model, x, targets)
-            maps, logits = explain_all(self.methods, model.net, x, targets, self.reader.preprocess(model))
+            with applying(model):
+                for name in self.methods:
+                    self.prepare(name, model, x, targets)
+                maps, logits = explain_all(self.methods, model.net, x, targets, self.reader.preprocess(model))
             self._warn_of_not_finite(maps)
             if keep:
                 return Explained(maps, logits)
             return Explained([{name: m.cpu() for name, m in each.items()} for each in maps], logits.cpu())
-        except (NotApplicable, NoSuchUnit) as error:
-            method = getattr(error, "__notes__", [])[:1] if isinstance(error, NotApplicable) else []  # its name
-            raise UserError(": ".join([model.name, *method, str(error)])) from error
         except RuntimeError as error:
             if len(x) == 1 or not out_of_memory(error):
                 raise
@@ -162,6 +160,16 @@ class Explainer:
                 f"{len(names) - 1}), max or random"
             )
         return matches[:1] * len(images)
+
+
+@contextlib.contextmanager
+def applying(model: Model) -> Iterator[None]:
+    """Turn the exceptions of methods that cannot explain a model into a UserError that names both."""
+    try:
+        yield
+    except (NotApplicable, NoSuchUnit) as error:
+        method = getattr(error, "__notes__", [])[:1] if isinstance(error, NotApplicable) else []  # its name
+        raise UserError(": ".join([model.name, *method, str(error)])) from error
 
 
 def build_method(config: DictConfig, name: str) -> Method:

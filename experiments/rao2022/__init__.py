@@ -1,0 +1,1 @@
+"""Rao, Böhle, Schiele 2022: Towards Better Understanding Attribution Methods (arXiv 2205.10435)."""
