@@ -134,7 +134,11 @@ def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     weight, image = node._saved_weight, node._saved_input
     rows = gradient.to(walk.dtype).flatten(0, 1)
     if len(rows) != len(image) or image.dtype != walk.dtype:
-        image = rows.new_empty(1).expand(len(rows), *image.shape[1:])  # read for its shape alone
+        last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        image = torch.empty(  # read for its shape and layout alone
+            len(rows), *image.shape[1:], dtype=walk.dtype, device=rows.device, memory_format=layout
+        )
     (result, _, _) = torch.ops.aten.convolution_backward(
         rows, image, _scaled(weight, walk.dtype, *walk.scales.pop(node, (None, None))), None,
         node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
@@ -193,13 +197,13 @@ def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = N
                 for g in gradient]  # fmt: skip
         return (torch.stack(each),)
     height, width = image.shape[2:]
-    rows, columns = places.int() // width, places.int() % width
+    quarter = ((places.int() // width % 2) * 2 + places.int() % width % 2).to(torch.int8)
     made = torch.zeros if height % 2 or width % 2 else torch.empty
     flat = made(len(gradient) * len(image), *image.shape[1:], dtype=gradient.dtype, device=gradient.device)
     out = flat.contiguous(memory_format=torch.channels_last).unflatten(0, gradient.shape[:2])
     h, w = 2 * gradient.shape[3], 2 * gradient.shape[4]
     for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        here, values, keep = _where((rows & 1 == y) & (columns & 1 == x), gradient)
+        here, values, keep = _where(quarter == 2 * y + x, gradient)
         keep(values, here, out=out.view(values.dtype)[..., y:h:2, x:w:2])
     return (out,)
 
