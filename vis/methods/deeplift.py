@@ -218,7 +218,8 @@ class DeepLIFT(Method):
     Axiom: summation-to-delta, the relevance sums to S_c(x) - S_c(x0) (Eq. 19), the mean over the references.
     Raises NotApplicable for operations without a rule, for anything but a logit of the network, and for black pixels
     without `preprocess`.
-    Costs 3 passes for each reference with rescale and 10 with reveal_cancel, beside the shared forward pass.
+    Costs 2 passes for each reference with rescale (3 with other activations than ReLUs) and 10 with reveal_cancel, beside the
+    shared forward pass.
     """
 
     title = "DeepLIFT"
