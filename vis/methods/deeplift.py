@@ -241,7 +241,7 @@ class DeepLIFT(Method):
         return 0.01 if self.rule == "rescale" else None
 
     def passes(self, model: nn.Module, image: Tensor) -> float:
-        return (3 if self.rule == "rescale" else 10) * len(several(self.baseline))
+        return (2 if self.rule == "rescale" else 10) * len(several(self.baseline))
 
     @by_rules()
     def explain(self, forward: Forward, targets: Targets) -> Tensor:
