@@ -36,7 +36,7 @@ SIDE, BATCH = 32, 20
 GROWTH = 1.05
 RANDOM = "experiment.models.random"  # of Figure 7: a small network in place of VGG-16
 COMMANDS = {
-    "visualize": ("model=vgg_small", "method=[saliency,gbp,gradcam]", "experiment.maps=100"),
+    "visualize": ("model=vgg_small", "method=[saliency,gbp,gradcam]", "+experiment.maps=100"),
     "figure7": (
         "experiment=nie2018/figure7", "preset=tiny", "seeds=1", f"{RANDOM}._target_=vis.models.VGGSmall", f"~{RANDOM}.pool",
         f"{RANDOM}.input_size={SIDE}", f"{RANDOM}.num_classes=10",
