@@ -32,6 +32,7 @@ from vis.system.device import backward_precision, mixed_in_bfloat16
 
 Preprocessing = Callable[[Tensor], Tensor]  # pixels [B, C, H, W] in [0, 1] -> what the network takes, of the same shape
 _STACKED = 48  # images times rows in one stacked reverse pass; VGG-16 takes about 40 MB for each
+_WIDE = 1 << 21  # values of an image's largest feature maps; above, as in VGG-16, stacked rows are no faster in float32
 PASS_VALUES = 1 << 22  # at a time through a network, as masked images or ablated feature maps: 27 images of 3x224x224
 
 
@@ -209,12 +210,15 @@ class Forward:
         """Compute several gradients with respect to the images in one stacked reverse pass; `gradient` then returns them.
 
         It does so on a CPU, in bfloat16 with precision=mixed where the CPU multiplies in it (the maps differ by about 1 %,
-        l2), and leaves out targets in other layers and rules that are undefined for the network.
+        l2), and leaves out targets in other layers and rules that are undefined for the network. In float32, networks with
+        large feature maps gain nothing.
         """
         B, low = len(self.images), mixed_in_bfloat16(self.images.device)
         asked = {(rule, tuple(as_targets(targets, B))) for targets, rule in wanted}
         rows = [row for row in asked if row[0].quantile is None and all(target.layer is None for target in row[1])]
         if not self.logits.requires_grad or not (low or (self.images.device.type == "cpu" and len(rows) > 1)):
+            return
+        if not low and self._widest() > _WIDE:
             return
         if any(rule != SALIENCY for rule, _ in rows):
             try:
@@ -229,6 +233,11 @@ class Forward:
             if found is not None:
                 for (rule, targets), gradient in zip(some, found, strict=True):
                     self._gradients[(id(None), rule, *targets)] = gradient
+
+    def _widest(self) -> int:
+        """Return the number of values of an image's largest feature maps behind a ReLU."""
+        nodes = graph_nodes([self.logits.grad_fn])
+        return max((node._saved_result[0].numel() for node in nodes if node_name(node) == "ReluBackward0"), default=0)
 
     def seed(self, targets: Targets) -> Tensor:
         """Return the gradient of the targets, units of the output, with respect to the logits: [B, K]."""
