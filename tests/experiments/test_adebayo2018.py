@@ -205,6 +205,7 @@ def test_random_weights_leave_the_activations_below_as_they_are(vis_run):
     assert (wrong.code, "give pairs" in wrong.err) == (2, True), wrong.err
 
 
+@pytest.mark.slow
 def test_noise_times_the_image_keeps_the_image_in_absolute_values_alone(vis_run):
     ran = vis_run("experiment=adebayo2018/calibration", *TINY)
     assert ran.code == 0, ran.err
@@ -213,6 +214,7 @@ def test_noise_times_the_image_keeps_the_image_in_absolute_values_alone(vis_run)
     assert abs(np.mean([row["signed"] for row in run.rows(pair="product")])) < 0.05
 
 
+@pytest.mark.slow
 def test_the_variances_are_those_of_images_and_networks(vis_run):
     ran = vis_run("experiment=adebayo2018/variance", *TINY)
     assert ran.code == 0, ran.err

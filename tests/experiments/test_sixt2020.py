@@ -129,6 +129,7 @@ def test_a_users_network_and_methods():
                                   "experiment.vectors=3", "batch_size=1")[0].rows(layer="image")], abs=1e-6)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_deconvnet_without_switches_shows_the_same_for_all_images():
     results, claims = concluded(
         "experiment=sixt2020/random_logit", "preset=tiny", "method=[gbp,deconvnet]", "experiment.convergence=false"
