@@ -65,7 +65,7 @@ def collected(collection: Mapping[str, Any], files: Mapping[str, Path], key: str
         if "*" in pattern and not matches:
             raise UserError(f"{pattern} in experiment.{key} matches no experiment. See vis-run --list")
         names += [n for n in matches if n not in left_out and single(n)] if "*" in pattern else [pattern]
-    return names
+    return list(dict.fromkeys(names))
 
 
 def collection_jobs(config: Any, overrides: list[str], config_dirs: list[Path]) -> list[list[str]]:
