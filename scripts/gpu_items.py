@@ -89,8 +89,11 @@ def store(folder: Path, file: Path) -> int:
     done = {name: path for name, path in runs(folder) if path and RunFolder(path).status.get("state") == "done"}
     lines = []
     for name, path in done.items():
-        plan = planned([f"experiment={name}", "device=cpu", f"outputs={folder}"])
-        entry = record(path) | {"memory_gb": round(max(plan.gigabytes, default=0.0), 3)}
+        try:
+            memory = max(planned([f"experiment={name}", "device=cpu", f"outputs={folder}"]).gigabytes, default=0.0)
+        except Lacking:  # data that are only missing at the paper's size
+            memory = 0.0
+        entry = record(path) | {"memory_gb": round(memory, 3)}
         lines.append(f"{json.dumps(name)}: {json.dumps(entry)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
