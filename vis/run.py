@@ -494,6 +494,7 @@ def _resume(folder: Path, command: str) -> int:
 
 
 def _finish_run(folder: Path, command: str) -> int:
+    """Compute what a run or a sweep is missing, in this process."""
 
     def work(folder: Path) -> None:
         from vis.runner.jobs import resume

@@ -112,7 +112,7 @@ class Reader(NamedTuple):
             products = W.view(len(W), V // k, -1).transpose(0, 1) @ blocks.view(V // k, -1, k)
             return torch.cat([z[None], z - products.mT.reshape(V, len(W))[some]])
         conv = self.module
-        columns = F.unfold(P[some], conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
+        columns = F.unfold(P[some], conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]  # pairs
         W = W.unflatten(1, (V, -1))[:, some].transpose(0, 1).flatten(2)  # [n, K, k kh kw]
         rows = z.new_empty(1 + n, z[0].numel(), len(z))
         rows[0] = z.flatten(1).T
