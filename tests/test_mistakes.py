@@ -111,7 +111,10 @@ MISTAKES = {
     "dashes before a choice": (["--method", "gbp"], "choices take no dashes: method=gbp"),
     "two images in one word": (["image=a,b.jpg"], "for several images, image=[a,b.jpg]"),
     "a folder as an image": (["image=."], "image=. is a folder: dataset=folder dataset.path=."),
-    "a network of torchvision": (["model=wide_resnet50_2"], "Torchvision has it: model=torchvision model.arch=wide_resnet50_2"),
+    "a network of torchvision": (
+        ["model=wide_resnet50_2"],
+        "Torchvision has it: model=torchvision model.arch=wide_resnet50_2",
+    ),
     "mistake in a sweep": (["-m", *SMALL, "model.num_filters=8,abc"], "model.num_filters=abc is not an integer"),
     "no override": (["gbp"], "cannot read 'gbp'"),
     "open bracket": (["method=[gbp,"], "cannot read 'method=[gbp,': a bracket is not closed"),
