@@ -117,7 +117,7 @@ def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int) 
             until = tasks if kills - len(at) <= 3 else min(before + share, tasks - 1)
             while process.poll() is None and before < until and done(root) < until:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.5 if before < until else 6))
+            time.sleep(rng.uniform(0, 0.5 if before < until else 2.5))
             process.send_signal(signal.SIGKILL)
         ended(process, log)
         if process.returncode == 0:
