@@ -9,9 +9,10 @@ by faithfulness. Here both orders are measured on the same images, with the same
 
 Each image has random networks of its own, so an interval over images covers both. The rules are those of the project's
 specification of this trial, fixed before these measurements: similarities are "similar" above .5, "different" below .2 or no
-higher than that of the maps of two images. Adebayo's sentences are judged as reported, not verbatim. Three choices are ours: A2 asks
-for a paired difference below .2, the signed scales have a margin of .1, and, chosen after a small run had shown DeconvNet's permuted
-maps to be mostly zero, a map of zeros counts 0 where the two arms are compared.
+higher than that of the maps of two images. Adebayo's sentences are judged as reported, not verbatim.
+
+Three choices are ours. A2 asks for a paired difference below .2; the signed scales have a margin of .1; where the two arms are
+compared, a map of zeros counts 0, which was chosen after a small run had shown DeconvNet's permuted maps to be mostly zero.
 """
 
 from collections.abc import Sequence
