@@ -172,8 +172,9 @@ def class_activation_maps(device: str, quick: bool) -> Iterator[Row]:
         yield from _cams_once("vgg16, AblationCAM", vgg16, "features.29", "AblationCAM", device, ["float32"])
         yield from _cams_once("vgg16, ScoreCAM", vgg16, "features.29", "ScoreCAM", device, precisions)
         yield from _cams_once("resnet18, AblationCAM of layer3", resnet18, "layer3", "AblationCAM", device, ["float32"])
-        yield _ablation("resnet18, AblationCAM of layer3", resnet18, "layer3", device, 3)
-        yield _ablation("vgg16, AblationCAM of conv4_3", vgg16, "features.22", device, 1)
+        for precision in precisions:
+            yield _ablation("resnet18, AblationCAM of layer3", resnet18, "layer3", device, 3, precision)
+            yield _ablation("vgg16, AblationCAM of conv4_3", vgg16, "features.22", device, 1, precision)
 
 
 def _subject(net: nn.Module, device: str) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -226,7 +227,7 @@ def _cams_once(work: str, net: nn.Module, layer: str, name: str, device: str, pr
 
 
 @torch.no_grad()
-def _ablation(work: str, net: nn.Module, layer: str, device: str, repeats: int) -> Row:
+def _ablation(work: str, net: nn.Module, layer: str, device: str, repeats: int, precision: str) -> Row:
     _, net, images = _subject(net, device)
     method = methods.AblationCAM(layer=layer)
     with methods.Forward(net, images, [layer]) as forward:
@@ -241,7 +242,10 @@ def _ablation(work: str, net: nn.Module, layer: str, device: str, repeats: int) 
         y, y_v = torch.cat(y).split([1, B.shape[1]])
         return [finish(weigh(((y - y_v) / y)[None], B), images.shape[2:], "paper")]
 
-    return compare(work, "the rest with each map at 0", theirs, lambda: [method(net, images, unit)], repeats)
+    work += f", {precision}" * (precision != "float32")
+    return compare(
+        work, "the rest with each map at 0", theirs, lambda: [_ours(method, net, images, precision)], repeats
+    )
 
 
 def _peer_maps(net: nn.Module, layer: str, names: list[str], images: Tensor) -> list[Tensor]:

@@ -35,7 +35,7 @@ from vis.windows.engine import Incremental
 
 MIXED = (
     "saliency", "deconvnet", "gbp", "input_x_gradient", "guided_gradcam", "gradcam_gradient", "lrp", "deeplift",
-    "integrated_gradients", "smoothgrad", "expected_gradients", "scorecam", "guided_ig",
+    "integrated_gradients", "smoothgrad", "expected_gradients", "ablationcam", "scorecam", "guided_ig",
 )  # fmt: skip
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson": metrics.pearson,
@@ -57,6 +57,7 @@ def mixed_errors(device: str, quick: bool) -> Iterator[str]:
         "dataset.names=all",
         f"method=[{','.join(MIXED)}]",
         "methods.lrp.rule=epsilon",
+        "methods.ablationcam.layer=features.6",
     ]
     run = Run(compose_config(words))
     model = run.model()

@@ -7,8 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
+from vis.config.compose import compose_config
 from vis.methods import (
     LRP,
+    AblationCAM,
     DeconvNet,
     DeepLIFT,
     GuidedBackprop,
@@ -23,6 +25,8 @@ from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward
 from vis.methods.propagation import is_chain
 from vis.methods.stacked import stacked_gradients
 from vis.models import VGGSmall
+from vis.runner import experiment
+from vis.runner.experiment import Run
 from vis.system import device
 from vis.system.device import is_native, set_precision
 from vis.windows.engine import say_once
@@ -32,7 +36,7 @@ METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackpr
 
 
 class Odd(nn.Module):
-    """What the kernels have to refuse or to pass on: overlapping pools, an odd size, a branch, a scaled sum, a broadcast sum."""
+    """What the kernels have to refuse or to pass on: overlapping pools, an odd size, branches, a scaled sum, a broadcast sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +49,10 @@ class Odd(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.max_pool2d(self.conv(x).relu(), 2)
         x = self.norm(self.up(x)).relu_()
-        x = torch.add(x, nn.functional.interpolate(self.pool(x), size=x.shape[2:]).sigmoid(), alpha=0.5)
+        pooled = [
+            nn.functional.interpolate(each, size=x.shape[2:]) for each in (self.pool(x), nn.functional.max_pool2d(x, 2))
+        ]
+        x = torch.add(x - pooled[1], pooled[0].sigmoid(), alpha=0.5)
         x = torch.cat([x, x.mean(1, keepdim=True) + x], dim=-1).relu()
         return self.fc(x.mean((2, 3)))
 
@@ -167,7 +174,13 @@ needs_bfloat16 = pytest.mark.skipif(
 @needs_bfloat16
 @pytest.mark.parametrize(
     "method",
-    [LRP("epsilon"), DeepLIFT(baseline="zero"), IntegratedGradients(5, baseline="zero"), SmoothGrad(samples=5)],
+    [
+        LRP("epsilon"),
+        DeepLIFT(baseline="zero"),
+        IntegratedGradients(5, baseline="zero"),
+        SmoothGrad(samples=5),
+        AblationCAM("features.6"),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_other_methods_in_mixed_precision_have_the_error_that_they_state(method, mixed):
@@ -217,3 +230,11 @@ def test_without_bfloat16_products_mixed_precision_changes_nothing_on_a_cpu(mixe
     set_precision("float32")
     (exact,), _ = explain_all(METHODS, net, images, [None])
     assert all(torch.equal(low[name], exact[name]) for name in METHODS)
+
+
+def test_a_run_with_mixed_precision_says_that_the_processor_does_not_multiply_in_bfloat16(caplog, monkeypatch):
+    say_once.cache_clear()
+    caplog.set_level("INFO")
+    monkeypatch.setattr(experiment, "is_native", lambda *_: False)
+    Run(compose_config(["model=vgg_small", "precision=mixed", "device=cpu"]))
+    assert "precision=mixed is float32 here" in caplog.text

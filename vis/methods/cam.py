@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vis.graph.modes import evaluating
 from vis.methods.baseline import Baseline, baseline_image, in_words, only
-from vis.methods.bfloat16 import InBfloat16
+from vis.methods.bfloat16 import ChangesInBfloat16, InBfloat16
 from vis.methods.forward import Forward, NotApplicable, Preprocessing, check_images, in_passes, output_targets
 from vis.methods.from_layer import Reader, readers, run_from, run_rest, run_to
 from vis.methods.layers import OnFeatureMaps, Reshape
@@ -305,9 +305,11 @@ class AblationCAM(ActivationMap):
     Costs, beside the shared forward pass, a pass through the network behind the layer for each feature map that is not 0. Where
     the convolutions and dense layers that read the layer take each map at inputs of its own, products give z_v = z - W_v P_v for
     all v, and the network runs from there. With global average pooling and one dense layer, y_v = y - w_v mean(B_v).
+    With precision=mixed on a CPU that multiplies in bfloat16, the layers behind multiply their changes from y's pass in it.
     """
 
     title = "AblationCAM"
+    mixed_error = 0.01
 
     @torch.no_grad()
     def sum(self, forward: Forward, targets: Targets, layer: str) -> Tensor:
@@ -325,9 +327,10 @@ class AblationCAM(ActivationMap):
                 else _ablated_at(layer, A[i], places[live], model, images[i : i + 1])
             )
             drops = []
-            for outputs in parts:
-                y, y_v = score(outputs, [target] * len(outputs)).split([1, len(outputs) - 1])
-                drops.append((y - y_v) / torch.where(y == 0, 1, y))
+            with ChangesInBfloat16() if mixed_in_bfloat16(B.device) else nullcontext():
+                for outputs in parts:
+                    y, y_v = score(outputs, [target] * len(outputs)).split([1, len(outputs) - 1])
+                    drops.append((y - y_v) / torch.where(y == 0, 1, y))
             weights[i, live] = torch.cat(drops) if drops else 0
         return weigh(weights, B)
 

@@ -8,10 +8,12 @@ slopes at the same nodes: kernels of their own.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -33,7 +35,7 @@ def stacked_gradients(
     dtype: of convolutions and of the gradients between them. kernels: used in place of those below, by the node's name.
     None if a modified rule meets a ReLU in another spelling, to which no rule can be applied here.
     """
-    walk, kernels = _Walk(rules, dtype), {**_KERNELS, **(kernels or {})}
+    walk = _Walk(output.grad_fn, rules, dtype, {**_KERNELS, **(kernels or {})})
     modified = any(rule != (False, True) for rule in rules)
     found: Tensor | None = None
     walk.add(output.grad_fn, output.output_nr, seeds)
@@ -44,7 +46,7 @@ def stacked_gradients(
             if node.variable is images:
                 found = gradients[0]
             continue
-        kernel = kernels.get(name)
+        kernel = walk.kernels.get(name)
         if kernel is None and modified and name.startswith(_OTHER_RELUS):
             return None
         results = (
@@ -91,8 +93,12 @@ Kernel = Callable[["_Walk", Any, Tensor], Results]
 class _Walk:
     """Gradients [rows, B, ...] that wait at nodes, which are taken in the order of a reverse pass."""
 
-    def __init__(self, rules: Sequence[tuple[bool, bool]], dtype: torch.dtype) -> None:
-        self.rules, self.dtype = rules, dtype
+    def __init__(
+        self, start: Any, rules: Sequence[tuple[bool, bool]], dtype: torch.dtype, kernels: "Mapping[str, Kernel]"
+    ) -> None:
+        self.rules, self.dtype, self.kernels = rules, dtype, kernels
+        self.readers = Counter(parent for node in graph_nodes([start]) for parent, _ in node.next_functions)
+        self.ruled: set[Any] = set()  # ReLUs whose rule was applied behind the max-pooling that reads them
         self.queue: list[tuple[int, int, Any]] = []
         self.waiting: dict[Any, dict[int, Tensor]] = {}
         self.scales: dict[
@@ -171,7 +177,12 @@ def _where(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[..., 
 
 
 def _relu(walk: _Walk, node: Any, gradient: Tensor) -> Results:
-    active, values, keep = _where(node._saved_result > 0, gradient)
+    return (gradient if node in walk.ruled else _ruled(walk, node._saved_result, gradient),)
+
+
+def _ruled(walk: _Walk, activation: Tensor, gradient: Tensor) -> Tensor:
+    """Apply each row's rule to its gradient behind a ReLU, whose output is given, [B, ...]."""
+    active, values, keep = _where(activation.bool(), gradient)  # not negative, so this is > 0, in a third of the time
     out = torch.empty_like(values)
     begin = 0
     for rule in dict.fromkeys(walk.rules):
@@ -181,7 +192,7 @@ def _relu(walk: _Walk, node: Any, gradient: Tensor) -> Results:
             keep(values[rows], active, out=out[rows])
         if rectify:
             torch.clamp(out[rows] if mask else values[rows], min=0, out=out[rows])
-    return (out.view(gradient.dtype),)
+    return out.view(gradient.dtype)
 
 
 def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = None) -> Results:
@@ -190,20 +201,30 @@ def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = N
     places: in the flattened map, those of the forward pass by default.
     """
     image, places = node._saved_self, node._saved_result1 if places is None else places
-    geometry = node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation
+    kernel = node._saved_kernel_size
+    geometry = kernel, node._saved_stride or kernel, node._saved_padding, node._saved_dilation
     if [tuple(each) for each in geometry] != [(2, 2), (2, 2), (0, 0), (1, 1)] or node._saved_ceil_mode:
         empty = gradient.new_empty(1).expand(image.shape)
         each = [torch.ops.aten.max_pool2d_with_indices_backward(g, empty, *geometry, node._saved_ceil_mode, places)
                 for g in gradient]  # fmt: skip
         return (torch.stack(each),)
+    relu = node.next_functions[0][0]
+    if walk.kernels.get(node_name(relu)) is _relu and walk.readers[relu] == 1:  # a quarter of its values
+        gradient = _ruled(walk, F.max_pool2d(image, 2), gradient)
+        walk.ruled.add(relu)
     height, width = image.shape[2:]
-    quarter = ((places.int() // width % 2) * 2 + places.int() % width % 2).to(torch.int8)
-    made = torch.zeros if height % 2 or width % 2 else torch.empty
-    flat = made(len(gradient) * len(image), *image.shape[1:], dtype=gradient.dtype, device=gradient.device)
-    out = flat.contiguous(memory_format=torch.channels_last).unflatten(0, gradient.shape[:2])
     h, w = 2 * gradient.shape[3], 2 * gradient.shape[4]
+    corners = torch.arange(0, h, 2, device=image.device)[:, None] * width + torch.arange(0, w, 2, device=image.device)
+    within = (places - corners).int()
+    flat = torch.empty(
+        len(gradient) * len(image), *image.shape[1:],
+        dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+    out = flat.unflatten(0, gradient.shape[:2])
+    if height % 2 or width % 2:
+        out.zero_()
     for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        here, values, keep = _where(quarter == 2 * y + x, gradient)
+        here, values, keep = _where(within == y * width + x, gradient)
         keep(values, here, out=out.view(values.dtype)[..., y:h:2, x:w:2])
     return (out,)
 

@@ -36,7 +36,8 @@ from vis.runner.models import Models, missing_weights
 from vis.runner.reader import Batch, Reader
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
-from vis.system.device import pick_device
+from vis.system.device import is_native, pick_device
+from vis.windows.engine import say_once
 
 __all__ = [
     "Batch",
@@ -82,6 +83,8 @@ class Run:
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         if self.device.type == "mps" and self.dtype is torch.float64:
             raise UserError("device=mps has no float64: use device=cpu with precision=float64")
+        if config.precision == "mixed" and self.device.type == "cpu" and not is_native(torch.bfloat16, self.device):
+            say_once("precision=mixed is float32 here: this processor does not multiply in bfloat16")
         self.models = Models(config, self.device, self.dtype)
         self.reader = Reader(config, self.device, self.dtype)
         self.explainer = Explainer(config, self.reader)

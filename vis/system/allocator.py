@@ -11,17 +11,19 @@ import resource
 import sys
 from pathlib import Path
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from <malloc.h>
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # from <malloc.h>
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Keep up to 2 GB of freed memory for the next tensors, or restore glibc's defaults; does nothing without glibc."""
+    """Keep up to 2 GB of freed memory for the next tensors, or as much as glibc does by default; does nothing without glibc."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**25 if keep else 2**17)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17)
+        # no map at all, since its threshold could not be above 32 MB: less than one layer of six maps of VGG-16
+        mallopt(_MMAP_MAX, 0 if keep else 2**16)
+        mallopt(_MMAP_THRESHOLD, 2**25)  # what glibc's own, dynamic thresholds reach
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
 
 
 def reset_peak_memory() -> None:
