@@ -102,11 +102,12 @@ def uninterrupted(words: Sequence[str], root: Path, log: Path) -> list[tuple[flo
     return curve
 
 
-def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int) -> list[int]:
+def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int, first: float, last: float) -> list[int]:
     """Run a command in processes that are killed at random times; return the number of tasks done at each kill.
 
-    All but the last three die after a random number of tasks, or before their first one; those three while or after the
-    last task is computed, when the run merges its journal and draws.
+    first, last: seconds that the uninterrupted run took until its first task and after its last one.
+    All but the last three die after a random number of tasks, or before their first one; those three after the last task,
+    when the run merges its journal and draws.
     """
     rng, command = random.Random(0), [*words, f"outputs={root}"]
     at: list[int] = []
@@ -117,7 +118,7 @@ def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int) 
             until = tasks if kills - len(at) <= 3 else min(before + share, tasks - 1)
             while process.poll() is None and before < until and done(root) < until:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.5 if before < until else 2.5))
+            time.sleep(rng.uniform(0, 0.8 * (last + first * (before == until))))  # before the run can end
             process.send_signal(signal.SIGKILL)
         ended(process, log)
         if process.returncode == 0:
@@ -156,7 +157,8 @@ def soak(name: str, images: int, kills: int, folder: Path) -> dict[str, Any]:
     computing = list(takewhile(lambda sample: sample[1] < tasks, curve))  # then the run merges and removes its journal
     memory = [[m for _, n, m in computing if k * each + warm <= n < (k + 1) * each] for k in range(tasks // each)]
     print(f"{name}: {tasks} tasks in {curve[-1][0]:.0f} s", file=sys.stderr)
-    at = killed(words, pieces, log, kills, tasks)
+    (first, _, _), (last, _, _) = next(sample for sample in curve if sample[1]), computing[-1]
+    at = killed(words, pieces, log, kills, tasks, first, curve[-1][0] - last)
     other = run_in(pieces)
     assert other is not None
     size = sum(file.stat().st_size for file in one.iterdir() if file.is_file())

@@ -17,45 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vis import __version__
+from vis.config.arguments import HELP, check_combination, flags_for_hydra, parse
 from vis.config.home import CONF
-from vis.errors import UserError, did_you_mean, said
+from vis.errors import UserError, said
 from vis.system import shards
 
 log = logging.getLogger(__name__)
 
-HELP = """vis-run - reproduce the papers on visual explanations of CNNs, or try your own network, method or image
-
-Three commands to start with:
-  vis-run method=gbp model=vgg16_random                    one method on one model, with the bundled tabby image
-  vis-run method=[saliency,gbp] model=vgg16 image=cat.jpg target=tabby      methods side by side on your own image
-  vis-run experiment=nie2018/figure4                       a figure of a paper, with its claims checked
-
-Choices (vis-run --list shows them all):
-  experiment=  model=  method=  dataset=       groups; show an option's parameters with vis-run model=vgg16 --cfg job
-  target=max|random|<index>|<class name>|[..]  image=FILE  seed=0  seeds=8  device=auto|cpu|cuda  batch_size=auto|n
-  precision=float32|float64|tf32|mixed  outputs=FOLDER  preset=paper|small|tiny
-
-Options:
-  --list [WORD ...]   list every experiment, model, method and dataset, or only some: --list method, --list nie2018
-  --dry-run           show what would be computed, and an estimate of its cost
-  -m, --multirun      run a sweep: vis-run -m model=cnn3_random model.num_filters=8,16,32,64
-  --resume FOLDER     resume a run or a sweep that stopped
-  --continue          resume the newest run of this same command, or start one
-  --status FOLDER     say what a run or a sweep is at, also one that runs elsewhere
-  --redraw FOLDER     draw the figures of a finished run again, without computing; in another style: figure=paper
-  --cfg job           show the config of a command without running it (-p model: only this part)
-  --config-dir DIR    add a folder with your own configs
-  --install-completion[=SHELL]  tab completion for bash, zsh or fish
-  --version, --help
-
-Each run writes index.html, figures, tables, arrays and claims to its own folder, outputs/<date>/<time>_<experiment>/,
-and prints the path of that folder. Exit codes: 0, the run succeeded; 1, it failed; 2, the command was wrong.
-"""
-
 VERBOSE = ("verbose",)  # the only one of Hydra's config keys that a run accepts
-_CHOICES = ("experiment", "model", "method", "dataset", "target", "image", "seed", "seeds", "device", "precision", "preset",
-            "batch_size", "outputs", "boxes")  # fmt: skip
-_OF_HYDRA = ("cfg", "package", "resolve", "info", "shell_completion", "hydra_help")  # options that Hydra answers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,7 +91,7 @@ def _code(error: KeyboardInterrupt) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     """Do what the options ask for. `_execute` takes the commands that need a config."""
-    options, overrides = _parse(argv)
+    options, overrides = parse(argv)
     command = "vis-run " + shlex.join(word for word in argv if word != "--continue")
     if shards.world() > 1 and options.multirun:
         raise UserError("torchrun splits a single run: start a sweep without torchrun")
@@ -137,7 +106,7 @@ def _dispatch(argv: list[str]) -> int:
 
         print(install(options.install_completion))
         return 0
-    _check_combination(options, overrides)
+    check_combination(options, overrides)
     try:
         os.getcwd()
     except FileNotFoundError as error:
@@ -166,7 +135,7 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
         print(listing(overrides, folders), end="")
         return 0
     overrides = spelled_out(overrides, folders)
-    if flags := _flags_for_hydra(options):
+    if flags := flags_for_hydra(options):
         words.check_words(words.parse_overrides(overrides), folders)
         return _hydra(flags, overrides, folders)
     if options.go_on and (newest := _newest(overrides, folders, command)):
@@ -189,81 +158,6 @@ def _execute(options: argparse.Namespace, overrides: list[str], command: str) ->
     if jobs:
         return _collection(config, jobs, overrides, folders, command)
     return _single(config, overrides, folders, command)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Parse options; raise a UserError where argparse prints its usage and exits."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}. See vis-run --help")
-
-    def parse(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The options and the other words, which are overrides."""
-        names = list(self._option_string_actions)
-        for word, behind in zip(argv, [*argv[1:], "VALUE"], strict=True):
-            # argparse would read -model=vgg16 as -m
-            if word.startswith("-") and word.partition("=")[0] not in names:
-                long = [name for name in names if name.startswith("--")]
-                key, _, value = word.lstrip("-").partition("=")
-                if key in _CHOICES:
-                    raise UserError(f"choices take no dashes: {key}={value or behind}")
-                raise UserError(f"unknown option {word}.{did_you_mean(word, long)}")
-        return self.parse_known_args(argv)
-
-
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split a command line into its options and its overrides. Raises UserError."""
-    parser = _Parser(prog="vis-run", add_help=False, allow_abbrev=False)
-    for names in (
-        ("--help", "-h"),
-        ("--version", "-V"),
-        ("--multirun", "-m"),
-        ("--resolve",),
-    ):
-        parser.add_argument(*names, action="store_true")
-    parser.add_argument("--install-completion", nargs="?", const="", metavar="SHELL")
-    parser.add_argument("--package", "-p")
-    parser.add_argument("--config-dir", type=_folder, action="append", default=[])
-    command = parser.add_mutually_exclusive_group()
-    for name in ("--list", "--dry-run", "--hydra-help"):
-        command.add_argument(name, action="store_true")
-    command.add_argument("--continue", action="store_true", dest="go_on")
-    command.add_argument("--resume", type=_folder)
-    command.add_argument("--redraw", type=_folder)
-    command.add_argument("--status", type=_folder)
-    command.add_argument("--cfg", "-c", nargs="?", const="job", choices=("job", "hydra", "all"))
-    topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-    command.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
-    command.add_argument("--shell-completion", "-sc", action="store_true")
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what can follow
-        from vis.config.completion import complete
-
-        complete(parser)
-    return parser.parse(["--help"] if argv == ["help"] else argv)
-
-
-def _folder(text: str) -> Path:
-    folder = os.path.expanduser(text)
-    if not os.path.isdir(folder):
-        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
-    return Path(folder).resolve()
-
-
-def _check_combination(options: argparse.Namespace, overrides: list[str]) -> None:
-    """Raise UserError for options that need or exclude others, beyond what the parser knows."""
-    if (options.package is not None or options.resolve) and not options.cfg:
-        raise UserError("--package and --resolve say how --cfg shows a config: vis-run --cfg job --package model")
-    alone = options.list or options.resume or options.redraw or options.status
-    if options.multirun and (alone or _flags_for_hydra(options)):
-        raise UserError("--multirun can only be combined with --dry-run, --continue and --config-dir")
-    if overrides and (options.resume or options.status):
-        raise UserError(f"--resume and --status take a run as it is: leave out {overrides[0]}")
-
-
-def _flags_for_hydra(options: argparse.Namespace) -> list[str]:
-    """The options that Hydra answers, as words of its command line."""
-    given = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _OF_HYDRA}
-    return [name if value is True else f"{name}={value}" for name, value in given.items() if value]
 
 
 def _hydra(flags: list[str], overrides: list[str], config_dirs: list[Path], job: Any = None) -> int:
@@ -391,10 +285,15 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     submitit = _submitit(overrides)
     count = 1 if submitit else _processes(launcher)
     seconds, alone = estimates(jobs, config_dirs)
-    unknown = f"; {seconds.count(None)} of them without an estimate" * (None in seconds)
-    each = sum(filter(None, seconds)) / (1.4 if count > 1 else 1)
+    known = [each for each in seconds if each is not None]
+    about = (
+        f"about {duration(sum(known) / (1.4 if count > 1 else 1))} on this machine"
+        if known
+        else "no estimate of the time"
+    )
+    unknown = f"; {len(seconds) - len(known)} of them without an estimate" * (0 < len(known) < len(seconds))
     where = "as jobs of submitit" if submitit else "one after the other" if count == 1 else f"in {count} processes"
-    print(f"{len(jobs)} items, about {duration(each)} on this machine, {where}{unknown}", file=sys.stderr)
+    print(f"{len(jobs)} items, {about}, {where}{unknown}", file=sys.stderr)
     folder = _reserve(config)
     name = str(config.experiment.name)
     facts = {"collection": name, "processes": count, "seconds": seconds, "alone": alone}

@@ -1,6 +1,8 @@
 """The stacked reverse pass against autograd's, one at a time."""
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from vis.methods import (
     explain_all,
     relevance,
 )
-from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward
+from vis.methods.forward import DECONVNET, GUIDED, SALIENCY, Forward, ReluRule
 from vis.methods.propagation import is_chain
 from vis.methods.stacked import stacked_gradients
 from vis.models import VGGSmall
@@ -31,7 +33,9 @@ from vis.system import device
 from vis.system.device import is_native, set_precision
 from vis.windows.engine import say_once
 
-RULES = sorted([SALIENCY, DECONVNET, GUIDED], key=lambda rule: (rule.rectify_gradient, rule.mask_by_input))
+RULES = sorted(
+    [SALIENCY, DECONVNET, GUIDED, ReluRule(False, False)], key=lambda rule: (rule.rectify_gradient, rule.mask_by_input)
+)
 METHODS = {"saliency": Saliency(), "deconvnet": DeconvNet(), "gbp": GuidedBackprop()}
 
 
@@ -57,6 +61,53 @@ class Odd(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+
+class Made(nn.Module):
+    """Weights that the image makes, a dense layer with batch norm, and rows [B, T, C] joined at their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.tokens = nn.Linear(36, 6)
+        self.norm = nn.BatchNorm1d(4 * 12)
+        self.fc = nn.Linear(48, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.conv.weight * x.mean((0, 2, 3))[:, None, None]
+        x = nn.functional.conv2d(x, made, self.conv.bias, stride=5).relu()
+        x = self.tokens(x.flatten(2))
+        x = torch.cat([x, x.square()], -1).flatten(1)
+        x = self.norm(nn.functional.linear(x, torch.eye(48, dtype=x.dtype) + x.mean(), self.fc.weight.mean(0))).relu()
+        return self.fc(x)
+
+
+def video() -> nn.Module:
+    body = (
+        nn.Conv3d(3, 3, 3),
+        nn.BatchNorm3d(3),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(3, 5, 3),
+        nn.BatchNorm3d(5),
+        nn.ReLU(),
+    )
+    return nn.Sequential(*body, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(5, 7))
+
+
+def dense() -> nn.Module:
+    head = nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 7)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(8), *head)
+
+
 @pytest.fixture
 def mixed() -> Iterator[None]:
     set_precision("mixed")
@@ -65,7 +116,13 @@ def mixed() -> Iterator[None]:
 
 
 def networks() -> dict[str, tuple[nn.Module, int]]:
-    found = {"vgg": (VGGSmall(), 32), "odd": (Odd(), 37)}
+    found = {
+        "vgg": (VGGSmall(), 32),
+        "odd": (Odd(), 37),
+        "made": (Made(), 32),
+        "dense": (dense(), 34),
+        "video": (video(), 12),
+    }
     for name in ("resnet18", "squeezenet1_1", "googlenet", "densenet121"):
         options = {"init_weights": False} if name == "googlenet" else {}
         found[name] = torchvision.models.get_model(name, weights=None, num_classes=7, **options), 64
@@ -76,8 +133,14 @@ def networks() -> dict[str, tuple[nn.Module, int]]:
 def test_every_row_is_the_gradient_that_autograd_finds(name):
     torch.manual_seed(0)
     net, size = networks()[name]
-    net = net.double().eval().to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+    net = net.double().eval()
+    images = torch.randn(2, 3, *[size] * (3 if name == "video" else 2), dtype=torch.float64)
+    if name != "video":
+        net.to(memory_format=torch.channels_last)
     with Forward(net, images) as forward:
         rows = [(rule, logit) for rule in RULES for logit in (1, 3)]
         seeds = torch.zeros(len(rows), *forward.logits.shape, dtype=torch.float64)
@@ -100,6 +163,32 @@ def test_a_relu_in_another_spelling_is_left_to_autograd():
     with Forward(Clamped(), images) as forward:
         seeds = torch.ones(1, *forward.logits.shape)
         assert stacked_gradients(forward.logits, seeds, forward.images, [(True, True)], torch.float32) is None
+
+
+def test_a_function_of_the_network_that_cannot_be_called_is_left_to_autograd():
+    class Doubled(VGGSmall):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(Scaled.apply(x))
+
+    net, images = Doubled().eval(), torch.randn(1, 3, 32, 32)
+    with Forward(net, images) as forward:
+        seeds = torch.ones(1, *forward.logits.shape)
+        assert stacked_gradients(forward.logits, seeds, forward.images, [(True, True)], torch.float32) is None
+    maps, _ = explain_all(METHODS, net, images, [0, 1])
+    assert (maps[1]["gbp"] - GuidedBackprop()(net, images, 1)).abs().max() == 0
+
+
+def test_weights_that_change_in_between_are_not_those_of_an_earlier_pass(mixed):
+    torch.manual_seed(0)
+    net, images = torchvision.models.resnet18(num_classes=7).eval(), torch.randn(1, 3, 64, 64)
+    for precision in ("float32", "mixed"):
+        set_precision(precision)
+        explain_all(METHODS, net, images, [0, 1])
+        for parameter in net.parameters():
+            parameter.data.mul_(1.5)
+        found = explain_all(METHODS, net, images, [0, 1])[0][1]
+        expected = explain_all(METHODS, copy.deepcopy(net), images, [0, 1])[0][1]
+        assert all(torch.equal(found[name], expected[name]) for name in METHODS)
 
 
 def with_biases(net: nn.Module) -> nn.Module:

@@ -6,24 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vis.methods.functional import function_name
 
-_rounded: Any = WeakTensorKeyDictionary()  # {parameter: (its version, copy in bfloat16)}
+
+class _Rounding(TorchFunctionMode):
+    """Context that converts each weight to bfloat16 once, and keeps no copy after it: weights may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the first, which lives as long
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        if id(weight) not in self._copies:
+            self._copies[id(weight)] = weight, weight.detach().to(torch.bfloat16)
+        return self._copies[id(weight)][1]
 
 
-def rounded(parameter: Tensor) -> Tensor:
-    """Return a parameter in bfloat16, converted once."""
-    version = None if parameter.is_inference() else parameter._version
-    kept = _rounded.get(parameter)
-    if kept is None or kept[0] != version or version is None:
-        kept = _rounded[parameter] = version, parameter.detach().to(torch.bfloat16)
-    copy: Tensor = kept[1]
-    return copy
-
-
-class InBfloat16(TorchFunctionMode):
+class InBfloat16(_Rounding):
     """Context in which convolutions and dense layers take and return bfloat16; operations between them follow.
 
     The logits of differently masked images differ widely, and so do feature vectors: rounding changes ScoreCAM by
@@ -42,11 +42,11 @@ class InBfloat16(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if function_name(func) in ("conv2d", "linear"):  # autocast would convert the weights in each pass
-            args = tuple(rounded(each) if isinstance(each, nn.Parameter) else each for each in args)
+            args = tuple(self.rounded(each) if isinstance(each, nn.Parameter) else each for each in args)
         return func(*args, **(kwargs or {}))
 
 
-class ChangesInBfloat16(TorchFunctionMode):
+class ChangesInBfloat16(_Rounding):
     """Context in which convolutions and dense layers multiply the changes from the first row of a batch in bfloat16.
 
     The first row is computed exactly, and the others are its sum with their changes. So rounding errors are relative to the
@@ -59,5 +59,5 @@ class ChangesInBfloat16(TorchFunctionMode):
             return exact(*args)
         x, weight, bias, *rest = args
         base = exact(x[:1], weight, bias, *rest)
-        changes = exact((x[1:] - x[:1]).to(torch.bfloat16), rounded(weight), None, *rest)
+        changes = exact((x[1:] - x[:1]).to(torch.bfloat16), self.rounded(weight), None, *rest)
         return torch.cat([base, changes + base])

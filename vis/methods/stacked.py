@@ -3,21 +3,19 @@
 Autograd would run a reverse pass for each logit and rule. Here one walk over its graph carries the gradients of all of them,
 [rows, B, ...]; the rows are sorted by rule, so that a rule is a slice. The forward pass is autograd's own, in float32, so it
 decides exactly which ReLUs are active and which places a max-pooling takes. A node without a kernel below is called row by
-row, in the precision of the forward pass: every network works, a kernel is only speed. LRP-epsilon and DeepLIFT are other
+row, in the precision of the forward pass: a kernel is only speed. LRP-epsilon and DeepLIFT are other
 slopes at the same nodes: kernels of their own.
 """
 
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
-
-_copies: Any = WeakTensorKeyDictionary()  # weights in lower precision or scaled: {weight: (versions, copy)}
 
 
 @torch.no_grad()
@@ -33,7 +31,8 @@ def stacked_gradients(
 
     seeds [rows, *output.shape]: d score / d output of each row. rules: (rectify_gradient, mask_by_input) of each row, sorted.
     dtype: of convolutions and of the gradients between them. kernels: used in place of those below, by the node's name.
-    None if a modified rule meets a ReLU in another spelling, to which no rule can be applied here.
+    None, for autograd to do it, if a modified rule meets a ReLU in another spelling, to which no rule can be applied here, or if
+    a node is somebody's autograd.Function, which cannot be called.
     """
     walk = _Walk(output.grad_fn, rules, dtype, {**_KERNELS, **(kernels or {})})
     modified = any(rule != (False, True) for rule in rules)
@@ -47,7 +46,7 @@ def stacked_gradients(
                 found = gradients[0]
             continue
         kernel = walk.kernels.get(name)
-        if kernel is None and modified and name.startswith(_OTHER_RELUS):
+        if kernel is None and (not callable(node) or (modified and name.startswith(_OTHER_RELUS))):
             return None
         results = (
             kernel(walk, node, gradients[0]) if kernel and gradients[0] is not None else walk.call(node, gradients)
@@ -100,10 +99,9 @@ class _Walk:
         self.readers = Counter(parent for node in graph_nodes([start]) for parent, _ in node.next_functions)
         self.ruled: set[Any] = set()  # ReLUs whose rule was applied behind the max-pooling that reads them
         self.queue: list[tuple[int, int, Any]] = []
+        self.count = count()  # breaks ties in the queue
         self.waiting: dict[Any, dict[int, Tensor]] = {}
-        self.scales: dict[
-            Any, tuple[Tensor, Any]
-        ] = {}  # of the gradients that wait at a convolution, and a key for caches
+        self.scales: dict[Any, Tensor] = {}  # of the gradients that wait at a convolution, [C]
 
     def add(self, node: Any, place: int, gradient: Tensor) -> None:
         """Add a gradient of an output of a node; sum it over the dimensions in which the output was broadcast."""
@@ -113,16 +111,16 @@ class _Walk:
         if node not in self.waiting:
             self.waiting[node] = {}
             order = node._sequence_nr() if node_name(node) != "AccumulateGrad" else -1
-            heapq.heappush(self.queue, (-order, len(self.waiting), node))
+            heapq.heappush(self.queue, (-order, next(self.count), node))
         held = self.waiting[node].get(place)
         if held is not None and node in self.scales:  # not the batch norm's gradient alone
-            held = held * self.scales.pop(node)[0].to(held.dtype)
+            held = _scaled(held, self.scales.pop(node), 2)
         self.waiting[node][place] = gradient if held is None else held + gradient
 
     def pop(self) -> tuple[Any, list[Tensor | None]]:
         """Return the next node with the gradients of its outputs."""
         _, _, node = heapq.heappop(self.queue)
-        held = self.waiting[node]
+        held = self.waiting.pop(node)
         return node, [held.get(place) for place in range(max(held) + 1)]
 
     def call(self, node: Any, gradients: Results) -> Results:
@@ -137,7 +135,11 @@ class _Walk:
 
 
 def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
-    weight, image = node._saved_weight, node._saved_input
+    weight, image, scale = node._saved_weight, node._saved_input, walk.scales.pop(node, None)
+    if node.next_functions[1][0] is not None:  # the image makes the weight
+        return walk.call(node, [gradient])
+    if scale is not None:
+        weight = _scaled(weight, scale, 0)
     rows = gradient.to(walk.dtype).flatten(0, 1)
     if len(rows) != len(image) or image.dtype != walk.dtype:
         last = rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
@@ -146,23 +148,16 @@ def _convolution(walk: _Walk, node: Any, gradient: Tensor) -> Results:
             len(rows), *image.shape[1:], dtype=walk.dtype, device=rows.device, memory_format=layout
         )
     (result, _, _) = torch.ops.aten.convolution_backward(
-        rows, image, _scaled(weight, walk.dtype, *walk.scales.pop(node, (None, None))), None,
+        rows, image, weight.to(walk.dtype), None,
         node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed,
         node._saved_output_padding, node._saved_groups, [True, False, False],
     )  # fmt: skip
     return (result.unflatten(0, gradient.shape[:2]),)
 
 
-def _scaled(weight: Tensor, dtype: torch.dtype, scale: Tensor | None, key: Any) -> Tensor:
-    """Return weights in a precision, times a scale of their outputs, computed once; key: tells scales apart."""
-    if weight.dtype == dtype and scale is None:
-        return weight
-    key = dtype, weight._version, key
-    held = _copies.get(weight)
-    if held is None or held[0] != key:
-        scaled = weight.detach() if scale is None else weight.detach() * scale[..., None]
-        held = _copies[weight] = key, scaled.to(dtype)
-    return held[1]
+def _scaled(values: Tensor, scale: Tensor, dim: int) -> Tensor:
+    """Multiply values by a scale [C] of dimension `dim`."""
+    return values * scale.to(values.dtype).view(-1, *[1] * (values.ndim - dim - 1))
 
 
 def _where(mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
@@ -192,6 +187,8 @@ def _ruled(walk: _Walk, activation: Tensor, gradient: Tensor) -> Tensor:
             keep(values[rows], active, out=out[rows])
         if rectify:
             torch.clamp(out[rows] if mask else values[rows], min=0, out=out[rows])
+        elif not mask:
+            out[rows] = values[rows]
     return out.view(gradient.dtype)
 
 
@@ -231,23 +228,25 @@ def max_pool(walk: _Walk, node: Any, gradient: Tensor, places: Tensor | None = N
 
 def _batch_norm(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     """Scale the gradient, behind a convolution by its weights."""
-    if node._saved_training:
+    layer, *parameters = [parent for parent, _ in node.next_functions]
+    if node._saved_training or any(parameters):  # which the image makes
         return walk.call(node, [gradient])
     variance, weight = node._saved_running_var, node._saved_weight
-    scale = (variance + node._saved_eps).rsqrt()[:, None, None]
-    if weight is not None:
-        scale = scale * weight[:, None, None]
-    layer = node.next_functions[0][0]
-    if node_name(layer) == "ConvolutionBackward0" and not layer._saved_transposed and layer not in walk.waiting:
-        walk.scales[layer] = (
-            scale,
-            [(each.data_ptr(), each._version) for each in (variance, weight) if each is not None],
-        )
+    scale = (variance + node._saved_eps).rsqrt() * (1 if weight is None else weight)
+    if (
+        node_name(layer) == "ConvolutionBackward0"
+        and not layer._saved_transposed
+        and layer.next_functions[1][0] is None
+        and layer not in walk.waiting
+    ):
+        walk.scales[layer] = scale
         return (gradient,)
-    return (gradient * scale.to(gradient.dtype),)
+    return (_scaled(gradient, scale, 2),)
 
 
 def _dense(walk: _Walk, node: Any, gradient: Tensor) -> Results:
+    if node.next_functions[2][0] is not None or node._saved_alpha != 1:
+        return walk.call(node, [gradient])
     weight = node._saved_mat2
     return None, (gradient.to(weight.dtype).flatten(0, 1) @ weight.T).unflatten(0, gradient.shape[:2])
 
@@ -263,7 +262,9 @@ def _add(walk: _Walk, node: Any, gradient: Tensor) -> Results:
 def _cat(walk: _Walk, node: Any, gradient: Tensor) -> Results:
     if any(parent is None for parent, _ in node.next_functions):
         return walk.call(node, [gradient])
-    dim = node._saved_dim % (gradient.ndim - 1)
+    dim = (node._saved_dim - (node._saved_dim >> 63 << 64)) % (
+        gradient.ndim - 1
+    )  # a negative one is saved without its sign
     sizes = [parent._input_metadata[place].shape[dim] for parent, place in node.next_functions]
     return gradient.split(sizes, dim + 1)
 
