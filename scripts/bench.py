@@ -73,18 +73,17 @@ def compare(
     """Run both once to compare results (and to warm up), then alternately for the median times."""
     pairs = zip(timed(ours)[1], timed(theirs)[1], strict=True)
     error = torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()  # NaN if any is
-    calls = max(
-        1, round(1 / timed(ours)[0])
-    )  # in a turn: a single short call mostly waits for memory that the other gave back
+    # a turn takes about a second: a single short call mostly waits for memory that the other gave back
+    our_calls, peer_calls = (max(1, round(1 / timed(work)[0])) for work in (ours, theirs))
 
-    def turn(work: Callable[[], list[Tensor]]) -> float:
+    def turn(work: Callable[[], list[Tensor]], calls: int) -> float:
         return timed(lambda: [work() for _ in range(calls)][-1])[0] / calls
 
     def in_turn() -> tuple[float, float]:
         keep_freed_memory(False)
-        peer_time = turn(theirs)
+        peer_time = turn(theirs, peer_calls)
         keep_freed_memory()
-        return peer_time, turn(ours)
+        return peer_time, turn(ours, our_calls)
 
     times = [in_turn() for _ in range(repeats)]
     return Row(work, peer, median(t for t, _ in times), median(t for _, t in times), error)
@@ -117,7 +116,7 @@ def backpropagation(device: str, quick: bool) -> Iterator[Row]:
     precision=mixed needs a CPU with bfloat16 products (avx512_bf16 or amx_bf16), or a GPU with TF32.
     """
     networks, repeats = {"vgg16": VGG16(), "resnet50": torchvision_classifier("resnet50")}, 3 if quick else 11
-    low = bfloat16_on_cpu(device) or device.startswith("cuda")
+    low = device.startswith("cuda") or bfloat16_on_cpu(device)
     for name, net in networks.items():
         for precision in ("float32", "mixed") if low else ("float32",):
             yield _backpropagation(name, net, 1, device, repeats, precision)

@@ -465,8 +465,9 @@ def memory_part(name: str, device: torch.device, folder: Path, deadline: float) 
 def peak_of(words: list[str], device: torch.device, seconds: float) -> tuple[float, str]:
     """Return the peak memory in MB of an item's largest task beyond what was in use, and the task in words."""
     meter, before, what = Meter(device), in_use(device), ""
+    vis.system.device.reset_peak_memory(device)
     signal.signal(signal.SIGALRM, _out_of_time)
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, seconds))
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, seconds), 5)  # again, since methods go on after some errors
     try:
         plan = gpu_items.planned(words)
         task = plan.tasks[max(range(len(plan.tasks)), key=plan.gigabytes.__getitem__)]

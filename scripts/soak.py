@@ -118,7 +118,8 @@ def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int, 
             until = tasks if kills - len(at) <= 3 else min(before + share, tasks - 1)
             while process.poll() is None and before < until and done(root) < until:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.8 * (last + first * (before == until))))  # before the run can end
+            most = 0.8 * (last + first * (before == until))  # seconds in which the run cannot end
+            time.sleep(rng.uniform(0, most if until == tasks else min(0.5, most)))
             process.send_signal(signal.SIGKILL)
         ended(process, log)
         if process.returncode == 0:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ def test_help_teaches_three_commands_that_work(vis_run):
     assert len(commands) >= 3
     register()
     for line in commands[:3]:
-        overrides = [word for word in line.split()[1:] if not word.startswith(("image=", "-"))]
+        overrides = [word for word in shlex.split(line)[1:] if not word.startswith(("image=", "-"))]
         compose_config(overrides)
 
 
@@ -227,6 +228,7 @@ def test_one_folder_takes_one_process(vis_run, tmp_path):
         ran = vis_run("--resume", str(folder))
     assert ran.code == 2
     assert "another process is working in" in ran.err
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
 
 
 def test_seeds_and_thread_counts_do_not_leak_between_runs(vis_run):

@@ -29,6 +29,10 @@ class NotApplicable(ValueError):
     """This method is not defined for this network; the message says why."""
 
 
+class InUse(UserError):
+    """Another process works in the folder of a run."""
+
+
 class Incomplete(Exception):
     """Some jobs of a sweep failed or never ran; the others are done and stand in its table."""
 

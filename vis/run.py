@@ -93,8 +93,8 @@ def _dispatch(argv: list[str]) -> int:
     """Do what the options ask for. `_execute` takes the commands that need a config."""
     options, overrides = parse(argv)
     command = "vis-run " + shlex.join(word for word in argv if word != "--continue")
-    if shards.world() > 1 and options.multirun:
-        raise UserError("torchrun splits a single run: start a sweep without torchrun")
+    if options.multirun:
+        _check_alone("a sweep")
     if shards.rank() > 0:
         return _help_out()
     for name, text in {"help": HELP, "version": f"vis-run {__version__}\n"}.items():
@@ -279,8 +279,7 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     from vis.store.sweep_plan import begin
     from vis.system.console import duration
 
-    if shards.world() > 1:
-        raise UserError(f"torchrun splits a single run: start the collection {config.experiment.name} without torchrun")
+    _check_alone(f"the collection {config.experiment.name}")
     launcher = [o for o in overrides if o.startswith("hydra")]
     submitit = _submitit(overrides)
     count = 1 if submitit else _processes(launcher)
@@ -301,9 +300,26 @@ def _collection(config: Any, jobs: list[list[str]], overrides: list[str], config
     return _resume(folder, command)
 
 
+def _check_alone(what: str) -> None:
+    """Raise UserError in the processes of torchrun and the tasks of Slurm: each would start all the runs."""
+    if shards.world() > 1:
+        raise UserError(f"torchrun splits a single run: start {what} without torchrun")
+    if shards.slurm():
+        raise UserError(
+            f"the tasks of a Slurm job share a single run: start {what} once, with hydra/launcher=submitit_slurm"
+        )
+
+
 def _submitit(overrides: list[str]) -> list[str]:
-    """The words for Hydra's launcher if it is one of submitit's, for Slurm or for this machine; else none."""
+    """Return the words for Hydra's launcher if it is one of submitit's, for Slurm or for this machine; else none.
+
+    Raises UserError if it is Slurm's, and Slurm is not here.
+    """
     words = [o for o in overrides if o.startswith(("hydra/launcher", "hydra.launcher"))]
+    if "hydra/launcher=submitit_slurm" in words and not shutil.which("sbatch"):
+        raise UserError(
+            "hydra/launcher=submitit_slurm takes Slurm's sbatch, which is not here; hydra/launcher=joblib uses this machine"
+        )
     return words if any(o.startswith("hydra/launcher=submitit_") for o in words) else []
 
 

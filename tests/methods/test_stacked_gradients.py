@@ -18,6 +18,7 @@ from vis.methods import (
     GuidedBackprop,
     IntegratedGradients,
     Saliency,
+    ScoreCAM,
     SmoothGrad,
     deeplift,
     explain_all,
@@ -269,6 +270,7 @@ needs_bfloat16 = pytest.mark.skipif(
         IntegratedGradients(5, baseline="zero"),
         SmoothGrad(samples=5),
         AblationCAM("features.6"),
+        ScoreCAM(),
     ],
     ids=lambda method: type(method).__name__,
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
+from vis.runner.execute import execute_shard
 from vis.store.run_folder import RunFolder
 from vis.system import shards
 
@@ -108,3 +110,33 @@ def test_a_run_is_resumed_by_an_array(tmp_path, command):
     end(*(start(tmp_path, index, "--resume", str(folder)) for index in range(2)))
     assert RunFolder(folder).status["state"] == "done"
     assert computed(folder) == sorted([*range(12)] * 2)
+
+
+@pytest.mark.parametrize("words", [("-m", *SMALL, "seed=0,1"), ("experiment=nie2018/all", "preset=tiny")])
+def test_the_tasks_of_an_array_do_not_each_start_many_runs(vis_run, monkeypatch, words):
+    for name, value in (ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}).items():
+        monkeypatch.setenv(name, value)
+    ran = vis_run(*words)
+    assert ran.code == 2
+    assert "once, with hydra/launcher=submitit_slurm" in ran.err
+
+
+def test_a_task_that_arrives_when_the_run_is_over_computes_nothing(vis_run, monkeypatch):
+    folder = vis_run(*SMALL).folder
+    status = RunFolder(folder).status
+    monkeypatch.setattr(RunFolder, "status", property(lambda _: status | {"state": "running"}))  # read before the end
+    for name, value in (ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert execute_shard(folder) == 0
+    assert not (folder / "parts").exists()
+    (folder / "parts").mkdir()  # its removal had begun
+    read = iter([status | {"state": "running"}])
+    monkeypatch.setattr(RunFolder, "status", property(lambda _: next(read, status)))
+    assert execute_shard(folder) == 0
+
+
+def test_without_slurm_its_launcher_is_refused(vis_run, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    ran = vis_run("-m", *SMALL, "seed=0,1", "hydra/launcher=submitit_slurm")
+    assert ran.code == 2
+    assert "takes Slurm's sbatch" in ran.err

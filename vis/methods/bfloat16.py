@@ -26,8 +26,8 @@ class _Rounding(TorchFunctionMode):
 class InBfloat16(_Rounding):
     """Context in which convolutions and dense layers take and return bfloat16; operations between them follow.
 
-    The logits of differently masked images differ widely, and so do feature vectors: rounding changes ScoreCAM by
-    0.3 to 2 % (l2, docs/guide.md). Gradients and small differences need float32.
+    The logits of differently masked images differ widely, and so do feature vectors (docs/guide.md has the errors of ScoreCAM).
+    Gradients and small differences need float32.
     """
 
     def __enter__(self) -> "InBfloat16":

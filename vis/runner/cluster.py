@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from vis.config.home import CONF
 from vis.errors import UserError
+from vis.runner.fan_out import processes
 from vis.store.run_folder import RunFolder
 from vis.store.sweep_plan import job_folder
 from vis.system.console import start_logging
@@ -78,7 +79,9 @@ def submit(
     if jobs:
         log.info("%d jobs are still in Slurm's queue: squeue --jobs=%s", len(jobs), _ids(jobs, ","))
     try:
-        for numbers in [together, alone] if cluster == "slurm" else [together, *([n] for n in alone)]:
+        count = processes()
+        some = [together[i : i + count] for i in range(0, len(together), count)]  # at a time on this machine
+        for numbers in [together, alone] if cluster == "slurm" else [*some, *([n] for n in alone)]:
             if missing := [n for n in numbers if n not in jobs]:
                 jobs |= _submit(cluster, settings, missing, run, exclusive=numbers is alone)
                 write_json(folder / "submitted.json", {n: job.job_id for n, job in jobs.items()})
@@ -87,8 +90,9 @@ def submit(
                         "submitted %d jobs: squeue --jobs=%s", len(missing), _ids({n: jobs[n] for n in missing}, ",")
                     )
             if cluster == "local":
-                _wait(cluster, folder, jobs, waiting)
-        _wait(cluster, folder, jobs, waiting)
+                _wait(cluster, folder, {n: jobs[n] for n in numbers}, waiting)
+        if cluster == "slurm":
+            _wait(cluster, folder, jobs, waiting)
     except KeyboardInterrupt:
         if cluster == "slurm":
             log.info("the jobs stay in Slurm's queue; to end them: scancel %s", _ids(jobs))

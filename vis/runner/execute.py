@@ -66,6 +66,7 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             experiment.resolve(run)
             tasks = tasks_of(experiment, run)
             folder.drop_damaged(leftovers=not shards.slurm())
+            (folder.path / "parts").mkdir(exist_ok=True)  # before others can help; without it, the run is over
             began = folder.status.get("started") or time.strftime(_ISO)
             folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks), started=began)
             shards.begin(path)
@@ -215,7 +216,6 @@ def _compute(
     journals = experiment.shared_out or shards.rank() == 0
     todo = [(n, task) for n, task in enumerate(tasks) if n not in done and n % world == shards.rank() % world]
     if claims := bool(shards.slurm()):
-        (folder.path / "parts").mkdir(exist_ok=True)
         first, places = shards.place()
         todo.sort(key=lambda each: each[0] % places != first)
     if done and not wait:
@@ -234,7 +234,9 @@ def _compute(
     start, images, computed = time.perf_counter(), 0, 0
     with bar, ThreadPoolExecutor(1) as writer:  # so that an error message appears below the progress bar
         for place, (number, task) in enumerate(bar):
-            if claims and not shards.claim(folder.path / "parts", number, wait):
+            if claims and not (
+                shards.claim(folder.path / "parts", number, wait) and folder.status.get("state") != "done"
+            ):
                 continue
             computed += 1
             began = time.perf_counter()

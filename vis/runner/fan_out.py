@@ -5,6 +5,7 @@ the other at the end, with all threads. Every item has its own folder and lock, 
 would.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vis.system.console import start_logging
@@ -28,8 +30,10 @@ def processes() -> int:
 
     if torch.cuda.is_available():
         return 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return max(1, min(len(os.sched_getaffinity(0)), int(memory / _GB_EACH)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # a container may have less; "max" is no limit
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory / 1e9 / _GB_EACH)))
 
 
 def fan_out(jobs: Sequence[int], count: int, run: Callable[[int], str], waiting: Callable[[], None]) -> None:

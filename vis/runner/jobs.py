@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vis.errors import Incomplete, Lacking, UserError, said
+from vis.errors import Incomplete, InUse, Lacking, UserError, said
 from vis.reports.sweep import aggregate
 from vis.runner.cluster import submit
 from vis.runner.fan_out import fan_out
@@ -115,7 +115,7 @@ def resume(folder: Path, command: str) -> None:
     if seconds:  # the longest first
         together.sort(key=lambda n: math.inf if seconds[n] is None else seconds[n], reverse=True)
     with finish_sweep(folder):
-        count = min(plan.get("processes") or 1, len(numbers))
+        count = min(plan.get("processes") or 1, len(together))
         if (launcher := plan.get("launcher")) and (
             shutil.which("sbatch") or "hydra/launcher=submitit_local" in launcher
         ):
@@ -123,6 +123,7 @@ def resume(folder: Path, command: str) -> None:
             numbers = []
         elif count > 1:
             fan_out(together, count, one, update)
+            _note_killed(folder, together)
             numbers = alone
         for number in numbers:
             log.info("job %d: %s", number, " ".join(plan["jobs"][number]))
@@ -130,6 +131,14 @@ def resume(folder: Path, command: str) -> None:
             if count > 1:
                 log.info("%s", line)
             update()
+
+
+def _note_killed(folder: Path, numbers: Sequence[int]) -> None:
+    """Mark jobs whose process was killed, as by the system for their memory, as interrupted."""
+    for number in numbers:
+        path = sweep_plan.job_folder(folder, number)
+        if path and (run := RunFolder(path)).status.get("state") == "running" and not run.in_use:
+            run.set_status(state="interrupted", error="its process was killed, perhaps for its memory")
 
 
 def _is_done(folder: Path, number: int) -> bool:
@@ -157,6 +166,8 @@ def _resume_job(folder: Path, number: int, command: str) -> str:
     except Lacking as error:  # a collection goes without what cannot be had here
         RunFolder(path).set_status(state="not measured", error=said(error))
         return f"{name}: not measured, {error}"
+    except InUse as error:
+        return f"{name}: {error}"
     except Exception as error:
         RunFolder(path).set_status(state="failed", error=said(error))
         log.error("job %d: %s", number, failure(error, path))
@@ -179,6 +190,8 @@ def _resume_run(folder: Path, command: str) -> None:
     _enter(status.get("cwd"))
     try:
         execute(config, folder, status.get("command", command))
+    except InUse:
+        raise
     except Exception as error:  # recorded in the folder and raised again
         run.set_status(state="failed", error=said(error))
         raise

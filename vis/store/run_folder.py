@@ -29,7 +29,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vis.errors import Incomplete, UserError, did_you_mean, said
+from vis.errors import Incomplete, InUse, UserError, did_you_mean, said
 from vis.store.stored import ClaimRecord, claims_of, read_json
 from vis.store.tables import Rows
 from vis.system.files import intact, write_bytes, write_json, write_text
@@ -119,12 +119,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder. Raises UserError if another process holds the lock."""
+        """Lock the folder. Raises InUse if another process holds the lock."""
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"another process is working in {self.path}") from error
+                raise InUse(f"another process is working in {self.path}") from error
             yield
 
     @property

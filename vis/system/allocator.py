@@ -15,7 +15,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # from <malloc.h>
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Keep up to 2 GB of freed memory for the next tensors, or as much as glibc does by default; does nothing without glibc."""
+    """Keep freed memory for the next tensors, or as much of it as glibc does by default; does nothing without glibc.
+
+    At the end of the heap, up to 2 GB are kept; below memory that is in use, all of it.
+    """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -27,7 +30,9 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Restart the measurement of peak resident memory; Linux only."""
+    """Restart the measurement of peak resident memory; Linux only. Freed memory goes back to the system, so it does not count."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     with contextlib.suppress(OSError):  # not Linux, or /proc is read-only
         Path("/proc/self/clear_refs").write_text("5")
 
