@@ -73,17 +73,20 @@ def compare(
     """Run both once to compare results (and to warm up), then alternately for the median times."""
     pairs = zip(timed(ours)[1], timed(theirs)[1], strict=True)
     error = torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()  # NaN if any is
-    # a turn takes about a second: a single short call mostly waits for memory that the other gave back
-    our_calls, peer_calls = (max(1, round(1 / timed(work)[0])) for work in (ours, theirs))
+    seconds = {work: timed(work)[0] for work in (ours, theirs)}
 
-    def turn(work: Callable[[], list[Tensor]], calls: int) -> float:
+    def turn(work: Callable[[], list[Tensor]]) -> float:
+        """Time calls for about a second; a first call that is short would mostly wait for memory that the other gave back."""
+        if seconds[work] < 2:
+            work()
+        calls = max(1, round(1 / seconds[work]))
         return timed(lambda: [work() for _ in range(calls)][-1])[0] / calls
 
     def in_turn() -> tuple[float, float]:
         keep_freed_memory(False)
-        peer_time = turn(theirs, peer_calls)
+        peer_time = turn(theirs)
         keep_freed_memory()
-        return peer_time, turn(ours, our_calls)
+        return peer_time, turn(ours)
 
     times = [in_turn() for _ in range(repeats)]
     return Row(work, peer, median(t for t, _ in times), median(t for _, t in times), error)

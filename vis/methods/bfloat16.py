@@ -41,7 +41,11 @@ class InBfloat16(_Rounding):
         self._autocast.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if function_name(func) in ("conv2d", "linear"):  # autocast would convert the weights in each pass
+        layer = function_name(func) in ("conv2d", "linear")
+        if layer and args and len(args[0]) == 0:  # behind the end of `run_to`: not worth converting the weights
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].to(args[1].dtype), *args[1:], **(kwargs or {}))
+        if layer:  # autocast would convert the weights in each pass
             args = tuple(self.rounded(each) if isinstance(each, nn.Parameter) else each for each in args)
         return func(*args, **(kwargs or {}))
 

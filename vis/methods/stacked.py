@@ -3,8 +3,8 @@
 Autograd would run a reverse pass for each logit and rule. Here one walk over its graph carries the gradients of all of them,
 [rows, B, ...]; the rows are sorted by rule, so that a rule is a slice. The forward pass is autograd's own, in float32, so it
 decides exactly which ReLUs are active and which places a max-pooling takes. A node without a kernel below is called row by
-row, in the precision of the forward pass: a kernel is only speed. LRP-epsilon and DeepLIFT are other
-slopes at the same nodes: kernels of their own.
+row, in the precision of the forward pass: a kernel is only speed. LRP-epsilon and DeepLIFT are other slopes at the same nodes:
+they bring kernels of their own.
 """
 
 import heapq
