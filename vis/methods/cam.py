@@ -30,7 +30,7 @@ from vis.methods.layers import OnFeatureMaps, Reshape
 from vis.methods.target import Target, Targets, score
 from vis.system.device import mixed_in_bfloat16
 
-_EXACT = 32  # with precision=mixed, ScoreCAM computes the largest of so many scores again in float32
+_EXACT = 64  # with precision=mixed, ScoreCAM computes the largest of so many scores again in float32
 
 
 class ActivationMap(OnFeatureMaps):
@@ -267,7 +267,7 @@ class ScoreCAM(ActivationMap):
     The definition's baseline f(x_b) cancels in the softmax. Raises NotApplicable for a unit of another layer.
     Costs a forward pass for each feature map of each image, a few at a time, beside the shared one; constant feature maps mask
     the whole image and share one pass. With precision=mixed on a CPU that multiplies in bfloat16, the masked passes are in
-    bfloat16, and those with the largest scores, one in 32, run again in float32.
+    bfloat16, and those with the largest scores, one in 64, run again in float32.
     """
 
     title = "ScoreCAM"
