@@ -99,8 +99,18 @@ class Localisation(Experiment):
         return [{"grids": grids} for grids in run.batches(self.grids, 1)]
 
     def load(self, run: Run, task: Task) -> Load:
-        maps = len(self.layers) * sum(len(self._cells(each)) for each in self.settings)
-        return Load(run.config.model, run.config.seed, self.n**2 * len(task["grids"]), maps * run.passes / 2, 0)
+        grids = task["grids"]
+        part = {
+            name: 1 - i / len(self.layers) for i, name in enumerate(self.layers)
+        }  # of the network, behind the layer
+
+        def of(method: str) -> float:
+            scored = sum(number < self.limits.get(method, self.grids) for number in grids) / len(grids)
+            return scored * sum(part[layer] for layer in self.only.get(method, self.layers))
+
+        passes = sum(of(method) * each for method, each in run.explainer.passes_of.items())
+        maps = sum(len(self._cells(each)) for each in self.settings)
+        return Load(run.config.model, run.config.seed, self.n**2 * len(grids), maps * passes, 0)
 
     # --- photographs and grids ----------------------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ import pytest
 import yaml
 from concluded import concluded
 
-from vis.config.compose import register
+from vis.config.compose import compose_config, register
 from vis.config.home import HOME
+from vis.runner.execute import build_experiment
+from vis.runner.experiment import Run
 
 RANDOM = (
     "preset=tiny",
@@ -131,3 +133,13 @@ def test_a_network_that_takes_no_larger_images_is_told_so(vis_run):
     )  # fmt: skip
     assert ran.code == 2
     assert "n is 2 or more" in ran.err
+
+
+def test_the_estimate_counts_the_grids_and_layers_of_expensive_methods():
+    words = ["experiment=rao2022/figure4", "method=[saliency,occlusion]", "experiment.settings=[gridpg]"]
+    run = Run(compose_config([*words, "experiment.limits={occlusion: 1}"]))
+    experiment, each = build_experiment(run.config), run.explainer.passes_of
+    first, second = (experiment.load(run, {"grids": [number]}).passes for number in (0, 1))
+    cells, layers = 4, 1 + 2 / 3 + 1 / 3  # a third of the network less behind each layer
+    assert second == pytest.approx(cells * layers * each["saliency"])
+    assert first - second == pytest.approx(cells * each["occlusion"] / 3)  # at the final layer alone
