@@ -63,14 +63,16 @@ def _wrong(id_: str, experiment: Experiment, results: Results) -> str:
 def _multiplied(results: Results, claims: Sequence[Claim]) -> Results:
     """Copies of the tables with at least UNITS units for each column, and as many as its rule requires."""
     found = Results(results.arrays, copy.deepcopy(results.tables), results.config, results.folder)
-    keys = {key for claim in claims for each in _columns(claim) for key in each.per}
     most = max([UNITS, *(each.rule.least for claim in claims for each in claim.compared)])
     columns = [column for claim in claims for column in _columns(claim) if column.rows]
+    owner = {id(row): name for name, rows in results.tables.items() for row in rows}
+    keys: dict[str | None, set[str]] = {}  # by the table of the column; None: of rows that a claim has made
+    for column in columns:
+        keys.setdefault(owner.get(id(column.rows[0])), set()).update(column.per)
     for name, rows in found.tables.items():
-        of = [key for key in keys if any(key in row for row in rows)]
-        own = {id(row) for row in results.tables[name]}
+        of = [key for key in keys.get(name, set()) | keys.get(None, set()) if any(key in row for row in rows)]
         sizes = [
-            len(column.by_unit) for column in columns if id(column.rows[0]) in own
+            len(column.by_unit) for column in columns if owner.get(id(column.rows[0])) == name
         ]  # some have few of a table's units
         sizes += [len({row.get(key) for row in rows}) for key in of]  # a column may be per each of them
         units = min(filter(None, sizes), default=0)
