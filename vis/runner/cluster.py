@@ -79,9 +79,7 @@ def submit(
     if jobs:
         log.info("%d jobs are still in Slurm's queue: squeue --jobs=%s", len(jobs), _ids(jobs, ","))
     try:
-        count = processes()
-        some = [together[i : i + count] for i in range(0, len(together), count)]  # at a time on this machine
-        for numbers in [together, alone] if cluster == "slurm" else [*some, *([n] for n in alone)]:
+        for numbers in [together, alone] if cluster == "slurm" else [*_a_few(together), *([n] for n in alone)]:
             if missing := [n for n in numbers if n not in jobs]:
                 jobs |= _submit(cluster, settings, missing, run, exclusive=numbers is alone)
                 write_json(folder / "submitted.json", {n: job.job_id for n, job in jobs.items()})
@@ -97,6 +95,12 @@ def submit(
         if cluster == "slurm":
             log.info("the jobs stay in Slurm's queue; to end them: scancel %s", _ids(jobs))
         raise
+
+
+def _a_few(jobs: Sequence[int]) -> list[Sequence[int]]:
+    """Split jobs into as many at a time as this machine runs well."""
+    count = processes()
+    return [jobs[i : i + count] for i in range(0, len(jobs), count)]
 
 
 def _settings(launcher: Sequence[str], folder: Path) -> tuple[str, dict[str, Any]]:
