@@ -57,7 +57,7 @@ class ByMethod(Gallery):
         count = len({row["image"] for row in results.rows()})
         caption = [
             self.sentence,
-            f"Dots: images ({count}); bars: mean and its 95 % interval, cut at the ends of the number's range",
+            f"Ticks: images ({count}); bars: mean and its 95 % interval, cut at the ends of the number's range",
             *self.remarks(results),
             *method_words(config),
             f"{config.model.name}, {results.rows()[0]['weights']}",
@@ -74,7 +74,7 @@ class ByMethod(Gallery):
                         if not values:
                             continue
                         color = "0.5" if method in self.controls else f"C{j}"
-                        axis.plot(values, np.full(len(values), y + shift), ".", color=color, alpha=0.25, markersize=2)
+                        axis.plot(values, np.full(len(values), y + shift), "|", color=color, alpha=0.4, markersize=6)
                         low, high = np.clip(interval(values), *self.ranges.get(label, (-np.inf, np.inf)))
                         middle = mean(values)
                         bars = [[max(0, middle - low)], [max(0, high - middle)]] if len(values) > 1 else None

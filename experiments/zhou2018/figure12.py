@@ -196,8 +196,8 @@ class Figure12(Speed):
         counts = ", ".join(dict.fromkeys(f"{r['windows']:,}" for r in results.rows()))
         ratios = ", ".join(f"{n} {mean_and_spread([r['ratio'] for r in results.rows(network=n)])}" for n in names)
         caption = [
-            f"{self.source}: seconds of an image's evidence, derived for {counts} windows, of which {self.pairs} were measured "
-            f"with full passes and {self.windows} with the engine, {first['samples']} draws for PDA; {where}. PDA, efficient, "
+            f"{self.source}: seconds of an image's evidence, derived for {counts} windows from {self.pairs} with full passes "
+            f"and {self.windows} with the engine, {first['samples']} draws for PDA; {where}. PDA, efficient, "
             "simplified: Algorithms 1, 2 and 3, of which the last was measured whole",
             "Engine: only what a window changes is computed, exactly. Rings: the paper's Tesla K80, derived from its Table 1 "
             "for 46,225 windows, without the drawing",
