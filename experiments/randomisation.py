@@ -34,7 +34,7 @@ from vis.figures import display, style
 from vis.figures.layout import PAGE_WIDTH, Panel, PanelRow, panel_grid, plot, styled
 from vis.metrics import clipped, sobel
 from vis.metrics.deletion import patch_flipping
-from vis.models import Model, resolve_layer, skeleton
+from vis.models import Model, own_name, resolve_layer, skeleton
 from vis.runner.experiment import Experiment, Load, Run, Task, map_words, method_scaling, method_title, method_words
 from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
@@ -116,26 +116,24 @@ class Randomisation(Experiment):
 
     def _stages(self, net: nn.Module, layers: list[str]) -> list[tuple[str, int]]:
         """Return the stages of the cascade, from the logits down: a name, and the index of the first random layer."""
-        names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
         if self.stages is None or isinstance(self.stages, int):
             count = len(layers) if self.stages is None else min(self.stages, len(layers))
             if count < 1:
                 raise UserError(f"experiment.stages={self.stages}: give 1 or more, or the names of layers")
             chosen = np.unique(np.linspace(len(layers) - 1, 0, count).round().astype(int))[::-1].tolist()
-            return [(names.get(layers[i], layers[i]), i) for i in chosen]
+            return [(own_name(net, layers[i]), i) for i in chosen]
         found = []
         for stage in self.stages:
             block = resolve_layer(net, stage)
             inside = [i for i, layer in enumerate(layers) if f"{layer}.".startswith(f"{block}.")]
             if not inside:
                 raise UserError(f"experiment.stages: {stage} has no convolution and no dense layer")
-            found.append((names.get(block, stage), inside[0]))
+            found.append((own_name(net, block), inside[0]))
         return found
 
     def _variants(self, run: Run) -> list[tuple[str, str, dict[str, Any]]]:
         """Return (label, kind, changes to the model's config) of each network, the trained network first."""
         net = skeleton(run.config.model)[0]
-        names = {module: name for name, module in getattr(net, "layer_names", {}).items()}
         layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         init = {"init": run.config.model.get("init") or "kaiming_normal"}
         found: list[tuple[str, str, dict[str, Any]]] = [(TRAINED, TRAINED, {})]
@@ -144,7 +142,7 @@ class Randomisation(Experiment):
             for name, i in self._stages(net, layers):
                 found.append((f"from {name}", kind, arm | ({"trained_up_to": layers[i - 1]} if i else everything)))
         for layer in layers if self.independent else ():
-            found.append((f"only {names.get(layer, layer)}", "independent", init | {"trained_except": layer}))
+            found.append((f"only {own_name(net, layer)}", "independent", init | {"trained_except": layer}))
         return found + [(FLOOR, "floor", init | {"weights": None})] * self.floor
 
     def compute(self, run: Run, task: Task) -> Output:
@@ -273,7 +271,9 @@ class Randomisation(Experiment):
                     other = numbers(results.rows(kind="other", method=method), name)
                     if other and not gray:
                         axis.axhline(mean(other), color=color, linewidth=0.7, linestyle=":", zorder=0)
-                axis.set_xticks(range(len(labels)), [v.partition(" ")[2] for v in labels], rotation=45, ha="right")
+                some = slice(None, None, -(-len(labels) // 16))
+                layers = [label.partition(" ")[2] for label in labels]
+                axis.set_xticks(range(len(labels))[some], layers[some], rotation=60, ha="right", rotation_mode="anchor")
                 axis.set_title(MEASURES[name])
                 axis.set_ylim(-0.3, 1.05)
             axes[0].set_ylabel("similarity with the trained map")
@@ -298,7 +298,7 @@ class Randomisation(Experiment):
                     kind = TRAINED if variant == TRAINED else "cascading"
                     cell = results.rows(image=image, variant=variant, kind=kind, method=method)[0]
                     map_ = results.arrays[f"{image}/{variant}/{method}"]
-                    note = "zero" if cell["ssim"] is None else f"{cell['ssim']:.2f} / {cell['signed']:.2f}"
+                    note = "zero" if cell["ssim"] is None else f"{cell['ssim']:z.2f} / {cell['signed']:z.2f}"
                     panels.append(Panel(show(map_, pixels), "" if rows else variant, note))
                 rows.append(PanelRow(panels, self.title(config, method)))
         caption = [

@@ -349,7 +349,7 @@ class Localisation(Experiment):
             for m, k in self.limits.items()
             if 0 < k < count and m in results.config.methods
         ]
-        empty = sum(row["empty"] for row in results.rows())
+        empty = sum(bool(row["empty"]) for row in results.rows())
         return [
             f"{count} grids of {self.n} x {self.n}"
             + (f" ({', '.join(fewer)})" if fewer else "")

@@ -17,7 +17,7 @@ from vis.config.home import HOME
 from vis.config.options import load_node, options
 from vis.data import preprocessing
 from vis.errors import UserError
-from vis.graph.names import resolve_layer
+from vis.graph.names import own_name, resolve_layer
 from vis.models import build_model
 from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg_layer_names
 from vis.models.weights import load_state, read_checkpoint, torchvision_weights, trained_modules
@@ -165,6 +165,18 @@ def test_layer_names_are_those_of_the_paper():
     assert resolve_layer(net, "conv5_1") == resolve_layer(net, "features.24") == "features.24"
     with pytest.raises(UserError, match="Did you mean 'conv5_1'"):
         resolve_layer(net, "conv5_11")
+
+
+def test_layers_of_a_named_block_have_its_name():
+    with torch.device("meta"):
+        net = torchvision_classifier("squeezenet1_1")
+    for module, name in (
+        ("features.0", "conv1"),
+        ("features.12.squeeze", "fire9.squeeze"),
+        ("features.1", "features.1"),
+    ):
+        assert own_name(net, module) == name
+        assert resolve_layer(net, name) == module
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def draw_matrix(axes: Any, values: np.ndarray, title: str, bound: float) -> None
     """Draw a small matrix [H, W] with its numbers on red (up to `bound`), white (0) and blue (down to -`bound`)."""
     axes.imshow(values, cmap="bwr", vmin=-2 * bound, vmax=2 * bound)
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, typeset(f"{value:g}"), ha="center", va="center", color="black" if value else "0.6")
+        axes.text(column, row, typeset(f"{value:zg}"), ha="center", va="center", color="black" if value else "0.6")
     axes.set_xticks(np.arange(0.5, values.shape[1] - 1), [])
     axes.set_yticks(np.arange(0.5, values.shape[0] - 1), [])
     axes.tick_params(length=0)

@@ -28,7 +28,7 @@ from torch import nn
 
 from vis.config.instantiate import construct, locate, parameters_of
 from vis.errors import NotApplicable, UserError
-from vis.graph.names import resolve_layer
+from vis.graph.names import own_name, resolve_layer
 from vis.graph.outputs import checked_logits, returning
 from vis.models.cifar_resnet import CifarResNet
 from vis.models.initialise import initialise, permute
@@ -62,6 +62,7 @@ __all__ = [
     "build_model",
     "dead_rows",
     "imagenet_classes",
+    "own_name",
     "resolve_layer",
     "skeleton",
     "torchvision_classifier",
