@@ -136,9 +136,7 @@ class Visualize(Experiment):
                 show, _ = display.scaling(scalings[cell["method"]], self.clip)
                 map_ = results.arrays[f"{seed}/{image}/{target}/{cell['method']}"]
                 title = method_title(config, cell["method"]) if titles else ""
-                panels.append(
-                    Panel(show(map_, pixels), title, f"r = {cell['pearson_input']:.2f}".replace("-0.00", "0.00"))
-                )
+                panels.append(Panel(show(map_, pixels), title, f"r = {cell['pearson_input']:z.2f}"))
             rows.append(PanelRow(panels, f"{target}: {class_}" if target in ("max", "random") else class_))
         best = results.rows("predictions", seed=seed, rank=1)[:4]
         caption = [

@@ -21,6 +21,7 @@ from vis.figures.layout import plot, styled
 from vis.methods import explain_all
 from vis.metrics import strength
 from vis.runner.experiment import Run, Task, method_title, method_words
+from vis.runner.remarks import plural
 from vis.store.run_folder import Output, Results
 from vis.store.tables import Rows
 from vis.training.images import Images
@@ -99,7 +100,7 @@ class Accuracy(Train):
         config, rows = results.config, results.rows()
         count = len({row["network"] for row in rows})
         caption = [
-            f"{config.model.name} with {count} depths and widths, each after {self.recipe.epochs} epochs on "
+            f"{config.model.name} with {count} depths and widths, each after {plural(self.recipe.epochs, 'epoch')} on "
             f"{rows[0]['trained_on']}; {config.seeds} trainings of each; a dot is a network",
             f"Area under the ROC curve of the maps of {self.images} images for the ink of the digit (chance: 0.5), the mean",
             *method_words(config),
