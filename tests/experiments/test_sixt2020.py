@@ -102,7 +102,7 @@ def test_columns_of_alpha_beta_sum_to_one():
 
 
 def test_theorem_1():
-    results, claims = concluded("experiment=sixt2020/theorem1", "preset=small", "experiment.vectors=8")
+    results, claims = concluded("experiment=sixt2020/theorem1", "preset=small")
     assert {claim["verdict"] for claim in claims.values()} == {"holds"}
     assert claims["S1"]["kind"] == "reproduction"
     gaussian = results.rows("squares", kind="gaussian", factors=theorem1.FACTORS)
