@@ -111,7 +111,7 @@ class Conservation(Experiment):
         largest = "log10 of the largest |R|, LRP-0 - LRP-ε"
         share = "slope of the share of |R_ij| on the strongest tenth of the connections, as ε rises"
         return [
-            Claim("A-5.1-b", [one("|R - x ∂S/∂x| / |R| of LRP-0, no biases", "gradient", OTHER, control="equal maps: 0")]),
+            Claim("A-5.1-b", [one("|R - x ∂S/∂x| / |R| of LRP-0, biases", "gradient", OTHER, control="equal maps: 0")]),
             Claim("A-5.1-d", [one(f"{largest}, {how}", name, above(0)) for how, name in
                               (("as printed", "stabler_printed"), ("signed", "stabler_signed"))]),
             Claim("A-5.1-e", [one("rank correlation of the share that a neuron passes on with its |z|, ε = 0.1 - ε = 0",
@@ -198,7 +198,7 @@ def lifted(net: nn.Sequential, y: Tensor, y0: Tensor, c: int | list[int], rule: 
 
 
 def of_lrp(net: nn.Sequential, x: Tensor) -> dict[str, float]:
-    """Return the numbers of LRP-0, LRP-ε and LRP-γ on a network with biases, and without for the gradient."""
+    """Return the numbers of LRP-0, LRP-ε and LRP-γ on a network with biases."""
     c, R = score(net, x)
     zero, epsilon = RULES["LRP-0"], RULES["LRP-ε"]
     leaf = x.clone().requires_grad_()

@@ -8,10 +8,13 @@ Columns of the table, a row for each photograph and method:
     box      share of the saliency map's energy in the object's area, minus the area's share of the image (table `boxes`)
 
 Maps of pixels are ranked by the sum of their absolute values over the channels, class activation maps by their values.
+
+Gaps over Grad-CAM's are a ratio of two means over the same photographs. Its interval is that of the jackknife: each photograph
+gives a pseudo-value n r - (n - 1) r', where r' is the ratio without it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -42,6 +45,14 @@ from vis.store.tables import Rows
 
 METHODS = ("saliency", "deconvnet", "gbp", "gradcam")
 TITLES = {**LABELS, "gradcam": "Grad-CAM", "random": "random order"}
+
+
+def ratios(own: Sequence[float], of: Sequence[float]) -> list[float]:
+    """Return the jackknife's pseudo-value of mean(own) / mean(of) for each photograph; NaN for a division by 0."""
+    n, total, all_of = len(own), sum(own), sum(of)
+    whole = total / (all_of or math.nan)
+    without = [(total - a) / (all_of - b or math.nan) for a, b in zip(own, of, strict=True)]
+    return [n * whole - (n - 1) * each for each in without]
 
 
 class Deletion(Experiment):
@@ -107,10 +118,14 @@ class Deletion(Experiment):
                 out.arrays[f"{image}/{method}"] = stacked.numpy().astype(np.float32)
 
     def summaries(self, results: Results) -> dict[str, Rows]:
-        """Return each gap over Grad-CAM's mean gap."""
-        class_sensitive = mean([row["gap"] for row in results.rows(method="gradcam")] or [1.0])
-        return {"gaps": [{"image": r["image"], "method": r["method"], "gap": r["gap"] / class_sensitive}
-                         for r in results.rows()]}  # fmt: skip
+        """Return by photograph the pseudo-value of each method's mean gap over Grad-CAM's."""
+        rows: Rows = []
+        class_sensitive = {row["image"]: row["gap"] for row in results.rows(method="gradcam")}
+        for method in METHODS:
+            gaps = {row["image"]: row["gap"] for row in results.rows(method=method)}
+            values = ratios(list(gaps.values()), [class_sensitive[image] for image in gaps])
+            rows += [{"image": image, "method": method, "gap": v} for image, v in zip(gaps, values, strict=True)]
+        return {"gaps": rows}
 
     def claims(self, results: Results) -> list[Claim]:
         def gap(method: str) -> Column:

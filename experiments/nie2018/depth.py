@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.nie2018.three_layer import CNN, LABELS, ThreeLayer, column, images, random_networks, targets
+from experiments.nie2018.three_layer import CNN, LABELS, POOL, ThreeLayer, column, images, random_networks, targets
 from experiments.nie2018.verdicts import noise
 from vis.claims import Claim, Column, Compared, departures, mean, mean_and_spread, near, replicated
 from vis.figures import display
@@ -15,7 +15,7 @@ from vis.figures.layout import Panel, PanelRow, panel_grid
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
 
-PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256}}}
+PAPER = {"models": {"cnn": CNN | {"num_filters": 256}, "pool": POOL | {"num_filters": 256}}}
 CHANGE = near(0, 0.15, ours="the bound is ours: HP runs from 0, noise, to 1, the input, and a larger change is visible")
 
 

@@ -21,6 +21,7 @@ from torch.nn.functional import unfold
 from experiments.nie2018.three_layer import (
     CNN,
     LABELS,
+    POOL,
     WEIGHTS,
     Shown,
     ThreeLayer,
@@ -54,7 +55,7 @@ from vis.store.tables import Rows
 
 VGG = {"input_size": 224, **WEIGHTS}
 PAPER = {
-    "models": {"cnn": CNN | {"num_filters": 256}, "pool": CNN | {"num_filters": 256}, "vgg": VGG, "average": VGG},
+    "models": {"cnn": CNN | {"num_filters": 256}, "pool": POOL | {"num_filters": 256}, "vgg": VGG, "average": VGG},
 }
 TITLES = {"pool": "pool", "vgg": "VGG", "cnn": "CNN", "average": "VGG-average"}
 PATCH = 16  # pixels

@@ -28,6 +28,7 @@ LABELS = {"gbp": "GBP", "deconvnet": "Deconv", "saliency": "Sal"}  # the paper's
 BATCH = 4  # images at a time where batch_size is auto
 WEIGHTS = {"init": "truncated_normal", "std": 0.1}
 CNN = {"kernel_size": 7, "stride": 2, "pool": None, "input_size": 224, **WEIGHTS}
+POOL = {key: value for key, value in CNN.items() if key != "pool"}  # the paper does not state the window
 FCN = {"input_size": 224, **WEIGHTS}
 SIZES = ("num_filters", "stride", "kernel_size", "padding", "hidden", "input_size")
 

@@ -94,7 +94,9 @@ class OfNetwork(Convergence):
 
     def claims(self, results: Results) -> list[Claim]:
         methods = list(map(str, results.config.methods))
-        reason = on_digits(results.config) if results.config.model.get("weights") else ""
+        model = results.config.model
+        reason = on_digits(results.config) if model.get("weights") else ""
+        network = f"{model.name}, {'trained' if model.get('weights') else 'random weights'}"
         found = [
             *self._convergence(results, methods),
             *self._rank_one(results, methods),
@@ -103,7 +105,9 @@ class OfNetwork(Convergence):
             *self._order(results, methods),
             *self._measure(results),
         ]
-        return [Claim(c.id, c.compared, sentence=c.sentence, source=c.source, reason=reason) for c in found]
+        return [
+            Claim(c.id, c.compared, sentence=f"{c.sentence} ({network})", source=c.source, reason=reason) for c in found
+        ]
 
     def _convergence(self, results: Results, methods: list[str]) -> list[Claim]:
         claims = []

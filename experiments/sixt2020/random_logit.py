@@ -290,14 +290,17 @@ class RandomLogit(Experiment):
                 found.append(Claim(id_, [compared], sentence=sentence, source=REPORTED,
                                    reason=self._same(results, method, network)))  # fmt: skip
         if "deconvnet" in self.averaged:
-            alone, with_switches = (
-                Column(results.rows(method="deconvnet", network=network, test=OTHER), "ssim", "image")
-                for network in (AVERAGED, "")
+            logits, photographs, with_switches = (
+                Column(results.rows(method="deconvnet", network=network, test=test), "ssim", "image")
+                for network, test in ((AVERAGED, LOGIT), (AVERAGED, OTHER), ("", OTHER))
             )
-            compared = Compared("SSIM of two photographs' maps, average pooling", alone, above(0.9, least=LEAST, ours="ours"),
-                                null=with_switches, control="max-pooling")  # fmt: skip
+            alike = [
+                Compared(f"SSIM of two {what}' maps, average pooling", alone, above(0.9, least=LEAST, ours="ours"),
+                         null=with_switches, control="two photographs, max-pooling")
+                for what, alone in (("logits", logits), ("photographs", photographs))
+            ]  # fmt: skip
             sentence = "Without pooling switches, DeconvNet's map depends on neither the logit nor the image."
-            found.append(Claim("without_switches", [compared], sentence=sentence, source="The project"))
+            found.append(Claim("without_switches", alike, sentence=sentence, source="The project"))
         return found
 
     def _same(self, results: Results, method: str, network: str = "") -> str:
@@ -361,13 +364,21 @@ class RandomLogit(Experiment):
         return [Claim("S8_reversed", [compared], sentence=sentence, source="The project")]
 
     def _data_range(self, results: Results, methods: Sequence[str]) -> Claim:
-        rows = results.rows("lifted")
-        groups = [[r for r in rows if r["method"] in some] for some in (NOT_CONVERGING, CONVERGING)]
-        more, less = (Column(group, "lifted", "image") for group in groups)
-        compared = Compared("SSIM with data_range 2 minus 1, methods that do not converge minus others", more - less,
-                            above(0, least=LEAST), null=0.0, control="no difference")  # fmt: skip
+        def gap(rows: Rows, name: str, more: Sequence[str], less: Sequence[str]) -> Column:
+            high, low = (Column([r for r in rows if r["method"] in some], name, "image") for some in (more, less))
+            return high - low
+
+        lifted = gap(results.rows("lifted"), "lifted", NOT_CONVERGING, CONVERGING)
+        there = gap(results.rows(network="", test=LOGIT), "ssim", CONVERGING, NOT_CONVERGING)
+        compared = [
+            Compared(metric, column, above(0, least=LEAST), null=0.0, control="no difference")
+            for metric, column in (
+                ("SSIM with data_range 2 minus 1, methods that do not converge minus others", lifted),
+                ("SSIM of two logits' maps with data_range 1, methods that converge minus others", there),
+            )
+        ]
         sentence = "The authors' data_range of 2 narrows the gap between the methods; it does not make it."
-        return Claim("data_range", [compared], sentence=sentence, source="The project")
+        return Claim("data_range", compared, sentence=sentence, source="The project")
 
     # --- figures ------------------------------------------------------------------------------------------------------
 

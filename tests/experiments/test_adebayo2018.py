@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from torch import nn
 
 from experiments.adebayo2018.scales import compared, contributions, larger_contributes_more
 from experiments.randomisation import BLURRED, WHITE, controls, similarities, views
+from vis.config.compose import compose_config
 from vis.methods import LRP, InputXGradient
 from vis.metrics.deletion import patch_flipping
 from vis.models import VGGSmall, build_model
 from vis.models.initialise import permute
 from vis.runner.execute import build_experiment
-from vis.store.run_folder import load_run
+from vis.store.run_folder import Results, load_run
 
 TINY = ("preset=tiny",)
 
@@ -212,6 +214,34 @@ def test_noise_times_the_image_keeps_the_image_in_absolute_values_alone(vis_run)
     run = load_run(ran.folder)
     assert np.mean([row["rank"] for row in run.rows(pair="product")]) > 0.1
     assert abs(np.mean([row["signed"] for row in run.rows(pair="product")])) < 0.05
+
+
+def test_the_interval_over_images_does_not_narrow_with_the_methods_that_share_them():
+    generator = np.random.default_rng(0)
+    similar = {image: generator.normal(image / 4, 0.2, 5).tolist() for image in range(6)}
+
+    def values(methods: list[str]) -> list[float]:
+        rows = [
+            {"kind": "cascading", "variant": "from fc", "method": m, "image": str(i), "ssim": v, "rank": v, "signed": v}
+            for m in methods
+            for i, of_image in similar.items()
+            for v in of_image
+        ]
+        config = compose_config(["experiment=adebayo2018/variance", f"method=[{','.join(methods)}]"])
+        results, experiment = Results({}, {"table": rows}, config, Path()), build_experiment(config)
+        results.tables |= experiment.summaries(results)
+        return experiment.claims(results)[0].compared[0].column.values
+
+    one = values(["saliency"])
+    assert len(one) == 6
+    assert values(["saliency", "gbp"]) == pytest.approx(one)
+    matrix = np.array(list(similar.values()))
+    ratios = []
+    for kept in (list(range(6)), *([k for k in range(6) if k != i] for i in range(6))):
+        within = matrix[kept].var(1, ddof=1).mean()
+        between = matrix[kept].mean(1).var(ddof=1) - within / 5
+        ratios.append((between - within) / (between + within))
+    assert one == pytest.approx([6 * ratios[0] - 5 * each for each in ratios[1:]])
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import torch
 from conftest import SMALL
 from PIL import Image
 
+from experiments.nie2018.deletion import ratios
 from experiments.nie2018.figure2 import recovered
 from experiments.nie2018.figure3 import fit
 from experiments.nie2018.figure7 import two_logits
@@ -419,6 +420,18 @@ def test_deletion(vis_run, checkpoint):
     assert own_curve[-1] == pytest.approx(chance[-1])
     assert row["gap"] == pytest.approx(np.trapezoid(other - own_curve) / 16, abs=1e-5)
     assert {"N-2.2-e", "N-3.2.3-a"} == set(claims(folder))
+
+
+def test_the_ratio_of_two_gaps_has_the_uncertainty_of_both():
+    own, of = [0.02, 0.02, 0.02, 0.02], [0.01, 0.02, 0.4, 0.37]
+    found = ratios(own, of)
+    leave_out = [0.06 / (0.8 - each) for each in of]
+    assert found == pytest.approx([4 * 0.1 - 3 * each for each in leave_out])
+    assert interval([a / np.mean(of) for a in own]) == pytest.approx((0.1, 0.1))  # as if Grad-CAM's gap were certain
+    low, high = interval(found)
+    assert high - low > 0.1
+    assert ratios([0.2, 0.4, 0.6], [0.1, 0.2, 0.3]) == pytest.approx([2, 2, 2])
+    assert np.isnan(ratios([0.1], [0.0])).all()
 
 
 def test_a_grid_has_its_period():

@@ -150,6 +150,9 @@ def test_figure_6_pooling_brings_the_input_into_deconvnet(vis_run):
     HP = {n: np.mean([row["HP"] for row in results.rows(network=n, method="deconvnet")]) for n in ("pool", "cnn")}
     assert HP["pool"] > 0.3 > abs(HP["cnn"])
     assert verdicts(folder)["N-4.2-b"] == "not measured"  # not the paper's sizes
+    differences = claims(folder)["N-4.2-b"]["differences"]
+    assert "models.pool.num_filters = 64 instead of 256" in differences
+    assert not any("models.pool.pool" in each for each in differences)  # the paper's has one, too
     assert (folder / "without_max_pooling.png").is_file()
 
 
@@ -215,6 +218,7 @@ def test_pooling_and_depth_from_the_command_line(vis_run):
     folder = vis_run("experiment=nie2018/depth", *small, "experiment.depths=[0,2]").folder
     settings = [row["setting"] for row in load_run(folder).rows(method="gbp")]
     assert settings == ["cnn_0", "cnn_2", "pool_0", "pool_2"]
+    assert not any("models.pool.pool" in each for each in claims(folder)["N-3.2.2-a"]["differences"])
 
 
 def test_random_networks_of_torchvision(vis_run):

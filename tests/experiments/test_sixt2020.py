@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from torch import nn
 from experiments import convergence
 from experiments.sixt2020 import random_logit, theorem1
 from vis import metrics
+from vis.config.compose import compose_config
+from vis.runner.execute import build_experiment
+from vis.store.run_folder import Results
 
 SMALL = ("experiment=convergence", "preset=tiny", "model=cnn_mnist", "model.weights=null", "model.init=kaiming_normal",
          "dataset.limit=2")  # fmt: skip
@@ -98,11 +102,14 @@ def test_columns_of_alpha_beta_sum_to_one():
 
 
 def test_theorem_1():
-    results, claims = concluded("experiment=sixt2020/theorem1", "preset=small", "experiment.vectors=8")
+    results, claims = concluded("experiment=sixt2020/theorem1", "preset=small")
     assert {claim["verdict"] for claim in claims.values()} == {"holds"}
     assert claims["S1"]["kind"] == "reproduction"
     gaussian = results.rows("squares", kind="gaussian", factors=theorem1.FACTORS)
     assert min(row["sigma"] for row in gaussian) > 0.1
+    alpha10, gaussian = ([r["distance"] for r in results.rows(kind=k, factors=15)] for k in ("alpha10", "gaussian"))
+    (never,) = claims["never"]["compared"]
+    assert never["values"] == pytest.approx([a - g for a, g in zip(alpha10, gaussian, strict=True)])
 
 
 def test_relevance_of_a_random_vgg():
@@ -127,6 +134,33 @@ def test_a_users_network_and_methods():
     whole = [row["flat"] for row in results.rows(method="gbp", start="logits", layer="image")]
     assert whole == pytest.approx([row["flat"] for row in concluded(*SMALL, "method=gbp", "experiment.starts=[logits]",
                                   "experiment.vectors=3", "batch_size=1")[0].rows(layer="image")], abs=1e-6)  # fmt: skip
+
+
+def test_each_half_of_a_sentence_has_to_hold():
+    config = compose_config(["experiment=sixt2020/random_logit"])
+    methods = list(map(str, config.methods))
+
+    def verdicts(same_logit: float, gap: float) -> dict[str, str]:
+        rows = [
+            {"image": i, "method": m, "network": n, "test": test, "ssim": ssim + 0.001 * (i % 3)}
+            for i in range(12)
+            for m in methods
+            for n, test, ssim in (
+                ("average pooling", "random logit", same_logit),
+                ("average pooling", "other image", 0.95),
+                ("", "random logit", 0.5 + gap * (m in random_logit.CONVERGING)),
+                ("", "other image", 0.2),
+            )
+        ]
+        lifted = [{"image": i, "method": m, "lifted": 0.1 * (m in random_logit.NOT_CONVERGING) + 0.001 * (i % 3)}
+                  for i in range(12) for m in methods]  # fmt: skip
+        experiment = build_experiment(config)
+        results = Results({}, {"table": rows, "scale": [], "lifted": lifted, "agreement": []}, config, Path())
+        found = {claim.id: claim.judged for claim in experiment.claims(results)}
+        return {id_: found[id_] for id_ in ("without_switches", "data_range")}
+
+    assert verdicts(same_logit=0.95, gap=0.3) == {"without_switches": "holds", "data_range": "holds"}
+    assert verdicts(same_logit=0.3, gap=-0.3) == {"without_switches": "fails", "data_range": "fails"}
 
 
 @pytest.mark.slow

@@ -424,3 +424,16 @@ def test_the_ledger_has_both_verdicts_of_a_sentence_from_the_runs_that_count(tmp
     assert "not checkable: " in rows["N-D-c"]
     assert "100 sentences. Reproduction: 1 hold, 1 not measured. Replication: 1 fail. Not checkable: 4." in page
     assert "own" not in rows
+
+
+def test_findings_of_two_items_with_one_id_both_count(tmp_path):
+    for network, verdict in (("vgg16", "fails"), ("cifar_resnet20", "holds")):
+        made(
+            tmp_path / network,
+            name=f"sixt2020/{network}",
+            claims=[claim("S2_gbp", verdict, kind="finding"), claim("S1")],
+        )
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert [page.count(f"| sixt2020/{network} | finding |") for network in ("vgg16", "cifar_resnet20")] == [1, 1]
+    assert page.count("| the paper's setting |") == 1  # a sentence of a paper has one verdict

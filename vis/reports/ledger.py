@@ -20,12 +20,16 @@ Judged = tuple[Item, ClaimRecord]
 
 
 def judged_claims(items: Iterable[Item]) -> dict[tuple[str, str], Judged]:
-    """Return the item and the claim that count for each (id, kind): the run of the highest rank that measured it."""
+    """Return the item and the claim that count for each (id, kind): the run of the highest rank that measured it.
+
+    A finding belongs to its item: another item may have one with the same id, on another network.
+    """
     judged: dict[tuple[str, str], Judged] = {}
     for item in sorted((i for i in items if i.state == "done"), key=lambda i: i.rank):
         for claim in item.claims:
-            if claim.verdict != "not measured" or (claim.id, claim.kind) not in judged:
-                judged[claim.id, claim.kind] = item, claim
+            key = f"{item.name}: {claim.id}" if claim.kind == "finding" else claim.id, claim.kind
+            if claim.verdict != "not measured" or key not in judged:
+                judged[key] = item, claim
     return judged
 
 

@@ -17,7 +17,7 @@ HEAD = """# Results
 What was measured of each paper, made by `vis-report` from stored runs. A *reproduction* is measured at the paper's setting.
 A *replication* is the same sentence measured on another network or other data, which the last column names. A *finding* is a
 sentence of this project. Verdicts follow rules that were fixed before the measurement ([guide.md](guide.md#verdicts)). Every
-sentence stands with its numbers in [ledger.md](ledger.md).
+sentence of a paper stands with its numbers in [ledger.md](ledger.md).
 """
 TITLES = {"holds": "Holds", "fails": "Fails", "undecided": "Undecided"}
 _WIDTH = 1000  # pixels of a picture at most

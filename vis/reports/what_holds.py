@@ -25,8 +25,9 @@ HEAD = """# What holds, by method
 
 What was measured about each method, made by `vis-report` from stored runs. The first table has a column for each property, each
 in its own unit: no number adds them up, since a method that is good at one is often bad at another. Below it, each property
-has its intervals (95 %, over the images), its network, and the item that measured it. Names that are no method, such as
-`white_noise`, are controls: they explain nothing, and a method that is no better says nothing either.
+has its intervals (95 %, over images, or over the grids or rounds that an item draws), its network, and the item that measured
+it. Names that are no method, such as `white_noise`, are controls: they explain nothing, and a method that is no better says
+nothing either.
 """
 
 
