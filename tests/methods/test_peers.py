@@ -1,5 +1,6 @@
 """Methods against what stands elsewhere: their definitions, captum, the authors' equations, counts by hand."""
 
+import copy
 from itertools import product
 from math import factorial
 
@@ -172,6 +173,22 @@ def test_fullgrad_takes_dense_layers_of_tokens_and_small_logits():
     with torch.no_grad():
         net.head.bias[2] -= net(x)[0, 2] - 1e-12
     assert FullGrad()(net, x, 2).isfinite().all(), "rounding is no missing part"
+
+
+def test_fullgrad_sees_what_a_layer_gives_before_a_hook_changes_it():
+    """A unit that a hook removes has no bias in the target."""
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).double(),
+        networks.images(),
+    )
+    without = copy.deepcopy(net)
+    with torch.no_grad():
+        without[0].weight[3] = without[0].bias[3] = 0
+        net[0].bias[3] = 1e-3
+    keep = torch.ones(8, 1, 1, dtype=x.dtype).index_fill(0, torch.tensor(3), 0)
+    net[0].register_forward_hook(lambda module, inputs, output: output * keep)
+    assert close(FullGrad()(net, x, 2), FullGrad()(without, x, 2))
 
 
 # --- input x gradient, guided IG

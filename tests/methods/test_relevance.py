@@ -238,8 +238,13 @@ def test_a_network_run_by_its_graph_gives_its_outputs_and_gradient(spelling):
         (lambda self, x: self.fc((self.conv(x) * self.conv(x)).mean((2, 3))), "mul in Net, of two values"),
         (lambda self, x: self.fc(torch.add(self.conv(x), 1, alpha=2).mean((2, 3))), "add in Net in this form"),
         (lambda self, x: self.fc(F.layer_norm(self.conv(x), (10, 10)).mean((2, 3))), "layernorm in Net"),
+        (
+            lambda self, x: F.conv2d(x, self.conv(x).mean(0).view(5, 2, 8, 5)).mean((2, 3)),
+            "conv2d in Net, whose parameters",
+        ),
+        (lambda self, x: self.fc(self.conv(x).clamp(max=x.mean()).mean((2, 3))), "clamp in Net, whose parameters"),
     ],
-    ids=["softmax", "product", "alpha", "layer norm"],
+    ids=["softmax", "product", "alpha", "layer norm", "weights", "bound"],
 )
 def test_an_operation_without_a_rule_is_an_error_that_names_it(operation, name):
     lrp_has_one = name.startswith(("mul", "layernorm"))
@@ -257,7 +262,7 @@ def test_what_the_code_of_a_network_does_not_say_is_an_error():
         return self.fc(y.mean((2, 3)))
 
     hooked = networks.build("vgg_like")
-    hooked[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
     seen_by_autograd, rescale = classifier(read_after), DeepLIFT(baseline="zero")
     for net in (seen_by_autograd, hooked):
         for method in (LRP(), rescale, DeepLIFT("reveal_cancel", "zero")):
@@ -266,6 +271,39 @@ def test_what_the_code_of_a_network_does_not_say_is_an_error():
                 continue
             with pytest.raises(NotApplicable, match="gives other outputs than the network: a hook"):
                 method(net, networks.images(), 1)
+
+
+@pytest.mark.parametrize(
+    "method", [LRP(), LRP("zero"), DeepLIFT(baseline="zero"), DeepLIFT("reveal_cancel", "zero")], ids=repr
+)
+@pytest.mark.parametrize("at", ["0", "0.0", "0.1", "1"])
+def test_a_hook_that_changes_the_logits_by_little_is_an_error_or_counts(method, at):
+    """A hook on a layer that removes a unit of little weight; one on a block is part of its code."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU())
+    net, x = nn.Sequential(block, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 5)).double(), networks.images()
+    with torch.no_grad():
+        net[-1].weight.view(5, 8, 25)[:, 3] *= 0.01
+    without = copy.deepcopy(net)
+    with torch.no_grad():
+        without[-1].weight.view(5, 8, 25)[:, 3] = 0
+    method(net, x, 1)  # traced before the hook is there
+    keep = torch.ones(8, 1, 1, dtype=x.dtype).index_fill(0, torch.tensor(3), 0)
+    net.get_submodule(at).register_forward_hook(lambda module, inputs, output: output * keep)
+    if at == "0":
+        assert close(method(net, x, 1), method(without, x, 1))
+    else:
+        with pytest.raises(NotApplicable, match="whose output a hook"):
+            method(net, x, 1)
+
+
+def test_a_hook_that_looks_on_changes_no_map():
+    net, x = networks.build("batch_norm"), networks.images()
+    expected, seen = LRP()(net, x, 1), []
+    for module in net:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    assert torch.equal(LRP()(net, x, 1), expected)
+    assert {*seen} == {*net}
 
 
 def test_a_network_that_cannot_be_traced_is_an_error():

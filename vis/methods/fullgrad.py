@@ -61,7 +61,7 @@ def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[tup
         calls.append((module, b if channels_last else b.view(-1, *[1] * (output.ndim - 2)), output))
         return output.clone()  # an in-place ReLU that follows must not change what was kept
 
-    handles = [m.register_forward_hook(keep) for m in model.modules() if type(m) in _LAYERS]
+    handles = [m.register_forward_hook(keep, prepend=True) for m in model.modules() if type(m) in _LAYERS]
     try:
         S = score(model(x.clone()), chosen).sum()
     finally:
