@@ -80,6 +80,20 @@ class Beside(nn.Module):
         return self.fc((self.conv(x) + self.beside(x)).relu().flatten(1))
 
 
+class View(nn.Module):
+    """Takes no empty batch: `view` cannot infer a size from it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), -1)
+
+
+def patched() -> nn.Module:
+    """A convolution whose `forward` was put into the object."""
+    conv = nn.Conv2d(6, 6, 1)
+    conv.forward = lambda x: F.conv2d(x, 2 * conv.weight.abs())
+    return conv
+
+
 class Gate(nn.Module):
     """Squeeze and excitation: a dense layer reads the maps and scales them."""
 
@@ -202,6 +216,8 @@ def test_small_gradients_do_not_change_the_form_of_gradcam_pp():
 
 HEADS = {
     "flat": (lambda: trunk(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(216, 8), nn.ReLU(), nn.Linear(8, 5)), True),
+    "view": (lambda: trunk(nn.MaxPool2d(2), View(), nn.Linear(216, 5)), True),
+    "patched": (lambda: trunk(patched(), nn.Flatten(), nn.Linear(864, 5)), False),
     "no bias": (lambda: trunk(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(216, 5, bias=False)), True),
     "overlapping": (lambda: trunk(nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(216, 5)), True),
     "depthwise": (lambda: trunk(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.Flatten(), nn.Linear(600, 5)), True),

@@ -168,6 +168,16 @@ def test_reveal_cancel_gives_both_inputs_half_of_their_minimum(first, second):
         assert torch.allclose(DeepLIFT(baseline="zero")(net, x), one, atol=1e-9)
 
 
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout()], ids=repr)
+def test_a_dropout_between_a_layer_and_its_relu_changes_nothing(between):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 8), nn.ReLU(), nn.Linear(8, 5)]
+    net = nn.Sequential(*layers).double().eval()
+    other = nn.Sequential(layers[0], between, *layers[1:4], between, *layers[4:]).eval()
+    method, x = DeepLIFT("reveal_cancel", "zero"), networks.images()
+    assert close(method(other, x, 1), method(net, x, 1))
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 999),
@@ -216,6 +226,7 @@ SPELLINGS = {
     "in place": lambda self, x: self.fc(self.conv(x).add_(1).relu_().sum((2, 3))),
     "sizes": lambda self, x: self.fc(self.conv(x).view(x.size(0), 4, x.shape[2] // 2 * 20 - 20).mean(2)),
     "pools": lambda self, x: self.fc(F.max_pool2d(F.adaptive_max_pool2d(self.conv(x), 7), 3, 2, padding=1).mean((2, 3))),
+    "dense along columns": lambda self, x: self.norm(self.fc(self.conv(x)[..., :4])).mean((1, 2)),
     "branches": lambda self, x: self.fc(rejoined(self.conv(x).chunk(2, 1)).mean((-1, -2))),
 }  # fmt: skip
 
