@@ -1,7 +1,7 @@
 """Class activation maps against grad-cam, closed forms and brute force; the layer they look at; what they cost."""
 
 import warnings
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 
 import cams
@@ -192,6 +192,15 @@ def test_cam_takes_the_relu_that_stands_before_the_pooling_into_the_feature_maps
 def test_cam_is_for_global_average_pooling_alone(network):
     with pytest.raises(NotApplicable, match="CAM needs global average pooling"):
         CAM()(networks.build(network), networks.images())
+
+
+def test_the_rounding_of_bfloat16_hides_no_other_pooling():
+    torch.manual_seed(0)
+    x = networks.images(dtype=torch.bfloat16)
+    for pooling, known in ((nn.AdaptiveAvgPool2d(1), True), (nn.AdaptiveMaxPool2d(1), False)):
+        net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), pooling, nn.Flatten(), nn.Linear(6, 5)).bfloat16()
+        with nullcontext() if known else pytest.raises(NotApplicable, match="CAM needs global average pooling"):
+            assert CAM()(net, x, 1).shape == (3, 1, 12, 12)
 
 
 def test_the_sign_of_eigencam():

@@ -488,6 +488,14 @@ def test_the_layer_is_one_that_everything_behind_comes_from(gated):
     assert GradCAM()(net, networks.images(), 1).isfinite().all()
 
 
+def test_layers_that_were_added_since_count():
+    body, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)), networks.images()
+    net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).double()
+    assert feature_layer(net, x) == "0.1"
+    body.extend(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).double())
+    assert feature_layer(net, x) == "0.4"
+
+
 class NormalisesInPlace(nn.Module):
     """Takes no empty batch: `view` cannot infer a size from it."""
 

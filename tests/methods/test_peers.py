@@ -175,6 +175,14 @@ def test_fullgrad_takes_dense_layers_of_tokens_and_small_logits():
     assert FullGrad()(net, x, 2).isfinite().all(), "rounding is no missing part"
 
 
+def test_the_rounding_of_bfloat16_hides_no_gelu():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.GELU(), nn.Flatten(), nn.Linear(1024, 5)]
+    net = nn.Sequential(*layers).bfloat16()
+    with pytest.raises(NotApplicable, match="do not add up"):
+        FullGrad()(net, networks.images(dtype=torch.bfloat16), 2)
+
+
 def test_fullgrad_sees_what_a_layer_gives_before_a_hook_changes_it():
     """A unit that a hook removes has no bias in the target."""
     torch.manual_seed(0)

@@ -132,7 +132,8 @@ def feature_layer(
         return str(name._replace(module=resolve_layer(model, name.module)))
     check_images(model, images)
     known = _found.setdefault(model, {})
-    key = (images.shape[1:], None if reshape is None else tuple(reshape))
+    kinds = tuple(map(type, model.modules()))  # which may have been replaced since
+    key = (images.shape[1:], None if reshape is None else tuple(reshape), kinds)
     if key not in known:
         with evaluating(model), torch.no_grad():
             look = _look(model, images)
