@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, window
+from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, uses_batch_statistics, window
 from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, is_hooked, trace
 from vis.windows.rectangles import Places, hull, reached
 
@@ -105,7 +105,7 @@ class Network:
             or any(self.traced.size(each) != self.traced.size(node) for each in sources)
         ):
             return None
-        if kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None:  # uses the batch's statistics
+        if uses_batch_statistics(self.traced, node):
             return None
         if type(self.module(node)) is nn.BatchNorm2d:
             conv = sources[0]
