@@ -253,9 +253,17 @@ def test_a_network_run_by_its_graph_gives_its_outputs_and_gradient(spelling):
             lambda self, x: F.conv2d(x, self.conv(x).mean(0).view(5, 2, 8, 5)).mean((2, 3)),
             "conv2d in Net, whose parameters",
         ),
+        (
+            lambda self, x: self.fc((self.conv(x).relu() + x.mean((1, 2, 3), keepdim=True).detach()).mean((2, 3))),
+            "detach in Net",
+        ),
+        (
+            lambda self, x: self.fc((self.conv(x).relu() + x.mean((1, 2, 3), keepdim=True).data).mean((2, 3))),
+            "getattr in Net",
+        ),
         (lambda self, x: self.fc(self.conv(x).clamp(max=x.mean()).mean((2, 3))), "clamp in Net, whose parameters"),
     ],
-    ids=["softmax", "product", "alpha", "layer norm", "weights", "bound"],
+    ids=["softmax", "product", "alpha", "layer norm", "weights", "detach", "data", "bound"],
 )
 def test_an_operation_without_a_rule_is_an_error_that_names_it(operation, name):
     lrp_has_one = name.startswith(("mul", "layernorm"))

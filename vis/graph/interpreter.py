@@ -142,7 +142,7 @@ class Walk(fx.Interpreter):
         module = self.traced.net.get_submodule(str(n.target)) if n.op == "call_module" else None
         if live and is_hooked(module) and _changed_by_hooks(module, args, kwargs):
             raise self.no_rule(n, ", whose output a hook, or a `forward` of its own, changes")
-        if kind in _MOVES or n.op == "output" or not live:
+        if (kind in _MOVES and n.args[1:] != ("data",)) or n.op == "output" or not live:  # x.data has no gradient
             return super().run_node(n)
         a: Any = args[0] if args else kwargs.get("input")
         if isinstance(a, _Pending):
