@@ -272,6 +272,16 @@ def test_an_operation_without_a_rule_is_an_error_that_names_it(operation, name):
             method(classifier(operation), networks.images(), 1)
 
 
+def test_a_value_that_a_chain_of_layers_detaches_is_an_error():
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x).relu(), 10).flatten(1)
+        return F.linear(torch.cat([x, x.detach()], 1), self.fc.weight.repeat(1, 2), self.fc.bias)
+
+    for method in (LRP("epsilon"), LRP(), DeepLIFT(baseline="zero")):
+        with pytest.raises(NotApplicable, match="detach in Net"):
+            method(classifier(forward), networks.images(), 1)
+
+
 def test_what_the_code_of_a_network_does_not_say_is_an_error():
     """A hook that changes values, and a value that is read after an in-place operation on it."""
 

@@ -134,12 +134,11 @@ def is_chain(output: Tensor) -> bool:
     if averages + (node_name(last) in _LAYERS) != 1:  # one of both makes the logits
         return False
     for node in graph_nodes([last]):
-        name, behind = node_name(node), {node_name(parent) for parent, _ in node.next_functions if parent is not None}
-        if (
-            name not in _CHAIN
-            or (name in _LAYERS and not has_one_input(node))
-            or (not behind <= _LAYERS if name == "ReluBackward0" else behind & _LAYERS)
-        ):
+        name, parents = node_name(node), [parent for parent, _ in node.next_functions]
+        if (name in _LAYERS and not has_one_input(node)) or (name == "CatBackward0" and None in parents):
+            return False
+        behind = {node_name(parent) for parent in parents if parent is not None}
+        if name not in _CHAIN or (not behind <= _LAYERS if name == "ReluBackward0" else behind & _LAYERS):
             return False
     return True
 
