@@ -440,6 +440,19 @@ class Normalised(nn.Module):
         return self.conv(x * (1 / self.std) + torch.tensor(0.5)).relu().mean((2, 3))
 
 
+def test_a_number_that_was_changed_since_counts():
+    net, x = (
+        classifier(
+            lambda self, x: self.fc((self.conv(x) + self.scale * x.mean(1, keepdim=True)[..., 1:-1, 1:-1]).mean((2, 3)))
+        ),
+        networks.images(),
+    )
+    net.scale = 0.0
+    LRP("zero")(net, x, 1)
+    for net.scale in (0.001, 2.0):
+        assert error(LRP("zero")(net, x, 1), x * Saliency()(net, x, 1)) < 1e-9
+
+
 def test_a_traced_network_reads_its_buffers_and_is_left_as_it_was():
     net, x = Normalised().double(), networks.images()
     before = set(vars(net))

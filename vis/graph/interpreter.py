@@ -280,9 +280,17 @@ def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """Return a network's graph, traced once (0.1 s for a resnet50), and the tensors that its forward code creates.
 
     Nodes that no output needs, such as a second head, are removed: nothing runs in place, so they have no effect.
-    It is traced again if modules were replaced or hooks registered since. Raises NotTraceable.
+    It is traced again after a change of modules, of hooks, or of numbers such as `self.scale`. Raises NotTraceable.
     """
-    state = [(type(m), *m._forward_pre_hooks, *m._forward_hooks) for m in net.modules()]
+    state = [
+        (
+            type(m),
+            *m._forward_pre_hooks,
+            *m._forward_hooks,
+            *(v for v in vars(m).values() if isinstance(v, int | float)),
+        )
+        for m in net.modules()
+    ]
     if net not in _graphs or _graphs[net][0] != state:
         tracer = Tracer()
         graph = tracer.trace(net)
