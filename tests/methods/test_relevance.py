@@ -326,6 +326,16 @@ def test_a_hook_that_changes_the_logits_by_little_is_an_error_or_counts(method, 
             method(net, x, 1)
 
 
+def test_one_of_many_logits_that_the_graph_does_not_give_is_an_error():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 500)).double(), networks.images()
+    unit = int(net(x)[0].abs().argmax())
+    smaller = torch.ones(500, dtype=x.dtype).index_fill(0, torch.tensor(unit), 0.95)
+    net.register_forward_hook(lambda module, inputs, output: output * smaller)
+    with pytest.raises(NotApplicable, match="gives other outputs than the network: a hook"):
+        LRP()(net, x, unit)
+
+
 def test_a_hook_that_looks_on_changes_no_map():
     net, x = networks.build("batch_norm"), networks.images()
     expected, seen = LRP()(net, x, 1), []
