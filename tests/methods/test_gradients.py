@@ -3,11 +3,13 @@
 import networks
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.config.instantiate import construct
 from vis.errors import UserError
 from vis.methods import (
+    CAM,
     Forward,
     GradCAM,
     GuidedBackprop,
@@ -74,6 +76,31 @@ def test_biases_and_activations_that_bend_are_seen(network):
         assert not gradients.homogeneous(forward)
 
 
+class Coordinates(nn.Module):
+    """No bias, and yet a constant: where a pixel is (CoordConv), or what is around the image."""
+
+    def __init__(self, padded: bool) -> None:
+        super().__init__()
+        self.padded, self.conv = padded, nn.Conv2d(2 if padded else 3, 5, 3, bias=False)
+        self.register_buffer("place", torch.linspace(-1, 1, 12).expand(1, 1, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = F.pad(x, (1, 1, 1, 1), value=0.5)
+        return (
+            self.conv(around if self.padded else torch.cat([x, self.place.expand(x.size(0), -1, -1, -1)], 1))
+            .relu()
+            .mean((2, 3))
+        )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_constants_that_are_no_biases_are_seen(padded):
+    torch.manual_seed(0)
+    net, method = Coordinates(padded).double(), IntegratedGradients(400, baseline="zero")
+    for x in (networks.images(), 30 * networks.images()):
+        assert method.axiom_error(net, x, 1, method(net, x, 1)).max() < 1e-2
+
+
 def test_a_relu6_and_a_probability_are_not_homogeneous():
     net = nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.ReLU6(), nn.Flatten(), nn.Linear(500, 5, bias=False))
     with Forward(net.double(), networks.images()) as forward:
@@ -110,6 +137,16 @@ def test_the_unit_that_is_largest_without_noise_is_smoothed():
     net, x = networks.build("vgg_like"), networks.images()
     method = SmoothGrad(samples=10, noise_level=2.0)
     assert close(method(net, x), method(net, x, net(x).argmax(1)))
+
+
+def test_a_unit_found_without_noise_is_one_that_every_method_takes():
+    torch.manual_seed(0)
+    pooled = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    ).double()
+    x = networks.images()
+    method = SmoothGrad(CAM(), samples=2)
+    assert close(method(pooled, x), method(pooled, x, pooled(x).argmax(1)))
 
 
 def test_noise_depends_on_the_seed_and_scales_with_the_image():

@@ -372,6 +372,12 @@ def test_tokens_become_feature_maps(class_token, layer):
     assert close(GradCAM(layer=layer, reshape=as_maps)(net, x, 2), expected)
 
 
+@pytest.mark.parametrize("reshape", [lambda B: 2 * B, lambda B: (B - 0.1).relu(), lambda B: B.mean(1, keepdim=True)])
+def test_a_reshape_that_computes_is_an_error(reshape):
+    with pytest.raises(NotApplicable, match="reshape computes with the values of layer 3: let it only move them"):
+        HiResCAM("3", reshape=reshape)(networks.build("vgg_like"), networks.images(), 2)
+
+
 def test_ablation_of_tokens_leaves_the_class_token():
     net, x = transformer(True)
     with Forward(net, x, ["norm1"]) as forward:
@@ -480,6 +486,38 @@ def test_the_layer_is_one_that_everything_behind_comes_from(gated):
     net = net if gated else returning(net, "logits")
     assert feature_layer(net, networks.images()) == "body:relu"
     assert GradCAM()(net, networks.images(), 1).isfinite().all()
+
+
+def test_layers_that_were_added_since_count():
+    body, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)), networks.images()
+    net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).double()
+    assert feature_layer(net, x) == "0.1"
+    body.extend(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).double())
+    assert feature_layer(net, x) == "0.4"
+
+
+class NormalisesInPlace(nn.Module):
+    """Takes no empty batch: `view` cannot infer a size from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool, self.fc = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Linear(100, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.conv(x.sub_(0.5).div_(0.25))))
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("method", [EigenCAM(), GradCAM(), AblationCAM(), FEM()], ids=repr)
+def test_a_network_that_changes_its_images_in_place_has_the_same_layer_and_leaves_them(method):
+    torch.manual_seed(0)
+    net, x = NormalisesInPlace().double().eval(), networks.images()
+    before = x.clone()
+    maps = method(net, x)
+    assert torch.equal(x, before)
+    plain = nn.Sequential(net.conv, net.relu, net.pool, nn.Flatten(), net.fc)
+    assert (feature_layer(net, x), feature_layer(plain, x)) == ("relu", "1")
+    assert close(maps, method(plain, (x - 0.5) / 0.25))
 
 
 def test_a_target_function_is_no_layer_of_the_network():

@@ -1,5 +1,6 @@
 """Methods against what stands elsewhere: their definitions, captum, the authors' equations, counts by hand."""
 
+import copy
 from itertools import product
 from math import factorial
 
@@ -172,6 +173,30 @@ def test_fullgrad_takes_dense_layers_of_tokens_and_small_logits():
     with torch.no_grad():
         net.head.bias[2] -= net(x)[0, 2] - 1e-12
     assert FullGrad()(net, x, 2).isfinite().all(), "rounding is no missing part"
+
+
+def test_the_rounding_of_bfloat16_hides_no_gelu():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 16, 3), nn.GELU(), nn.Conv2d(16, 16, 3), nn.GELU(), nn.Flatten(), nn.Linear(1024, 5)]
+    net = nn.Sequential(*layers).bfloat16()
+    with pytest.raises(NotApplicable, match="do not add up"):
+        FullGrad()(net, networks.images(dtype=torch.bfloat16), 2)
+
+
+def test_fullgrad_sees_what_a_layer_gives_before_a_hook_changes_it():
+    """A unit that a hook removes has no bias in the target."""
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).double(),
+        networks.images(),
+    )
+    without = copy.deepcopy(net)
+    with torch.no_grad():
+        without[0].weight[3] = without[0].bias[3] = 0
+        net[0].bias[3] = 1e-3
+    keep = torch.ones(8, 1, 1, dtype=x.dtype).index_fill(0, torch.tensor(3), 0)
+    net[0].register_forward_hook(lambda module, inputs, output: output * keep)
+    assert close(FullGrad()(net, x, 2), FullGrad()(without, x, 2))
 
 
 # --- input x gradient, guided IG

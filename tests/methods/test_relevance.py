@@ -168,6 +168,16 @@ def test_reveal_cancel_gives_both_inputs_half_of_their_minimum(first, second):
         assert torch.allclose(DeepLIFT(baseline="zero")(net, x), one, atol=1e-9)
 
 
+@pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout()], ids=repr)
+def test_a_dropout_between_a_layer_and_its_relu_changes_nothing(between):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 8), nn.ReLU(), nn.Linear(8, 5)]
+    net = nn.Sequential(*layers).double().eval()
+    other = nn.Sequential(layers[0], between, *layers[1:4], between, *layers[4:]).eval()
+    method, x = DeepLIFT("reveal_cancel", "zero"), networks.images()
+    assert close(method(other, x, 1), method(net, x, 1))
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 999),
@@ -216,6 +226,7 @@ SPELLINGS = {
     "in place": lambda self, x: self.fc(self.conv(x).add_(1).relu_().sum((2, 3))),
     "sizes": lambda self, x: self.fc(self.conv(x).view(x.size(0), 4, x.shape[2] // 2 * 20 - 20).mean(2)),
     "pools": lambda self, x: self.fc(F.max_pool2d(F.adaptive_max_pool2d(self.conv(x), 7), 3, 2, padding=1).mean((2, 3))),
+    "dense along columns": lambda self, x: self.norm(self.fc(self.conv(x)[..., :4])).mean((1, 2)),
     "branches": lambda self, x: self.fc(rejoined(self.conv(x).chunk(2, 1)).mean((-1, -2))),
 }  # fmt: skip
 
@@ -238,14 +249,37 @@ def test_a_network_run_by_its_graph_gives_its_outputs_and_gradient(spelling):
         (lambda self, x: self.fc((self.conv(x) * self.conv(x)).mean((2, 3))), "mul in Net, of two values"),
         (lambda self, x: self.fc(torch.add(self.conv(x), 1, alpha=2).mean((2, 3))), "add in Net in this form"),
         (lambda self, x: self.fc(F.layer_norm(self.conv(x), (10, 10)).mean((2, 3))), "layernorm in Net"),
+        (
+            lambda self, x: F.conv2d(x, self.conv(x).mean(0).view(5, 2, 8, 5)).mean((2, 3)),
+            "conv2d in Net, whose parameters",
+        ),
+        (
+            lambda self, x: self.fc((self.conv(x).relu() + x.mean((1, 2, 3), keepdim=True).detach()).mean((2, 3))),
+            "detach in Net",
+        ),
+        (
+            lambda self, x: self.fc((self.conv(x).relu() + x.mean((1, 2, 3), keepdim=True).data).mean((2, 3))),
+            "getattr in Net",
+        ),
+        (lambda self, x: self.fc(self.conv(x).clamp(max=x.mean()).mean((2, 3))), "clamp in Net, whose parameters"),
     ],
-    ids=["softmax", "product", "alpha", "layer norm"],
+    ids=["softmax", "product", "alpha", "layer norm", "weights", "detach", "data", "bound"],
 )
 def test_an_operation_without_a_rule_is_an_error_that_names_it(operation, name):
     lrp_has_one = name.startswith(("mul", "layernorm"))
     for method in (DeepLIFT(baseline="zero"), DeepLIFT("reveal_cancel", "zero"), *([] if lrp_has_one else [LRP()])):
         with pytest.raises(NotApplicable, match=f"Net: there is no rule for {name}"):
             method(classifier(operation), networks.images(), 1)
+
+
+def test_a_value_that_a_chain_of_layers_detaches_is_an_error():
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x).relu(), 10).flatten(1)
+        return F.linear(torch.cat([x, x.detach()], 1), self.fc.weight.repeat(1, 2), self.fc.bias)
+
+    for method in (LRP("epsilon"), LRP(), DeepLIFT(baseline="zero")):
+        with pytest.raises(NotApplicable, match="detach in Net"):
+            method(classifier(forward), networks.images(), 1)
 
 
 def test_what_the_code_of_a_network_does_not_say_is_an_error():
@@ -257,7 +291,7 @@ def test_what_the_code_of_a_network_does_not_say_is_an_error():
         return self.fc(y.mean((2, 3)))
 
     hooked = networks.build("vgg_like")
-    hooked[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
     seen_by_autograd, rescale = classifier(read_after), DeepLIFT(baseline="zero")
     for net in (seen_by_autograd, hooked):
         for method in (LRP(), rescale, DeepLIFT("reveal_cancel", "zero")):
@@ -266,6 +300,49 @@ def test_what_the_code_of_a_network_does_not_say_is_an_error():
                 continue
             with pytest.raises(NotApplicable, match="gives other outputs than the network: a hook"):
                 method(net, networks.images(), 1)
+
+
+@pytest.mark.parametrize(
+    "method", [LRP(), LRP("zero"), DeepLIFT(baseline="zero"), DeepLIFT("reveal_cancel", "zero")], ids=repr
+)
+@pytest.mark.parametrize("at", ["0", "0.0", "0.1", "1"])
+def test_a_hook_that_changes_the_logits_by_little_is_an_error_or_counts(method, at):
+    """A hook on a layer that removes a unit of little weight; one on a block is part of its code."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU())
+    net, x = nn.Sequential(block, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 5)).double(), networks.images()
+    with torch.no_grad():
+        net[-1].weight.view(5, 8, 25)[:, 3] *= 0.01
+    without = copy.deepcopy(net)
+    with torch.no_grad():
+        without[-1].weight.view(5, 8, 25)[:, 3] = 0
+    method(net, x, 1)  # traced before the hook is there
+    keep = torch.ones(8, 1, 1, dtype=x.dtype).index_fill(0, torch.tensor(3), 0)
+    net.get_submodule(at).register_forward_hook(lambda module, inputs, output: output * keep)
+    if at == "0":
+        assert close(method(net, x, 1), method(without, x, 1))
+    else:
+        with pytest.raises(NotApplicable, match="whose output a hook"):
+            method(net, x, 1)
+
+
+def test_one_of_many_logits_that_the_graph_does_not_give_is_an_error():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 500)).double(), networks.images()
+    unit = int(net(x)[0].abs().argmax())
+    smaller = torch.ones(500, dtype=x.dtype).index_fill(0, torch.tensor(unit), 0.95)
+    net.register_forward_hook(lambda module, inputs, output: output * smaller)
+    with pytest.raises(NotApplicable, match="gives other outputs than the network: a hook"):
+        LRP()(net, x, unit)
+
+
+def test_a_hook_that_looks_on_changes_no_map():
+    net, x = networks.build("batch_norm"), networks.images()
+    expected, seen = LRP()(net, x, 1), []
+    for module in net:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    assert torch.equal(LRP()(net, x, 1), expected)
+    assert {*seen} == {*net}
 
 
 def test_a_network_that_cannot_be_traced_is_an_error():
@@ -371,6 +448,19 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x * (1 / self.std) + torch.tensor(0.5)).relu().mean((2, 3))
+
+
+def test_a_number_that_was_changed_since_counts():
+    net, x = (
+        classifier(
+            lambda self, x: self.fc((self.conv(x) + self.scale * x.mean(1, keepdim=True)[..., 1:-1, 1:-1]).mean((2, 3)))
+        ),
+        networks.images(),
+    )
+    net.scale = 0.0
+    LRP("zero")(net, x, 1)
+    for net.scale in (0.001, 2.0):
+        assert error(LRP("zero")(net, x, 1), x * Saliency()(net, x, 1)) < 1e-9
 
 
 def test_a_traced_network_reads_its_buffers_and_is_left_as_it_was():

@@ -215,9 +215,28 @@ def test_lrp_epsilon_from_the_shared_forward_pass_is_the_relevance_of_the_traced
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
+class Heads(nn.Module):
+    """Logits of two heads, one of which is no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(256, 2)
+        self.other = nn.Sequential(nn.Linear(256, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.one(x), self.other(x)], 1)
+
+
+class Means(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(3).mean(2)
+
+
 @pytest.mark.parametrize(
     ("layers", "chain"),
     [
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), Heads()), False),
+        ((nn.Conv2d(3, 4, 3), nn.ReLU(), Means()), False),
         ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 5)), True),
         ((nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), True),
         ((nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
@@ -235,10 +254,10 @@ def test_only_a_chain_has_all_denominators_in_its_graph(layers, chain):
     with Forward(net, images) as forward:
         assert is_chain(forward.logits) == chain
     method = LRP("epsilon", epsilon=0.1)
-    maps = method(net, images, 1)
+    maps = method(net, images, 3)
     with pytest.MonkeyPatch.context() as other:
         other.setattr(relevance, "is_chain", lambda _: False)
-        assert (maps - method(net, images, 1)).norm() <= 1e-10 * maps.norm()
+        assert (maps - method(net, images, 3)).norm() <= 1e-10 * maps.norm()
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet18", "googlenet"])

@@ -6,6 +6,7 @@ import adversarial
 import networks
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.graph.modes import evaluating
@@ -100,3 +101,22 @@ def test_padding_moves_what_a_position_sees(pad, axis):
         (gradient,) = torch.autograd.grad(row.square().sum(), x, retain_graph=True)
         reached = gradient.abs().movedim(axis, 0).flatten(1).sum(1).nonzero().flatten().tolist()
         assert (reached[0], reached[-1]) == (first, last) if reached else last < first
+
+
+class OwnKernel(nn.Module):
+    """A convolution by weights that the image makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv(F.adaptive_avg_pool2d(x, 3)).movedim(0, 1).expand(-1, 2, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "net", [OwnKernel(), nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))], ids=repr
+)
+def test_every_position_sees_all_of_what_makes_weights_or_statistics(net):
+    seen, _ = receptive_field(trace(net.double().eval(), 2, (20, 24)))
+    assert (list(seen.values())[-2] == [0, 19]).all()

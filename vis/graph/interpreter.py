@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from vis.graph.trace import LAYERS, NotTraceable, Traced, Tracer
+from vis.graph.trace import LAYERS, NotTraceable, Traced, Tracer, is_hooked
 
-_graphs: WeakKeyDictionary[nn.Module, tuple[fx.Graph, dict[str, Any]]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, tuple[list[Any], fx.Graph, dict[str, Any]]] = WeakKeyDictionary()
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d, "linear": F.linear,
 }  # fmt: skip
@@ -137,19 +137,26 @@ class Walk(fx.Interpreter):
 
     def _run(self, n: fx.Node) -> Any:
         kind = self.traced.kind(n)
-        if kind in _MOVES or n.op == "output" or not any(source in self._live for source in n.all_input_nodes):
-            return super().run_node(n)
+        live = any(source in self._live for source in n.all_input_nodes)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        module = self.traced.net.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if live and is_hooked(module) and _changed_by_hooks(module, args, kwargs):
+            raise self.no_rule(n, ", whose output a hook, or a `forward` of its own, changes")
+        if (kind in _MOVES and n.args[1:] != ("data",)) or n.op == "output" or not live:  # x.data has no gradient
+            return super().run_node(n)
         a: Any = args[0] if args else kwargs.get("input")
         if isinstance(a, _Pending):
             return self.affine(a.node, _folded(a.op, self._batch_norm(n, a.a)), a.a)
-        module = self.traced.net.get_submodule(str(n.target)) if n.op == "call_module" else None
         if kind in _SIGNS or kind in _PRODUCTS or kind == "neg":
             return self._arithmetic(n, kind, args, kwargs)
+        parameters = [*n.args[1:], *(given for name, given in n.kwargs.items() if name != "input")]
+        if any(isinstance(each, fx.Node) and each in self._live for each in parameters):
+            raise self.no_rule(n, ", whose parameters depend on the image")
         if kind in LAYERS:
             op = _layer(kind, module, args[1:], kwargs)
             users = list(n.users)
-            folds = len(users) == 1 and self._is_batch_norm(users[0]) and op.w is not None
+            same_axis = LAYERS[kind] == "conv" or a.ndim == 2  # a dense layer's last is no channel of tokens [B, N, D]
+            folds = len(users) == 1 and self._is_batch_norm(users[0]) and op.w is not None and same_axis
             return _Pending(n, op, a) if folds else self.affine(n, op, a)
         if self._is_batch_norm(n):
             return self.affine(n, self._batch_norm(n, a), a)
@@ -207,6 +214,21 @@ class Walk(fx.Interpreter):
         return Affine(_scale, w.view(shape), b.view(shape))
 
 
+def _changed_by_hooks(module: Any, args: Sequence[Any], kwargs: Any) -> bool:
+    """Return True if hooks, or a `forward` that was put into the object, change a module's output for these inputs."""
+
+    def value(given: Any) -> Any:
+        given = given.op.f(given.a, given.op.w, given.op.b) if isinstance(given, _Pending) else given
+        return given.clone() if isinstance(given, Tensor) else given
+
+    with torch.no_grad():
+        plain, hooked = (
+            f(*map(value, args), **{name: value(given) for name, given in kwargs.items()})
+            for f in (partial(type(module).forward, module), module)
+        )
+    return isinstance(plain, Tensor) and not (isinstance(hooked, Tensor) and torch.equal(plain, hooked))
+
+
 def _scale(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
     y = a if w is None else a * w
     return y if b is None else y + b
@@ -258,13 +280,22 @@ def _graph(net: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """Return a network's graph, traced once (0.1 s for a resnet50), and the tensors that its forward code creates.
 
     Nodes that no output needs, such as a second head, are removed: nothing runs in place, so they have no effect.
-    Raises NotTraceable.
+    It is traced again after a change of modules, of hooks, or of numbers such as `self.scale`. Raises NotTraceable.
     """
-    if net not in _graphs:
+    state = [
+        (
+            type(m),
+            *m._forward_pre_hooks,
+            *m._forward_hooks,
+            *(v for v in vars(m).values() if isinstance(v, int | float)),
+        )
+        for m in net.modules()
+    ]
+    if net not in _graphs or _graphs[net][0] != state:
         tracer = Tracer()
         graph = tracer.trace(net)
         for node in reversed(graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
-        _graphs[net] = graph, tracer.made
-    return _graphs[net]
+        _graphs[net] = state, graph, tracer.made
+    return _graphs[net][1:]

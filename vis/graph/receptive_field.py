@@ -61,6 +61,8 @@ def receptive_field(
 def _rule(traced: Traced, node: fx.Node, sources: list[fx.Node], axis: int) -> Callable[[Seen], Seen] | None:
     """Return the function from what a node's inputs see to what the node sees; None if it mixes positions."""
     kind = traced.kind(node)
+    if uses_batch_statistics(traced, node) or (kind in WINDOWS and sources != node.all_input_nodes[:1]):
+        return None  # or its weights are computed from the image
     if kind in ELEMENTWISE:
         return lambda seen: seen
     if kind in ("cat", "concat"):
@@ -129,6 +131,14 @@ def padding(traced: Traced, node: fx.Node) -> tuple[int, int] | None:
     if not isinstance(given, list | tuple) or not all(isinstance(n, int) and n >= 0 for n in given) or any(given[4:]):
         return None
     return given[2] if len(given) > 2 else 0, given[0]
+
+
+def uses_batch_statistics(traced: Traced, node: fx.Node) -> bool:
+    """Return True for a batch norm without running statistics, which takes those of the images themselves."""
+    if not traced.kind(node).startswith("batchnorm"):
+        return False
+    module = traced.net.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return (argument(node, "running_var", 2) if module is None else getattr(module, "running_var", None)) is None
 
 
 def argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:

@@ -176,3 +176,12 @@ def kind_of(called: Any) -> str:
     name = getattr(called, "__name__", str(called))
     home = getattr(called, "__module__", None) or "torch"  # methods are strings
     return (name if home.partition(".")[0] in _HOMES else f"{home}.{name}").replace("_", "").lower()
+
+
+def is_hooked(module: nn.Module | None) -> bool:
+    """Return True if hooks or a replaced `forward` may alter a module's output; those of torch.nn.utils only set weights."""
+    if module is None:
+        return False
+    before = [type(hook).__module__ for hook in module._forward_pre_hooks.values()]
+    ours = all(home.startswith("torch.nn.utils.") for home in before)
+    return bool(module._forward_hooks) or not ours or "forward" in vars(module)

@@ -29,7 +29,7 @@ from vis.methods.baseline import Baseline, baseline_images, in_words, several
 from vis.methods.flow import IMAGE, LOGITS, Flow
 from vis.methods.forward import Forward, NotApplicable, output_targets
 from vis.methods.propagation import Slopes, by_rules, checked, logit_targets
-from vis.methods.stacked import Results, graph_nodes, max_pool, node_name, restrides
+from vis.methods.stacked import Results, graph_nodes, has_one_input, max_pool, node_name, restrides
 from vis.methods.target import Target, Targets, score
 
 
@@ -77,8 +77,9 @@ class Rescale(Walk):
         return Slopes.apply(z, [slope], _pick(a, winner))
 
 
+_WEIGHTED = {"ConvolutionBackward0", "AddmmBackward0", "NativeBatchNormBackward0"}
 _LINEAR = {
-    "ConvolutionBackward0", "AddmmBackward0", "NativeBatchNormBackward0", "AddBackward0", "MeanBackward1",
+    *_WEIGHTED, "AddBackward0", "MeanBackward1",
     "AdaptiveAvgPool2DBackward0", "AvgPool2DBackward0", "CatBackward0", "CloneBackward0", "ViewBackward0", "UnsafeViewBackward0",
     "ReshapeAliasBackward0", "AccumulateGrad",
 }  # fmt: skip
@@ -96,6 +97,8 @@ def rescaled(forward: Forward, reference: Forward, chosen: list[Target]) -> Tens
         if not all(node_name(node) in {*_LINEAR, _RELU, _POOL} or restrides(node) for node in nodes):
             return None
         if any(getattr(node, "_saved_training", False) for node in nodes):  # a batch norm by the images' own statistics
+            return None
+        if any(node_name(node) in _WEIGHTED and not has_one_input(node) for node in nodes):
             return None
         kinks.append(sorted((n for n in nodes if node_name(n) in (_RELU, _POOL)), key=lambda node: node._sequence_nr()))
         if len(each.relu_inputs) != sum(node_name(node) == _RELU for node in kinks[-1]):
@@ -161,7 +164,10 @@ class RevealCancel(Rescale):
         return y0 + up + down
 
     def activation(self, node: fx.Node, g: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
-        terms = self.terms.get(node.all_input_nodes[0])
+        source = node.all_input_nodes[0]
+        while self.traced.kind(source) in ("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "clone"):
+            source = source.all_input_nodes[0]
+        terms = self.terms.get(source)
         if terms is None:  # a single one: Rescale
             return super().activation(node, g, a)
         (up, down), y0 = (each.detach() for each in terms), self.kept[node]
@@ -253,8 +259,13 @@ class DeepLIFT(Method):
             x = forward.images.detach()
             with Forward(forward.model, x0.expand_as(x), relu_inputs=True) as at_reference:
                 multipliers = rescaled(forward, at_reference, chosen)
+                change = forward.scores(chosen) - at_reference.scores(chosen)
             if multipliers is not None:
-                return multipliers * (x - x0)
+                R = multipliers * (x - x0)
+                missing = (change.detach() - R.flatten(1).sum(1)).abs()
+                rounding = 1e3 * torch.finfo(R.dtype).eps * forward.scores(chosen).detach().abs()
+                if (missing <= 0.01 * R.flatten(1).abs().sum(1) + rounding).all():
+                    return R  # else autograd's graph misses a part (detach)
         flow = self._flow(forward, x0)
         (m,) = torch.autograd.grad(score(flow.values[LOGITS], chosen).sum(), flow.values[IMAGE])
         return m * flow.activations[IMAGE]
@@ -282,5 +293,5 @@ class DeepLIFT(Method):
     def total(self, forward: Forward, targets: Targets) -> Tensor:
         chosen = output_targets(forward, targets, "completeness")
         with torch.no_grad():
-            outputs = [forward.model(x0).expand_as(forward.logits) for x0 in self._references(forward)]
+            outputs = [forward.model(x0.clone()).expand_as(forward.logits) for x0 in self._references(forward)]
             return score(forward.logits, chosen) - score(torch.stack(outputs).mean(0), chosen)

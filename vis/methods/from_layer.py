@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vis.errors import NotApplicable
+from vis.graph.trace import is_hooked
 from vis.methods.functional import LayerName, Tap
 
 
@@ -29,7 +30,7 @@ def run_from(model: nn.Module, images: Tensor, given: Mapping[str, Tensor], rows
     try:
         for layer, values in given.items():
             handles.append(_replace(model, LayerName.of(layer), partial(_instead, values)))
-        output = model(images)
+        output = model(images.clone())  # the model may begin with an in-place operation
     finally:
         for handle in reversed(handles):
             handle.remove()
@@ -51,7 +52,7 @@ def run_to(model: nn.Module, images: Tensor, layer: str) -> Tensor | None:
 
     handle = _replace(model, name, stop)
     try:
-        output = model(images)
+        output = model(images.clone())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # an operation that takes no empty batch, a skip connection around the layer, a user's hook
@@ -181,11 +182,11 @@ def readers(model: nn.Module, images: Tensor, layer: str, A: Tensor) -> list[Rea
 def _reads_in_shares(module: nn.Module) -> bool:
     """Tell whether a module is a dense layer, or a convolution of all channels over zeros around the image."""
     if type(module).forward is nn.Linear.forward:
-        return not module._forward_hooks
+        return not is_hooked(module)
     return (
         type(module).forward is nn.Conv2d.forward
         and isinstance(module, nn.Conv2d)
         and (module.groups, module.padding_mode) == (1, "zeros")
         and not isinstance(module.padding, str)
-        and not module._forward_hooks
+        and not is_hooked(module)
     )

@@ -35,7 +35,8 @@ class FullGrad(Method):
         scores = forward.scores(targets).detach()
         parts = [each.flatten(1) for each in (input_part, *(part for _, part in bias_parts))]
         missing = (scores - torch.stack([each.sum(1) for each in parts]).sum(0)).abs()
-        rounding = 1e3 * torch.finfo(scores.dtype).eps * torch.stack([each.abs().sum(1) for each in parts]).sum(0)
+        eps = min(1e3 * torch.finfo(scores.dtype).eps, 0.01)  # bfloat16 would allow anything
+        rounding = eps * torch.stack([each.abs().sum(1) for each in parts]).sum(0)
         if (missing > 0.01 * scores.abs() + rounding).any():
             raise NotApplicable(
                 f"FullGrad: the gradients of {type(forward.model).__name__} with respect to input and biases do not add up to "
@@ -61,7 +62,7 @@ def full_gradients(forward: Forward, targets: Targets) -> tuple[Tensor, list[tup
         calls.append((module, b if channels_last else b.view(-1, *[1] * (output.ndim - 2)), output))
         return output.clone()  # an in-place ReLU that follows must not change what was kept
 
-    handles = [m.register_forward_hook(keep) for m in model.modules() if type(m) in _LAYERS]
+    handles = [m.register_forward_hook(keep, prepend=True) for m in model.modules() if type(m) in _LAYERS]
     try:
         S = score(model(x.clone()), chosen).sum()
     finally:

@@ -257,7 +257,7 @@ class AdversarialGenerators(Method):
         if self.learnt is None:
             return super().silent(model, images)
         with evaluating(model), torch.no_grad():
-            logits, turned = model(images), model(self.generate(images)[1])
+            logits, turned = model(images.clone()), model(self.generate(images)[1])
         neither = torch.isin(logits.argmax(1), torch.tensor(self.classes, device=logits.device), invert=True)
         return neither | (self.decision(logits) == self.decision(turned))
 

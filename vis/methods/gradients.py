@@ -34,7 +34,7 @@ def fixed(forward: Forward, targets: Targets) -> list[Target]:
             if target.output == "prob":
                 values = values.softmax(0)
             unit = tuple(int(k) for k in np.unravel_index(int(values.argmax()), values.shape))
-            chosen[i] = replace(target, unit=unit)
+            chosen[i] = replace(target, unit=unit if len(unit) > 1 else unit[0])
     return chosen
 
 
@@ -187,7 +187,8 @@ class Homogeneous(Walk):
 def homogeneous(forward: Forward) -> bool:
     """Tell whether f(t x) = t f(x) for t >= 0: the gradient is then constant on the line from 0 to an image."""
     try:
-        checked(Homogeneous(forward.model).run(forward.images.detach()[:1]), forward)
+        # At a small t, since the graph may add constants otherwise than by biases (a channel of coordinates, padding).
+        checked(1024 * Homogeneous(forward.model).run(forward.images.detach()[:1] / 1024), forward)
     except (NotTraceable, NotApplicable):  # unknown: integrate the path in steps
         return False
     return True

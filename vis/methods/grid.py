@@ -66,7 +66,7 @@ def output_of(net: nn.Module, images: Tensor, layer: str) -> Tensor:
 
     handle: Any = Tap(module, name, keep) if name.function else module.register_forward_hook(keep)
     try:
-        net(images)
+        net(images.clone())  # the network may begin with an in-place operation
     finally:
         handle.remove()
     return kept[0 if name.function else name.call or 0]

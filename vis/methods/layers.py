@@ -89,9 +89,12 @@ class OnFeatureMaps(Method):
         if self.reshape is None:
             return index.to(A.device)
         if callable(self.reshape):
-            index = self.reshape(index[None].double())
+            numbers = index[None].double()
+            index = self.reshape(numbers)
             if index.ndim != 4 or len(index) != 1:
                 raise NotApplicable(f"reshape makes {list(index.shape)} of layer {layer}, not [1, V, h, w]")
+            if not torch.equal(self.reshape(-numbers.square()), -index.square()):  # a move commutes with any function
+                raise NotApplicable(f"reshape computes with the values of layer {layer}: let it only move them")
             index = index[0].long()
         else:
             h, w = self.reshape
@@ -129,7 +132,8 @@ def feature_layer(
         return str(name._replace(module=resolve_layer(model, name.module)))
     check_images(model, images)
     known = _found.setdefault(model, {})
-    key = (images.shape[1:], None if reshape is None else tuple(reshape))
+    kinds = tuple(map(type, model.modules()))  # which may have been replaced since
+    key = (images.shape[1:], None if reshape is None else tuple(reshape), kinds)
     if key not in known:
         with evaluating(model), torch.no_grad():
             look = _look(model, images)
@@ -291,7 +295,7 @@ def _run(model: nn.Module, images: Tensor) -> _Look:
     look = _Look(model, images)
     try:
         with look, named(f"{type(model).__name__} on images {list(images.shape)}"):
-            logits = model(images)
+            logits = model(images.clone())  # the model may begin with an in-place operation
     finally:
         look.remove()
     if not look.classes and isinstance(logits, Tensor) and logits.ndim == 2:

@@ -72,6 +72,11 @@ def restrides(node: Any) -> bool:
     )
 
 
+def has_one_input(node: Any) -> bool:
+    """Return True if the image makes one input of a node, and not its weights as well."""
+    return sum(parent is not None for parent, _ in node.next_functions) == 1
+
+
 def graph_nodes(ends: Sequence[Any]) -> Iterator[Any]:
     """Yield these nodes of autograd's graph and all behind them."""
     stack, seen = list(ends), set()

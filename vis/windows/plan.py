@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, window
-from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, trace
+from vis.graph.receptive_field import PADDINGS, WINDOWS, argument, padding, uses_batch_statistics, window
+from vis.graph.trace import ELEMENTWISE, NotTraceable, Traced, is_hooked, trace
 from vis.windows.rectangles import Places, hull, reached
 
 WHOLE = 0.9  # if rectangles fill a larger share of the maps, whole maps are faster
@@ -76,7 +76,7 @@ class Network:
 
     def kind(self, node: fx.Node) -> str:
         """Return the operation of a node; "hooked", which has no rule, if hooks or a replaced `forward` may alter it."""
-        return "hooked" if _is_hooked(self.module(node)) else self.traced.kind(node)
+        return "hooked" if is_hooked(self.module(node)) else self.traced.kind(node)
 
     def is_dense(self, node: fx.Node) -> bool:
         return self.kind(node) == "linear" and bool(node.args) and self.sources(node) == [node.args[0]]
@@ -105,7 +105,7 @@ class Network:
             or any(self.traced.size(each) != self.traced.size(node) for each in sources)
         ):
             return None
-        if kind.startswith("batchnorm") and self.option(node, "running_var", 2) is None:  # uses the batch's statistics
+        if uses_batch_statistics(self.traced, node):
             return None
         if type(self.module(node)) is nn.BatchNorm2d:
             conv = sources[0]
@@ -195,15 +195,6 @@ class Network:
                 if self.last_use[source] is node:
                     live.pop(source, None)
         return most
-
-
-def _is_hooked(module: nn.Module | None) -> bool:
-    """Return True if hooks or a replaced `forward` may alter a module's output; those of torch.nn.utils only set weights."""
-    if module is None:
-        return False
-    before = [type(hook).__module__ for hook in module._forward_pre_hooks.values()]
-    ours = all(home.startswith("torch.nn.utils.") for home in before)
-    return bool(module._forward_hooks) or not ours or "forward" in vars(module)
 
 
 def relative_work(net: nn.Module, channels: int, size: tuple[int, int], windows: Tensor, k: int) -> float:
