@@ -94,6 +94,8 @@ def submit(
     except KeyboardInterrupt:
         if cluster == "slurm":
             log.info("the jobs stay in Slurm's queue; to end them: scancel %s", _ids(jobs))
+        for job in jobs.values() if cluster == "local" else ():
+            job.cancel()
         raise
 
 
