@@ -251,6 +251,13 @@ def test_folders_that_are_linked_belong_to_a_folder(tmp_path):
     assert list(folder(str(own)).names) == ["cat/a.png"]
 
 
+def test_the_figures_of_runs_are_no_images_of_the_folder(tmp_path):
+    tree(tmp_path, "a.png", "outputs/run/figure.png", "outputs/sweep/figure.png")
+    (tmp_path / "outputs/run/status.json").touch()
+    (tmp_path / "outputs/sweep/sweep.json").touch()
+    assert list(folder(str(tmp_path)).names) == ["a.png"]
+
+
 def test_a_name_in_another_encoding_can_be_stored(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/a.png"))

@@ -1,18 +1,18 @@
 """The processes of a collection."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vis.runner import fan_out
 
 PARENT = """
-import multiprocessing, time
 from vis.runner.fan_out import fan_out
-fan_out([60, 60], 2, time.sleep, lambda: print(*(each.pid for each in multiprocessing.active_children()), flush=True))
+job = "import os, pathlib, time; pathlib.Path(str(os.getpid())).touch(); time.sleep(60)"
+fan_out([job, job], 2, exec, lambda: None)
 """
 
 
@@ -23,18 +23,19 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_the_processes_end_with_a_parent_that_is_killed():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    children = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(children) == 2
-    assert all(map(runs, children))
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
-    deadline = time.monotonic() + 20
-    while any(map(runs, children)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_the_processes_end_with_a_parent_that_is_killed(tmp_path):
+    def wait(true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not true():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=tmp_path)
+    wait(lambda: len(list(tmp_path.iterdir())) == 2)
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    wait(lambda: not any(map(runs, children)))
 
 
 def test_the_number_of_processes_where_the_system_has_no_affinity(monkeypatch):

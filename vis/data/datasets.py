@@ -168,7 +168,10 @@ def _readable(name: str) -> str:
 
 
 def _image_files(root: Path) -> list[Path]:
-    """List the image files under a folder and the folders that it links to, sorted by path, without hidden ones."""
+    """List the image files under a folder and the folders that it links to, sorted by path.
+
+    Leaves out hidden ones, and the figures of runs below the folder.
+    """
 
     def below(folder: Path, above: Sequence[Path]) -> list[Path]:
         found, here = [], folder.resolve()
@@ -178,7 +181,7 @@ def _image_files(root: Path) -> list[Path]:
                     continue
                 if path.suffix.lower() in SUFFIXES and path.is_file():
                     found.append(path)
-                elif path.is_dir():
+                elif path.is_dir() and not any((path / name).is_file() for name in ("status.json", "sweep.json")):
                     found += below(path, [*above, here])
         return found
 
