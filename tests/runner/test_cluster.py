@@ -1,5 +1,6 @@
 """Jobs that submitit runs, without Slurm."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -24,18 +25,17 @@ def test_submitit_local_starts_as_many_jobs_at_a_time_as_the_machine_runs_well(t
 
 
 def test_a_command_that_is_ended_ends_its_jobs_on_this_machine(tmp_path, monkeypatch):
-    cancelled = []
+    terminated = []
 
     def ended(*_):
         raise KeyboardInterrupt
 
-    jobs = {
-        number: SimpleNamespace(job_id="", cancel=lambda number=number: cancelled.append(number)) for number in (0, 1)
-    }
+    jobs = {n: SimpleNamespace(job_id=str(40 + n), done=lambda n=n: n == 0) for n in (0, 1)}
+    monkeypatch.setattr(cluster.os, "kill", lambda *process: terminated.append(process))
     monkeypatch.setattr(cluster, "processes", lambda: 2)
     monkeypatch.setattr(cluster, "_settings", lambda *_: ("local", {"folder": ""}))
     monkeypatch.setattr(cluster, "_submit", lambda *_, exclusive: jobs)
     monkeypatch.setattr(cluster, "_wait", ended)
     with pytest.raises(KeyboardInterrupt):
         cluster.submit(tmp_path, [], range(2), [], str, lambda: None)
-    assert cancelled == [0, 1]
+    assert terminated == [(41, signal.SIGTERM)], "job 0 was done"
