@@ -38,6 +38,32 @@ def test_the_processes_end_with_a_parent_that_is_killed(tmp_path):
     wait(lambda: not any(map(runs, children)))
 
 
+INTERRUPTED = """
+import pathlib
+from vis.runner.fan_out import fan_out
+job = (
+    "import pathlib, time; from vis.system.console import progress; "
+    "list(progress([0], 1, 'tasks')); pathlib.Path('begun').touch(); time.sleep(60)"
+)
+
+
+def waiting():
+    if pathlib.Path("begun").exists():
+        raise KeyboardInterrupt
+
+
+try:
+    fan_out([job], 1, exec, waiting)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_an_interrupt_prints_no_warning_of_the_processes(tmp_path):
+    ran = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+
+
 def test_the_number_of_processes_where_the_system_has_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     assert 1 <= fan_out.processes() <= (os.cpu_count() or 1)
