@@ -82,7 +82,9 @@ print(*(each.getsockname()[1] for each in sockets))
 '
 
 stop() {
-    [ -f "$SLURM_CONF" ] || { echo "local_slurm: $folder has no Slurm" >&2; exit 2; }
+    # a slurm.conf alone may be a cluster's, whose jobs and files must stay
+    grep -qsxF "AuthInfo=socket=$folder/munge/socket" "$SLURM_CONF" ||
+        { echo "local_slurm: $folder has no Slurm of this script" >&2; exit 2; }
     scancel --full --user="$(id -un)" 2>/dev/null || true
     for _ in $(seq 20); do [ -z "$(squeue --noheader 2>/dev/null)" ] && break; sleep .5; done
     local pids

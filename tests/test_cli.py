@@ -390,3 +390,6 @@ def test_resume_is_advised_only_where_it_is_possible(tmp_path):
     assert failure(RuntimeError("no torch"), tmp_path) == "the run failed: RuntimeError: no torch"
     (tmp_path / "config.yaml").touch()
     assert failure(RuntimeError("boom"), tmp_path).endswith(f"(go on with vis-run --resume {tmp_path})")
+    (tmp_path / "my runs").mkdir()
+    (tmp_path / "my runs" / "config.yaml").touch()
+    assert failure(RuntimeError("boom"), tmp_path / "my runs").endswith(f"--resume '{tmp_path}/my runs')")

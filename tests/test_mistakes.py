@@ -85,6 +85,12 @@ MISTAKES = {
     "an image and a dataset": ([*SMALL, "image=text.png", "dataset.limit=3"], "leave out dataset.limit="),
     "no outputs": ([*SMALL, "outputs=null"], "outputs=null is not the name of a folder"),
     "no target": ([*SMALL, "target=[]"], "target=[] must be max, random, an index"),
+    "a target twice": ([*SMALL, "target=[3,'3']"], "target=[3,3] names 3 twice"),
+    "boxes in pixels": (
+        [*SMALL, "boxes={tabby: [10, 20, 200, 180]}"],
+        "boxes={'tabby': [10, 20, 200, 180]} is not {image: [top, left, bottom, right]}, in shares of the sides from 0 to 1",
+    ),
+    "a box alone": ([*SMALL, "boxes=[0, 0, 1, 1]"], "is not {image: [top, left, bottom, right]}"),
     "a boolean for a target": ([*SMALL, "target=true"], "target=true must be max, random, an index"),
     "a negative seed": ([*SMALL, "seed=-1"], "seed=-1 is not between 0 and 4294967295"),
     "a seed too large": ([*SMALL, "seed=4294967295", "seeds=2"], "is not between 0 and 4294967294"),

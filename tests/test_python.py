@@ -76,6 +76,7 @@ def test_runs_are_found_filtered_and_sliced(tmp_path):
     finished(tmp_path / "2026-11-26" / "9_b", status={"seconds": 2})
     finished(tmp_path / "2026-11-26" / "10_a", name="zhou2018/table1", experiment=experiment)
     made(tmp_path / "2026-11-26" / "11_c", state="running")
+    (tmp_path / "latest").symlink_to(tmp_path / "2026-11-26" / "10_a")
     runs = vis.load_runs(tmp_path)
     assert [folder.name for folder in runs.folders] == ["9_b", "10_a"]
     assert [run.config.experiment.name for run in runs] == ["nie2018/figure4", "zhou2018/table1"]

@@ -176,9 +176,8 @@ def _hydra(flags: list[str], overrides: list[str], config_dirs: list[Path], job:
     from vis.config import compose
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors; `explain` makes them readable
-    search = [f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"] if config_dirs else []
     before = sys.argv
-    sys.argv = ["vis-run", *flags, *overrides, *search]
+    sys.argv = ["vis-run", *flags, *overrides, *compose.search_path(config_dirs)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job or (lambda config: None))()
     except SystemExit as error:
@@ -223,10 +222,11 @@ def _single(config: Any, overrides: list[str], config_dirs: list[Path], command:
             return _join(folder, command)
 
     def work(_: Path) -> None:
+        from vis.config.overrides import quote
         from vis.runner.jobs import Job
 
         job = Job(command)
-        _hydra([], [*overrides, f"hydra.run.dir={_quote(folder)}"], config_dirs, job)
+        _hydra([], [*overrides, f"hydra.run.dir={quote(str(folder))}"], config_dirs, job)
         if job.error:
             raise job.error
 
@@ -246,7 +246,9 @@ def _join(folder: Path, command: str) -> int:
             "computed %d tasks of %s, for another task of Slurm job %s", execute_shard(folder), folder, shards.slurm()
         )
         leads = shards.lead(folder)
-    if leads and RunFolder(folder).status.get("state") != "done":
+    if RunFolder(folder).status.get("state") == "done":
+        log.info("%s, the run of Slurm job %s, is complete", folder, shards.slurm())
+    elif leads:
         return _finish_run(folder, command)
     return 0
 
@@ -266,12 +268,12 @@ def _sweep(overrides: list[str], config_dirs: list[Path], command: str) -> int:
     if submitit:
         return _resume(folder, command)
 
-    from vis.config.overrides import fixed_keys
+    from vis.config.overrides import fixed_keys, quote
     from vis.runner.jobs import Job, finish_sweep
 
     # The folder of a job is named after the overrides in which the jobs differ.
     names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed_keys(overrides))}]"
-    words = [*overrides, f"hydra.sweep.dir={_quote(folder)}", names]
+    words = [*overrides, f"hydra.sweep.dir={quote(str(folder))}", names]
 
     def work(_: Path) -> None:
         with finish_sweep(folder):
@@ -379,24 +381,22 @@ def _reserve(config: Any, suffix: str = "") -> Path:
     return reserve(Path(config.outputs).expanduser(), slug(str(config.get("name") or config.experiment.name)) + suffix)
 
 
-def _quote(path: Path) -> str:
-    """A path as a value of Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def _finish(folder: Path, work: Callable[[Path], None], fresh: bool = False) -> int:
     """Call `work` on a run folder, print the folder's path, and return the exit code.
 
     fresh: delete the folder if the work stops, by a mistake or by an interrupt, before it stored a result.
     """
+    resume = f"go on with vis-run --resume {shlex.quote(str(folder))}"
     try:
         work(folder)
     except (UserError, KeyboardInterrupt) as error:
-        if fresh and not any((folder / "parts").glob("*")):
+        if fresh and not any((folder / "parts").glob("*")) and not (folder / "maps.npz").exists():
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
-            print(f"vis-run: {_ended(error)}; go on with vis-run --resume {folder}", file=sys.stderr)
+            print(f"vis-run: {_ended(error)}; {resume}", file=sys.stderr)
             return _code(error)
+        elif fresh:
+            raise UserError(f"{error} (the finished tasks are kept; {resume})") from error
         raise
     except Exception as error:  # the folder keeps the traceback
         from vis.store.run_folder import failure

@@ -2,9 +2,12 @@
 
 import gzip
 import hashlib
+import os
 import struct
 import tarfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +212,7 @@ def test_samples_are_bundled_photographs():
         assert min(all_of_them.read(i).size) >= 300
     assert list(samples().names) == ["tabby"]
     assert list(samples(["coffee", "tabby", "coffee"]).names) == ["coffee", "tabby"]
+    assert list(samples(["astronaut", "known"]).names) == ["astronaut", *known.names]
     for names, message in [("tabbi", "Did you mean 'tabby'"), ([], "dataset.names is empty")]:
         with pytest.raises(UserError, match=message):
             samples(names)
@@ -236,6 +240,37 @@ def test_a_folder_is_every_visible_image_in_it_in_order(tmp_path):
     for path, message in [(tmp_path / "none", "is not a folder"), (tmp_path / "folder.png", "contains no images")]:
         with pytest.raises(UserError, match=message):
             folder(str(path))
+
+
+def test_folders_that_are_linked_belong_to_a_folder(tmp_path):
+    tree(tmp_path / "all", "cat/a.png", "dog/b.png")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "cat").symlink_to(tmp_path / "all" / "cat")
+    (own / "circle").symlink_to(own)
+    assert list(folder(str(own)).names) == ["cat/a.png"]
+
+
+def test_the_figures_of_runs_are_no_images_of_the_folder(tmp_path):
+    tree(tmp_path, "a.png", "outputs/run/figure.png", "outputs/sweep/figure.png")
+    (tmp_path / "outputs/run/status.json").touch()
+    (tmp_path / "outputs/sweep/sweep.json").touch()
+    assert list(folder(str(tmp_path)).names) == ["a.png"]
+
+
+def test_a_name_in_another_encoding_can_be_stored(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).mkdir()
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/a.png"))
+    picture().save(path)
+    for data in (folder(str(tmp_path)), files([str(path), str(path.parent / ".." / path.parent.name / "a.png")])):
+        assert data.read(0).size == (40, 30)
+        assert data.names[0].encode().endswith(b"caf\\udce9/a.png")
+
+
+def test_an_image_twice_is_a_mistake(tmp_path):
+    tree(tmp_path, "cat.png")
+    with pytest.raises(UserError, match=r"image= names .*cat\.png twice"):
+        files([str(tmp_path / "cat.png")] * 2)
 
 
 def test_limit_and_fingerprint(tmp_path):
@@ -274,6 +309,25 @@ def test_cifar10_as_an_image_folder(tmp_path):
     assert list(cifar10(str(tmp_path), train=True).names) == ["airplane/5.jpg"]
 
 
+@pytest.mark.parametrize("name", ["data.zip", "data.npz"])
+def test_a_damaged_archive_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK cut off")
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        cifar10(str(tmp_path / name))
+
+
+def test_a_damaged_image_in_a_zip_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("test/cat/0.png", b"no image")
+        archive.writestr("test/cat/1.png", b"x" * 100)
+    content = (tmp_path / "data.zip").read_bytes()
+    (tmp_path / "data.zip").write_bytes(content.replace(b"x" * 100, b"y" * 100))
+    data = cifar10(str(tmp_path / "data.zip"))
+    for i in range(2):
+        with pytest.raises(UserError, match=rf"data\.zip.*test/cat/{i}\.png"):
+            data.read(i)
+
+
 def test_imagenette_is_downloaded_checked_and_has_imagenets_labels(served, tmp_path, monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     folder, address = served
@@ -294,6 +348,24 @@ def test_imagenette_is_downloaded_checked_and_has_imagenets_labels(served, tmp_p
     archive.write_bytes(b"another file")
     with pytest.raises(Lacking, match=r"Imagenette can neither be read from .* nor downloaded to it"):
         imagenette(str(tmp_path / "other"))
+
+
+def test_two_processes_do_not_download_the_same_at_once(tmp_path, monkeypatch):
+    at_work, most = [], []
+
+    class Slow:
+        targets, classes = (), ()
+
+        def __init__(self, *_, **__):
+            at_work.append(1)
+            most.append(len(at_work))
+            time.sleep(0.1)
+            at_work.pop()
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(mnist, [str(tmp_path / "data")] * 2))
+    assert most == [1, 1]
 
 
 def test_mnist_in_its_own_format(tmp_path, capsys):

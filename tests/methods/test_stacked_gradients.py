@@ -1,6 +1,7 @@
 """The stacked reverse pass against autograd's, one at a time."""
 
 import copy
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,6 +154,30 @@ def test_every_row_is_the_gradient_that_autograd_finds(name):
         for row, (rule, logit) in zip(found, rows, strict=True):
             expected = forward.gradient(logit, rule)
             assert (row - expected).norm() <= 1e-6 * expected.norm(), (rule, logit)
+
+
+def test_rows_are_stacked_in_the_order_in_which_they_are_wanted(monkeypatch):
+    wanted = [7, 2, 9, 0, 5, 3, 8, 1]  # the order decides the last bits of a gradient
+    stacked = []
+    monkeypatch.setattr(Forward, "reverse", lambda self, seeds, rules: stacked.append(seeds))
+    with Forward(VGGSmall().eval(), torch.randn(1, 3, 32, 32)) as forward:
+        forward.anticipate([(logit, SALIENCY) for logit in wanted])
+    (seeds,) = stacked
+    assert seeds.argmax(-1).flatten().tolist() == wanted
+
+
+def test_the_gradient_of_a_layer_is_freed_once_the_layer_is_passed():
+    gradients, alive = [], []
+
+    def relu(_walk: Any, _node: Any, gradient: torch.Tensor) -> tuple[torch.Tensor]:
+        gradients.append(weakref.ref(gradient))
+        alive.append(sum(each() is not None for each in gradients))
+        return (gradient.clone(),)
+
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(3, 3, 3), nn.ReLU())]
+    with Forward(nn.Sequential(*layers, nn.Flatten()), torch.randn(1, 3, 16, 16)) as forward:
+        forward.reverse(torch.ones(1, *forward.logits.shape), kernels={"ReluBackward0": relu})
+    assert alive == [1] * 6
 
 
 def test_a_relu_in_another_spelling_is_left_to_autograd():

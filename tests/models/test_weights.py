@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL as RUN
 from torch import nn
 
 from vis.config.home import HOME
@@ -20,7 +21,7 @@ from vis.errors import UserError
 from vis.graph.names import own_name, resolve_layer
 from vis.models import build_model
 from vis.models.networks import MaskedVGG16, torchvision_classifier, vgg_layer_names
-from vis.models.weights import load_state, read_checkpoint, torchvision_weights, trained_modules
+from vis.models.weights import load_state, read_checkpoint, sha256_of, torchvision_weights, trained_modules
 
 SMALL = {"num_filters": 4, "num_classes": 10, "input_size": 32}
 
@@ -378,3 +379,16 @@ def test_safetensors_files_load(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file({"weight": torch.arange(3.0)}, tmp_path / "a.safetensors")
     assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["weight"], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "no JSON", '{"trained_on": 3, "val_top1": null}'])
+def test_another_json_beside_the_weights_does_not_matter(tmp_path, vis_run, state, text):
+    torch.save(state, tmp_path / "net.pt")
+    (tmp_path / "net.json").write_text(text)
+    folder = vis_run(*RUN, "model.weights=net.pt").folder
+    assert "weights net.pt (sha256" in (folder / "table.csv").read_text()
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(UserError, match=f"cannot read the weights {tmp_path}: Is a directory"):
+        sha256_of(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from PIL import Image
 
 from vis.runner.execute import execute_shard
 from vis.store.run_folder import RunFolder
@@ -80,7 +81,8 @@ def test_the_tasks_of_an_array_share_one_run(tmp_path, command):
     assert computed(folder) == list(range(12)), "each once"
     for name in ("maps.npz", "tables.json", "claims.json"):
         assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
-    assert end(start(tmp_path, 2, *MANY)) == [("", "")], "the third had to wait for a place, and comes when all is done"
+    ((out, err),) = end(start(tmp_path, 2, *MANY))  # had to wait for a place, and comes when all is done
+    assert (out, err) == ("", f"{folder}, the run of Slurm job 7, is complete\n")
     assert computed(folder) == list(range(12))
     end(start(tmp_path, 2, *MANY, "seed=5"))
     assert len(list(tmp_path.glob("out/*/*"))) == 2, "another command is another run"
@@ -119,6 +121,16 @@ def test_the_tasks_of_an_array_do_not_each_start_many_runs(vis_run, monkeypatch,
     ran = vis_run(*words)
     assert ran.code == 2
     assert "once, with hydra/launcher=submitit_slurm" in ran.err
+
+
+def test_a_process_that_helps_reads_relative_paths_as_the_run_does(vis_run, tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat.png")
+    run = RunFolder(vis_run(*SMALL, "image=cat.png").folder)
+    run.set_status(state="interrupted")
+    (run.path / "parts").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert execute_shard(run.path) == 1
 
 
 def test_a_task_that_arrives_when_the_run_is_over_computes_nothing(vis_run, monkeypatch):

@@ -171,8 +171,27 @@ def _check_input(config: DictConfig) -> None:
                 raise UserError(f"image={picture} is a folder: dataset=folder dataset.path={picture}")
             if not Path(picture).expanduser().is_file():
                 raise UserError(f"there is no image file {picture}")
+    _check_boxes(config.get("boxes"))
     targets = list(config.target) if isinstance(config.target, ListConfig) else [config.target]
+    if twice := [target for target in targets if list(map(str, targets)).count(str(target)) > 1]:
+        raise UserError(f"target={_show(config.target)} names {twice[0]} twice")
     if not targets or any(target is None or isinstance(target, bool) for target in targets):
         raise UserError(
             f"target={_show(config.target)} must be max, random, an index, a class name, or a list of these"
+        )
+
+
+def _check_boxes(boxes: Any) -> None:
+    """Raise UserError for boxes of objects that are not given as shares of the sides, such as pixels."""
+
+    def right(box: Any) -> bool:
+        sides = list(box) if isinstance(box, ListConfig) else []
+        if len(sides) != 4 or not all(isinstance(side, int | float) and 0 <= side <= 1 for side in sides):
+            return False
+        return bool(sides[0] < sides[2] and sides[1] < sides[3])
+
+    named = isinstance(boxes, DictConfig) and all(box is None or right(box) for box in boxes.values())
+    if boxes is not None and not named:
+        raise UserError(
+            f"boxes={_show(boxes)} is not {{image: [top, left, bottom, right]}}, in shares of the sides from 0 to 1"
         )

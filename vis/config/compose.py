@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from vis.config.check import check, check_parts, check_types, leaves
 from vis.config.home import CONF
 from vis.config.options import GROUPS, load_option, own_configs, slug
-from vis.config.overrides import as_spelled, check_words, group_of, names_for_glob, parse_overrides, quoted
+from vis.config.overrides import as_spelled, check_words, group_of, names_for_glob, parse_overrides, quote, quoted
 from vis.config.presets import OVERLAYS, apply_preset, forget_unchosen, replicated, with_a_way_out
 from vis.config.signature import FileConfigSource
 from vis.errors import Lacking, UserError, did_you_mean
@@ -132,13 +132,18 @@ def spelled_out(words: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
 def _compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> DictConfig:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
-    search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
+    search = search_path([d.resolve() for d in config_dirs])
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="run"):
             return compose("config", overrides=[*overrides, *search])
     except Exception as error:
         raise explain(error, overrides, config_dirs) from error
+
+
+def search_path(config_dirs: Sequence[Path]) -> list[str]:
+    """Return the override that lets Hydra find the user's own configs; none without such folders."""
+    return [f"hydra.searchpath=[{','.join(quote(f'file://{d}') for d in config_dirs)}]"] if config_dirs else []
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: Sequence[Path]) -> UserError:

@@ -90,8 +90,13 @@ def quoted(word: str) -> str:
         OverridesParser.create().parse_overrides([word])
     except HydraException:
         if equals and key and value and value[0] not in ("'\"" if prose else "[{'\""):
-            return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+            return f"{key}={quote(value)}"
     return word
+
+
+def quote(text: str) -> str:
+    """Quote a text as a value of Hydra's grammar, where backslashes are escaped only in front of a quote."""
+    return "'" + re.sub(r"\\+(?='|\Z)", r"\g<0>\g<0>", text).replace("'", "\\'") + "'"
 
 
 def as_spelled(word: str, config_dirs: Sequence[Path]) -> str:

@@ -5,13 +5,16 @@ config overrides them.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import logging
+import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,9 +116,9 @@ def samples(names: Sequence[str] | str = ("tabby",)) -> Dataset:
     scikit-learn: palace (danielbuechele, CC BY 2.0). From Matplotlib: officer (Grace Hopper, US Navy, public domain).
     `all` are all of them. Raises UserError for another name.
     """
-    names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if len(names) == 1:
-        names = list({"all": _SAMPLES, "known": KNOWN}.get(names[0], names))
+    groups: dict[str, Iterable[str]] = {"all": _SAMPLES, "known": KNOWN}
+    given = [names] if isinstance(names, str) else names
+    names = list(dict.fromkeys(name for each in given for name in groups.get(each, [each])))
     if not names:
         raise UserError(f"dataset.names is empty: give some of {', '.join(_SAMPLES)}, or all")
     for name in names:
@@ -155,14 +158,34 @@ def _home(package: str) -> Path:
 
 
 def _from_files(origin: str, files: list[Path], root: Path, labels: list[int | None], classes: Any = None) -> Dataset:
-    names = [file.relative_to(root).as_posix() for file in files]
+    names = [_readable(file.relative_to(root).as_posix()) for file in files]
     return Dataset(origin, names, labels, lambda i: read_image(files[i]), classes, files=files)
 
 
+def _readable(name: str) -> str:
+    """Replace the bytes of a file's name that are not UTF-8, which tables and archives refuse."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _image_files(root: Path) -> list[Path]:
-    """List the image files under a folder, sorted by path, without hidden files and folders."""
-    found = [f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()]
-    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(root).parts))
+    """List the image files under a folder and the folders that it links to, sorted by path.
+
+    Leaves out hidden ones, and the figures of runs below the folder.
+    """
+
+    def below(folder: Path, above: Sequence[Path]) -> list[Path]:
+        found, here = [], folder.resolve()
+        with contextlib.suppress(PermissionError):  # lost+found
+            for path in folder.iterdir() if here not in above else ():  # a link may lead in a circle
+                if path.name.startswith("."):
+                    continue
+                if path.suffix.lower() in SUFFIXES and path.is_file():
+                    found.append(path)
+                elif path.is_dir() and not any((path / name).is_file() for name in ("status.json", "sweep.json")):
+                    found += below(path, [*above, here])
+        return found
+
+    return sorted(below(root, []))
 
 
 def _class_folders(root: Path) -> tuple[list[str], list[Path]]:
@@ -184,6 +207,9 @@ def files(paths: Sequence[str] | str) -> Dataset:
             raise UserError(f"no image file {path}")
     stems = [path.stem for path in found]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"image= names {next(name for name in names if names.count(name) > 1)} twice")
+    names = [_readable(name) for name in names]
     return Dataset("image files", names, [None] * len(found), lambda i: read_image(found[i]), files=found)
 
 
@@ -236,7 +262,8 @@ def _torchvision(name: str, path: str, **options: Any) -> Any:
     root = Path(path).expanduser()
     made = [root / name / "raw", root / name] + [root] * (not root.exists())
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it reports downloads on stdout, which is for the run's path
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root), contextlib.redirect_stdout(sys.stderr):  # it reports downloads on stdout, for the run's path
             return getattr(torchvision.datasets, name)(root, download=True, **options)
     except Exception as error:  # no network, a read-only folder; damaged files can raise almost anything
         for folder in made:  # it creates them before a download that fails; remove the empty ones
@@ -247,6 +274,18 @@ def _torchvision(name: str, path: str, **options: Any) -> Any:
             f"{name} can neither be read from dataset.path={path} nor downloaded to it ({reason}): put torchvision's "
             "files there, or give another dataset.path"
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time download to a folder: another would read what is only half there."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks, or none on folders
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 def _from_torchvision(name: str, path: str, train: bool) -> Dataset:
@@ -281,8 +320,11 @@ def cifar10(path: str = "data", train: bool = False) -> Dataset:
     """
     root, split = Path(path).expanduser(), "train" if train else "test"
     if root.suffix == ".npz" and root.is_file():
-        with np.load(root) as stored:
-            pictures, labels = stored["images"], [int(label) for label in stored["labels"]]
+        try:
+            with np.load(root) as stored:
+                pictures, labels = stored["images"], [int(label) for label in stored["labels"]]
+        except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+            raise UserError(f"dataset.path={path} is damaged, or no .npz with `images` and `labels`") from error
         names = [f"{i:05d}" for i in range(len(labels))]
         return Dataset(f"CIFAR-10, {root}", names, labels, lambda i: Image.fromarray(pictures[i]), _CIFAR10)
     if root.suffix == ".zip" and root.is_file():
@@ -298,7 +340,10 @@ def cifar10(path: str = "data", train: bool = False) -> Dataset:
 
 def _from_zip(origin: str, path: Path, split: str) -> Dataset:
     """Load the images `<split>/<class>/<image>` of a zip. Raises UserError if it has none."""
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"dataset.path={path} is damaged or not a zip file") from error
     names = sorted(
         name.removeprefix(f"{split}/")
         for name in archive.namelist()
@@ -308,9 +353,16 @@ def _from_zip(origin: str, path: Path, split: str) -> Dataset:
         raise UserError(f"dataset.path={path} contains no images {split}/<class>/<image>")
     classes = sorted({name.partition("/")[0] for name in names})
     labels = [classes.index(name.partition("/")[0]) for name in names]
-    return Dataset(
-        origin, names, labels, lambda i: read_image(io.BytesIO(archive.read(f"{split}/{names[i]}"))), classes
-    )
+
+    def read(i: int) -> Image.Image:
+        try:
+            data = io.BytesIO(archive.read(f"{split}/{names[i]}"))
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(f"{path} is damaged: it cannot unpack {split}/{names[i]}") from error
+        data.name = f"{path}/{split}/{names[i]}"
+        return read_image(data)
+
+    return Dataset(origin, names, labels, read, classes)
 
 
 def digits() -> Dataset:

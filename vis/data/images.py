@@ -18,15 +18,16 @@ def read_image(path: Path | BinaryIO) -> Image.Image:
 
     Raises UserError if the file is missing, truncated or not an image.
     """
+    name = path if isinstance(path, Path) else getattr(path, "name", "the image")
     try:
         with Image.open(path) as image:
             return _plain(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
-        raise UserError(f"no image file {path}") from error
+        raise UserError(f"no image file {name}") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a readable image") from error
+        raise UserError(f"{name} is not a readable image") from error
     except Exception as error:  # on damaged files Pillow's decoders can raise almost anything
-        raise UserError(f"cannot read the image {path}: {str(error) or type(error).__name__}") from error
+        raise UserError(f"cannot read the image {name}: {str(error) or type(error).__name__}") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -21,9 +21,15 @@ _HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch.hub puts the first digits 
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's sha256; a process reads the file again only if its size or time of modification has changed."""
-    now = path.stat()
-    return _sha256(path, now.st_size, now.st_mtime_ns)
+    """Return a file's sha256; a process reads the file again only if its size or time of modification has changed.
+
+    Raises UserError if the file cannot be read.
+    """
+    try:
+        now = path.stat()
+        return _sha256(path, now.st_size, now.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror}") from error
 
 
 @lru_cache

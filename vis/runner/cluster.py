@@ -6,6 +6,7 @@ before it submits what is missing. What is in the queue is asked of squeue, whic
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import time
@@ -94,6 +95,11 @@ def submit(
     except KeyboardInterrupt:
         if cluster == "slurm":
             log.info("the jobs stay in Slurm's queue; to end them: scancel %s", _ids(jobs))
+        for job in jobs.values() if cluster == "local" else ():
+            if not job.done():
+                os.kill(
+                    int(job.job_id), signal.SIGTERM
+                )  # submitit's process passes it on; job.cancel() gives tracebacks
         raise
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import gc
+import hashlib
 import logging
 import platform
 import random
+import shlex
 import subprocess
 import time
 import traceback
@@ -31,7 +33,7 @@ from vis.figures.layout import save
 from vis.reports.html import run_page
 from vis.runner.experiment import Experiment, Run
 from vis.runner.models import choose_sources
-from vis.store.run_folder import Output, Results, RunFolder
+from vis.store.run_folder import Output, Results, RunFolder, enter
 from vis.store.tables import csv_text, markdown_text
 from vis.system import shards
 from vis.system.allocator import keep_freed_memory
@@ -57,6 +59,9 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
         gc.freeze()
         gc.enable()
     with folder.locked():
+        if folder.status.get("state") == "done":
+            log.info("another process has just completed this run")
+            return
         try:
             prepare(config)
             choose_sources(config)
@@ -65,10 +70,16 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             reset_peak_memory(run.device)
             experiment.resolve(run)
             tasks = tasks_of(experiment, run)
+            inputs = _inputs(run, tasks)
+            if folder.done() and folder.status.get("inputs", inputs) != inputs:
+                raise UserError(
+                    "the dataset has other images than when this run began: put those back, or start a new run"
+                )
             folder.drop_damaged(leftovers=not shards.slurm())
             (folder.path / "parts").mkdir(exist_ok=True)  # before others can help; without it, the run is over
             began = folder.status.get("started") or time.strftime(_ISO)
-            folder.begin(config, command=command, cwd=str(Path.cwd()), tasks=len(tasks), started=began)
+            facts = {"cwd": str(Path.cwd()), "tasks": len(tasks), "inputs": inputs, "started": began}
+            folder.begin(config, command=command, **facts)
             shards.begin(path)
             _compute(folder, experiment, run, tasks)
             shards.wait()
@@ -84,7 +95,8 @@ def execute(config: DictConfig, path: Path, command: str) -> None:
             run_page(folder)
             folder.clear_parts()
         except KeyboardInterrupt:
-            folder.set_status(state="interrupted")
+            if folder.status.get("state") != "done":
+                folder.set_status(state="interrupted")
             raise
         except Lacking as error:
             raise with_a_way_out(error, config) from error
@@ -104,6 +116,7 @@ def execute_shard(path: Path) -> int:
     if folder.status.get("state") == "done":
         return 0
     config = folder.config()
+    enter(folder.status.get("cwd"))
     prepare(config)
     experiment, run = build_experiment(config), Run(config, folder.path)
     if shards.slurm() and not experiment.shared_out:
@@ -132,6 +145,11 @@ def tasks_of(experiment: Experiment, run: Run) -> list[dict[str, Any]]:
     """Return the tasks of an experiment; exceptions name the experiment."""
     with named(f"{run.config.experiment.name}, tasks"):
         return [dict(task) for task in experiment.tasks(run)]
+
+
+def _inputs(run: Run, tasks: Sequence[Any]) -> str:
+    """Return a hash of the number of tasks and the names of their images, which a resumed run must find again."""
+    return hashlib.sha256(repr((len(tasks), [list(data.names) for data in run.datasets])).encode()).hexdigest()
 
 
 def conclude(folder: RunFolder, experiment: Experiment, results: Results) -> list[Claim]:
@@ -182,7 +200,8 @@ def redraw(path: Path, words: Sequence[str] = (), config_dirs: Sequence[Path] = 
     except Exception as error:  # claims and figures expect all tasks and may raise anything without them
         if so_far and not isinstance(error, UserError):
             raise UserError(
-                f"{path} cannot be drawn from its {len(so_far)} finished tasks: finish it with vis-run --resume {path}"
+                f"{path} cannot be drawn from its {len(so_far)} finished tasks: finish it with vis-run --resume "
+                f"{shlex.quote(str(path))}"
             ) from error
         raise
     if words:
@@ -316,7 +335,12 @@ def _git(*arguments: str) -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(HOME), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(HOME), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):  # no git, or no commit yet: null in the provenance
         return None

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,14 +34,19 @@ def processes() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # a container may have less; "max" is no limit
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return max(1, min(len(os.sched_getaffinity(0)), int(memory / 1e9 / _GB_EACH)))
+    return max(1, min(_cores(), int(memory / 1e9 / _GB_EACH)))
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fan_out(jobs: Sequence[int], count: int, run: Callable[[int], str], waiting: Callable[[], None]) -> None:
     """Call `run(job)` for each job in `count` processes, which share the cores; log the lines that it returns.
 
     jobs: in the order in which they start. run: a picklable function. waiting: called about once a second meanwhile.
-    The processes end with this one, also by an exception.
+    The processes end with this one, also by an exception, and when it is killed.
     """
     context = multiprocessing.get_context("spawn")
     todo: Any = context.Queue()
@@ -48,7 +54,7 @@ def fan_out(jobs: Sequence[int], count: int, run: Callable[[int], str], waiting:
     for job in [*jobs, *[None] * count]:
         todo.put(job)
     left, total = len(jobs), len(jobs)
-    with _threads(max(1, len(os.sched_getaffinity(0)) // count)):
+    with _threads(max(1, _cores() // count)):
         workers = [context.Process(target=_work, args=(todo, finished, run), daemon=True) for _ in range(count)]
         for worker in workers:
             worker.start()
@@ -71,11 +77,20 @@ def fan_out(jobs: Sequence[int], count: int, run: Callable[[int], str], waiting:
 
 def _work(todo: Any, finished: Any, run: Callable[[int], str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     start_logging()
     logging.root.setLevel(logging.WARNING)  # the parent says what is done
     while (job := todo.get()) is not None:
         began = time.perf_counter()
         finished.put(f"{run(job)} in {time.perf_counter() - began:.0f} s")
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, and end this process: a parent that is killed ends no process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

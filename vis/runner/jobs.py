@@ -5,7 +5,6 @@ Hydra calls a `Job` for each run, alone or in a sweep, in this process or (pickl
 
 import logging
 import math
-import os
 import shutil
 import time
 from collections import Counter
@@ -19,11 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vis.errors import Incomplete, InUse, Lacking, UserError, said
+from vis.reports.html import run_page
 from vis.reports.sweep import aggregate
 from vis.runner.cluster import submit
 from vis.runner.fan_out import fan_out
 from vis.store import sweep_plan
-from vis.store.run_folder import RunFolder, failure
+from vis.store.run_folder import RunFolder, enter, failure
 from vis.store.stored import stored
 from vis.system.files import intact
 
@@ -99,7 +99,9 @@ def resume(folder: Path, command: str) -> None:
     if plan is None:
         _resume_run(folder, command)
         return
-    _enter(plan["cwd"])
+    enter(plan["cwd"])
+    if gone := [path for path in plan["config_dirs"] if not Path(path).is_dir()]:
+        raise UserError(f"the folder {gone[0]} of --config-dir no longer exists: put it back, or start the sweep again")
     shown = -math.inf
 
     def update() -> None:
@@ -108,7 +110,11 @@ def resume(folder: Path, command: str) -> None:
             aggregate(folder)  # its page shows the results so far
             shown = time.monotonic()
 
-    numbers = [n for n in range(len(plan["jobs"])) if not _is_done(folder, n)]
+    done = [n for n in range(len(plan["jobs"])) if _is_done(folder, n)]
+    for number in done:
+        if path := sweep_plan.job_folder(folder, number):
+            _tidy(RunFolder(path))
+    numbers = [n for n in range(len(plan["jobs"])) if n not in done]
     one = partial(_resume_job, folder, command=command)
     seconds, alone = plan.get("seconds") or {}, [n for n in numbers if plan.get("alone") and plan["alone"][n]]
     together = [n for n in numbers if n not in alone]
@@ -122,8 +128,10 @@ def resume(folder: Path, command: str) -> None:
             submit(folder, launcher, together, alone, one, update)
             numbers = []
         elif count > 1:
-            fan_out(together, count, one, update)
-            _note_killed(folder, together)
+            try:
+                fan_out(together, count, one, update)
+            finally:  # an interrupt ends its processes too
+                _note_killed(folder, together)
             numbers = alone
         for number in numbers:
             log.info("job %d: %s", number, " ".join(plan["jobs"][number]))
@@ -134,11 +142,11 @@ def resume(folder: Path, command: str) -> None:
 
 
 def _note_killed(folder: Path, numbers: Sequence[int]) -> None:
-    """Mark jobs whose process was killed, as by the system for their memory, as interrupted."""
+    """Mark jobs whose process was ended, as by the system for their memory, as interrupted."""
     for number in numbers:
         path = sweep_plan.job_folder(folder, number)
         if path and (run := RunFolder(path)).status.get("state") == "running" and not run.in_use:
-            run.set_status(state="interrupted", error="its process was killed, perhaps for its memory")
+            run.set_status(state="interrupted", error="its process was ended from outside, perhaps for its memory")
 
 
 def _is_done(folder: Path, number: int) -> bool:
@@ -183,11 +191,12 @@ def _resume_run(folder: Path, command: str) -> None:
     config = run.config()
     status = run.status
     if status.get("state") == "done":
-        if not intact(maps := folder / "maps.npz"):
-            raise UserError(f"{maps} is damaged: start the run again")
+        if not ((maps := folder / "maps.npz").is_file() and intact(maps)):
+            raise UserError(f"{maps} is missing or damaged: start the run again")
+        _tidy(run)
         log.info("this run is complete; to draw its figures again, use --redraw")
         return
-    _enter(status.get("cwd"))
+    enter(status.get("cwd"))
     try:
         execute(config, folder, status.get("command", command))
     except InUse:
@@ -197,13 +206,11 @@ def _resume_run(folder: Path, command: str) -> None:
         raise
 
 
-def _enter(cwd: str | None) -> None:
-    """Change to the directory the run was started from, which relative paths in its config refer to."""
-    if cwd and not Path(cwd).is_dir():
-        raise UserError(
-            f"the folder {cwd}, from which this run was started, no longer exists: create it, or start a new run"
-        )
-    os.chdir(cwd or ".")
+def _tidy(run: RunFolder) -> None:
+    """Write the page of a finished run, and remove its journal, if the run was killed before it did."""
+    if (run.path / "parts").is_dir():
+        run_page(run)
+        run.clear_parts()
 
 
 @contextmanager

@@ -54,9 +54,7 @@ class Models:
             model.standin = True
             of_file = f"weights {trained.path.name} (sha256 {str(model.sha256)[:8]})"
             model.weights = model.weights.replace(of_file, trained.words, 1)
-        elif values.get("weights") and (facts_file := Path(str(values["weights"])).with_suffix(".json")).is_file():
-            kept = json.loads(facts_file.read_text(encoding="utf-8"))  # written by experiments.train
-            words = f"trained by the project on {kept['trained_on']} (top-1 {100 * kept['val_top1']:.1f} %)"
+        elif values.get("weights") and (words := _trained_here(Path(str(values["weights"])))):
             model.weights = model.weights.replace(f"weights {Path(str(values['weights'])).name}", f"weights {words}", 1)
         model.net.to(self.dtype)
         facts = {"weights": model.weights, "sha256": model.sha256, "standin": model.standin}
@@ -73,6 +71,15 @@ class Models:
             cache = Path(self.config.outputs).expanduser() / "standins"
             self._standins[key] = standin(node, cache, self.device, folder)
         return self._standins[key]
+
+
+def _trained_here(weights: Path) -> str:
+    """Say on what experiments.train trained a network, as NAME.json beside its file says; "" if that is another file or none."""
+    try:
+        kept = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        return f"trained by the project on {kept['trained_on']} (top-1 {100 * kept['val_top1']:.1f} %)"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def missing_weights(node: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 import zipfile
@@ -33,6 +34,7 @@ from vis.errors import Incomplete, InUse, UserError, did_you_mean, said
 from vis.store.stored import ClaimRecord, claims_of, read_json
 from vis.store.tables import Rows
 from vis.system.files import intact, write_bytes, write_json, write_text
+from vis.system.locks import lock
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -107,7 +109,8 @@ def reserve(root: Path, name: str) -> Path:
                     continue
                 return (day / (stem + suffix)).resolve()
     except OSError as error:
-        raise UserError(f"cannot create a folder in outputs={root}: {error.strerror}") from error
+        reason = "it is a link to a folder that is gone" if root.is_symlink() and not root.exists() else error.strerror
+        raise UserError(f"cannot create a folder in outputs={root}: {reason}") from error
 
 
 class RunFolder:
@@ -120,10 +123,10 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder. Raises InUse if another process holds the lock."""
-        with (self.path / ".lock").open("w") as lock:
+        with (self.path / ".lock").open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
                 raise InUse(f"another process is working in {self.path}") from error
             yield
 
@@ -144,8 +147,8 @@ class RunFolder:
     def in_use(self) -> bool:
         """True if a process works in the folder."""
         try:
-            with (self.path / ".lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
         except OSError:
@@ -163,7 +166,8 @@ class RunFolder:
             raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
         if not isinstance(config, DictConfig) or "experiment" not in config:
             raise UserError(f"{path} is damaged: it names no experiment")
-        if self.status.get("config", digest := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if (self.status.get("config") or digest) != digest:
             raise UserError(
                 f"{path} is damaged or was edited after the run wrote it: start a new run for another config"
             )
@@ -176,6 +180,8 @@ class RunFolder:
     def replace_config(self, config: DictConfig, **status: Any) -> None:
         """Store a config, with the checksum by which `config` detects changes, and entries of status.json."""
         text = OmegaConf.to_yaml(config, resolve=True)
+        if (self.path / "config.yaml").exists():
+            self.set_status(config=None)  # a process that ends between the two files must leave no wrong checksum
         write_text(self.path / "config.yaml", text)
         self.set_status(config=hashlib.sha256(text.encode()).hexdigest(), **status)
 
@@ -259,6 +265,15 @@ def load_run(folder: str | Path) -> Results:
     return run.results()
 
 
+def enter(cwd: str | None) -> None:
+    """Change to the directory a run was started from, which relative paths in its config refer to. Raises UserError."""
+    if cwd and not Path(cwd).is_dir():
+        raise UserError(
+            f"the folder {cwd}, from which this run was started, no longer exists: create it, or start a new run"
+        )
+    os.chdir(cwd or ".")
+
+
 def labels(config: DictConfig) -> dict[str, str]:
     """Return the name, the note and the tags that the user gave a run; without those that the user did not give."""
     tags = ", ".join(config.get("tags") or [])
@@ -312,12 +327,15 @@ def failure(error: BaseException, folder: Path) -> str:
     """Return one line that says why a run failed, and what to do next."""
     if isinstance(error, UserError):
         return str(error)
+    resume = f"go on with vis-run --resume {shlex.quote(str(folder))}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({folder}). Make room and go on with vis-run --resume {folder}"
+        return f"the disk is full ({folder}). Make room and {resume}"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.filename and not Path(error.filename).is_relative_to(folder):
+            return f"cannot open {error.filename}: {error.strerror}"
         return f"cannot write in {folder}: {error.strerror}"
     reason = said(error) if isinstance(error, Incomplete) else f"the run failed: {said(error)}"
     what_next = [f"see {folder / 'traceback.txt'}"] * (folder / "traceback.txt").exists()
     if any((folder / name).exists() for name in ("config.yaml", "sweep.json")):
-        what_next.append(f"go on with vis-run --resume {folder}")
+        what_next.append(resume)
     return f"{reason} ({'; '.join(what_next)})" if what_next else reason

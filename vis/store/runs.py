@@ -116,7 +116,10 @@ def load_runs(root: str | Path = "outputs", **where: Any) -> Runs:
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: runs go to outputs/, or where outputs= said")
-    entries = list(_entries(root, {}))
+    found: dict[Path, _Entry] = {}
+    for entry in _entries(root, {}):
+        found.setdefault(entry.folder.resolve(), entry)  # a link to a run, such as `latest`, is not another run
+    entries = list(found.values())
     for key in where:
         if entries and not any(
             OmegaConf.select(entry.config, key, default=_ABSENT) is not _ABSENT for entry in entries

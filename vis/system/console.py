@@ -3,9 +3,12 @@
 import logging
 import sys
 from collections.abc import Iterable
+from threading import RLock
 from typing import Any
 
 from tqdm import tqdm
+
+tqdm.set_lock(RLock())  # tqdm's own is also a semaphore of the system, of which Python warns when its process is ended
 
 
 class TqdmHandler(logging.Handler):

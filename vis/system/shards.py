@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from vis.system.locks import lock
+
 _LONG = timedelta(days=30)  # torchrun stops all processes if one fails
 
 
@@ -100,7 +102,7 @@ def common_folder(root: Path, command: str, reserve: Callable[[], Path]) -> Path
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".slurm-{slurm()}-{hashlib.sha256(command.encode()).hexdigest()[:16]}").open("a+") as note:
-        fcntl.flock(note, fcntl.LOCK_EX)
+        lock(note, fcntl.LOCK_EX)
         note.seek(0)
         if not (name := note.read()):
             name = str(reserve())
@@ -113,8 +115,8 @@ def lead(folder: Path) -> bool:
     file = (folder / ".leader").open("w")
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             if (folder / "config.yaml").is_file() or (folder / "sweep.json").is_file():
                 file.close()
                 return False
@@ -134,7 +136,7 @@ def claim(parts: Path, number: int, wait: bool = False) -> bool:
     except FileNotFoundError:  # the run is over
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         return False

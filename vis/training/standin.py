@@ -18,6 +18,7 @@ from vis.data import Dataset, preprocessing
 from vis.errors import UserError, did_you_mean
 from vis.models import build_model
 from vis.system.files import write_json
+from vis.system.locks import lock
 from vis.training.images import load_images, splits
 from vis.training.loop import Training, save_weights
 from vis.training.recipe import Recipe
@@ -120,10 +121,10 @@ def _trained_on(text: str, data: str) -> tuple[str, str]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Lock the folder, after waiting for any other process that holds the lock."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held by another process
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # held by another process
             log.info("another process is training this stand-in: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock(file, fcntl.LOCK_EX)
         yield
