@@ -23,6 +23,15 @@ def test_the_status_of_runs_and_sweeps(vis_run):
     assert (ran.code, ran.out.strip()) == (0, status(folder))
 
 
+def test_the_status_while_the_time_of_a_task_is_being_written(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "interrupted", "tasks": 4}')
+    for written, times in (("", ""), ("4,", ""), ("4,1.5\n5,2", "1.5 s a task"), ("4,1.5\n5,2.5\n", "2 s a task")):
+        (tmp_path / "timings.csv").write_text(written)
+        line = status(tmp_path)
+        assert (times in line) if times else ("a task" not in line)
+        assert "--resume" not in line  # which needs a config
+
+
 def test_sigterm_ends_a_run_and_says_how_to_go_on(tmp_path):
     words = ["experiment=nie2018/theorem1", "seeds=400", "outputs=out"]
     process = subprocess.Popen(

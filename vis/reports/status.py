@@ -1,5 +1,6 @@
 """What a run or a sweep is at, for `vis-run --status`, also while another process, on another machine, works on it."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -36,12 +37,13 @@ def _line(run: RunFolder) -> str:
     done, text = len(run.done()), [state, status.get("error") or ""]
     if tasks:
         text.append(f"{done} of {tasks} tasks done")
-    if (timings := run.path / "timings.csv").is_file():
-        seconds = [float(line.partition(",")[2]) for line in timings.read_text().splitlines()][-20:]
+    timings = run.path / "timings.csv"
+    *lines, _ = timings.read_text().split("\n") if timings.is_file() else [""]  # the last line may be written just now
+    if seconds := [float(line.partition(",")[2]) for line in lines[-20:]]:
         each = sum(seconds) / len(seconds)
         text.append(f"{duration(each)} a task, the last one {duration(time.time() - timings.stat().st_mtime)} ago")
         if state == "running":
             text.append(f"about {duration(each * (tasks - done))} left")
-    if state != "running":
-        text.append(f"go on with vis-run --resume {run.path}")
+    if state != "running" and (run.path / "config.yaml").is_file():
+        text.append(f"go on with vis-run --resume {shlex.quote(str(run.path))}")
     return ", ".join(filter(None, text))
