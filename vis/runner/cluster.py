@@ -96,10 +96,8 @@ def submit(
         if cluster == "slurm":
             log.info("the jobs stay in Slurm's queue; to end them: scancel %s", _ids(jobs))
         for job in jobs.values() if cluster == "local" else ():
-            if not job.done():
-                os.kill(
-                    int(job.job_id), signal.SIGTERM
-                )  # submitit's process passes it on; job.cancel() gives tracebacks
+            if not job.done():  # submitit's process passes the signal on; job.cancel() gives tracebacks
+                os.kill(int(job.job_id), signal.SIGTERM)
         raise
 
 
