@@ -7,10 +7,10 @@ measurement. Where the interval of these numbers lies decides; if it crosses the
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -21,6 +21,7 @@ Kind = Literal["reproduction", "replication", "finding"]
 VERDICTS: tuple[Verdict, ...] = ("holds", "fails", "undecided", "not measured")
 KINDS: tuple[Kind, ...] = ("reproduction", "replication", "finding")
 Range = tuple[float, float]
+Unit = TypeVar("Unit")
 
 
 # -- What is compared --------------------------------------------------------------------------------------------------
@@ -94,6 +95,18 @@ def share_interval(values: Sequence[float], confidence: float = 0.95) -> Range:
     n, k, tail = len(values), sum(values), (1 - confidence) / 2
     low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
     return low, float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+
+
+def jackknife(units: Sequence[Unit], statistic: Callable[[Sequence[Unit]], float]) -> list[float]:
+    """Return a pseudo-value n s - (n - 1) s' for each unit, where s' is the statistic s without it (Tukey 1958).
+
+    Their interval is the one of a statistic that is no mean, such as a ratio. Empty for fewer than three units.
+    """
+    n = len(units)
+    if n < 3:
+        return []
+    whole = statistic(units)
+    return [n * whole - (n - 1) * statistic([*units[:i], *units[i + 1 :]]) for i in range(n)]
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:

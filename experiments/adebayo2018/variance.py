@@ -2,14 +2,13 @@
 
 Each image is compared with several random networks. If images vary more, one random network for each image is enough.
 
-The methods and stages share their images, so the interval is that of the jackknife over images: each gives a pseudo-value
-n r - (n - 1) r', where r' is the ratio without it.
+The methods and stages share their images, so the interval is that of the jackknife over images.
 """
 
 from collections.abc import Sequence
 
 from experiments.randomisation import MEASURES, Randomisation
-from vis.claims import Claim, Column, Compared, above, mean, on_digits, spread
+from vis.claims import Claim, Column, Compared, above, jackknife, mean, on_digits, spread
 from vis.store.run_folder import Results
 from vis.store.tables import Rows
 
@@ -39,7 +38,9 @@ class Variance(Randomisation):
                     rows.append(where | {"over networks": over_networks**0.5, "over images": over_images**0.5})
                     images += [
                         where | {"image": image, "more over images": value}
-                        for image, value in zip(groups, pseudo_values(list(groups.values())), strict=False)
+                        for image, value in zip(
+                            groups, jackknife(list(groups.values()), more_over_images), strict=False
+                        )
                     ]
         return {"variances": rows, "pseudo_values": images}
 
@@ -63,14 +64,7 @@ def variances(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     return max(0.0, between), within
 
 
-def pseudo_values(groups: Sequence[Sequence[float]]) -> list[float]:
-    """Return the jackknife's pseudo-value of (variance over images - over networks) / their sum for each image."""
-    n = len(groups)
-    if n < 3:
-        return []
-
-    def without(left_out: int) -> float:
-        images, networks = variances([values for i, values in enumerate(groups) if i != left_out])
-        return (images - networks) / (images + networks or 1.0)
-
-    return [n * without(-1) - (n - 1) * without(i) for i in range(n)]
+def more_over_images(groups: Sequence[Sequence[float]]) -> float:
+    """Return (variance over images - over networks) / their sum; 0 if nothing varies."""
+    images, networks = variances(groups)
+    return (images - networks) / (images + networks or 1.0)

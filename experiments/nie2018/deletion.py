@@ -9,8 +9,7 @@ Columns of the table, a row for each photograph and method:
 
 Maps of pixels are ranked by the sum of their absolute values over the channels, class activation maps by their values.
 
-Gaps over Grad-CAM's are a ratio of two means over the same photographs. Its interval is that of the jackknife: each photograph
-gives a pseudo-value n r - (n - 1) r', where r' is the ratio without it.
+Gaps over Grad-CAM's are a ratio of two means over the same photographs. Its interval is that of the jackknife.
 """
 
 import math
@@ -36,7 +35,7 @@ from experiments.nie2018.trained import (
     share,
     weights_words,
 )
-from vis.claims import Claim, Column, Compared, Rule, above
+from vis.claims import Claim, Column, Compared, Rule, above, jackknife
 from vis.figures.layout import plot, styled
 from vis.metrics.deletion import curves
 from vis.runner.experiment import Experiment, Load, Run, Task
@@ -47,12 +46,10 @@ METHODS = ("saliency", "deconvnet", "gbp", "gradcam")
 TITLES = {**LABELS, "gradcam": "Grad-CAM", "random": "random order"}
 
 
-def ratios(own: Sequence[float], of: Sequence[float]) -> list[float]:
-    """Return the jackknife's pseudo-value of mean(own) / mean(of) for each photograph; NaN for a division by 0."""
-    n, total, all_of = len(own), sum(own), sum(of)
-    whole = total / (all_of or math.nan)
-    without = [(total - a) / (all_of - b or math.nan) for a, b in zip(own, of, strict=True)]
-    return [n * whole - (n - 1) * each for each in without]
+def ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the sum of the first over the sum of the second; NaN if that is 0."""
+    own, of = map(sum, zip(*pairs, strict=True))
+    return own / of if of else math.nan
 
 
 class Deletion(Experiment):
@@ -123,8 +120,8 @@ class Deletion(Experiment):
         class_sensitive = {row["image"]: row["gap"] for row in results.rows(method="gradcam")}
         for method in METHODS:
             gaps = {row["image"]: row["gap"] for row in results.rows(method=method)}
-            values = ratios(list(gaps.values()), [class_sensitive[image] for image in gaps])
-            rows += [{"image": image, "method": method, "gap": v} for image, v in zip(gaps, values, strict=True)]
+            values = jackknife([(gap, class_sensitive[image]) for image, gap in gaps.items()], ratio)
+            rows += [{"image": image, "method": method, "gap": v} for image, v in zip(gaps, values, strict=False)]
         return {"gaps": rows}
 
     def claims(self, results: Results) -> list[Claim]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.rao2022.localisation import OURS, Localisation, scored, smoothed, title, upsampled
-from vis.claims import Claim, Column, Compared, above, below, interval, mean
+from vis.claims import Claim, Column, Compared, above, below, interval, jackknife, mean
 from vis.figures.layout import PAGE_WIDTH, plot, styled
 from vis.methods.grid import Cell
 from vis.store.run_folder import Output, Results
@@ -119,7 +119,7 @@ class Figure5(Localisation):
                     grid: [(r["score"], final[r["grid"], r["cell"]]) for r in rows if r["grid"] == grid]
                     for grid in dict.fromkeys(r["grid"] for r in rows)
                 }
-                values = pseudo_values(list(pairs.values()))
+                values = jackknife(list(pairs.values()), lambda some: rank_correlation([*chain.from_iterable(some)]))
                 correlations += [
                     {"method": method, "kernel": kernel, "grid": grid, "pseudo-value": value}
                     for grid, value in zip(pairs, values, strict=False)
@@ -191,16 +191,3 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
 
     a, b = (rankdata(each) for each in zip(*pairs, strict=True))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
-
-
-def pseudo_values(groups: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """Return the jackknife's pseudo-value of the rank correlation for each group of pairs."""
-    n = len(groups)
-    if n < 3:
-        return []
-
-    def without(left_out: int) -> float:
-        return rank_correlation([pair for i, group in enumerate(groups) for pair in group if i != left_out])
-
-    whole = without(-1)
-    return [n * whole - (n - 1) * without(i) for i in range(n)]
