@@ -35,6 +35,7 @@ from vis.system.files import write_json
 
 SIDE, BATCH = 32, 20
 GROWTH = 0.05
+WRITTEN = ("maps.npz", "tables.json", "table.csv", "claims.json", "figure.png")  # in this order, after the last task
 RANDOM = "experiment.models.random"  # of Figure 7: a small network in place of VGG-16
 COMMANDS = {
     "visualize": ("model=vgg_small", "method=[saliency,gbp,gradcam]", "+experiment.maps=100"),
@@ -102,24 +103,32 @@ def uninterrupted(words: Sequence[str], root: Path, log: Path) -> list[tuple[flo
     return curve
 
 
-def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int, first: float, last: float) -> list[int]:
-    """Run a command in processes that are killed at random times; return the number of tasks done at each kill.
+def written(root: Path, name: str, since: float) -> bool:
+    """Return True if the run in `root` has written a file since a time."""
+    folder = run_in(root)
+    return folder is not None and (file := folder / name).exists() and file.stat().st_mtime > since
 
-    first, last: seconds that the uninterrupted run took until its first task and after its last one.
+
+def killed(words: Sequence[str], root: Path, log: Path, kills: int, tasks: int) -> list[int]:
+    """Run a command in processes that are killed at random moments; return the number of tasks done at each kill.
+
     All but the last three die after a random number of tasks, or before their first one; those three after the last task,
-    when the run merges its journal and draws.
+    when the run has merged its journal and writes one of its results.
     """
     rng, command = random.Random(0), [*words, f"outputs={root}"]
     at: list[int] = []
     while True:
-        process, before = start(command, log), done(root)
-        if len(at) < kills:
-            share = rng.randint(0, 2 * tasks // (kills + 1))
-            until = tasks if kills - len(at) <= 3 else min(before + share, tasks - 1)
-            while process.poll() is None and before < until and done(root) < until:
+        since, process = time.time(), start(command, log)
+        if len(at) < kills - 3:
+            until = min(done(root) + rng.randint(0, 2 * tasks // (kills + 1)), tasks - 1)
+            while process.poll() is None and done(root) < until:
                 time.sleep(0.02)
-            most = 0.8 * (last + first * (before == until))  # seconds in which the run cannot end
-            time.sleep(rng.uniform(0, most if until == tasks else min(0.5, most)))
+            time.sleep(rng.uniform(0, 0.5))
+        elif len(at) < kills:
+            name = rng.choice(WRITTEN)
+            while process.poll() is None and not written(root, name, since):
+                time.sleep(0.02)
+        if len(at) < kills:
             process.send_signal(signal.SIGKILL)
         ended(process, log)
         if process.returncode == 0:
@@ -158,8 +167,7 @@ def soak(name: str, images: int, kills: int, folder: Path) -> dict[str, Any]:
     computing = list(takewhile(lambda sample: sample[1] < tasks, curve))  # then the run merges and removes its journal
     memory = [[m for _, n, m in computing if k * each + warm <= n < (k + 1) * each] for k in range(tasks // each)]
     print(f"{name}: {tasks} tasks in {curve[-1][0]:.0f} s", file=sys.stderr)
-    (first, _, _), (last, _, _) = next(sample for sample in curve if sample[1]), computing[-1]
-    at = killed(words, pieces, log, kills, tasks, first, curve[-1][0] - last)
+    at = killed(words, pieces, log, kills, tasks)
     other = run_in(pieces)
     assert other is not None
     size = sum(file.stat().st_size for file in one.iterdir() if file.is_file())

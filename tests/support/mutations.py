@@ -66,11 +66,15 @@ def _multiplied(results: Results, claims: Sequence[Claim]) -> Results:
     most = max([UNITS, *(each.rule.least for claim in claims for each in claim.compared)])
     columns = [column for claim in claims for column in _columns(claim) if column.rows]
     owner = {id(row): name for name, rows in results.tables.items() for row in rows}
-    keys: dict[str | None, set[str]] = {}  # by the table of the column; None: of rows that a claim has made
+    keys: dict[str | None, list[set[str]]] = {}  # by the table of the column; None: of rows that a claim has made
     for column in columns:
-        keys.setdefault(owner.get(id(column.rows[0])), set()).update(column.per)
+        keys.setdefault(owner.get(id(column.rows[0])), []).append(set(column.per))
     for name, rows in found.tables.items():
-        of = [key for key in keys.get(name, set()) | keys.get(None, set()) if any(key in row for row in rows)]
+        sets = [*keys.get(name, []), *keys.get(None, [])] or [set()]
+        shared = set.intersection(*sets) or set.union(
+            *sets
+        )  # a key that not all have in common may choose the rows of some
+        of = [key for key in shared if any(key in row for row in rows)]
         sizes = [
             len(column.by_unit) for column in columns if owner.get(id(column.rows[0])) == name
         ]  # some have few of a table's units
