@@ -191,8 +191,9 @@ def checked(outputs: Tensor, forward: Forward) -> Tensor:
     Raises NotApplicable if the traced graph computes something else.
     """
     logits = forward.logits.detach()[: len(outputs)]
-    size = logits.abs().amax(1)  # not the norm: of many classes, one may be far off
-    if outputs.shape != logits.shape or ((outputs.detach() - logits).abs().amax(1) > 1e-2 * size).any():
+    # By the largest of an image, not the norm: of many classes, one may be far off. Logits may all be 0, up to rounding.
+    tolerance = 1e-2 * logits.abs().amax(1) + torch.finfo(logits.dtype).eps
+    if outputs.shape != logits.shape or ((outputs.detach() - logits).abs().amax(1) > tolerance).any():
         raise NotApplicable(
             f"the traced graph of {type(forward.model).__name__} gives other outputs than the network: a hook, or a value "
             "that is read after an operation in place, changes them"
